@@ -1,0 +1,48 @@
+"""FG-VPL: fine-grained visual prompt learning of vision-language models, in JAX and Flax.
+
+The names below load their modules when first used, so that importing the package stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgvpl_jax.clip import load_clip
+    from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
+    from fgvpl_jax.visual_prompt import (
+        FGImageEncoder,
+        attention_map,
+        largest_component,
+        object_mask,
+        otsu_threshold,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load_clip": "fgvpl_jax.clip",
+    "attention_map": "fgvpl_jax.visual_prompt",
+    "otsu_threshold": "fgvpl_jax.visual_prompt",
+    "largest_component": "fgvpl_jax.visual_prompt",
+    "object_mask": "fgvpl_jax.visual_prompt",
+    "FGImageEncoder": "fgvpl_jax.visual_prompt",
+    "VisualCache": "fgvpl_jax.recognition",
+    "TwoPathwayHead": "fgvpl_jax.recognition",
+}
+
+__all__ = [
+    "FGImageEncoder",
+    "TwoPathwayHead",
+    "VisualCache",
+    "attention_map",
+    "largest_component",
+    "load_clip",
+    "object_mask",
+    "otsu_threshold",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

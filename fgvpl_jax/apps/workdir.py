@@ -1,0 +1,103 @@
+"""The folder of one run: whose it is, and the readable files in it."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fgvpl_jax.errors import UserError
+
+# Where things lie may change between two commands on one run; what they hold may not, and is
+# checked by content: the backbone by its hash, the images by few_shot.json.
+LOCATIONS = ("clip", "data.root")
+
+
+class Workdir:
+    """Paths of a run's files, and the rule that one folder holds one run.
+
+    Attributes:
+        path: The folder; created by the first write.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={path} is a file: name a folder")
+        self.config_file = self.path / "config.json"
+        self.few_shot_file = self.path / "few_shot.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.results_file = self.path / "results.json"
+        self.checkpoints = self.path / "checkpoints"
+
+    def stored_config(self) -> ConfigDict:
+        """The resolved config of the run in this folder.
+
+        Raises:
+            UserError: If no run is here.
+        """
+        if not self.config_file.exists():
+            raise UserError(
+                f"{self.path} holds no run (no config.json): train first, or check --workdir"
+            )
+        return ConfigDict(read_json(self.config_file)["config"])
+
+    def check_is_free_for(self, config: ConfigDict) -> None:
+        """Refuses a folder that holds another run.
+
+        Raises:
+            UserError: If a run of another config is here; names the fields that differ.
+        """
+        if not self.config_file.exists():
+            return
+        ours, theirs = flatten(plain(config)), flatten(plain(self.stored_config()))
+        differing = [
+            f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
+            for name in sorted(ours.keys() | theirs.keys())
+            if name not in LOCATIONS and ours.get(name) != theirs.get(name)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.path} holds another run, with other {', '.join(differing)}: "
+                "choose another --workdir, or that run's config to go on with it"
+            )
+
+    def write(self, file: Path, content: dict[str, Any]) -> None:
+        """Writes one JSON file whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{file.name}.")
+        with os.fdopen(handle, "w") as stream:
+            json.dump(content, stream, indent=2, ensure_ascii=False)
+            stream.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a file of the workdir.
+
+    Raises:
+        UserError: If it is no longer JSON.
+    """
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): restore it or start a new run") from error
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON holds it: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"root": 1}} to {"data.root": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

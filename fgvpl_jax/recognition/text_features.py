@@ -1,0 +1,49 @@
+"""Class names to classification weights."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.recognition.feature_adapter import normalize
+
+# Texts per call of the text tower, which bounds memory at 1,000 classes × 7 templates.
+BATCH_SIZE = 64
+
+
+def class_text_features(
+    clip: CLIP, class_names: Sequence[str], templates: Sequence[str]
+) -> Float[Array, "k e"]:
+    """Zero-shot weights w: per template L2, averaged over templates, L2 again.
+
+    Args:
+        clip: Supplies tokenizer and text tower.
+        class_names: One name a class; `_` is read as a space.
+        templates: Sentences with one `{}` for the name.
+    Returns:
+        One unit vector a class, in the order of `class_names`.
+    Raises:
+        UserError: If a template lacks its `{}` or none is given.
+    """
+    if not templates:
+        raise UserError(
+            "no text template is given: set config.data.templates, "
+            "for instance to ('a photo of a {}.',)"
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f"template {template!r} must hold exactly one {{}} for the class name")
+    names = [name.replace("_", " ") for name in class_names]
+    token_ids = clip.tokenize([t.replace("{}", n) for n in names for t in templates])
+    padding = -len(token_ids) % BATCH_SIZE  # one shape, one compilation
+    token_ids = jnp.pad(jnp.asarray(token_ids), ((0, padding), (0, 0)), mode="edge")
+    features = jnp.concatenate(
+        [
+            normalize(clip.encode_text(token_ids[start : start + BATCH_SIZE]))
+            for start in range(0, len(token_ids), BATCH_SIZE)
+        ]
+    )
+    features = features[: len(features) - padding].reshape(len(names), len(templates), -1)
+    return normalize(features.mean(axis=1))

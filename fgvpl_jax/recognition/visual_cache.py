@@ -1,0 +1,50 @@
+"""The support set as the second path sees it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Names of the two places from which the query's object feature in path 2 can come (Eq. 16).
+OBJECT_QUERIES = ("class_token", "object_patches")
+
+
+class VisualCache(NamedTuple):
+    """Features of the few-shot images, computed without gradient; raw (not normalised).
+
+    Attributes:
+        image: f(x_set).
+        object: Object-patch means of the set, as the paper defines them in section 3.2.
+        labels: Class of each image; any class in range where `valid` is false.
+        valid: False for padding, which contributes nothing.
+    """
+
+    image: Float[Array, "s e"]
+    object: Float[Array, "s e"]
+    labels: Int[Array, "s"]
+    valid: Bool[Array, "s"]
+
+
+def class_votes(
+    affinity: Float[Array, "b s"], cache: VisualCache, num_classes: int
+) -> Float[Array, "b k"]:
+    """Sums phi(affinity) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
+
+    Where classes have different numbers of images, each sum is divided by its class's number and
+    multiplied by their mean over the classes that have any, so that a larger class gets no louder
+    voice; with equal numbers this is the paper's formula. A class without images gets 0.
+
+    Args:
+        affinity: Cosine of each query with each cached image.
+        cache: Supplies labels and validity.
+        num_classes: k.
+    Returns:
+        Path-2 logits, before λ.
+    """
+    votes = jnp.exp(affinity - 1.0)
+    members = jax.nn.one_hot(cache.labels, num_classes, dtype=affinity.dtype)
+    members = members * cache.valid[:, None].astype(affinity.dtype)
+    counts = members.sum(axis=0)
+    mean_count = counts.sum() / jnp.maximum(jnp.count_nonzero(counts), 1).astype(counts.dtype)
+    return (votes @ members) * (mean_count / jnp.maximum(counts, 1.0))

@@ -1,0 +1,22 @@
+"""State, step, loop, checkpoints and the device mesh."""
+
+from fgvpl_jax.training.cache import CacheBuilder
+from fgvpl_jax.training.checkpoints import Checkpoints, Provenance
+from fgvpl_jax.training.loop import train
+from fgvpl_jax.training.mesh import batch_size_for, data_mesh, replicate, split_batch
+from fgvpl_jax.training.step import TrainState, make_optimizer, make_train_step, split_model
+
+__all__ = [
+    "CacheBuilder",
+    "Checkpoints",
+    "Provenance",
+    "TrainState",
+    "batch_size_for",
+    "data_mesh",
+    "make_optimizer",
+    "make_train_step",
+    "replicate",
+    "split_batch",
+    "split_model",
+    "train",
+]

@@ -1,0 +1,123 @@
+"""The training loop: epochs of steps, cache refresh, metrics, checkpoints."""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fgvpl_jax.data import Split, Transform, random_crop_and_flip, train_batches
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.training.cache import CacheBuilder
+from fgvpl_jax.training.checkpoints import Checkpoints
+from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.step import (
+    StepBatch,
+    StepMetrics,
+    TrainState,
+    make_optimizer,
+    make_train_step,
+    split_model,
+)
+
+
+def train(
+    model: FGVPL,
+    support: Split,
+    config: ConfigDict,
+    *,
+    transform: Transform,
+    image_size: int,
+    checkpoints: Checkpoints,
+    metrics_file: Path,
+    mesh: Mesh,
+) -> None:
+    """Trains the model in place, going on from the newest checkpoint where there is one.
+
+    Args:
+        model: Freshly initialised from the run's seed.
+        support: The few-shot images.
+        config: See `configs/common.py`.
+        transform: The evaluation transform, under which the cache sees the images.
+        image_size: Side of the augmented images.
+        checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
+        metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
+        mesh: Devices.
+    """
+    batch_size = batch_size_for(mesh, config.batch_size, len(support))
+    steps_per_epoch = -(-len(support) // batch_size)
+    optimizer = make_optimizer(
+        config.learning_rate, config.weight_decay, config.epochs * steps_per_epoch
+    )
+    graphdef, trainable, frozen = split_model(model)
+    trainable, frozen = replicate(mesh, (trainable, frozen))
+    build_cache = CacheBuilder(
+        graphdef, support, transform=transform, batch_size=batch_size, mesh=mesh
+    )
+    cache = build_cache(trainable, frozen)  # with cache_refresh "once" this one stays
+    state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
+    first_epoch = 0
+    if checkpoints.latest_epoch is not None:
+        state, first_epoch = checkpoints.restore(state), checkpoints.latest_epoch
+        print(f"going on after epoch {first_epoch} of {config.epochs}")
+    keep_first_lines(metrics_file, first_epoch)
+
+    train_step = make_train_step(graphdef, optimizer)
+    cache_logit_weight = replicate(mesh, jnp.asarray(config.cache_logit_weight, jnp.float32))
+    progress = tqdm(
+        range(first_epoch, config.epochs),
+        desc="training",
+        unit="epoch",
+        initial=first_epoch,
+        total=config.epochs,
+        mininterval=1.0,
+    )
+    for epoch in progress:
+        started = time.monotonic()
+        if config.cache_refresh == "epoch" and epoch > 0:
+            cache = build_cache(state.trainable, frozen)
+        per_step = []
+        for batch in train_batches(
+            support,
+            batch_size,
+            augment=random_crop_and_flip(image_size),
+            seed=config.seed,
+            epoch=epoch,
+        ):
+            device_batch = split_batch(mesh, StepBatch(batch.images, batch.labels, batch.weights))
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, frozen, cache, cache_logit_weight, device_batch)
+            per_step.append(metrics)
+        line = epoch_line(epoch, per_step, seconds=time.monotonic() - started)
+        with metrics_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        progress.set_postfix_str(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.3f}")
+        done = epoch + 1
+        if done % config.checkpoint_every_epochs == 0 or done == config.epochs:
+            checkpoints.save(done, state)
+    nnx.update(model, state.trainable)
+
+
+def epoch_line(epoch: int, per_step: list[StepMetrics], seconds: float) -> dict[str, float | int]:
+    """One line of `metrics.jsonl`; epochs count from 1; images are augmented."""
+    loss, correct, weight = (
+        sum(float(v) for v in column) for column in zip(*per_step, strict=True)
+    )
+    return {
+        "epoch": epoch + 1,
+        "loss": loss / weight,
+        "accuracy": correct / weight,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(weight / seconds, 1),
+    }
+
+
+def keep_first_lines(file: Path, count: int) -> None:
+    """Cuts a metrics file to its first `count` lines, creating it where it is missing."""
+    lines = file.read_text().splitlines(keepends=True)[:count] if file.exists() else []
+    file.write_text("".join(lines))

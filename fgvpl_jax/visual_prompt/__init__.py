@@ -1,0 +1,14 @@
+"""Section 3.1: where the object is, and image features that look at it."""
+
+from fgvpl_jax.visual_prompt.attention_map import attention_map
+from fgvpl_jax.visual_prompt.encoder import FGImageEncoder, ImageFeatures
+from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
+
+__all__ = [
+    "FGImageEncoder",
+    "ImageFeatures",
+    "attention_map",
+    "largest_component",
+    "object_mask",
+    "otsu_threshold",
+]

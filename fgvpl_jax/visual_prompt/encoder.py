@@ -1,0 +1,114 @@
+"""The fine-grained image encoder: CLIP's vision tower, a prompt and a second last layer."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from fgvpl_jax.clip import VisionTower
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.variables import Trainable, trainable_copy
+from fgvpl_jax.visual_prompt.attention_map import attention_map
+from fgvpl_jax.visual_prompt.object_mask import object_mask
+
+PROMPT_STD = 0.02
+
+
+class ImageFeatures(NamedTuple):
+    """What the encoder says of each image; features are raw (not normalised).
+
+    Attributes:
+        image: Class token of the original branch, projected: f(x).
+        object: Class token of the fine-grained branch, projected: f_O(x).
+        object_patches: Mean over the object mask of the original branch's projected patch tokens.
+        attention_map: Significance of each patch, row-major (Eq. 7).
+        object_mask: The patches of the object, row-major; at least one.
+    """
+
+    image: Float[Array, "b e"]
+    object: Float[Array, "b e"]
+    object_patches: Float[Array, "b e"]
+    attention_map: Float[Array, "b n"]
+    object_mask: Bool[Array, "b n"]
+
+
+class FGImageEncoder(nnx.Module):
+    """Image features and object features in one pass (section 3.1, Eqs. 2-9).
+
+    Attributes:
+        vision: The frozen tower, shared with the caller.
+        prompt: [m, d], trainable; joins after CLIP's pre-LayerNorm without a position embedding.
+        fine_grained_layer: Trainable, a copy of the tower's last layer that shares no storage.
+    """
+
+    def __init__(
+        self, vision: VisionTower, num_prompts: int = 1, *, connectivity: int = 2, rngs: nnx.Rngs
+    ):
+        """Adds the trainable parts to a tower.
+
+        Args:
+            vision: A frozen tower of at least two layers.
+            num_prompts: Prompt tokens m; 0 leaves the tower as it was pre-trained.
+            connectivity: 2 or 1, see `object_mask`.
+            rngs: The `params` stream draws the prompt: normal, std 0.02.
+        """
+        if len(vision.layers) < 2:
+            raise UserError(
+                f"the vision tower has {len(vision.layers)} layer(s), but the attention roll-out "
+                "needs at least 2: choose a deeper backbone"
+            )
+        if num_prompts < 0:
+            raise UserError(f"num_prompts is {num_prompts}: give 0 or more")
+        if connectivity not in (1, 2):
+            raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
+        self.vision = vision
+        self.connectivity = connectivity
+        last_layer = vision.layers[-1]
+        self.fine_grained_layer = trainable_copy(last_layer)
+        width = vision.config.width
+        self.prompt = Trainable(
+            PROMPT_STD * nnx.initializers.normal(1.0)(rngs.params(), (num_prompts, width))
+        )
+
+    def __call__(self, pixels: Float[Array, "b H W 3"]) -> ImageFeatures:
+        """Encodes normalised images; every step has a static shape and stays on the device."""
+        num_prompts = self.prompt.shape[0]
+        tokens = self.vision.embed(pixels)
+        prompt = jnp.broadcast_to(
+            self.prompt[...].astype(tokens.dtype), (tokens.shape[0], *self.prompt.shape)
+        )
+        tokens = jnp.concatenate([tokens, prompt], axis=1)  # Eq. 2
+
+        *shared_layers, last_layer = self.vision.layers
+        attentions = []
+        for layer in shared_layers:
+            tokens, attention = layer(tokens)
+            attentions.append(attention)
+        significance = attention_map(attentions, num_prompts)  # Eqs. 5-7
+        mask = object_mask(significance, self.vision.grid, self.connectivity)
+
+        original, _ = last_layer(tokens)  # Eq. 8
+        patches = self.vision.project(original[:, 1 : 1 + mask.shape[1]])
+
+        class_or_prompt = jnp.ones((mask.shape[0], 1), bool)
+        key_mask = jnp.concatenate(
+            [class_or_prompt, mask, jnp.broadcast_to(class_or_prompt, (len(mask), num_prompts))],
+            axis=1,
+        )
+        # Eq. 9. Only the class token is read, so it is the only query.
+        fine_grained, _ = self.fine_grained_layer(tokens, key_mask=key_mask, num_queries=1)
+
+        return ImageFeatures(
+            image=self.vision.project(original[:, 0]),
+            object=self.vision.project(fine_grained[:, 0]),
+            object_patches=masked_mean(patches, mask),
+            attention_map=significance,
+            object_mask=mask,
+        )
+
+
+def masked_mean(tokens: Float[Array, "b n e"], mask: Bool[Array, "b n"]) -> Float[Array, "b e"]:
+    """Mean of the tokens that the mask keeps; the mask keeps at least one."""
+    weights = mask.astype(tokens.dtype)
+    return jnp.einsum("bne,bn->be", tokens, weights) / weights.sum(axis=1, keepdims=True)

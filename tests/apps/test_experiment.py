@@ -1,0 +1,241 @@
+"""Whole runs on a tiny CLIP: results, resuming, refusing, and the untouched test split."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fgvpl_jax.apps import experiment
+from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.data import Split
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import loop
+
+
+def run(config, path):
+    return experiment.train_and_evaluate(config, Workdir(path))
+
+
+def metrics(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines
+    ]
+
+
+def without_times(results):
+    return {k: v for k, v in results.items() if "second" not in k}
+
+
+@pytest.fixture(scope="module")
+def finished(request, tmp_path_factory):
+    """One finished run that several tests look at."""
+    config = request.getfixturevalue("module_config")
+    path = tmp_path_factory.mktemp("finished") / "W"
+    return config, path, run(config, path)
+
+
+@pytest.fixture(scope="module")
+def module_config(tiny_clip_dir, photos_dir):
+    from tests.conftest import tiny_config
+
+    return tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+
+
+def test_a_run_leaves_what_is_promised(finished):
+    config, path, results = finished
+    assert json.loads((path / "results.json").read_text()) == results
+    assert results["counts"] == {"train": 9, "validation": 9, "test": 15}
+    assert results["method"] == "fg_vpl"
+    assert results["cache_logit_weight"] in (0.0, 1.0, 4.0)
+    assert 0 <= results["test_accuracy"] <= 1
+    assert results["test_accuracy"] >= results["zero_shot_accuracy"]
+    assert [line["epoch"] for line in metrics(path)] == [1, 2, 3, 4]
+    stored = json.loads((path / "config.json").read_text())
+    assert stored["config"]["shots"] == 3
+    assert len(stored["backbone"]["sha256"]) == 64
+    drawn = json.loads((path / "few_shot.json").read_text())
+    assert "red_square" in json.dumps(drawn)
+
+
+def test_evaluating_again_gives_the_same_to_the_last_digit(finished):
+    _, path, results = finished
+    again = experiment.evaluate(Workdir(path))
+    assert without_times(again) == without_times(results)
+
+
+def test_training_again_trains_nothing(finished, monkeypatch):
+    config, path, results = finished
+    monkeypatch.setattr(experiment, "train", lambda *a, **k: pytest.fail("trained again"))
+    assert without_times(run(config, path)) == without_times(results)
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path):
+    config, path, results = finished
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+@pytest.mark.parametrize("cache_refresh", ["epoch", "once"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tiny_config, tmp_path, monkeypatch, cache_refresh
+):
+    tiny_config.cache_refresh = cache_refresh
+    whole = run(tiny_config, tmp_path / "whole")
+    original = loop.train_batches
+
+    def interrupted(*args, epoch, **kwargs):
+        if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) is done again
+            raise KeyboardInterrupt
+        return original(*args, epoch=epoch, **kwargs)
+
+    monkeypatch.setattr(loop, "train_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.setattr(loop, "train_batches", original)
+    resumed = run(tiny_config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, monkeypatch):
+    events = []
+    image = Split.image
+
+    def spy(split, i):
+        events.append("test" if "test" in str(split.path(i)) else "other")
+        return image(split, i)
+
+    def select(*args, **kwargs):
+        result = original_select(*args, **kwargs)
+        events.append("selected")
+        return result
+
+    original_select = experiment.select_cache_logit_weight
+    monkeypatch.setattr(Split, "image", spy)
+    monkeypatch.setattr(experiment, "select_cache_logit_weight", select)
+    results = run(tiny_config, tmp_path / "W")
+    assert "test" not in events[: events.index("selected")]
+    assert events.count("test") == results["counts"]["test"]  # and then once
+
+
+def test_lambda_stays_where_there_is_no_grid(tiny_config, tmp_path):
+    tiny_config.cache_logit_weight_grid = ()
+    tiny_config.cache_logit_weight = 2.0
+    tiny_config.epochs = 1
+    assert run(tiny_config, tmp_path / "W")["cache_logit_weight"] == 2.0
+
+
+def test_a_folder_of_another_run_is_refused_and_untouched(finished):
+    config, path, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    other = config.copy_and_resolve_references()
+    other.seed = 7
+    with pytest.raises(UserError, match=r"holds another run.*seed \(1 there, 7 now\)"):
+        run(other, path)
+    with pytest.raises(UserError, match="holds another run"):
+        experiment.evaluate(Workdir(path), other)
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
+    config, path, results = finished
+    for name, old in (("photos", config.data.root), ("clip", config.clip)):
+        (tmp_path / name).symlink_to(old)
+    moved = config.copy_and_resolve_references()
+    moved.data.root = str(tmp_path / "photos")
+    moved.clip = str(tmp_path / "clip")
+    again = experiment.evaluate(Workdir(path), moved)
+    assert again["test_accuracy"] == results["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("method", "coop", "method is 'coop'"),
+        ("epochs", 0, "epochs is 0"),
+        ("shots", 50, "allow_fewer"),
+        ("data.source", "tar", "data.source is 'tar'"),
+        ("data.root", "/no/such/place", "/no/such/place"),
+        ("clip", "./no/such/clip", "no/such/clip"),
+        ("connectivity", 3, "3"),
+        ("object_query", "patch", "object_query is 'patch'"),
+        ("cache_refresh", "never", "cache_refresh is 'never'"),
+        ("data.templates", ("a photo",), "a photo"),
+    ],
+)
+def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, value, message):
+    with tiny_config.ignore_type():
+        tiny_config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        run(tiny_config, tmp_path / "W")
+    assert not (tmp_path / "W").exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir):
+    import shutil
+
+    config, path, _ = finished
+    copy = tmp_path / "photos"
+    shutil.copytree(photos_dir, copy)
+    for split in ("train", "val", "test"):
+        (copy / split / "red_square").rename(copy / split / "red circle")
+    work = tmp_path / "W"
+    shutil.copytree(path, work)
+    moved = config.copy_and_resolve_references()
+    moved.data.root = str(copy)
+    with pytest.raises(UserError, match=r"few_shot\.json"):
+        experiment.evaluate(Workdir(work), moved)
+    (work / "few_shot.json").unlink()
+    with pytest.raises(UserError, match=r"class_names.*red circle"):
+        experiment.evaluate(Workdir(work), moved)
+
+
+def test_an_unfinished_run_is_not_measured(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "measure", lambda *a: {})
+    run(tiny_config, tmp_path / "W")
+    monkeypatch.undo()
+    import shutil
+
+    shutil.rmtree(tmp_path / "W" / "checkpoints" / "4")
+    with pytest.raises(UserError, match="2 of 4 epochs"):
+        experiment.evaluate(Workdir(tmp_path / "W"))
+    shutil.rmtree(tmp_path / "W" / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint"):
+        experiment.evaluate(Workdir(tmp_path / "W"))
+
+
+def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, tmp_path):
+    import shutil
+
+    copy = tmp_path / "photos"
+    shutil.copytree(photos_dir, copy)
+    victim = copy / "test" / "red_square" / "002.png"
+    victim.write_bytes(victim.read_bytes()[:40])
+    tiny_config.data.root = str(copy)
+    tiny_config.epochs = 1
+    results = run(tiny_config, tmp_path / "W")
+    assert results["counts"]["test"] == 15
+    assert results["test_images_read"] == 14
+    assert len(results["unreadable"]) == 1
+    assert "red_square/002.png" in results["unreadable"][0]
+
+
+def test_an_unreadable_few_shot_image_stops_the_run(tiny_config, photos_dir, tmp_path):
+    import shutil
+
+    copy = tmp_path / "photos"
+    shutil.copytree(photos_dir, copy)
+    for victim in (copy / "train" / "red_square").iterdir():
+        victim.write_bytes(b"")
+    tiny_config.data.root = str(copy)
+    with pytest.raises(UserError, match=r"red_square/00"):
+        run(tiny_config, tmp_path / "W")
+    assert not (tmp_path / "W").exists()
+
+
+def test_results_are_numbers_of_this_data(finished):
+    """Counts times accuracy is a whole number of images."""
+    _, _, results = finished
+    right = results["test_accuracy"] * results["test_images_read"]
+    np.testing.assert_allclose(right, round(right), atol=1e-9)

@@ -1,0 +1,58 @@
+"""A tiny random CLIP and a tiny data set, written once, that every room's tests may use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import common
+from tests.tiny_clip import write_tiny_clip
+
+COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_square": (50, 60, 210)}
+
+
+def write_photo_folders(root: Path, per_class: int, seed: int = 0) -> None:
+    """`root/<class>/<i>.png`: a coloured square somewhere on noise."""
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 120, (48, 40, 3), dtype=np.uint8)
+            top, left = rng.integers(0, 24, size=2)
+            pixels[top : top + 16, left : left + 16] = colour
+            Image.fromarray(pixels).save(root / name / f"{i:03}.png")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny_clip")
+    write_tiny_clip(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def photos_dir(tmp_path_factory) -> Path:
+    """train, val and test folders of three classes."""
+    root = tmp_path_factory.mktemp("photos")
+    for seed, (split, count) in enumerate({"train": 6, "val": 3, "test": 5}.items()):
+        write_photo_folders(root / split, count, seed)
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
+    """A whole run of seconds."""
+    config = common.get_config()
+    config.benchmark = "squares"
+    config.clip = str(tiny_clip_dir)
+    config.data.source = "folder"
+    config.data.root = str(photos_dir)
+    config.shots = 3
+    config.epochs = 4
+    config.batch_size = 4
+    config.eval_batch_size = 8
+    config.checkpoint_every_epochs = 2
+    config.cache_logit_weight_grid = (0.0, 1.0, 4.0)
+    return config

@@ -1,0 +1,175 @@
+"""The head against a float64 transcription of Eqs. 10-19, and its properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize
+from fgvpl_jax.visual_prompt import ImageFeatures
+
+DIM = 6
+
+
+def make_features(rng, batch, dim=DIM):
+    def draw():
+        return jnp.asarray(rng.normal(size=(batch, dim)), jnp.float32)
+
+    return ImageFeatures(
+        image=draw(),
+        object=draw(),
+        object_patches=draw(),
+        attention_map=jnp.zeros((batch, 4)),
+        object_mask=jnp.ones((batch, 4), bool),
+    )
+
+
+def make_cache(rng, labels, valid=None):
+    size = len(labels)
+    return VisualCache(
+        image=jnp.asarray(rng.normal(size=(size, DIM)), jnp.float32),
+        object=jnp.asarray(rng.normal(size=(size, DIM)), jnp.float32),
+        labels=jnp.asarray(labels, jnp.int32),
+        valid=jnp.ones((size,), bool) if valid is None else jnp.asarray(valid),
+    )
+
+
+def make_text(rng, classes):
+    return normalize(jnp.asarray(rng.normal(size=(classes, DIM)), jnp.float32))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def transcription(head, features, text, cache, logit_scale, lam):
+    """Eqs. 10-19 image by image, class by class, in float64."""
+    f64 = lambda x: np.asarray(x, np.float64)  # noqa: E731
+
+    def adapt(adapter, x, ratio):
+        x = unit(f64(x))
+        hidden = np.maximum(x @ f64(adapter.kernel[...]) + f64(adapter.bias[...]), 0)
+        return unit(ratio * hidden + x)
+
+    alpha, beta = f64(head.text_residual_ratio[...]), f64(head.object_logit_weight[...])
+    w_new = adapt(head.text_adapter, text, alpha)
+    q_object = features.object
+    if head.object_query == "object_patches":
+        q_object = features.object_patches
+    total = 0.0
+    for weight, raw, query, keys in (
+        (1.0, features.image, features.image, cache.image),
+        (beta, features.object, q_object, cache.object),
+    ):
+        path1 = logit_scale * unit(f64(raw)) @ w_new.T
+        new_query, new_keys = (adapt(head.visual_adapter, x, 1.0) for x in (query, keys))
+        path2 = np.zeros_like(path1)
+        valid = np.asarray(cache.valid)
+        counts = np.bincount(np.asarray(cache.labels)[valid], minlength=len(text))
+        for b in range(len(path2)):
+            for s in np.flatnonzero(valid):
+                phi = np.exp(-(1 - new_query[b] @ new_keys[s]))
+                label = int(cache.labels[s])
+                path2[b, label] += phi * counts[counts > 0].mean() / counts[label]
+        total = total + weight * (path1 + lam * path2)
+    return total
+
+
+@pytest.mark.parametrize("object_query", ["class_token", "object_patches"])
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2], [1, 1, 1]])
+def test_equals_the_equations(object_query, labels):
+    rng = np.random.default_rng(0)
+    head = TwoPathwayHead(DIM, 0.3, 0.7, object_query=object_query, rngs=nnx.Rngs(0))
+    head.visual_adapter.bias[...] = jnp.asarray(rng.normal(size=DIM), jnp.float32)
+    features, text = make_features(rng, 5), make_text(rng, 3)
+    cache = make_cache(rng, labels)
+    logits = head(features, text, cache, logit_scale=14.0, cache_logit_weight=2.5)
+    expected = transcription(head, features, text, cache, 14.0, 2.5)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_counts_are_the_papers_plain_sum():
+    rng = np.random.default_rng(1)
+    head = TwoPathwayHead(DIM, 0.0, 0.0, rngs=nnx.Rngs(0))
+    head.visual_adapter.kernel[...] *= 0
+    features, text = make_features(rng, 4), make_text(rng, 2)
+    cache = make_cache(rng, [0, 1, 1, 0])
+    with_cache = head(features, text, cache, logit_scale=0.0)
+    affinity = unit(np.asarray(features.image)) @ unit(np.asarray(cache.image)).T
+    expected = np.exp(-(1 - affinity)) @ np.eye(2)[[0, 1, 1, 0]]
+    np.testing.assert_allclose(with_cache, expected, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), padding=st.integers(0, 3))
+def test_order_and_padding_of_the_support_set_do_not_matter(seed, padding):
+    rng = np.random.default_rng(seed)
+    head = TwoPathwayHead(DIM, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 3), make_text(rng, 3)
+    cache = make_cache(rng, rng.integers(0, 3, size=7))
+    order = rng.permutation(7)
+    changed = VisualCache(*(jnp.asarray(np.asarray(x)[order]) for x in cache))
+    changed = VisualCache(
+        *(jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in changed)
+    )
+    before = head(features, text, cache, logit_scale=10.0)
+    after = head(features, text, changed, logit_scale=10.0)
+    np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
+
+
+def test_without_adapters_cache_and_object_it_is_zero_shot_clip():
+    rng = np.random.default_rng(2)
+    head = TwoPathwayHead(DIM, object_logit_weight=0.0, rngs=nnx.Rngs(0))
+    for adapter in (head.text_adapter, head.visual_adapter):
+        adapter.kernel[...] *= 0
+    features, text = make_features(rng, 8), make_text(rng, 5)
+    cache = make_cache(rng, [0, 1, 2])
+    logits = head(features, text, cache, logit_scale=100.0, cache_logit_weight=0.0)
+    zero_shot = 100.0 * normalize(features.image) @ text.T
+    np.testing.assert_allclose(logits, zero_shot, rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(logits.argmax(1), zero_shot.argmax(1))
+
+
+def test_a_sweep_over_the_weights_never_retraces():
+    rng = np.random.default_rng(3)
+    head = TwoPathwayHead(DIM, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 2), make_text(rng, 3)
+    cache = make_cache(rng, [0, 1, 2])
+    traces = []
+
+    @jax.jit
+    def logits(state, scale, weight):
+        traces.append(1)
+        model = nnx.merge(nnx.graphdef(head), state)
+        return model(features, text, cache, logit_scale=scale, cache_logit_weight=weight)
+
+    seen = []
+    for beta in (0.1, 0.5):
+        head.object_logit_weight[...] = jnp.float32(beta)
+        for weight in (0.0, 1.0, 3.0):
+            seen.append(logits(nnx.state(head), 10.0, weight))
+    assert len(traces) == 1
+    assert len({float(x.sum()) for x in seen}) == 6
+
+
+def test_gradients_stay_finite_with_zero_padding():
+    rng = np.random.default_rng(4)
+    head = TwoPathwayHead(DIM, rngs=nnx.Rngs(0))
+    cache = make_cache(rng, [0, 1, 0])
+    cache = cache._replace(
+        image=cache.image.at[2].set(0),
+        object=cache.object.at[2].set(0),
+        valid=jnp.array([True, True, False]),
+    )
+    features, text = make_features(rng, 2), make_text(rng, 2)
+    gradients = nnx.grad(lambda h: h(features, text, cache, logit_scale=1.0).sum())(head)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+def test_an_unknown_object_query_is_refused():
+    with pytest.raises(UserError, match=r"'patches'.*class_token"):
+        TwoPathwayHead(DIM, object_query="patches", rngs=nnx.Rngs(0))

@@ -1,0 +1,62 @@
+"""The command line: exit codes and one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "run.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/none.py", "--workdir=W"], "no config file configs/none.py"),
+        (["--config=configs/eurosat.py", "--config.shotz=3"], "unknown config field"),
+        (["--config=configs/eurosat.py", "--config.data.rot=3"], '"root" instead of "rot"'),
+        (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
+        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate>"),
+        (["--config=configs/eurosat.py", "--confg=x"], "confg"),
+        (["--config=configs/eurosat.py", "eight"], "'eight'"),
+        (["--config=configs/eurosat.py"], "--workdir"),
+        (["--workdir=/no/such/run"], "--config"),
+        (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
+        (
+            ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
+            "/nodata",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path):
+    overrides = [f"--config.clip={tiny_clip_dir}", f"--config.data.root={photos_dir}"]
+    workdir = f"--workdir={tmp_path / 'W'}"
+    settings = ["--config.shots=2", "--config.epochs=2"]
+    done = run("--config=configs/folder.py", workdir, *overrides, *settings)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "W" / "results.json").read_text())
+    assert f"FG-VPL: {results['test_accuracy']:.2%} of 15 test images" in done.stdout
+    again = run(workdir, "--mode=evaluate")
+    assert again.returncode == 0, again.stderr
+    assert done.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]

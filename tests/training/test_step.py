@@ -1,0 +1,158 @@
+"""One step: what moves, what stays, what padding does, and whether the gradient is right."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from fgvpl_jax import VisualCache, load_clip
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.training import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training.step import StepBatch, weighted_loss
+from fgvpl_jax.variables import Frozen, Trainable
+
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_dir):
+    return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture
+def model(clip):
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    return FGVPL(clip, text, rngs=nnx.Rngs(0))
+
+
+def make_batch(clip, size, seed=0, weights=None):
+    rng = np.random.default_rng(seed)
+    shape = (size, clip.image_size, clip.image_size, 3)
+    return StepBatch(
+        jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8)),
+        jnp.asarray(rng.integers(0, len(CLASSES), size), jnp.int32),
+        jnp.ones(size) if weights is None else jnp.asarray(weights, jnp.float32),
+    )
+
+
+def make_cache(model, clip):
+    batch = make_batch(clip, 6, seed=9)
+    features = model.support_features(batch.images)
+    return VisualCache(*features, jnp.arange(6, dtype=jnp.int32) % 3, jnp.ones(6, bool))
+
+
+def copy_of(tree):
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
+    graphdef, trainable, frozen = split_model(model)
+    optimizer = make_optimizer(1e-3, 0.01, 10)
+    step = make_train_step(graphdef, optimizer)
+    cache = make_cache(model, clip)
+    before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
+    state = TrainState(copy_of(trainable), optimizer.init(trainable))
+    for seed in range(3):
+        state, metrics = step(state, frozen, cache, jnp.float32(1), make_batch(clip, 4, seed))
+    assert np.isfinite(metrics.loss)
+    for old, new in zip(
+        jax.tree.leaves(before["frozen"]), jax.tree.leaves(frozen), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before["trainable"], state[0])
+    assert all(jax.tree.leaves(changed))
+    assert step._cache_size() == 1
+
+
+def test_the_partition_is_complete(model):
+    _, trainable, frozen, rest = nnx.split(model, Trainable, Frozen, ...)
+    assert not jax.tree.leaves(rest)
+    names = {".".join(map(str, path[:2])) for path, _ in nnx.to_flat_state(trainable)}
+    assert names == {
+        "encoder.fine_grained_layer",
+        "encoder.prompt",
+        "head.text_adapter",
+        "head.visual_adapter",
+    }
+
+
+def test_the_optimizer_holds_state_for_trainables_only(model):
+    _, trainable, _ = split_model(model)
+    state = make_optimizer(1e-3, 0.01, 10).init(trainable)
+    count = sum(x.size for x in jax.tree.leaves(trainable))
+    assert sum(x.size for x in jax.tree.leaves(state) if x.ndim or x.size > 1) == 2 * count
+
+
+def test_a_padded_batch_equals_the_unpadded_one(clip, model):
+    graphdef, trainable, frozen = split_model(model)
+    cache = make_cache(model, clip)
+    padded = make_batch(clip, 6, weights=[1, 1, 1, 1, 0, 0])
+    real = StepBatch(*(x[:4] for x in padded))
+
+    def loss(trainable, batch):
+        logits = nnx.merge(graphdef, trainable, frozen)(batch.images, cache)
+        return weighted_loss(logits, batch)[0]
+
+    value, gradient = jax.value_and_grad(loss)(trainable, real)
+    padded_value, padded_gradient = jax.value_and_grad(loss)(trainable, padded)
+    np.testing.assert_allclose(padded_value, value, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(padded_gradient), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+def test_the_schedule_is_a_cosine_to_zero_with_decay():
+    optimizer = make_optimizer(0.1, 0.5, total_steps=4)
+    params = jnp.ones(())
+    state = optimizer.init(params)
+    for step in range(4):
+        updates, state = optimizer.update(jnp.zeros(()), state, params)
+        # Without gradient AdamW is decay alone: -rate · 0.5 · parameter.
+        rate = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 4))
+        np.testing.assert_allclose(updates, -rate * 0.5 * params, rtol=1e-5)
+        params = optax.apply_updates(params, updates)
+
+
+def test_gradients_agree_with_central_differences_in_float64(clip, model, monkeypatch):
+    """Every trainable, object mask and cached features held fixed."""
+    batch = make_batch(clip, 2)
+    cache = make_cache(model, clip)
+    mask = model.features(batch.images).object_mask
+    assert 0 < mask.mean() < 1
+    monkeypatch.setattr("fgvpl_jax.visual_prompt.encoder.object_mask", lambda *_: mask)
+    with jax.enable_x64(True):
+        graphdef, trainable, frozen = split_model(model)
+        trainable, frozen, cache = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            (trainable, frozen, cache),
+        )
+        rng = np.random.default_rng(0)
+        # The prompt's and adapters' effect should not vanish beside rounding.
+        trainable = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape), trainable)
+        wide = batch._replace(weights=batch.weights.astype(jnp.float64))
+
+        @jax.jit
+        def loss(trainable):
+            logits = nnx.merge(graphdef, trainable, frozen)(wide.images, cache)
+            return weighted_loss(logits, wide)[0]
+
+        gradients = jax.jit(jax.grad(loss))(trainable)
+        leaves, structure = jax.tree.flatten(trainable)
+        names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(trainable)]
+        for i, gradient in enumerate(jax.tree.leaves(gradients)):
+            assert gradient.dtype == jnp.float64
+            direction = jnp.asarray(rng.normal(size=gradient.shape))
+            step = 1e-5
+
+            def at(distance, i=i, direction=direction):
+                moved = [x + distance * direction if j == i else x for j, x in enumerate(leaves)]
+                return loss(jax.tree.unflatten(structure, moved))
+
+            numeric = (at(step) - at(-step)) / (2 * step)
+            analytic = jnp.sum(gradient * direction)
+            # The key bias of softmax attention has gradient 0; the absolute term is for it.
+            np.testing.assert_allclose(
+                analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i]
+            )

@@ -1,0 +1,125 @@
+"""The encoder against the frozen tower, and the fine-grained branch against plain removal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fgvpl_jax import FGImageEncoder, load_clip
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.variables import Frozen, Trainable
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_dir):
+    return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture(scope="module")
+def pixels(clip):
+    size = clip.image_size
+    return jnp.asarray(np.random.default_rng(0).normal(size=(6, size, size, 3)), jnp.float32)
+
+
+def spread_out(encoder, seed=0):
+    """Moves the trainable layer away from its initial copy, and wakes the prompt."""
+    rng = np.random.default_rng(seed)
+    for leaf in jax.tree.leaves(
+        nnx.state(encoder, Trainable), is_leaf=lambda x: isinstance(x, nnx.Variable)
+    ):
+        leaf[...] = leaf[...] + jnp.asarray(rng.normal(size=leaf.shape) * 0.1, leaf.dtype)
+
+
+def test_without_a_prompt_image_features_are_clips(clip, pixels):
+    encoder = FGImageEncoder(clip.vision, num_prompts=0, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(
+        encoder(pixels).image, clip.encode_image(pixels), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_prompt_changes_image_features(clip, pixels):
+    encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    encoder.prompt[...] = jnp.ones_like(encoder.prompt[...])
+    assert not np.allclose(encoder(pixels).image, clip.encode_image(pixels), atol=1e-3)
+
+
+@pytest.mark.parametrize("num_prompts", [0, 1, 3])
+def test_background_patches_are_as_good_as_removed(clip, pixels, num_prompts):
+    """Eq. 9 by really removing tokens: the layer sees class + object patches + prompt only."""
+    encoder = FGImageEncoder(clip.vision, num_prompts=num_prompts, rngs=nnx.Rngs(0))
+    spread_out(encoder)
+    features = encoder(pixels)
+    tokens = clip.vision.embed(pixels)
+    prompt = jnp.broadcast_to(encoder.prompt[...], (len(pixels), *encoder.prompt.shape))
+    tokens = jnp.concatenate([tokens, prompt], axis=1)
+    for layer in list(clip.vision.layers)[:-1]:
+        tokens, _ = layer(tokens)
+    num_patches = features.object_mask.shape[1]
+    for b in range(len(pixels)):
+        kept = np.concatenate(
+            [
+                [0],
+                1 + np.flatnonzero(features.object_mask[b]),
+                1 + num_patches + np.arange(num_prompts),
+            ]
+        )
+        assert len(kept) < tokens.shape[1]
+        out, _ = encoder.fine_grained_layer(tokens[b : b + 1, kept])
+        np.testing.assert_allclose(
+            features.object[b], clip.vision.project(out[:, 0])[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_object_patches_are_the_mean_over_the_mask(clip, pixels):
+    encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    features = encoder(pixels)
+    tokens = clip.vision.embed(pixels)
+    prompt = jnp.broadcast_to(encoder.prompt[...], (len(pixels), *encoder.prompt.shape))
+    tokens = jnp.concatenate([tokens, prompt], axis=1)
+    for layer in clip.vision.layers:
+        tokens, _ = layer(tokens)
+    mask = np.asarray(features.object_mask)
+    patches = np.asarray(clip.vision.project(tokens), np.float64)[:, 1 : 1 + mask.shape[1]]
+    expected = np.stack([p[m].mean(axis=0) for p, m in zip(patches, mask, strict=True)])
+    np.testing.assert_allclose(features.object_patches, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_prompt_and_new_layer_are_trainable(clip):
+    encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    _, trainable, frozen, other = nnx.split(encoder, Trainable, Frozen, ...)
+    assert set(trainable) == {"prompt", "fine_grained_layer"}
+    assert set(frozen) == {"vision"}
+    assert not jax.tree.leaves(other)
+    assert np.std(encoder.prompt[...]) == pytest.approx(0.02, rel=0.5)
+
+
+def test_the_new_layer_copies_the_last_one_without_sharing(clip):
+    encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    new = jax.tree.leaves(nnx.state(encoder.fine_grained_layer))
+    old = jax.tree.leaves(nnx.state(list(clip.vision.layers)[-1]))
+    assert len(new) == len(old) > 0
+    for ours, theirs in zip(new, old, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.unsafe_buffer_pointer() != theirs.unsafe_buffer_pointer()
+
+
+def test_no_gradient_flows_through_map_and_mask(clip, pixels):
+    encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    gradients = nnx.grad(
+        lambda e: e(pixels).attention_map.sum(), argnums=nnx.DiffState(0, Trainable)
+    )(encoder)
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradients))
+
+
+def test_the_mask_stays_inside_the_program(clip, pixels):
+    """No callback and no transfer: the traced program is all there is."""
+    encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(encoder)
+    text = str(jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(state, pixels))
+    assert "callback" not in text
+
+
+def test_mistakes_are_named(clip):
+    with pytest.raises(UserError, match="num_prompts is -1"):
+        FGImageEncoder(clip.vision, num_prompts=-1, rngs=nnx.Rngs(0))

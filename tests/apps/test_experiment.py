@@ -18,9 +18,7 @@ def run(config, path):
 
 def metrics(path):
     lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines
-    ]
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
 
 
 def without_times(results):

@@ -113,9 +113,7 @@ def test_order_and_padding_of_the_support_set_do_not_matter(seed, padding):
     cache = make_cache(rng, rng.integers(0, 3, size=7))
     order = rng.permutation(7)
     changed = VisualCache(*(jnp.asarray(np.asarray(x)[order]) for x in cache))
-    changed = VisualCache(
-        *(jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in changed)
-    )
+    changed = VisualCache(*(jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in changed))
     before = head(features, text, cache, logit_scale=10.0)
     after = head(features, text, changed, logit_scale=10.0)
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)

@@ -58,9 +58,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     for seed in range(3):
         state, metrics = step(state, frozen, cache, jnp.float32(1), make_batch(clip, 4, seed))
     assert np.isfinite(metrics.loss)
-    for old, new in zip(
-        jax.tree.leaves(before["frozen"]), jax.tree.leaves(frozen), strict=True
-    ):
+    for old, new in zip(jax.tree.leaves(before["frozen"]), jax.tree.leaves(frozen), strict=True):
         np.testing.assert_array_equal(old, new)
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before["trainable"], state[0])
     assert all(jax.tree.leaves(changed))
@@ -153,6 +151,4 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
             numeric = (at(step) - at(-step)) / (2 * step)
             analytic = jnp.sum(gradient * direction)
             # The key bias of softmax attention has gradient 0; the absolute term is for it.
-            np.testing.assert_allclose(
-                analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i]
-            )
+            np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i])

@@ -1,0 +1,6 @@
+"""The frozen two-tower backbone: a Hugging Face CLIP in, features out."""
+
+from fgvpl_jax.clip.load import CLIP, Identity, load_clip
+from fgvpl_jax.clip.towers import TextTower, VisionTower
+
+__all__ = ["CLIP", "Identity", "TextTower", "VisionTower", "load_clip"]

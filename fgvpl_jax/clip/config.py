@@ -1,0 +1,118 @@
+"""What a checkpoint's config.json says of the two towers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgvpl_jax.errors import UserError
+
+# transformers writes 2 into configs made before its pooling looked for the end-of-text token.
+LEGACY_EOS_TOKEN_ID = 2
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """One stack of pre-norm layers.
+
+    Attributes:
+        width: d.
+        num_layers: L.
+        num_heads: h; must divide `width`.
+        mlp_width: Width of the hidden layer between fc1 and fc2.
+        activation: transformers' name, a key of `layers.ACTIVATIONS`.
+        layer_norm_eps: Epsilon of every LayerNorm of the tower.
+    """
+
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_width: int
+    activation: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise UserError(
+                f"a width of {self.width} cannot be split into {self.num_heads} attention heads"
+            )
+
+
+@dataclass(frozen=True)
+class VisionConfig(TransformerConfig):
+    """The image tower; images and patches are square."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    embed_dim: int = 512
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row; a remainder of the image is not seen."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+
+@dataclass(frozen=True)
+class TextConfig(TransformerConfig):
+    """The text tower.
+
+    Attributes:
+        context_length: Tokens a text may have, start and end included.
+        eos_token_id: Where to pool; `LEGACY_EOS_TOKEN_ID` means the position of the largest id.
+    """
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    eos_token_id: int = 49407
+    embed_dim: int = 512
+
+
+def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
+    """Both towers' configs, with transformers' defaults for what the file leaves out.
+
+    Raises:
+        UserError: If config.json is missing, damaged, or not a CLIP's.
+    """
+    file = directory / "config.json"
+    if not file.is_file():
+        raise UserError(f"{directory} has no config.json: name a Hugging Face CLIP directory")
+    try:
+        raw = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}): download it again") from error
+    if not isinstance(raw, dict) or raw.get("model_type") != "clip":
+        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise UserError(f"{file} has model_type {found!r}: only 'clip' checkpoints are supported")
+    from transformers import CLIPConfig
+
+    config = CLIPConfig.from_dict(raw)
+    vision, text = config.vision_config, config.text_config
+    if vision.num_channels != 3:
+        raise UserError(f"{file} wants {vision.num_channels} image channels: only 3 are supported")
+    return (
+        VisionConfig(
+            **_transformer(vision),
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            embed_dim=config.projection_dim,
+        ),
+        TextConfig(
+            **_transformer(text),
+            vocab_size=text.vocab_size,
+            context_length=text.max_position_embeddings,
+            eos_token_id=text.eos_token_id,
+            embed_dim=config.projection_dim,
+        ),
+    )
+
+
+def _transformer(config: Any) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "activation": config.hidden_act,
+        "layer_norm_eps": config.layer_norm_eps,
+    }

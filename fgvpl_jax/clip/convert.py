@@ -1,0 +1,112 @@
+"""The one table between Hugging Face's tensor names and our modules, and its strict use."""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fgvpl_jax.clip.config import TextConfig, VisionConfig
+from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.clip.weights import KNOWN_BUFFERS, Tensors
+from fgvpl_jax.errors import UserError
+
+LOGIT_SCALE = "logit_scale"
+
+# Our module or variable -> Hugging Face's, by tower, then within a layer.
+VISION_NAMES = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "patch_embedding": "vision_model.embeddings.patch_embedding",
+    "position_embedding": "vision_model.embeddings.position_embedding.weight",
+    "pre_norm": "vision_model.pre_layrnorm",  # so spelt there
+    "layers": "vision_model.encoder.layers",
+    "post_norm": "vision_model.post_layernorm",
+    "projection": "visual_projection",
+}
+TEXT_NAMES = {
+    "token_embedding": "text_model.embeddings.token_embedding.weight",
+    "position_embedding": "text_model.embeddings.position_embedding.weight",
+    "layers": "text_model.encoder.layers",
+    "final_norm": "text_model.final_layer_norm",
+    "projection": "text_projection",
+}
+LAYER_NAMES = {
+    "norm1": "layer_norm1",
+    "attention": "self_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "out": "out_proj",
+    "norm2": "layer_norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+    "kernel": "weight",
+    "scale": "weight",
+}
+
+
+def build_towers(
+    vision_config: VisionConfig, text_config: TextConfig, tensors: Tensors
+) -> tuple[VisionTower, TextTower, float]:
+    """Both towers filled with a checkpoint's tensors, and exp(logit_scale).
+
+    Raises:
+        UserError: If a tensor is missing, extra (known buffers apart) or of another shape; names
+            the tensors.
+    """
+    left = {n: t for n, t in tensors.items() if not KNOWN_BUFFERS.fullmatch(n)}
+    towers, missing, misshaped = [], [], []
+    for tower, names in (
+        (nnx.eval_shape(lambda: VisionTower(vision_config, rngs=nnx.Rngs(0))), VISION_NAMES),
+        (nnx.eval_shape(lambda: TextTower(text_config, rngs=nnx.Rngs(0))), TEXT_NAMES),
+    ):
+        graphdef, state = nnx.split(tower)
+        filled = []
+        for path, variable in nnx.to_flat_state(state):
+            name = _hugging_face_name(path, names)
+            tensor = left.pop(name, None)
+            if tensor is None:
+                missing.append(name)
+                continue
+            tensor = _to_our_layout(tensor, path)
+            if tensor.shape != variable.shape:
+                misshaped.append(f"{name} {tensors[name].shape}, wanted {variable.shape}")
+                continue
+            filled.append((path, variable.replace(jnp.asarray(tensor))))
+        towers.append((graphdef, filled))
+    logit_scale = left.pop(LOGIT_SCALE, None)
+    if logit_scale is None:
+        missing.append(LOGIT_SCALE)
+    elif logit_scale.size != 1:
+        misshaped.append(f"{LOGIT_SCALE} {logit_scale.shape}, wanted ()")
+    for what, found in (
+        ("lacks tensors", missing),
+        ("has tensors that this config has no place for", list(left)),
+        ("has tensors of shapes that do not fit the config", misshaped),
+    ):
+        if found:
+            raise UserError(
+                f"the checkpoint {what} ({len(found)}): {_first(found)}; "
+                "do config.json and weights belong together?"
+            )
+    assert logit_scale is not None
+    vision, text = (nnx.merge(graphdef, nnx.from_flat_state(filled)) for graphdef, filled in towers)
+    return vision, text, float(np.exp(logit_scale.astype(np.float64).reshape(())))
+
+
+def _hugging_face_name(path: tuple, names: dict[str, str]) -> str:
+    head, *rest = path
+    return ".".join([names[head], *(LAYER_NAMES.get(part, str(part)) for part in rest)])
+
+
+def _to_our_layout(tensor: np.ndarray, path: tuple) -> np.ndarray:
+    if path[-1] != "kernel":
+        return tensor
+    if tensor.ndim == 4:  # [out, in, h, w] convolution over patches -> [h · w · in, out]
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+    return tensor.T
+
+
+def _first(names: Iterable[str], count: int = 5) -> str:
+    names = sorted(names)
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

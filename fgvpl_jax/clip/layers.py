@@ -1,0 +1,142 @@
+"""CLIP's transformer layer, frozen, with its attention weights in the open."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from fgvpl_jax.clip.config import TransformerConfig
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.variables import Frozen
+
+INIT_STD = 0.02
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x · sigmoid(1.702 x), OpenAI's approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# Under transformers' names of `hidden_act`.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Linear(nnx.Module):
+    """x·kernel + bias, kernel [in, out]."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        self.kernel = Frozen(nnx.initializers.normal(INIT_STD)(rngs.params(), (dim_in, dim_out)))
+        self.bias = Frozen(jnp.zeros((dim_out,))) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + self.bias[...]
+
+
+class LayerNorm(nnx.Module):
+    """Over the last axis, statistics in float32 at least."""
+
+    def __init__(self, dim: int, eps: float):
+        self.scale = Frozen(jnp.ones((dim,)))
+        self.bias = Frozen(jnp.zeros((dim,)))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        normed = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return normed * self.scale[...] + self.bias[...]
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, scale 1/sqrt(d/h) (Eq. 5 prints sqrt(H); the weights decide)."""
+
+    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.out = (
+            Linear(width, width, rngs=rngs) for _ in range(4)
+        )
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b t d"],
+        mask: Bool[Array, "#b q t"] | None = None,
+        num_queries: int | None = None,
+    ) -> tuple[Float[Array, "b q d"], Float[Array, "b h q t"]]:
+        """Attends from the first `num_queries` tokens to all.
+
+        Args:
+            tokens: Normalised tokens.
+            mask: True where a query may see a key; None for everywhere.
+            num_queries: How many of the first tokens ask; None for all.
+        Returns:
+            Updates of the asking tokens, and the weights; a masked key's is exactly 0.
+        """
+
+        def heads(x):
+            return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+        query = heads(self.query(tokens[:, :num_queries]))
+        key, value = heads(self.key(tokens)), heads(self.value(tokens))
+        scale = 1 / math.sqrt(query.shape[-1])
+        scores = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        if mask is not None:
+            scores = jnp.where(mask[:, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(tokens.dtype)
+        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
+        return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
+
+
+class TransformerLayer(nnx.Module):
+    """One pre-norm block, as CLIP was trained (the paper's Eqs. 3-4 write post-norm)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        if config.activation not in ACTIVATIONS:
+            raise UserError(
+                f"hidden_act {config.activation!r} is not supported: only {sorted(ACTIVATIONS)}"
+            )
+        self.norm1 = LayerNorm(config.width, config.layer_norm_eps)
+        self.attention = Attention(config.width, config.num_heads, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, config.layer_norm_eps)
+        self.fc1 = Linear(config.width, config.mlp_width, rngs=rngs)
+        self.fc2 = Linear(config.mlp_width, config.width, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b t d"],
+        key_mask: Bool[Array, "b t"] | None = None,
+        num_queries: int | None = None,
+        *,
+        causal: bool = False,
+    ) -> tuple[Float[Array, "b q d"], Float[Array, "b h q t"]]:
+        """Runs the block.
+
+        Args:
+            tokens: All tokens; each may be a key.
+            key_mask: False where a token is attended to by nobody.
+            num_queries: Compute the first tokens only; equal to those rows of the full block.
+            causal: Whether a token sees itself and earlier ones only.
+        Returns:
+            The first `num_queries` tokens after the block, and their attention weights.
+        """
+        mask = None if key_mask is None else key_mask[:, None, :]
+        if causal:
+            length = tokens.shape[1]
+            past = jnp.tril(jnp.ones((1, length, length), bool))[:, :num_queries]
+            mask = past if mask is None else mask & past
+        update, weights = self.attention(self.norm1(tokens), mask, num_queries)
+        tokens = tokens[:, :num_queries] + update
+        hidden = ACTIVATIONS[self.activation](self.fc1(self.norm2(tokens)))
+        return tokens + self.fc2(hidden), weights

@@ -1,0 +1,66 @@
+"""Texts to token ids, by the checkpoint's own tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from fgvpl_jax.clip.config import LEGACY_EOS_TOKEN_ID, TextConfig
+from fgvpl_jax.errors import UserError
+
+
+class Tokenizer:
+    """The checkpoint's byte-pair vocabulary, checked against its config.
+
+    Args:
+        directory: Holds tokenizer.json, or vocab.json and merges.txt.
+        config: Of the text tower that will read the ids.
+    Raises:
+        UserError: If the files are missing or belong to another vocabulary.
+    """
+
+    def __init__(self, directory: Path, config: TextConfig):
+        have = {file.name for file in directory.iterdir()}
+        if "tokenizer.json" not in have and not {"vocab.json", "merges.txt"} <= have:
+            raise UserError(
+                f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json and "
+                "merges.txt; download the checkpoint's small files too"
+            )
+        from transformers import CLIPTokenizer
+
+        self._tokenizer: Any = CLIPTokenizer.from_pretrained(str(directory))
+        self._config = config
+        # From files that it cannot use, transformers makes a vocabulary of two without a word.
+        if len(self._tokenizer) != config.vocab_size:
+            raise UserError(
+                f"the tokenizer in {directory} has {len(self._tokenizer)} tokens, its config.json "
+                f"says {config.vocab_size}: the files do not belong together"
+            )
+        eos = self._tokenizer.eos_token_id
+        if config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
+            raise UserError(
+                f"the tokenizer in {directory} ends texts with token {eos}, its config.json says "
+                f"{config.eos_token_id}: the files do not belong together"
+            )
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "b c"]:
+        """Ids padded to the context length.
+
+        Raises:
+            UserError: If a text does not fit the context; it is never cut in silence.
+        """
+        context = self._config.context_length
+        rows = self._tokenizer(list(texts))["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > context:
+                raise UserError(
+                    f"the text {text!r} has {len(row)} tokens, this backbone reads {context}: "
+                    "shorten the class name or the template"
+                )
+        padding = self._tokenizer.pad_token_id
+        ids = np.full((len(rows), context), padding, np.int32)
+        for line, row in zip(ids, rows, strict=True):
+            line[: len(row)] = row
+        return ids

@@ -1,0 +1,123 @@
+"""The image tower and the text tower."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from fgvpl_jax.clip.config import LEGACY_EOS_TOKEN_ID, TextConfig, VisionConfig
+from fgvpl_jax.clip.layers import INIT_STD, LayerNorm, Linear, TransformerLayer
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.variables import Frozen
+
+
+def _embedding(rngs: nnx.Rngs, *shape: int) -> Frozen:
+    return Frozen(nnx.initializers.normal(INIT_STD)(rngs.params(), shape))
+
+
+class VisionTower(nnx.Module):
+    """CLIP's ViT; every variable is `Frozen`.
+
+    Attributes:
+        layers: The L blocks.
+        config: Sizes.
+    """
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        gh, gw = config.grid
+        self.config = config
+        self.class_embedding = _embedding(rngs, config.width)
+        self.patch_embedding = Linear(
+            config.patch_size**2 * 3, config.width, use_bias=False, rngs=rngs
+        )
+        self.position_embedding = _embedding(rngs, 1 + gh * gw, config.width)
+        self.pre_norm = LayerNorm(config.width, config.layer_norm_eps)
+        self.layers = nnx.List(
+            TransformerLayer(config, rngs=rngs) for _ in range(config.num_layers)
+        )
+        self.post_norm = LayerNorm(config.width, config.layer_norm_eps)
+        self.projection = Linear(config.width, config.embed_dim, use_bias=False, rngs=rngs)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(gh, gw), patches per column and per row."""
+        return self.config.grid
+
+    def embed(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b t d"]:
+        """Class token and patches with positions, after CLIP's pre-LayerNorm.
+
+        Args:
+            pixels: Normalised images of the tower's size.
+        Returns:
+            t = 1 + n tokens, patches in row-major order.
+        """
+        side = self.config.image_size
+        if pixels.shape[1:3] != (side, side):
+            raise UserError(
+                f"images are {pixels.shape[1]} x {pixels.shape[2]}, but this backbone takes "
+                f"{side} x {side}: pass them through clip.preprocess"
+            )
+        gh, gw = self.grid
+        patch = self.config.patch_size
+        kernel = self.patch_embedding.kernel[...]
+        # A strided convolution is one matrix product per patch; it never sees the remainder.
+        pixels = pixels[:, : gh * patch, : gw * patch].astype(kernel.dtype)
+        patches = pixels.reshape(-1, gh, patch, gw, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(-1, gh * gw, patch * patch * 3) @ kernel
+        class_token = jnp.broadcast_to(
+            self.class_embedding[...], (patches.shape[0], 1, patches.shape[2])
+        )
+        tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...]
+        return self.pre_norm(tokens)
+
+    def project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        """Post-LayerNorm and projection into the shared space, raw."""
+        return self.projection(self.post_norm(tokens))
+
+    def __call__(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b e"]:
+        """Raw image features, as transformers returns them."""
+        tokens = self.embed(pixels)
+        for layer in self.layers:
+            tokens, _ = layer(tokens)
+        return self.project(tokens[:, 0])
+
+
+class TextTower(nnx.Module):
+    """CLIP's text transformer; every variable is `Frozen`."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding = _embedding(rngs, config.vocab_size, config.width)
+        self.position_embedding = _embedding(rngs, config.context_length, config.width)
+        self.layers = nnx.List(
+            TransformerLayer(config, rngs=rngs) for _ in range(config.num_layers)
+        )
+        self.final_norm = LayerNorm(config.width, config.layer_norm_eps)
+        self.projection = Linear(config.width, config.embed_dim, use_bias=False, rngs=rngs)
+
+    def __call__(self, token_ids: Int[Array, "b c"]) -> Float[Array, "b e"]:
+        """Raw text features: causal attention, pooled where the text ends.
+
+        Args:
+            token_ids: At most the context length; whatever follows the end-of-text token is
+                seen by nothing that is read.
+        """
+        length = token_ids.shape[1]
+        if length > self.config.context_length:
+            raise UserError(
+                f"texts of {length} tokens exceed this backbone's {self.config.context_length}"
+            )
+        tokens = self.token_embedding[...][token_ids] + self.position_embedding[...][:length]
+        for layer in self.layers:
+            tokens, _ = layer(tokens, causal=True)
+        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+            ends = token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
+        else:
+            ends = (token_ids == self.config.eos_token_id).argmax(axis=1)
+        pooled = jnp.take_along_axis(tokens, ends[:, None, None], axis=1)[:, 0]
+        return self.projection(self.final_norm(pooled))
+
+
+def count_parameters(module: nnx.Module) -> int:
+    """Number of scalars in a module's variables."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))

@@ -1,0 +1,29 @@
+"""Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
+
+from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.coop import load_coop, read_split_file
+from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record
+from fgvpl_jax.data.folder import load_folder
+from fgvpl_jax.data.images import UnreadableImage, decode_image
+from fgvpl_jax.data.splits import Dataset, Split
+from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Dataset",
+    "FewShot",
+    "Split",
+    "Transform",
+    "UnreadableImage",
+    "check_readable",
+    "decode_image",
+    "draw_few_shot",
+    "eval_batches",
+    "few_shot_record",
+    "load_coop",
+    "load_folder",
+    "random_crop_and_flip",
+    "read_split_file",
+    "train_batches",
+]

@@ -1,0 +1,118 @@
+"""One's own photos: a folder of class folders, or one such folder per split."""
+
+import unicodedata
+from pathlib import Path
+
+from fgvpl_jax.data.splits import Dataset, Split, make_split
+from fgvpl_jax.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
+)
+SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def load_folder(root: str) -> Dataset:
+    """Photos sorted into folders named as their classes.
+
+    Either `root/<class>/…/photo.jpg`, which has neither validation nor test split, or
+    `root/train/<class>/…` with optional `val` and `test` beside `train`.
+
+    Args:
+        root: The folder.
+    Raises:
+        UserError: If there is no such folder, a class has no image, two folders come to one class
+            name, or a split has a class that `train` lacks.
+    """
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise UserError(f"there is no folder {root}: set --config.data.root to your photos")
+    children = {child.name: child for child in visible_folders(base)}
+    if "train" not in children or not children.keys() <= SPLIT_FOLDERS.keys():
+        classes = class_folders(base)
+        return Dataset(tuple(classes), read_classes(base, base, classes), None, None)
+    splits: dict[str, Path] = {}
+    for name, child in children.items():
+        role = SPLIT_FOLDERS[name]
+        if role in splits:
+            raise UserError(f"{base} has both {splits[role].name} and {name}: keep one")
+        splits[role] = child
+    classes = class_folders(splits["train"])
+    known = {same_name(name): name for name in classes}
+    loaded = {"validation": None, "test": None}
+    for role, place in splits.items():
+        found = class_folders(place)
+        unknown = [name for name in found if same_name(name) not in known]
+        if unknown:
+            raise UserError(f"{place} has classes that {splits['train']} lacks: {unknown}")
+        ordered = {name: None for name in classes}
+        ordered |= {known[same_name(name)]: folder for name, folder in found.items()}
+        loaded[role] = read_classes(base, place, ordered)
+    return Dataset(tuple(classes), loaded["train"], loaded["validation"], loaded["test"])
+
+
+def visible_folders(place: Path) -> list[Path]:
+    """Its folders in name order, without hidden ones and what archivers leave behind."""
+    return sorted(
+        child
+        for child in place.iterdir()
+        if child.is_dir() and not child.name.startswith((".", "__"))
+    )
+
+
+def class_folders(place: Path) -> dict[str, Path]:
+    """Class name to folder, in folder-name order."""
+    found: dict[str, Path] = {}
+    for folder in visible_folders(place):
+        name = class_name(folder.name)
+        twin = next((n for n in found if same_name(n) == same_name(name)), None)
+        if twin is not None:
+            raise UserError(
+                f"the folders {found[twin].name!r} and {folder.name!r} in {place} are both class "
+                f"{name!r}: rename or merge them"
+            )
+        found[name] = folder
+    if len(found) < 2:
+        raise UserError(
+            f"{place} has {len(found)} class folders: put the photos of each class into a folder "
+            "named as the class, at least two of them"
+        )
+    return found
+
+
+def class_name(folder: str) -> str:
+    """A folder's name as it goes into a sentence: `_` is a space, Unicode composed."""
+    return " ".join(unicodedata.normalize("NFC", folder).replace("_", " ").split())
+
+
+def same_name(name: str) -> str:
+    """What two spellings of one class have in common."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def read_classes(base: Path, place: Path, classes: dict[str, Path | None]) -> Split:
+    """All images below each class's folder; a class without a folder in this split has none."""
+    images = []
+    for label, folder in enumerate(classes.values()):
+        if folder is None:
+            continue
+        found = sorted(
+            path.relative_to(base).as_posix()
+            for path in folder.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not any(p.startswith((".", "__")) for p in path.relative_to(place).parts)
+            and path.is_file()
+        )
+        if not found:
+            raise UserError(
+                f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): add some, or "
+                "remove the folder"
+            )
+        images += [(key, label) for key in found]
+    return make_split(base, images)

@@ -1,0 +1,65 @@
+"""Image files to RGB photos, as a viewer shows them."""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fgvpl_jax.errors import UserError
+
+WHITE = (255, 255, 255, 255)
+
+
+class UnreadableImage(UserError):
+    """A file that cannot be decoded; names it and says why."""
+
+
+def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
+    """Decodes one image to 8-bit RGB.
+
+    EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white,
+    of an animation the first frame is taken.
+
+    Args:
+        source: A file, or its contents.
+        name: What to call it in an error; the path by default.
+    Raises:
+        UnreadableImage: If it is missing, empty, truncated, too large, or no image.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+    except OSError as error:
+        raise UnreadableImage(f"{name}: {error.strerror or error}") from error
+    if not data:
+        raise UnreadableImage(f"{name}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Pillow doubts above MAX_IMAGE_PIXELS and refuses at twice that; refuse at once.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data)) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage(f"{name}: not an image that Pillow knows") from error
+    except Exception as error:  # decoders of strangers' files raise whatever they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"{name}: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
+        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels have no fixed white: save it with 8 bits")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", coloured.size, WHITE), coloured).convert(
+            "RGB"
+        )
+    return image.convert("RGB")

@@ -1,0 +1,47 @@
+"""The training augmentation (section 4.2, as CoOp and Tip-Adapter have it)."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+AREA = (0.5, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+TRIES = 10
+
+Transform = Callable[[Image.Image], UInt8[np.ndarray, "H W 3"]]
+Augmentation = Callable[[Image.Image, np.random.Generator], UInt8[np.ndarray, "H W 3"]]
+
+
+def random_crop_and_flip(size: int) -> Augmentation:
+    """Random resized crop to size × size, bicubic, then a flip every second time."""
+
+    def augment(image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+        box = random_box(*image.size, rng)
+        crop = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(crop, np.uint8)
+
+    return augment
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of 50-100% of the area and an aspect of 3/4 to 4/3.
+
+    Aspects are uniform in the logarithm. After ten boxes that do not fit, the largest centred
+    one of an allowed aspect.
+    """
+    for _ in range(TRIES):
+        area = width * height * rng.uniform(*AREA)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * ASPECT[1])))
+    h = min(height, max(1, round(width / ASPECT[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fgvpl_jax.errors import UserError
@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
     try:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")

@@ -17,7 +17,7 @@ INIT_STD = 0.02
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · sigmoid(1.702 x), OpenAI's approximation of GELU."""
+    """X · sigmoid(1.702 x), OpenAI's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -38,6 +38,7 @@ class Linear(nnx.Module):
         self.bias = Frozen(jnp.zeros((dim_out,))) if use_bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        """x·kernel + bias."""
         y = x @ self.kernel[...]
         return y if self.bias is None else y + self.bias[...]
 
@@ -51,6 +52,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """(x - mean) / sqrt(variance + eps) · scale + bias."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)

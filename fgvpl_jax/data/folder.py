@@ -6,9 +6,8 @@ from pathlib import Path
 from fgvpl_jax.data.splits import Dataset, Split, make_split
 from fgvpl_jax.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
-)
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
+IMAGE_SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
 SPLIT_FOLDERS = {
     "train": "train",
     "val": "validation",
@@ -51,7 +50,7 @@ def load_folder(root: str) -> Dataset:
         unknown = [name for name in found if same_name(name) not in known]
         if unknown:
             raise UserError(f"{place} has classes that {splits['train']} lacks: {unknown}")
-        ordered = {name: None for name in classes}
+        ordered = dict.fromkeys(classes)
         ordered |= {known[same_name(name)]: folder for name, folder in found.items()}
         loaded[role] = read_classes(base, place, ordered)
     return Dataset(tuple(classes), loaded["train"], loaded["validation"], loaded["test"])

@@ -93,7 +93,7 @@ def train(
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, frozen, cache, cache_logit_weight, device_batch)
             per_step.append(metrics)
-        line = epoch_line(epoch, per_step, seconds=time.monotonic() - started)
+        line = epoch_line(epoch, jax.device_get(per_step), started)
         with metrics_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         progress.set_postfix_str(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.3f}")
@@ -103,11 +103,16 @@ def train(
     nnx.update(model, state.trainable)
 
 
-def epoch_line(epoch: int, per_step: list[StepMetrics], seconds: float) -> dict[str, float | int]:
-    """One line of `metrics.jsonl`; epochs count from 1; images are augmented."""
-    loss, correct, weight = (
-        sum(float(v) for v in column) for column in zip(*per_step, strict=True)
-    )
+def epoch_line(epoch: int, per_step: list[StepMetrics], started: float) -> dict[str, float | int]:
+    """One line of `metrics.jsonl`; epochs count from 1; images are augmented.
+
+    Args:
+        epoch: From 0.
+        per_step: Fetched from the device, so that all the epoch's work is over.
+        started: `time.monotonic()` at the epoch's start.
+    """
+    seconds = time.monotonic() - started
+    loss, correct, weight = (float(sum(column)) for column in zip(*per_step, strict=True))
     return {
         "epoch": epoch + 1,
         "loss": loss / weight,

@@ -41,7 +41,7 @@ def module_config(tiny_clip_dir, photos_dir):
 
 
 def test_a_run_leaves_what_is_promised(finished):
-    config, path, results = finished
+    _, path, results = finished
     assert json.loads((path / "results.json").read_text()) == results
     assert results["counts"] == {"train": 9, "validation": 9, "test": 15}
     assert results["method"] == "fg_vpl"

@@ -66,7 +66,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
 
 
 def test_the_partition_is_complete(model):
-    _, trainable, frozen, rest = nnx.split(model, Trainable, Frozen, ...)
+    _, trainable, _frozen, rest = nnx.split(model, Trainable, Frozen, ...)
     assert not jax.tree.leaves(rest)
     names = {".".join(map(str, path[:2])) for path, _ in nnx.to_flat_state(trainable)}
     assert names == {

@@ -21,7 +21,7 @@ slow: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/mypy
 
 $(VENV)/installed: pyproject.toml constraints.txt requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)

@@ -86,7 +86,7 @@ def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
         raise UserError(f"{file} has model_type {found!r}: only 'clip' checkpoints are supported")
     from transformers import CLIPConfig
 
-    config = CLIPConfig.from_dict(raw)
+    config: Any = CLIPConfig.from_dict(raw)
     vision, text = config.vision_config, config.text_config
     if vision.num_channels != 3:
         raise UserError(f"{file} wants {vision.num_channels} image channels: only 3 are supported")

@@ -72,7 +72,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "b t d"],
-        mask: Bool[Array, "#b q t"] | None = None,
+        mask: Bool[Array, "#b #q t"] | None = None,
         num_queries: int | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b h q t"]]:
         """Attends from the first `num_queries` tokens to all.

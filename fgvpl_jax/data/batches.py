@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class _Example(NamedTuple):
-    index: int
+    place: int
     label: int
     pixels: np.ndarray | UnreadableImage
 

@@ -1,0 +1,74 @@
+"""One layer: fewer queries, masked keys, causality, and the compute type."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fgvpl_jax.clip.config import TransformerConfig
+from fgvpl_jax.clip.layers import LayerNorm, TransformerLayer, quick_gelu
+from fgvpl_jax.errors import UserError
+
+
+@pytest.fixture
+def layer():
+    layer = TransformerLayer(TransformerConfig(24, 1, 3, 48), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for leaf in jax.tree.leaves(nnx.state(layer), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        leaf[...] = leaf[...] + jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
+    return layer
+
+
+@pytest.fixture
+def tokens():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(2, 9, 24)), jnp.float32)
+
+
+def test_fewer_queries_are_the_first_rows(layer, tokens):
+    mask = jnp.asarray(np.random.default_rng(2).random((2, 9)) < 0.6).at[:, 0].set(True)
+    for key_mask in (None, mask):
+        full, weights = layer(tokens, key_mask)
+        for count in (1, 4, 9):
+            some, some_weights = layer(tokens, key_mask, num_queries=count)
+            np.testing.assert_allclose(some, full[:, :count], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(some_weights, weights[:, :, :count], rtol=1e-5, atol=1e-7)
+
+
+def test_masked_keys_have_no_weight_at_all(layer, tokens):
+    mask = jnp.ones((2, 9), bool).at[0, 3].set(False).at[1, 5:].set(False)
+    _, weights = layer(tokens, mask)
+    assert (np.asarray(weights)[0, :, :, 3] == 0).all()
+    assert (np.asarray(weights)[1, :, :, 5:] == 0).all()
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_causal_tokens_see_only_the_past(layer, tokens):
+    before, weights = layer(tokens, causal=True)
+    assert (np.triu(np.asarray(weights), 1) == 0).all()
+    after, _ = layer(tokens.at[:, 5:].set(0), causal=True)
+    np.testing.assert_allclose(before[:, :5], after[:, :5], rtol=1e-5, atol=1e-6)
+
+
+def test_float64_parameters_compute_in_float64(layer, tokens):
+    with jax.enable_x64(True):
+        graphdef, state = nnx.split(layer)
+        wide = jax.tree.map(lambda x: x.astype(jnp.float64), state)
+        out, weights = nnx.merge(graphdef, wide)(tokens.astype(jnp.float64))
+        assert out.dtype == weights.dtype == jnp.float64
+
+
+def test_layer_norm_by_hand():
+    norm = LayerNorm(3, eps=0.5)
+    x = np.array([1.0, 2.0, 6.0])
+    expected = (x - 3) / np.sqrt(np.mean((x - 3) ** 2) + 0.5)
+    np.testing.assert_allclose(norm(jnp.asarray(x[None], jnp.float32))[0], expected, rtol=1e-6)
+
+
+def test_quick_gelu_by_hand():
+    np.testing.assert_allclose(quick_gelu(jnp.float32(1.5)), 1.5 / (1 + np.exp(-1.702 * 1.5)))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(UserError, match="width of 10 cannot be split into 3"):
+        TransformerConfig(10, 1, 3, 20)

@@ -1,0 +1,105 @@
+"""Every kind of image as a viewer shows it, and every kind of damage by name."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvpl_jax.data import UnreadableImage, decode_image
+
+RED = (200, 30, 40)
+
+
+def photo(size=(8, 6), colour=RED):
+    return Image.new("RGB", size, colour)
+
+
+def decoded(path):
+    image = decode_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_plain_and_palette_and_grey(tmp_path):
+    photo().save(tmp_path / "a.png")
+    photo().quantize(4).save(tmp_path / "p.png")
+    Image.new("L", (3, 3), 77).save(tmp_path / "l.png")
+    Image.new("1", (3, 3), 1).save(tmp_path / "one.png")
+    assert (decoded(tmp_path / "a.png") == RED).all()
+    assert (decoded(tmp_path / "p.png") == RED).all()
+    assert (decoded(tmp_path / "l.png") == 77).all()
+    assert (decoded(tmp_path / "one.png") == 255).all()
+
+
+def test_cmyk_keeps_its_colours(tmp_path):
+    photo().convert("CMYK").save(tmp_path / "c.jpg", quality=95)
+    np.testing.assert_allclose(decoded(tmp_path / "c.jpg").mean(axis=(0, 1)), RED, atol=6)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
+    levels = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"x.{suffix}")
+    np.testing.assert_array_equal(decoded(tmp_path / f"x.{suffix}")[0, :, 0], [0, 1, 128, 255])
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    half = Image.new("RGBA", (2, 2), (*RED, 128))
+    half.save(tmp_path / "rgba.png")
+    expected = np.round(np.array(RED) * 128 / 255 + 255 * 127 / 255)
+    np.testing.assert_allclose(decoded(tmp_path / "rgba.png")[0, 0], expected, atol=1)
+    Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "la.png")
+    assert (decoded(tmp_path / "la.png") == 255).all()
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, *RED])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "p.png", transparency=0)
+    np.testing.assert_array_equal(decoded(tmp_path / "p.png")[0], [(255, 255, 255), RED])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    image = photo((4, 2), (0, 0, 0))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "x.png", exif=exif)
+    shown = decoded(tmp_path / "x.png")[..., 0]
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0)}
+    corner |= {5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    assert shown.shape == ((2, 4) if orientation < 5 else (4, 2))
+    assert shown[corner[orientation]] == 255
+    assert (shown == 255).sum() == 1
+
+
+def test_of_an_animation_the_first_frame(tmp_path):
+    photo().save(tmp_path / "x.gif", save_all=True, append_images=[photo(colour=(0, 255, 0))])
+    np.testing.assert_allclose(decoded(tmp_path / "x.gif")[0, 0], RED, atol=2)
+
+
+def test_damage_is_named(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
+    cases = {
+        "empty.jpg": (b"", "is empty"),
+        "cut.jpg": (whole.read_bytes()[:900], "truncated"),
+        "text.jpg": (b"not an image at all", "not an image"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableImage, match=rf"{name}.*{reason}"):
+            decode_image(tmp_path / name)
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg.*No such file"):
+        decode_image(tmp_path / "gone.jpg")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    photo((50, 50)).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(UnreadableImage, match=r"big\.png.*2500 pixels"):
+        decode_image(tmp_path / "big.png")
+
+
+def test_floating_point_images_are_refused_with_advice(tmp_path):
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(UnreadableImage, match="8 bits"):
+        decode_image(tmp_path / "f.tif")

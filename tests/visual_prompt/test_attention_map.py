@@ -1,0 +1,79 @@
+"""The roll-out against the full float64 matrix product."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgvpl_jax import attention_map
+from fgvpl_jax.errors import UserError
+
+
+def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
+    scores = rng.normal(scale=sharpness, size=(layers, batch, heads, tokens, tokens))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def full_product(attentions, num_prompts):
+    """Eq. 6 as printed, the top layer on the left, then Eq. 7."""
+    product = attentions[0]
+    for weights in attentions[1:]:
+        product = weights @ product
+    return product[:, :, 0, 1 : product.shape[-1] - num_prompts].sum(axis=1)
+
+
+@pytest.mark.parametrize(("layers", "tokens"), [(1, 6), (3, 18), (11, 51), (11, 198)])
+@pytest.mark.parametrize("num_prompts", [0, 1, 4])
+def test_equals_the_full_product(layers, tokens, num_prompts):
+    rng = np.random.default_rng(layers)
+    attentions = random_attentions(rng, layers, 2, 3, tokens)
+    ours = attention_map([jnp.asarray(a, jnp.float32) for a in attentions], num_prompts)
+    np.testing.assert_allclose(ours, full_product(attentions, num_prompts), rtol=1e-5)
+
+
+def test_the_order_of_layers_matters():
+    attentions = random_attentions(np.random.default_rng(0), 4, 1, 2, 10)
+    layers = [jnp.asarray(a, jnp.float32) for a in attentions]
+    assert not np.allclose(attention_map(layers[::-1]), full_product(attentions, 1), rtol=1e-2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), layers=st.integers(1, 6), tokens=st.integers(3, 20))
+def test_the_rolled_out_row_keeps_summing_to_one(seed, layers, tokens):
+    attentions = random_attentions(np.random.default_rng(seed), layers, 2, 3, tokens)
+    patches = attention_map([jnp.asarray(a, jnp.float32) for a in attentions], 1)
+    product = attentions[0]
+    for weights in attentions[1:]:
+        product = weights @ product
+    rest = product[:, :, 0, [0, -1]].sum(axis=(1, 2))
+    np.testing.assert_allclose(np.asarray(patches).sum(axis=1) + rest, 3.0, rtol=1e-5)
+    assert (np.asarray(patches) >= 0).all()
+
+
+def test_low_precision_weights_are_accumulated_in_float32():
+    attentions = random_attentions(np.random.default_rng(1), 11, 1, 4, 50)
+    rounded = [jnp.asarray(a, jnp.bfloat16) for a in attentions]
+    ours = attention_map(rounded)
+    assert ours.dtype == jnp.float32
+    exact = full_product(np.stack([np.asarray(a, np.float64) for a in rounded]), 1)
+    np.testing.assert_allclose(ours, exact, rtol=1e-5)
+
+
+def test_no_gradient_flows():
+    attentions = jnp.asarray(random_attentions(np.random.default_rng(2), 3, 1, 2, 8), jnp.float32)
+    gradient = jax.grad(lambda a: attention_map(list(a)).sum())(attentions)
+    assert (np.asarray(gradient) == 0).all()
+
+
+@pytest.mark.parametrize(("tokens", "num_prompts"), [(2, 1), (5, 4), (5, -1)])
+def test_a_sequence_without_patches_is_refused(tokens, num_prompts):
+    with pytest.raises(UserError, match=f"{tokens} tokens.*{num_prompts} prompts"):
+        attention_map([jnp.ones((1, 1, tokens, tokens))], num_prompts)
+
+
+def test_no_layers_are_refused():
+    with pytest.raises(UserError, match="at least one layer"):
+        attention_map([])

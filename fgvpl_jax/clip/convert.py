@@ -91,6 +91,8 @@ def build_towers(
             )
     assert logit_scale is not None
     vision, text = (nnx.merge(graphdef, nnx.from_flat_state(filled)) for graphdef, filled in towers)
+    assert isinstance(vision, VisionTower)
+    assert isinstance(text, TextTower)
     return vision, text, float(np.exp(logit_scale.astype(np.float64).reshape(())))
 
 

@@ -91,7 +91,10 @@ class Evaluator:
             UserError: If not one image is readable.
         """
         weight = self._scalar(cache_logit_weight)
-        logits, zero_shot, labels, unreadable = [], [], [], []
+        logits: list[np.ndarray] = []
+        zero_shot: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        unreadable: list[str] = []
         for batch in self._batches(split, name):
             unreadable += batch.unreadable
             ours, plain = jax.device_get(
@@ -116,7 +119,7 @@ class Evaluator:
         self, split: Split, cache_logit_weights: Sequence[float]
     ) -> dict[float, float]:
         """Accuracy on a split at each λ; the images are encoded once and nothing is retraced."""
-        logits = {weight: [] for weight in cache_logit_weights}
+        logits: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
         labels = []
         for batch in self._batches(split, "validation"):
             features = self._features(self._state, split_batch(self._mesh, batch.images))

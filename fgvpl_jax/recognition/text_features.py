@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from fgvpl_jax.clip import CLIP
@@ -36,9 +37,9 @@ def class_text_features(
         if template.count("{}") != 1:
             raise UserError(f"template {template!r} must hold exactly one {{}} for the class name")
     names = [name.replace("_", " ") for name in class_names]
-    token_ids = clip.tokenize([t.replace("{}", n) for n in names for t in templates])
-    padding = -len(token_ids) % BATCH_SIZE  # one shape, one compilation
-    token_ids = jnp.pad(jnp.asarray(token_ids), ((0, padding), (0, 0)), mode="edge")
+    rows = clip.tokenize([t.replace("{}", n) for n in names for t in templates])
+    padding = -len(rows) % BATCH_SIZE  # one shape, one compilation
+    token_ids = np.pad(rows, ((0, padding), (0, 0)), mode="edge")
     features = jnp.concatenate(
         [
             normalize(clip.encode_text(token_ids[start : start + BATCH_SIZE]))

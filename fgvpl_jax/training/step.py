@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -24,9 +25,9 @@ class TrainState(NamedTuple):
 class StepBatch(NamedTuple):
     """The part of a batch that goes to the device; `weights` is 0 for padding."""
 
-    images: UInt8[Array, "b H W 3"]
-    labels: Int[Array, "b"]
-    weights: Float[Array, "b"]
+    images: UInt8[Array | np.ndarray, "b H W 3"]
+    labels: Int[Array | np.ndarray, "b"]
+    weights: Float[Array | np.ndarray, "b"]
 
 
 class StepMetrics(NamedTuple):
@@ -53,7 +54,8 @@ def make_optimizer(
 
 def split_model(model: FGVPL) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Parts a model by variable type: (graphdef, trainable, frozen)."""
-    return nnx.split(model, Trainable, ...)
+    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
+    return graphdef, trainable, frozen
 
 
 def weighted_loss(

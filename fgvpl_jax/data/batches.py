@@ -8,6 +8,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
+from PIL import Image
 
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Split
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
 class _Example(NamedTuple):
     place: int
     label: int
-    pixels: np.ndarray | UnreadableImage
+    image: np.ndarray | UnreadableImage
 
 
 def train_batches(
@@ -62,14 +63,10 @@ def train_batches(
     entropy = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
     def load(index: int, rng: np.random.Generator) -> _Example:
-        try:
-            pixels = augment(split.image(index), rng)
-        except UnreadableImage as error:
-            pixels = error
-        return _Example(index, int(split.labels[index]), pixels)
+        return _example(split, index, lambda image: augment(image, rng))
 
     examples = grain.MapDataset.range(len(split)).seed(entropy).shuffle().random_map(load)
-    return _batches(examples, batch_size, strict=True)
+    return _batches(examples, batch_size, blank=None)
 
 
 def eval_batches(
@@ -83,46 +80,53 @@ def eval_batches(
         transform: From photo to bytes.
         strict: Raise at an unreadable image, rather than giving it weight 0 and naming it.
     """
-
-    def load(index: int) -> _Example:
-        try:
-            pixels = transform(split.image(index))
-        except UnreadableImage as error:
-            pixels = error
-        return _Example(index, int(split.labels[index]), pixels)
-
-    return _batches(grain.MapDataset.range(len(split)).map(load), batch_size, strict=strict)
+    # What an unreadable image is replaced with, so that the compiled program sees one shape.
+    blank = None if strict else transform(Image.new("RGB", (1, 1)))
+    examples = grain.MapDataset.range(len(split)).map(
+        lambda index: _example(split, index, transform)
+    )
+    return _batches(examples, batch_size, blank=blank)
 
 
-def _batches(examples: grain.MapDataset, batch_size: int, *, strict: bool) -> Iterator[Batch]:
+def _example(split: Split, index: int, transform: Transform) -> _Example:
+    """Decodes in a thread; what went wrong travels on as a value, to be told by the consumer."""
+    label = int(split.labels[index])
+    try:
+        return _Example(index, label, transform(split.image(index)))
+    except UnreadableImage as error:
+        return _Example(index, label, error)
+
+
+def _batches(
+    examples: grain.MapDataset, batch_size: int, *, blank: np.ndarray | None
+) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=2 * batch_size)
     pending: list[_Example] = []
     for example in examples.to_iter_dataset(options):
-        if strict and isinstance(example.pixels, UnreadableImage):
-            raise example.pixels
+        if blank is None and isinstance(example.image, UnreadableImage):
+            raise example.image
         pending.append(example)
         if len(pending) == batch_size:
-            yield _stack(pending, batch_size)
+            yield _stack(pending, batch_size, blank)
             pending = []
     if pending:
-        yield _stack(pending, batch_size)
+        yield _stack(pending, batch_size, blank)
 
 
-def _stack(examples: list[_Example], batch_size: int) -> Batch:
-    readable = [e for e in examples if not isinstance(e.pixels, UnreadableImage)]
-    shape = readable[0].pixels.shape if readable else (1, 1, 3)
+def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray | None) -> Batch:
+    shape = np.shape(examples[0].image if blank is None else blank)
     batch = Batch(
         np.zeros((batch_size, *shape), np.uint8),
         np.zeros(batch_size, np.int32),
         np.zeros(batch_size, np.float32),
         np.full(batch_size, -1, np.int32),
-        tuple(str(e.pixels) for e in examples if isinstance(e.pixels, UnreadableImage)),
+        tuple(str(e.image) for e in examples if isinstance(e.image, UnreadableImage)),
     )
-    for row, example in enumerate(examples):
-        batch.indices[row] = example.index
-        batch.labels[row] = example.label
-        if not isinstance(example.pixels, UnreadableImage):
-            batch.images[row] = example.pixels
+    for row, (place, label, image) in enumerate(examples):
+        batch.indices[row] = place
+        batch.labels[row] = label
+        if not isinstance(image, UnreadableImage):
+            batch.images[row] = image
             batch.weights[row] = 1
     return batch
 

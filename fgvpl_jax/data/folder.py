@@ -34,7 +34,7 @@ def load_folder(root: str) -> Dataset:
         raise UserError(f"there is no folder {root}: set --config.data.root to your photos")
     children = {child.name: child for child in visible_folders(base)}
     if "train" not in children or not children.keys() <= SPLIT_FOLDERS.keys():
-        classes = class_folders(base)
+        classes = at_least_two(class_folders(base), base)
         return Dataset(tuple(classes), read_classes(base, base, classes), None, None)
     splits: dict[str, Path] = {}
     for name, child in children.items():
@@ -42,7 +42,7 @@ def load_folder(root: str) -> Dataset:
         if role in splits:
             raise UserError(f"{base} has both {splits[role].name} and {name}: keep one")
         splits[role] = child
-    classes = class_folders(splits["train"])
+    classes = at_least_two(class_folders(splits["train"]), splits["train"])
     known = {same_name(name): name for name in classes}
     loaded = {"validation": None, "test": None}
     for role, place in splits.items():
@@ -77,12 +77,17 @@ def class_folders(place: Path) -> dict[str, Path]:
                 f"{name!r}: rename or merge them"
             )
         found[name] = folder
-    if len(found) < 2:
+    return found
+
+
+def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
+    """Refuses what leaves nothing to tell apart."""
+    if len(classes) < 2:
         raise UserError(
-            f"{place} has {len(found)} class folders: put the photos of each class into a folder "
+            f"{place} has {len(classes)} class folders: put the photos of each class into a folder "
             "named as the class, at least two of them"
         )
-    return found
+    return classes
 
 
 def class_name(folder: str) -> str:

@@ -54,7 +54,7 @@ def make_optimizer(
 
 def split_model(model: FGVPL) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Parts a model by variable type: (graphdef, trainable, frozen)."""
-    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
+    graphdef, trainable, *(frozen,) = nnx.split(model, Trainable, ...)
     return graphdef, trainable, frozen
 
 

@@ -114,7 +114,7 @@ def _batches(
 
 
 def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray | None) -> Batch:
-    shape = np.shape(examples[0].image if blank is None else blank)
+    shape = np.asarray(examples[0].image if blank is None else blank).shape
     batch = Batch(
         np.zeros((batch_size, *shape), np.uint8),
         np.zeros(batch_size, np.int32),

@@ -1,6 +1,7 @@
 """One's own photos: a folder of class folders, or one such folder per split."""
 
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from fgvpl_jax.data.splits import Dataset, Split, make_split
@@ -35,7 +36,7 @@ def load_folder(root: str) -> Dataset:
     children = {child.name: child for child in visible_folders(base)}
     if "train" not in children or not children.keys() <= SPLIT_FOLDERS.keys():
         classes = at_least_two(class_folders(base), base)
-        return Dataset(tuple(classes), read_classes(base, base, classes), None, None)
+        return Dataset(tuple(classes), read_classes(base, base, list(classes.values())), None, None)
     splits: dict[str, Path] = {}
     for name, child in children.items():
         role = SPLIT_FOLDERS[name]
@@ -44,16 +45,15 @@ def load_folder(root: str) -> Dataset:
         splits[role] = child
     classes = at_least_two(class_folders(splits["train"]), splits["train"])
     known = {same_name(name): name for name in classes}
-    loaded = {"validation": None, "test": None}
+    loaded: dict[str, Split] = {}
     for role, place in splits.items():
         found = class_folders(place)
         unknown = [name for name in found if same_name(name) not in known]
         if unknown:
             raise UserError(f"{place} has classes that {splits['train']} lacks: {unknown}")
-        ordered = dict.fromkeys(classes)
-        ordered |= {known[same_name(name)]: folder for name, folder in found.items()}
-        loaded[role] = read_classes(base, place, ordered)
-    return Dataset(tuple(classes), loaded["train"], loaded["validation"], loaded["test"])
+        folders = {known[same_name(name)]: folder for name, folder in found.items()}
+        loaded[role] = read_classes(base, place, [folders.get(name) for name in classes])
+    return Dataset(tuple(classes), loaded["train"], loaded.get("validation"), loaded.get("test"))
 
 
 def visible_folders(place: Path) -> list[Path]:
@@ -100,10 +100,10 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def read_classes(base: Path, place: Path, classes: dict[str, Path | None]) -> Split:
+def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Split:
     """All images below each class's folder; a class without a folder in this split has none."""
     images = []
-    for label, folder in enumerate(classes.values()):
+    for label, folder in enumerate(folders):
         if folder is None:
             continue
         found = sorted(

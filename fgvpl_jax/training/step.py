@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.variables import Trainable
+from fgvpl_jax.variables import Frozen, Trainable
 
 
 class TrainState(NamedTuple):
@@ -53,9 +53,8 @@ def make_optimizer(
 
 
 def split_model(model: FGVPL) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Parts a model by variable type: (graphdef, trainable, frozen)."""
-    graphdef, trainable, *(frozen,) = nnx.split(model, Trainable, ...)
-    return graphdef, trainable, frozen
+    """Parts a model by variable type: (graphdef, trainable, frozen); another type is an error."""
+    return nnx.split(model, Trainable, Frozen)  # type: ignore[return-value]  # typed as variadic
 
 
 def weighted_loss(

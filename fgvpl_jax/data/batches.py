@@ -48,8 +48,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """One epoch of augmented images, each once, in an order drawn from (seed, epoch) alone.
 
-    The randomness belongs to the image's place in the epoch, not in its batch: neither batch size
-    nor the number of threads changes what an image looks like.
+    What an image looks like is drawn from (seed, epoch, its place in the split): neither batch
+    size, nor order, nor the number of threads changes it.
 
     Args:
         split: The few-shot images.
@@ -60,13 +60,13 @@ def train_batches(
     Raises:
         UnreadableImage: At the image that cannot be decoded.
     """
-    entropy = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
-    def load(index: int, rng: np.random.Generator) -> _Example:
+    def load(index: int) -> _Example:
+        rng = np.random.default_rng((seed, epoch, index))
         return _example(split, index, lambda image: augment(image, rng))
 
-    examples = grain.MapDataset.range(len(split)).seed(entropy).shuffle().random_map(load)
-    return _batches(examples, batch_size, blank=None)
+    order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
+    return _batches(grain.MapDataset.source(order).map(load), batch_size, blank=None)
 
 
 def eval_batches(

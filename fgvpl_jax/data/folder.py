@@ -4,11 +4,15 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import logging
+
 from fgvpl_jax.data.splits import Dataset, Split, make_split
 from fgvpl_jax.errors import UserError
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
 IMAGE_SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
+# Photos that Pillow does not decode; passing over them in silence would surprise.
+FOREIGN_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef"}
 SPLIT_FOLDERS = {
     "train": "train",
     "val": "validation",
@@ -103,20 +107,33 @@ def same_name(name: str) -> str:
 def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Split:
     """All images below each class's folder; a class without a folder in this split has none."""
     images = []
+    foreign = 0
     for label, folder in enumerate(folders):
         if folder is None:
             continue
+        files = [
+            path
+            for path in folder.rglob("*")
+            if path.is_file()
+            and not any(p.startswith((".", "__")) for p in path.relative_to(place).parts)
+        ]
         found = sorted(
             path.relative_to(base).as_posix()
-            for path in folder.rglob("*")
+            for path in files
             if path.suffix.lower() in IMAGE_SUFFIXES
-            and not any(p.startswith((".", "__")) for p in path.relative_to(place).parts)
-            and path.is_file()
         )
         if not found:
             raise UserError(
                 f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): add some, or "
                 "remove the folder"
             )
+        foreign += sum(path.suffix.lower() in FOREIGN_SUFFIXES for path in files)
         images += [(key, label) for key in found]
+    if foreign:
+        logging.warning(
+            "%d photos below %s are passed over (%s cannot be read): convert them to JPEG",
+            foreign,
+            place,
+            ", ".join(sorted(FOREIGN_SUFFIXES)),
+        )
     return make_split(base, images)

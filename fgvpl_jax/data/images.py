@@ -1,6 +1,5 @@
 """Image files to RGB photos, as a viewer shows them."""
 
-import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -9,6 +8,10 @@ from PIL import Image, ImageOps
 
 from fgvpl_jax.errors import UserError
 
+# Photos and drawings. Not all that Pillow opens: for EPS it would start another program. A build
+# of Pillow may lack some of them.
+Image.init()
+FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & set(Image.OPEN)
 WHITE = (255, 255, 255, 255)
 
 
@@ -36,12 +39,15 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     if not data:
         raise UnreadableImage(f"{name}: the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow doubts above MAX_IMAGE_PIXELS and refuses at twice that; refuse at once.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data)) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(BytesIO(data), formats=sorted(FORMATS)) as image:
+            # Pillow itself only doubts at this limit, and refuses at twice that.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
+                raise UnreadableImage(
+                    f"{image.width} x {image.height} pixels are more than "
+                    f"{Image.MAX_IMAGE_PIXELS:,}: make it smaller"
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:

@@ -170,3 +170,11 @@ def test_folders_that_make_no_sense_are_explained(tmp_path, keys, message):
 def test_a_missing_folder_is_named():
     with pytest.raises(UserError, match="there is no folder /none"):
         load_folder("/none")
+
+
+def test_photos_that_cannot_be_read_are_told_of(photos, caplog):
+    (photos / "red_fox" / "phone.HEIC").write_bytes(b"x")
+    dataset = load_folder(str(photos))
+    assert len(dataset.train) == 3
+    assert "1 photos below" in caplog.text
+    assert ".heic" in caplog.text

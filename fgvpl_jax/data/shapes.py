@@ -1,0 +1,172 @@
+"""Drawn scenes whose true object masks are known: the embedded benchmark, which needs no download.
+
+One coloured shape at a uniformly random place, over a background of soft colour with clutter of
+all colours. A class is a pair of colour and shape, such as "red star". Names come in two sets that
+share words but no pair: the tiny CLIP of the demonstration saw the one, is measured on the other.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageDraw
+
+from fgvpl_jax.data.splits import Dataset, Split
+
+SIDE = 64  # pixels
+SUPERSAMPLING = 2  # drawn larger, then shrunk, for smooth edges
+OBJECT_RADIUS = (0.16, 0.26)  # share of the side
+CLUTTER_RADIUS = (0.02, 0.06)
+CLUTTER_COUNT = (14, 26)
+COLOUR_NOISE = 26  # each channel of a colour varies by so much
+PIXEL_NOISE = 8.0
+
+COLOURS = {
+    "red": (214, 45, 45),
+    "orange": (235, 135, 35),
+    "yellow": (235, 215, 60),
+    "green": (55, 160, 70),
+    "cyan": (70, 200, 210),
+    "blue": (50, 90, 215),
+    "purple": (135, 65, 190),
+    "pink": (240, 130, 180),
+    "brown": (125, 80, 45),
+    "white": (240, 240, 240),
+}
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "crescent",
+    "arrow",
+    "diamond",
+    "hexagon",
+)
+# Neither colour nor shape alone tells these apart.
+BENCHMARK_PAIRS = (
+    ("red", "circle"),
+    ("red", "hexagon"),
+    ("yellow", "square"),
+    ("yellow", "diamond"),
+    ("green", "star"),
+    ("green", "cross"),
+    ("blue", "ring"),
+    ("blue", "crescent"),
+    ("purple", "triangle"),
+    ("purple", "arrow"),
+)
+SPLIT_SIZES = {"train": 40, "validation": 10, "test": 60}  # images per class
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and where its object is.
+
+    Attributes:
+        image: RGB, SIDE × SIDE.
+        mask: True on the object's pixels.
+    """
+
+    image: Image.Image
+    mask: Bool[np.ndarray, "H W"]
+
+
+def pretraining_pairs() -> list[tuple[str, str]]:
+    """All other pairs: what the tiny CLIP was trained on."""
+    return [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in BENCHMARK_PAIRS]
+
+
+def draw_scene(colour: str, shape: str, rng: np.random.Generator) -> Scene:
+    """Draws one scene of a class."""
+    side = SIDE * SUPERSAMPLING
+    canvas = Image.new("RGB", (side, side), _vary(rng, rng.integers(40, 216, 3)))
+    pen = ImageDraw.Draw(canvas)
+    palette = list(COLOURS.values())
+    for _ in range(rng.integers(*CLUTTER_COUNT)):
+        outline = shape_outline(
+            SHAPES[rng.integers(len(SHAPES))],
+            rng.uniform(0, side, 2),
+            side * rng.uniform(*CLUTTER_RADIUS),
+            rng.uniform(0, 2 * np.pi),
+        )
+        pen.polygon(outline, fill=_vary(rng, np.array(palette[rng.integers(len(palette))])))
+    radius = side * rng.uniform(*OBJECT_RADIUS)
+    centre = rng.uniform(radius, side - radius, 2)
+    outline = shape_outline(shape, centre, radius, rng.uniform(0, 2 * np.pi))
+    pen.polygon(outline, fill=_vary(rng, np.array(COLOURS[colour])))
+    stencil = Image.new("L", (side, side))
+    ImageDraw.Draw(stencil).polygon(outline, fill=255)
+    pixels = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
+    pixels = np.clip(pixels + rng.normal(scale=PIXEL_NOISE, size=pixels.shape), 0, 255)
+    mask = np.asarray(stencil.resize((SIDE, SIDE), Image.Resampling.BOX)) > 127
+    return Scene(Image.fromarray(pixels.astype(np.uint8)), mask)
+
+
+def shape_outline(
+    shape: str, centre: np.ndarray, radius: float, angle: float
+) -> list[tuple[float, float]]:
+    """A polygon of the shape, turned by `angle`, within `radius` of the centre."""
+    points = _corners()[shape] * (radius * np.exp(1j * angle)) + complex(*centre)
+    return list(zip(points.real.tolist(), points.imag.tolist(), strict=True))
+
+
+@cache
+def _corners() -> dict[str, np.ndarray]:
+    """Each shape in the unit circle, corners as complex numbers."""
+    turn = np.exp(2j * np.pi * np.arange(40) / 40)
+    tips = np.exp(2j * np.pi * np.arange(10) / 10)
+    bay = 0.45 - 0.68 * np.exp(1j * np.pi * np.linspace(-0.72, 0.72, 30)[::-1])
+    arm = 0.3
+    quarter = np.array([arm + arm * 1j, arm + 1j, -arm + 1j])
+    return {
+        "circle": turn,
+        "square": np.exp(2j * np.pi * (np.arange(4) + 0.5) / 4),
+        "triangle": np.exp(2j * np.pi * np.arange(3) / 3),
+        "star": tips * np.where(np.arange(10) % 2, 0.42, 1.0),
+        "cross": np.concatenate([quarter * 1j**k for k in range(4)]) / abs(1 + arm * 1j),
+        "ring": np.concatenate([turn, [1.0], 0.55 * turn[::-1], [0.55]]),
+        "crescent": np.concatenate([turn[4:37], bay]),
+        "arrow": np.array([1, 0.9j, 0.35j, -1 + 0.35j, -1 - 0.35j, -0.35j, -0.9j]),
+        "diamond": np.array([1, 0.55j, -1, -0.55j]),
+        "hexagon": np.exp(2j * np.pi * np.arange(6) / 6),
+    }
+
+
+def _vary(rng: np.random.Generator, colour: np.ndarray) -> tuple[int, ...]:
+    varied = colour + rng.integers(-COLOUR_NOISE, COLOUR_NOISE + 1, 3)
+    return tuple(int(v) for v in np.clip(varied, 0, 255))
+
+
+@dataclass(frozen=True, eq=False)
+class ShapesSplit(Split):
+    """Scenes drawn when asked for; a key fixes its scene."""
+
+    def scene(self, index: int) -> Scene:
+        """Draws scene `index`."""
+        split, name, number = self.keys[index].split("/")
+        colour, shape = name.split(" ")
+        entropy = (list(SPLIT_SIZES).index(split), int(self.labels[index]), int(number))
+        return draw_scene(colour, shape, np.random.default_rng(entropy))
+
+    def image(self, index: int) -> Image.Image:
+        """The scene's picture."""
+        return self.scene(index).image
+
+
+def load_shapes() -> Dataset:
+    """The benchmark: 10 classes, 400 / 100 / 600 scenes."""
+    names = [" ".join(pair) for pair in BENCHMARK_PAIRS]
+    splits = {
+        split: ShapesSplit(
+            Path(),
+            tuple(f"{split}/{name}/{i:03}" for name in names for i in range(size)),
+            np.repeat(np.arange(len(names), dtype=np.int32), size),
+        )
+        for split, size in SPLIT_SIZES.items()
+    }
+    return Dataset(tuple(names), splits["train"], splits["validation"], splits["test"])

@@ -96,6 +96,21 @@ def build_towers(
     return vision, text, float(np.exp(logit_scale.astype(np.float64).reshape(())))
 
 
+def hugging_face_tensors(vision: VisionTower, text: TextTower) -> Tensors:
+    """The towers' variables under Hugging Face's names, in PyTorch's layout: the way back."""
+    tensors: Tensors = {}
+    for tower, names in ((vision, VISION_NAMES), (text, TEXT_NAMES)):
+        for path, variable in nnx.to_flat_state(nnx.state(tower)):
+            value = np.asarray(variable[...])
+            if path[-1] == "kernel":
+                value = value.T
+            if path[0] == "patch_embedding":
+                side = vision.config.patch_size
+                value = value.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+            tensors[_hugging_face_name(path, names)] = np.ascontiguousarray(value)
+    return tensors
+
+
 def _hugging_face_name(path: tuple, names: dict[str, str]) -> str:
     head, *rest = path
     return ".".join([names[head], *(LAYER_NAMES.get(part, str(part)) for part in rest)])

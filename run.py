@@ -1,4 +1,4 @@
-"""Trains and measures FG-VPL: `python run.py --config=configs/eurosat.py --workdir=W`."""
+"""Trains, measures and uses FG-VPL: `python run.py --config=configs/eurosat.py --workdir=W`."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,15 @@ from fgvpl_jax.errors import UserError
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate a trained run."
+    "mode",
+    "train",
+    ["train", "evaluate", "predict"],
+    "train: train and evaluate; evaluate: a trained run again; predict: photos named after the "
+    "flags, files or folders, by a trained run.",
 )
+TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
+JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
+OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
 
 MISTAKE = 2
 INTERRUPTED = 130
@@ -22,22 +29,23 @@ def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
     try:
+        if WORKDIR.value is None:
+            raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
+        if MODE.value == "predict":
+            return predict(argv[1:])
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")
-        results = run_mode()
+        print_results(train_or_evaluate())
     except UserError as error:
         return complain(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    print_results(results)
     return 0
 
 
-def run_mode() -> dict:
+def train_or_evaluate() -> dict:
     """Calls what the flags name."""
-    if WORKDIR.value is None:
-        raise UserError("no --workdir: name a folder for the run, such as --workdir=runs/eurosat")
     from fgvpl_jax.apps import experiment
     from fgvpl_jax.apps.workdir import Workdir
 
@@ -49,22 +57,31 @@ def run_mode() -> dict:
     return experiment.train_and_evaluate(CONFIG.value, workdir)
 
 
+def predict(arguments: list[str]) -> int:
+    """Prints a prediction a photo; exit code 2 if a photo could not be read."""
+    from fgvpl_jax.apps import predict as prediction
+    from fgvpl_jax.apps.classifier import load_classifier
+
+    photos = prediction.find_photos(arguments)
+    classifier = load_classifier(WORKDIR.value)
+    unreadable = 0
+    for result in prediction.predict_files(classifier, photos, TOP_K.value, OVERLAY_DIR.value):
+        if isinstance(result, UserError):
+            unreadable += 1
+            complain(result)
+        else:
+            print(prediction.as_json(result) if JSON.value else prediction.as_text(result))
+    if unreadable:
+        complain(f"{unreadable} of {len(photos)} photos could not be read")
+    return MISTAKE if unreadable else 0
+
+
 def print_results(results: dict) -> None:
     """The figures a person wants first; all of them are in results.json."""
-    for weight, accuracy in results["validation_accuracy"].items():
-        print(f"validation accuracy at cache_logit_weight {weight}: {accuracy:.2%}")
-    print(f"cache_logit_weight: {results['cache_logit_weight']}")
-    for line in results["unreadable"] if results["test_accuracy"] is not None else ():
-        print(f"not read: {line}")
-    if results["test_accuracy"] is None:
-        print("no test split: nothing to measure on")
-        return
-    for name, prefix in (("zero-shot CLIP", "zero_shot"), ("FG-VPL", "test")):
-        print(
-            f"{name}: {results[f'{prefix}_accuracy']:.2%} of {results['test_images_read']} test "
-            f"images (mean over classes {results[f'{prefix}_mean_class_accuracy']:.2%}, "
-            f"NLL {results[f'{prefix}_nll']:.3f}, ECE {results[f'{prefix}_ece']:.3f})"
-        )
+    from fgvpl_jax.reporting.summary import summary_lines
+
+    for line in summary_lines(results):
+        print(line)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -76,7 +93,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except AttributeError as error:  # ml_collections: an override of a field that is not there
-        sys.exit(complain(f"unknown config field {error}; the fields are in configs/common.py"))
+        sys.exit(
+            complain(
+                f"unknown config field {error}; the fields are in fgvpl_jax/apps/default_config.py"
+            )
+        )
     except (flags.Error, TypeError, ValueError) as error:
         sys.exit(complain(error))
 

@@ -2,8 +2,11 @@
 
     python run.py --config=configs/folder.py --config.data.root=~/photos --workdir=runs/photos
 
-Or `train/`, `val/` and `test/` folders of class folders below the root.
+Or `train/`, `val/` and `test/` folders of class folders below the root, or a list of photos:
+`--config.data.root=~/photos/list.csv` with columns path, label and, if wanted, split.
 """
+
+from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -12,4 +15,5 @@ def get_config():
     config = common.get_config()
     config.benchmark = "folder"
     config.data.source = "folder"
+    config.shots = placeholder(int)  # all there are
     return config

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgvpl_jax.apps.classifier import fit, load_classifier
     from fgvpl_jax.clip import load_clip
     from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
     from fgvpl_jax.visual_prompt import (
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "fit": "fgvpl_jax.apps.classifier",
+    "load_classifier": "fgvpl_jax.apps.classifier",
     "load_clip": "fgvpl_jax.clip",
     "attention_map": "fgvpl_jax.visual_prompt",
     "otsu_threshold": "fgvpl_jax.visual_prompt",
@@ -35,7 +38,9 @@ __all__ = [
     "TwoPathwayHead",
     "VisualCache",
     "attention_map",
+    "fit",
     "largest_component",
+    "load_classifier",
     "load_clip",
     "object_mask",
     "otsu_threshold",

@@ -28,7 +28,7 @@ def run(*arguments):
         (["--config=configs/eurosat.py", "--config.shotz=3"], "unknown config field"),
         (["--config=configs/eurosat.py", "--config.data.rot=3"], '"root" instead of "rot"'),
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
-        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate>"),
+        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate|predict>"),
         (["--config=configs/eurosat.py", "--confg=x"], "confg"),
         (["--config=configs/eurosat.py", "eight"], "'eight'"),
         (["--config=configs/eurosat.py"], "--workdir"),

@@ -30,6 +30,7 @@ class Workdir:
         self.few_shot_file = self.path / "few_shot.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.results_file = self.path / "results.json"
+        self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
 
     def stored_config(self) -> ConfigDict:

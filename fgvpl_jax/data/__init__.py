@@ -3,8 +3,10 @@
 from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
 from fgvpl_jax.data.coop import load_coop, read_split_file
 from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record
-from fgvpl_jax.data.folder import load_folder
+from fgvpl_jax.data.folder import image_files, load_folder
 from fgvpl_jax.data.images import UnreadableImage, decode_image
+from fgvpl_jax.data.manifest import load_manifest
+from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
 from fgvpl_jax.data.splits import Dataset, Split
 from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
 
@@ -13,6 +15,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "FewShot",
+    "ShapesSplit",
     "Split",
     "Transform",
     "UnreadableImage",
@@ -21,8 +24,11 @@ __all__ = [
     "draw_few_shot",
     "eval_batches",
     "few_shot_record",
+    "image_files",
     "load_coop",
     "load_folder",
+    "load_manifest",
+    "load_shapes",
     "random_crop_and_flip",
     "read_split_file",
     "train_batches",

@@ -17,21 +17,23 @@ class FewShot:
     """One draw.
 
     Attributes:
-        shots: Images per class asked for.
+        shots: Images per class asked for; None for all.
         seed: Of the draw.
         class_names: In label order.
         support: The training images, class by class.
         validation: min(shots, 4) per class; None where the data leaves none.
     """
 
-    shots: int
+    shots: int | None
     seed: int
     class_names: tuple[str, ...]
     support: Split
     validation: Split | None
 
 
-def draw_few_shot(dataset: Dataset, shots: int, seed: int, allow_fewer: bool = False) -> FewShot:
+def draw_few_shot(
+    dataset: Dataset, shots: int | None, seed: int, allow_fewer: bool = False
+) -> FewShot:
     """Draws support and validation images per class.
 
     Each class's images, sorted by name, are shuffled once by (seed, label), and the first `shots`
@@ -41,7 +43,7 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, allow_fewer: bool = F
 
     Args:
         dataset: Where to draw from.
-        shots: Images per class.
+        shots: Images per class; None takes all.
         seed: Not negative.
         allow_fewer: Take all of a class that has fewer images than shots.
     Raises:
@@ -49,26 +51,27 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, allow_fewer: bool = F
     """
     num_classes = len(dataset.class_names)
     orders = [_shuffled(dataset.train, label, (seed, label)) for label in range(num_classes)]
+    fewest = 1 if shots is None or allow_fewer else shots
     short = [
         f"{name} ({len(order)})"
         for name, order in zip(dataset.class_names, orders, strict=True)
-        if len(order) < (1 if allow_fewer else shots)
+        if len(order) < fewest
     ]
     if short:
-        remedy = "remove it" if allow_fewer else "lower --config.shots or add "
-        remedy += "" if allow_fewer else "--config.allow_fewer=True"
+        mend = "remove the class, or " if fewest == 1 else "lower --config.shots, set "
+        mend += "add some" if fewest == 1 else "--config.allow_fewer=True, or add some"
         raise UserError(
-            f"fewer than {1 if allow_fewer else shots} training images in {len(short)} of "
-            f"{num_classes} classes: {', '.join(short[:5])}: {remedy}"
+            f"fewer than {fewest} training images in {len(short)} of {num_classes} classes: "
+            f"{', '.join(short[:5])}: {mend}"
         )
-    most = min(shots, MOST_VALIDATION_SHOTS)
+    most = MOST_VALIDATION_SHOTS if shots is None else min(shots, MOST_VALIDATION_SHOTS)
     support = dataset.train.select([i for order in orders for i in order[:shots]])
     if dataset.validation is not None:
         source = dataset.validation
         drawn = [_shuffled(source, label, (seed, label, 1))[:most] for label in range(num_classes)]
     else:
         source = dataset.train
-        drawn = [order[shots : shots + most] for order in orders]
+        drawn = [[] if shots is None else order[shots : shots + most] for order in orders]
     indices = [i for order in drawn for i in order]
     validation = source.select(indices) if indices else None
     return FewShot(shots, seed, dataset.class_names, support, validation)
@@ -93,10 +96,11 @@ def _shuffled(split: Split, label: int, entropy: tuple[int, ...]) -> list[int]:
 
 
 def _keys_by_class(split: Split, class_names: tuple[str, ...]) -> dict[str, list[str]]:
-    # By position, not by name: ImageNet has two names twice.
     rows = [
-        [split.keys[i] for i in np.flatnonzero(split.labels == c)] for c in range(len(class_names))
+        [split.keys[i] for i in np.flatnonzero(split.labels == label)]
+        for label in range(len(class_names))
     ]
+    # ImageNet has two names twice.
     twice = len(set(class_names)) < len(class_names)
     return {
         f"{label} {name}" if twice else name: keys

@@ -1,7 +1,7 @@
 """One's own photos: a folder of class folders, or one such folder per split."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from absl import logging
@@ -88,7 +88,7 @@ def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
     """Refuses what leaves nothing to tell apart."""
     if len(classes) < 2:
         raise UserError(
-            f"{place} has {len(classes)} class folders: put the photos of each class into a folder "
+            f"{place} has {len(classes)} class(es): put the photos of each class into a folder "
             "named as the class, at least two of them"
         )
     return classes
@@ -111,23 +111,14 @@ def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Spl
     for label, folder in enumerate(folders):
         if folder is None:
             continue
-        files = [
-            path
-            for path in folder.rglob("*")
-            if path.is_file()
-            and not any(p.startswith((".", "__")) for p in path.relative_to(place).parts)
-        ]
-        found = sorted(
-            path.relative_to(base).as_posix()
-            for path in files
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        )
+        files = image_files(folder, IMAGE_SUFFIXES)
+        found = [path.relative_to(base).as_posix() for path in files]
         if not found:
             raise UserError(
                 f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): add some, or "
                 "remove the folder"
             )
-        foreign += sum(path.suffix.lower() in FOREIGN_SUFFIXES for path in files)
+        foreign += len(image_files(folder, FOREIGN_SUFFIXES))
         images += [(key, label) for key in found]
     if foreign:
         logging.warning(
@@ -137,3 +128,14 @@ def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Spl
             ", ".join(sorted(FOREIGN_SUFFIXES)),
         )
     return make_split(base, images)
+
+
+def image_files(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Files of these endings at any depth, in path order; hidden ones left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )

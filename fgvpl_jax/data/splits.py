@@ -1,7 +1,7 @@
 """What every source of data comes down to: class names and up to three splits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +38,10 @@ class Split:
 
     def select(self, indices: Sequence[int]) -> "Split":
         """The images at `indices`, in that order."""
-        return Split(
-            self.root,
-            tuple(self.keys[i] for i in indices),
-            self.labels[np.asarray(indices, np.int64)],
+        return replace(
+            self,
+            keys=tuple(self.keys[i] for i in indices),
+            labels=self.labels[np.asarray(indices, np.int64)],
         )
 
 

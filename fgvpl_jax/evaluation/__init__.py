@@ -1,6 +1,17 @@
 """Accuracy and calibration, selection on validation only."""
 
+from fgvpl_jax.evaluation.calibration import fit_temperature
 from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, choose_cache_logit_weight
+from fgvpl_jax.evaluation.mask_iou import MaskIoU, mask_iou
 from fgvpl_jax.evaluation.metrics import Scores, score
 
-__all__ = ["Evaluator", "Predictions", "Scores", "choose_cache_logit_weight", "score"]
+__all__ = [
+    "Evaluator",
+    "MaskIoU",
+    "Predictions",
+    "Scores",
+    "choose_cache_logit_weight",
+    "fit_temperature",
+    "mask_iou",
+    "score",
+]

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from fgvpl_jax.data import Split, Transform, eval_batches
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation.metrics import score
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import batch_size_for, replicate, split_batch
 
@@ -26,12 +25,16 @@ class Predictions:
         logits: The trained model's.
         zero_shot_logits: Plain CLIP's, from the same pixels.
         labels: True classes.
+        object_masks: Patches of the object, row-major.
+        indices: Places of the images in the split.
         unreadable: "path: reason" of every image that could not be decoded.
     """
 
     logits: Float[np.ndarray, "N k"]
     zero_shot_logits: Float[np.ndarray, "N k"]
     labels: Int[np.ndarray, "N"]
+    object_masks: Bool[np.ndarray, "N n"]
+    indices: Int[np.ndarray, "N"]
     unreadable: tuple[str, ...]
 
 
@@ -66,9 +69,11 @@ class Evaluator:
         self._mesh = mesh
 
         @jax.jit
-        def both_logits(state, cache, cache_logit_weight, images):
+        def outputs(state, cache, cache_logit_weight, images):
             model = nnx.merge(graphdef, *state)
-            return model(images, cache, cache_logit_weight), model.zero_shot_logits(images)
+            features = model.features(images)
+            logits = model.logits(features, cache, cache_logit_weight)
+            return logits, model.zero_shot_logits(images), features.object_mask
 
         @jax.jit
         def features(state, images):
@@ -78,7 +83,7 @@ class Evaluator:
         def logits_of(state, cache, cache_logit_weight, features):
             return nnx.merge(graphdef, *state).logits(features, cache, cache_logit_weight)
 
-        self._both_logits, self._features, self._logits_of = both_logits, features, logits_of
+        self._outputs, self._features, self._logits_of = outputs, features, logits_of
 
     def predict(self, split: Split, cache_logit_weight: float, *, name: str) -> Predictions:
         """Logits of every readable image of a split.
@@ -91,45 +96,38 @@ class Evaluator:
             UserError: If not one image is readable.
         """
         weight = self._scalar(cache_logit_weight)
-        logits: list[np.ndarray] = []
-        zero_shot: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
+        columns: list[tuple[np.ndarray, ...]] = []
         unreadable: list[str] = []
         for batch in self._batches(split, name):
             unreadable += batch.unreadable
-            ours, plain = jax.device_get(
-                self._both_logits(
-                    self._state, self._cache, weight, split_batch(self._mesh, batch.images)
-                )
-            )
+            images = split_batch(self._mesh, batch.images)
+            outputs = jax.device_get(self._outputs(self._state, self._cache, weight, images))
             real = batch.weights > 0
-            logits.append(ours[real])
-            zero_shot.append(plain[real])
-            labels.append(batch.labels[real])
-        if not sum(map(len, labels)):
-            raise UserError(f"none of the {len(split)} {name} images can be read: {unreadable[0]}")
-        return Predictions(
-            np.concatenate(logits),
-            np.concatenate(zero_shot),
-            np.concatenate(labels),
-            tuple(unreadable),
+            columns.append(tuple(x[real] for x in (*outputs, batch.labels, batch.indices)))
+        logits, zero_shot, masks, labels, indices = (
+            np.concatenate(column) for column in zip(*columns, strict=True)
         )
+        if not len(labels):
+            raise UserError(f"none of the {len(split)} {name} images can be read: {unreadable[0]}")
+        return Predictions(logits, zero_shot, labels, masks, indices, tuple(unreadable))
 
-    def accuracy_by_cache_weight(
+    def logits_by_cache_weight(
         self, split: Split, cache_logit_weights: Sequence[float]
-    ) -> dict[float, float]:
-        """Accuracy on a split at each λ; the images are encoded once and nothing is retraced."""
-        logits: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
+    ) -> tuple[dict[float, Float[np.ndarray, "N k"]], Int[np.ndarray, "N"]]:
+        """Logits of a split at each λ, and the labels of its readable images.
+
+        The images are encoded once and nothing is retraced.
+        """
+        rows: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
         labels = []
         for batch in self._batches(split, "validation"):
             features = self._features(self._state, split_batch(self._mesh, batch.images))
             real = batch.weights > 0
             labels.append(batch.labels[real])
-            for weight, rows in logits.items():
-                all_rows = self._logits_of(self._state, self._cache, self._scalar(weight), features)
-                rows.append(np.asarray(all_rows)[real])
-        truth = np.concatenate(labels)
-        return {w: score(np.concatenate(rows), truth).accuracy for w, rows in logits.items()}
+            for weight in cache_logit_weights:
+                logits = self._logits_of(self._state, self._cache, self._scalar(weight), features)
+                rows[weight].append(np.asarray(logits)[real])
+        return {weight: np.concatenate(r) for weight, r in rows.items()}, np.concatenate(labels)
 
     def _batches(self, split: Split, name: str):
         size = batch_size_for(self._mesh, self._batch_size, len(split))

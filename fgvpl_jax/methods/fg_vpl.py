@@ -87,6 +87,11 @@ class FGVPL(nnx.Module):
             cache_logit_weight=cache_logit_weight,
         )
 
+    def affinity(self, features: ImageFeatures, cache: VisualCache) -> Float[Array, "b s"]:
+        """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
+        adapt = self.head.visual_adapter
+        return adapt(features.image) @ adapt(cache.image).T
+
     def __call__(
         self,
         images: UInt8[Array, "b H W 3"],

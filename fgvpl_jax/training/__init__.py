@@ -2,7 +2,7 @@
 
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Provenance
-from fgvpl_jax.training.loop import train
+from fgvpl_jax.training.loop import restore_model, train
 from fgvpl_jax.training.mesh import batch_size_for, data_mesh, replicate, split_batch
 from fgvpl_jax.training.step import TrainState, make_optimizer, make_train_step, split_model
 
@@ -16,6 +16,7 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "replicate",
+    "restore_model",
     "split_batch",
     "split_model",
     "train",

@@ -1,6 +1,6 @@
 """Checkpoints of what training changes; the frozen backbone is named, not copied."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,20 @@ class Checkpoints:
         """Number of finished epochs in the newest checkpoint; None where there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
+
+    @staticmethod
+    def read_provenance(directory: Path) -> Provenance:
+        """What the newest checkpoint in a folder belongs to.
+
+        Raises:
+            UserError: If there is none.
+        """
+        with ocp.training.Checkpointer(directory.absolute()) as checkpointer:
+            latest = checkpointer.latest
+            if latest is None:
+                raise UserError(f"no checkpoint in {directory}: train first (--mode=train)")
+            saved = checkpointer.metadata(latest.step).custom_metadata
+        return Provenance(**{field.name: saved[field.name] for field in fields(Provenance)})
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Keeps the state after `epoch` whole epochs; returns once it is on disk."""

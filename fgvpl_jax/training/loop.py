@@ -103,6 +103,14 @@ def train(
     nnx.update(model, state.trainable)
 
 
+def restore_model(model: FGVPL, checkpoints: Checkpoints, mesh: Mesh) -> int | None:
+    """Puts the newest checkpoint's parameters into a model; returns its number of epochs."""
+    _, trainable, _ = split_model(model)
+    state = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
+    nnx.update(model, state.trainable)
+    return checkpoints.latest_epoch
+
+
 def epoch_line(epoch: int, per_step: list[StepMetrics], started: float) -> dict[str, float | int]:
     """One line of `metrics.jsonl`; epochs count from 1; images are augmented.
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgvpl_jax.apps import experiment
+from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
@@ -47,7 +48,9 @@ def test_a_run_leaves_what_is_promised(finished):
     assert results["method"] == "fg_vpl"
     assert results["cache_logit_weight"] in (0.0, 1.0, 4.0)
     assert 0 <= results["test_accuracy"] <= 1
-    assert results["test_accuracy"] >= results["zero_shot_accuracy"]
+    assert results["temperature_fitted_on"] == "validation"
+    assert results["test_nll_tempered"] > 0
+    assert (path / "support.npz").exists()
     assert [line["epoch"] for line in metrics(path)] == [1, 2, 3, 4]
     stored = json.loads((path / "config.json").read_text())
     assert stored["config"]["shots"] == 3
@@ -64,7 +67,7 @@ def test_evaluating_again_gives_the_same_to_the_last_digit(finished):
 
 def test_training_again_trains_nothing(finished, monkeypatch):
     config, path, results = finished
-    monkeypatch.setattr(experiment, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "train", lambda *a, **k: pytest.fail("trained again"))
     assert without_times(run(config, path)) == without_times(results)
 
 
@@ -109,9 +112,9 @@ def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, m
         events.append("selected")
         return result
 
-    original_select = experiment.select_cache_logit_weight
+    original_select = experiment.select
     monkeypatch.setattr(Split, "image", spy)
-    monkeypatch.setattr(experiment, "select_cache_logit_weight", select)
+    monkeypatch.setattr(experiment, "select", select)
     results = run(tiny_config, tmp_path / "W")
     assert "test" not in events[: events.index("selected")]
     assert events.count("test") == results["counts"]["test"]  # and then once
@@ -152,6 +155,8 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
     [
         ("method", "coop", "method is 'coop'"),
         ("epochs", 0, "epochs is 0"),
+        ("seed", -1, "seed is -1"),
+        ("cv_folds", 1, "cv_folds is 1"),
         ("shots", 50, "allow_fewer"),
         ("data.source", "tar", "data.source is 'tar'"),
         ("data.root", "/no/such/place", "/no/such/place"),

@@ -153,8 +153,8 @@ def test_a_class_may_be_called_train(tmp_path):
     [
         (["sea_lion/1.png", "Sea  lion/1.png"], "'Sea  lion' and 'sea_lion'.*both class"),
         (["cafe\u0301/1.png", "caf\u00e9/1.png"], "both class"),
-        (["only/1.png"], "1 class folders"),
-        (["1.png"], "0 class folders"),
+        (["only/1.png"], "1 class"),
+        (["1.png"], "0 class"),
         (["a/1.png", "b/readme.txt"], "b holds no image"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png", "test/a/1.png"], r"lacks: \['c'\]"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "both val and valid"),

@@ -1,0 +1,20 @@
+"""The demonstration: drawn scenes and a tiny CLIP that lies in this repository.
+
+    make demo
+
+Ten pairs of colour and shape that the CLIP of `demo/clip` never saw together.
+"""
+
+from pathlib import Path
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.benchmark = "shapes"
+    config.clip = str(Path(__file__).resolve().parents[1] / "demo" / "clip")
+    config.data.source = "shapes"
+    config.data.templates = ("a drawing of a {}.",)
+    config.epochs = 40
+    return config

@@ -1,0 +1,218 @@
+"""A trained run, ready to use: photos in, class names and reasons out."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from fgvpl_jax.apps.default_config import get_config
+from fgvpl_jax.apps.experiment import train_and_evaluate
+from fgvpl_jax.apps.run_setup import build_model
+from fgvpl_jax.apps.workdir import Workdir, read_json
+from fgvpl_jax.clip import load_clip
+from fgvpl_jax.data import decode_image
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
+
+Photo = str | Path | Image.Image | np.ndarray
+
+BATCH_SIZE = 64
+NUM_SIMILAR = 3
+
+
+@dataclass(frozen=True)
+class Similar:
+    """A training photo that the cache finds close.
+
+    Attributes:
+        path: Where it lay when the classifier was trained.
+        class_name: Its class.
+        similarity: Cosine of the adapted image features (Eq. 17).
+    """
+
+    path: Path
+    class_name: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one photo, best class first.
+
+    Attributes:
+        name: The photo's path; its place in the list if it came without one.
+        class_names: The k best.
+        probabilities: Of those, tempered as the run was calibrated; over all classes they sum to 1.
+        attention_map: Significance of each patch of the centred crop that the model saw.
+        object_mask: The patches of the object.
+        similar: The closest training photos.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    attention_map: Float[np.ndarray, "gh gw"]
+    object_mask: Bool[np.ndarray, "gh gw"]
+    similar: tuple[Similar, ...]
+
+
+class Classifier:
+    """Made by `load_classifier` or `fit`.
+
+    Attributes:
+        workdir: Where the run lies.
+        class_names: In label order.
+        results: The run's `results.json`.
+    """
+
+    def __init__(self, workdir: Workdir):
+        config = workdir.stored_config()
+        if not workdir.results_file.exists():
+            raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
+        self.workdir = workdir.path
+        self.results: dict[str, Any] = read_json(workdir.results_file)
+        self._photos = Path(config.data.root).expanduser() / config.data.image_dir
+        self._clip = load_clip(config.clip)
+        saved = Checkpoints.read_provenance(workdir.checkpoints)
+        self.class_names = tuple(saved.class_names)
+        model = build_model(config, self._clip, self.class_names)
+        identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
+        checkpoints = Checkpoints(
+            workdir.checkpoints, Provenance(saved.method, saved.class_names, identity, saved.seed)
+        )
+        restore_model(model, checkpoints, data_mesh())
+        checkpoints.close()
+        with np.load(workdir.support_file) as support:
+            self._support_keys = [str(key) for key in support["keys"]]
+            self._cache = VisualCache(*(jnp.asarray(support[name]) for name in VisualCache._fields))
+        self._grid = self._clip.vision.grid
+        graphdef, state = nnx.split(model)
+        self._state = jax.device_put(state)
+
+        @jax.jit
+        def explain(state, cache, cache_logit_weight, temperature, images):
+            model = nnx.merge(graphdef, state)
+            features = model.features(images)
+            logits = model.logits(features, cache, cache_logit_weight) / temperature
+            affinity = model.affinity(features, cache)
+            similar = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
+            return jax.nn.softmax(logits), features.attention_map, features.object_mask, similar
+
+        self._explain = explain
+
+    def predict(self, images: Photo | Sequence[Photo], top_k: int = 5) -> list[Prediction]:
+        """Classifies photos.
+
+        Args:
+            images: Paths, PIL images or uint8 arrays [H, W, 3]; one or several.
+            top_k: Classes to name, at most all.
+        Returns:
+            One prediction a photo, in order.
+        Raises:
+            UserError: If a photo cannot be read, or top_k is below 1.
+        """
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}: give 1 or more")
+        photos = [images] if isinstance(images, Photo) else list(images)
+        predictions: list[Prediction] = []
+        for start in range(0, len(photos), BATCH_SIZE):
+            predictions += self._predict(photos[start : start + BATCH_SIZE], start, top_k)
+        return predictions
+
+    def _predict(self, photos: list[Photo], start: int, top_k: int) -> list[Prediction]:
+        pixels = np.stack([self._clip.resize_and_crop(open_photo(photo)) for photo in photos])
+        size = 1 << (len(pixels) - 1).bit_length()  # few shapes, few compilations
+        pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
+        probabilities, maps, masks, (similarities, places) = jax.device_get(
+            self._explain(
+                self._state,
+                self._cache,
+                jnp.float32(self.results["cache_logit_weight"]),
+                jnp.float32(self.results["temperature"]),
+                pixels,
+            )
+        )
+        labels = np.asarray(self._cache.labels)
+        predictions = []
+        for row, photo in enumerate(photos):
+            best = np.argsort(-probabilities[row], kind="stable")[:top_k]
+            predictions.append(
+                Prediction(
+                    name=str(photo) if isinstance(photo, str | Path) else f"image {start + row}",
+                    class_names=tuple(self.class_names[c] for c in best),
+                    probabilities=tuple(float(probabilities[row, c]) for c in best),
+                    attention_map=maps[row].reshape(self._grid),
+                    object_mask=masks[row].reshape(self._grid),
+                    similar=tuple(
+                        Similar(
+                            self._photos / self._support_keys[place],
+                            self.class_names[labels[place]],
+                            float(similarity),
+                        )
+                        for place, similarity in zip(places[row], similarities[row], strict=True)
+                    ),
+                )
+            )
+        return predictions
+
+
+def open_photo(photo: Photo) -> Image.Image:
+    """A path, array or PIL image as an RGB image."""
+    if isinstance(photo, str | Path):
+        return decode_image(Path(photo).expanduser())
+    if isinstance(photo, Image.Image):
+        return photo.convert("RGB")
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
+        raise UserError(
+            f"an array must be uint8 of shape [H, W, 3], found {photo.dtype} {list(photo.shape)}"
+        )
+    return Image.fromarray(photo)
+
+
+def load_classifier(workdir: str | Path) -> Classifier:
+    """A finished run as a classifier.
+
+    Args:
+        workdir: The run's folder.
+    Raises:
+        UserError: If no finished run is there, or its backbone is gone or another.
+    """
+    return Classifier(Workdir(workdir))
+
+
+def fit(data: str | Path, *, workdir: str | Path | None = None, **settings: Any) -> Classifier:
+    """Trains on one's own photos and measures: `fit("~/photos").predict("new.jpg")`.
+
+    Args:
+        data: A folder of class folders, of train/val/test folders, or a .csv or .jsonl list.
+        workdir: Where the run is kept; None makes a new temporary folder.
+        **settings: Fields of the config, such as `clip`, `shots`, `seed` or `epochs`; `shots`
+            is None by default, which takes all photos.
+    Returns:
+        The classifier; `results` holds the estimate of its accuracy.
+    Raises:
+        UserError: For every mistake in data or settings.
+    """
+    config = get_config()
+    config.benchmark = "folder"
+    config.data.source = "folder"
+    config.data.root = str(data)
+    with config.ignore_type():
+        config.shots = None
+    unknown = settings.keys() - config.keys()
+    if unknown:
+        raise UserError(f"unknown setting {sorted(unknown)}: choose from {sorted(config)}")
+    with config.ignore_type():
+        config.update(settings)
+    place = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
+    train_and_evaluate(config, place)
+    return Classifier(place)

@@ -1,0 +1,98 @@
+"""An honest estimate where there are photos to train on and no others."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import binomtest
+
+from fgvpl_jax.apps.run_setup import Run
+from fgvpl_jax.training import Checkpoints
+
+CONFIDENCE = 0.95
+
+
+class HeldOut(NamedTuple):
+    """Logits of every support image by a model that was not trained on it.
+
+    Attributes:
+        logits: The trained models'.
+        zero_shot_logits: Plain CLIP's.
+        labels: True classes.
+    """
+
+    logits: Float[np.ndarray, "N k"]
+    zero_shot_logits: Float[np.ndarray, "N k"]
+    labels: Int[np.ndarray, "N"]
+
+
+def cross_validate(run: Run) -> HeldOut:
+    """Trains once per fold on the other folds' images and predicts the fold's.
+
+    Each fold leaves its own folder in `cv/`: an interrupted estimate goes on where it was.
+
+    Args:
+        run: Whose support images are parted into folds, each class evenly.
+    """
+    support = run.few_shot.support
+    folds = stratified_folds(support.labels, run.config.cv_folds, run.config.seed)
+    parts = []
+    for number in range(int(folds.max()) + 1):
+        place = run.workdir.path / "cv" / f"fold_{number + 1}"
+        place.mkdir(parents=True, exist_ok=True)
+        file = place / "held_out.npz"
+        if not file.exists():
+            print(f"fold {number + 1} of {int(folds.max()) + 1}")
+            save_arrays(file, **predict_fold(run, folds == number, place)._asdict())
+        with np.load(file) as saved:
+            parts.append(HeldOut(**saved))
+    return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
+    """Trains on the support images outside the fold and predicts those inside, at the set λ."""
+    support = run.few_shot.support
+    rest = support.select(np.flatnonzero(~held_out).tolist())
+    model = run.new_model()
+    checkpoints = Checkpoints(place / "checkpoints", run.provenance)
+    run.train(model, rest, checkpoints, place / "metrics.jsonl")
+    checkpoints.close()
+    evaluator, _ = run.evaluator(model, rest)
+    predictions = evaluator.predict(
+        support.select(np.flatnonzero(held_out).tolist()),
+        run.config.cache_logit_weight,
+        name="held out",
+    )
+    return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)
+
+
+def stratified_folds(
+    labels: Int[np.ndarray, "N"], num_folds: int, seed: int
+) -> Int[np.ndarray, "N"]:
+    """Fold of each image: every class spread evenly, and the folds of nearly one size.
+
+    A class of one image is held out once, and then has no image to be trained on.
+    """
+    rng = np.random.default_rng((seed, len(labels)))
+    order = np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    )
+    folds = np.empty(len(labels), np.int64)
+    # Counting through the classes, each begins where the one before it ended.
+    folds[order] = np.arange(len(labels)) % min(num_folds, len(labels))
+    return folds
+
+
+def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:
+    """95% Wilson interval of an accuracy."""
+    interval = binomtest(num_right, num_images).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def save_arrays(file: Path, **arrays: np.ndarray) -> None:
+    """Writes an .npz whole or not at all."""
+    temporary = file.with_suffix(".partial.npz")
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
+    os.replace(temporary, file)

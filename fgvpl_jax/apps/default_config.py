@@ -1,0 +1,54 @@
+"""Every field that a run has, with the defaults of the paper; benchmarks change only what differs.
+
+All equation numbers are the paper's. Command line: `--config.shots=8 --config.data.root=~/data`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The paper's settings, without data."""
+    config = ConfigDict()
+    config.method = "fg_vpl"
+    config.clip = "openai/clip-vit-base-patch16"  # a hub id or a local directory
+    config.benchmark = ""
+    config.shots = 16  # training images per class; None takes all
+    config.allow_fewer = False  # accept classes with fewer images than shots
+    config.seed = 1  # draws the images, initialises, shuffles, augments
+
+    config.data = ConfigDict()
+    # "coop": CoOp's split file; "folder": class folders or a list of photos; "shapes": drawn.
+    config.data.source = "coop"
+    # coop: the folder that holds the benchmarks' folders; folder: the class folders, or the list.
+    config.data.root = "."
+    config.data.split_file = ""  # coop: below root
+    config.data.image_dir = ""  # coop: below root; the split file's paths start here
+    config.data.templates = ("a photo of a {}.",)
+
+    # Section 3.1
+    config.num_prompts = 1
+    config.connectivity = 2  # of the largest area: 2 = 8 neighbours, 1 = 4 neighbours
+
+    # Section 3.2
+    config.text_residual_ratio = 0.05  # alpha of Eq. 10
+    config.object_logit_weight = 0.5  # beta of Eq. 19
+    config.cache_logit_weight = 1.0  # lambda of Eq. 19, in training
+    # Lambda for evaluation is chosen from these on the validation split; () keeps the above.
+    config.cache_logit_weight_grid = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    config.cache_refresh = "epoch"  # features of the cache: anew each "epoch", or "once"
+    config.object_query = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
+
+    # Section 4.2
+    config.epochs = 100
+    config.batch_size = 256  # at most the number of training images
+    config.learning_rate = 1e-3
+    config.weight_decay = 0.01
+
+    # Without a test split: folds of the cross-validated estimate, and whether probabilities are
+    # tempered by what validation (or the folds) showed of them.
+    config.cv_folds = 4
+    config.calibrate = True
+
+    config.eval_batch_size = 256
+    config.checkpoint_every_epochs = 10
+    return config

@@ -1,0 +1,168 @@
+"""From a config to everything a run needs; nothing is written here."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fgvpl_jax.apps.workdir import Workdir, read_json
+from fgvpl_jax.clip import CLIP, load_clip
+from fgvpl_jax.data import (
+    Dataset,
+    FewShot,
+    Split,
+    check_readable,
+    draw_few_shot,
+    few_shot_record,
+    load_coop,
+    load_folder,
+    load_manifest,
+    load_shapes,
+)
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation import Evaluator
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.recognition import VisualCache, class_text_features
+from fgvpl_jax.training import (
+    CacheBuilder,
+    Checkpoints,
+    Provenance,
+    batch_size_for,
+    data_mesh,
+    replicate,
+    split_model,
+    train,
+)
+
+CACHE_REFRESH = ("epoch", "once")
+POSITIVE = ("shots", "epochs", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a config resolves to."""
+
+    config: ConfigDict
+    workdir: Workdir
+    dataset: Dataset
+    few_shot: FewShot
+    clip: CLIP
+    mesh: Mesh
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the run's checkpoints must belong to."""
+        return Provenance(
+            method=FGVPL.name,
+            class_names=list(self.dataset.class_names),
+            backbone=asdict(self.clip.identity),
+            seed=self.config.seed,
+        )
+
+    def new_model(self) -> FGVPL:
+        """The model as it is before training, by the seed alone."""
+        return build_model(self.config, self.clip, self.dataset.class_names)
+
+    def train(
+        self, model: FGVPL, support: Split, checkpoints: Checkpoints, metrics_file: Path
+    ) -> None:
+        """Trains a model in place with the run's settings; a finished one is only restored."""
+        train(
+            model,
+            support,
+            self.config,
+            transform=self.clip.resize_and_crop,
+            image_size=self.clip.image_size,
+            checkpoints=checkpoints,
+            metrics_file=metrics_file,
+            mesh=self.mesh,
+        )
+
+    def evaluator(self, model: FGVPL, support: Split) -> tuple[Evaluator, VisualCache]:
+        """An evaluator of a trained model, with the cache of these images under it."""
+        graphdef, trainable, frozen = split_model(model)
+        trainable, frozen = replicate(self.mesh, (trainable, frozen))
+        build_cache = CacheBuilder(
+            graphdef,
+            support,
+            transform=self.clip.resize_and_crop,
+            batch_size=batch_size_for(self.mesh, self.config.batch_size, len(support)),
+            mesh=self.mesh,
+        )
+        cache = build_cache(trainable, frozen)
+        evaluator = Evaluator(
+            graphdef,
+            trainable,
+            frozen,
+            cache,
+            transform=self.clip.resize_and_crop,
+            batch_size=self.config.eval_batch_size,
+            mesh=self.mesh,
+        )
+        return evaluator, cache
+
+
+def prepare(config: ConfigDict, workdir: Workdir) -> Run:
+    """Resolves and checks a config: data, draw, backbone.
+
+    Raises:
+        UserError: For every mistake in config or data.
+    """
+    check_config(config)
+    workdir.check_is_free_for(config)
+    dataset = load_dataset(config)
+    few_shot = draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
+    record = few_shot_record(few_shot)
+    if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
+        raise UserError(
+            f"the images drawn now are not those of {workdir.few_shot_file}: the data at "
+            f"{config.data.root} changed since that run; restore it or choose another --workdir"
+        )
+    check_readable(few_shot.support)
+    run = Run(config, workdir, dataset, few_shot, load_clip(config.clip), data_mesh())
+    run.new_model()  # refuses what only the model can judge
+    return run
+
+
+def build_model(config: ConfigDict, clip: CLIP, class_names: tuple[str, ...]) -> FGVPL:
+    """The model of a config over these classes, freshly initialised."""
+    return FGVPL(
+        clip,
+        class_text_features(clip, class_names, config.data.templates),
+        num_prompts=config.num_prompts,
+        connectivity=config.connectivity,
+        text_residual_ratio=config.text_residual_ratio,
+        object_logit_weight=config.object_logit_weight,
+        object_query=config.object_query,
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses values that no run can have."""
+    if config.method != FGVPL.name:
+        raise UserError(f"method is {config.method!r}: this version has {FGVPL.name!r}")
+    if config.cache_refresh not in CACHE_REFRESH:
+        raise UserError(f"cache_refresh is {config.cache_refresh!r}: choose one of {CACHE_REFRESH}")
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}: give 0 or more")
+    if config.cv_folds < 2:
+        raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
+    for name in POSITIVE:
+        if config[name] is not None and config[name] < 1:
+            raise UserError(f"{name} is {config[name]}: give 1 or more")
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """The data that `config.data` names."""
+    data = config.data
+    if data.source == "coop":
+        return load_coop(data.root, data.split_file, data.image_dir)
+    if data.source == "folder":
+        is_list = Path(data.root).expanduser().is_file()
+        return load_manifest(data.root) if is_list else load_folder(data.root)
+    if data.source == "shapes":
+        return load_shapes()
+    raise UserError(f"data.source is {data.source!r}: choose 'coop', 'folder' or 'shapes'")

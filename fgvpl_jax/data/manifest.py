@@ -1,0 +1,76 @@
+"""One's own photos by a list: CSV or JSON lines of path, label and, if wanted, split."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fgvpl_jax.data.coop import check_present
+from fgvpl_jax.data.folder import SPLIT_FOLDERS, at_least_two, class_name
+from fgvpl_jax.data.splits import Dataset, make_split
+from fgvpl_jax.errors import UserError
+
+MANIFEST_SUFFIXES = (".csv", ".jsonl")
+
+
+def load_manifest(manifest: str) -> Dataset:
+    """Photos as a list names them.
+
+    Args:
+        manifest: A .csv file whose first line names its columns, or a .jsonl file with an object
+            a line; `path` (below the file's folder) and `label`, and optionally `split` ("train",
+            "val" or "test"; without it all are for training).
+    Raises:
+        UserError: If the file or a photo is missing, a line lacks something, a path leaves the
+            folder or stands in two splits, or a split has a class that training lacks.
+    """
+    file = Path(manifest).expanduser()
+    if file.suffix not in MANIFEST_SUFFIXES:
+        raise UserError(f"{manifest} is no list of photos: it must end in .csv or .jsonl")
+    rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    seen: dict[str, str] = {}
+    for number, row in enumerate(_rows(file), start=2 if file.suffix == ".csv" else 1):
+        where = f"{file}, line {number}"
+        path, label, split = (row.get(name) for name in ("path", "label", "split"))
+        role = SPLIT_FOLDERS.get(str(split or "train").lower())
+        if not path or label in (None, "") or role is None:
+            raise UserError(
+                f"{where}: needs a path, a label and, if any, a split of train, val or test; "
+                f"found {row}"
+            )
+        key = PurePosixPath(str(path))
+        if key.is_absolute() or ".." in key.parts:
+            raise UserError(f"{where}: {path!r} leaves the list's folder")
+        if seen.setdefault(str(key), role) != role:
+            raise UserError(f"{where}: {path!r} is in both {seen[str(key)]} and {role}")
+        rows[role].append((str(key), class_name(str(label))))
+    names = sorted({name for _, name in rows["train"]})
+    at_least_two(dict.fromkeys(names, file), file)
+    for role, members in rows.items():
+        unknown = sorted({name for _, name in members} - set(names))
+        if unknown:
+            raise UserError(f"{file}: {role} has classes that train lacks: {unknown[:5]}")
+    check_present(file.parent, seen, file)
+    label_of = {name: label for label, name in enumerate(names)}
+    train, validation, test = (
+        make_split(file.parent, [(key, label_of[name]) for key, name in members])
+        if members
+        else None
+        for members in rows.values()
+    )
+    assert train is not None
+    return Dataset(tuple(names), train, validation, test)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            if file.suffix == ".csv":
+                yield from csv.DictReader(stream)
+            else:
+                for line in filter(str.strip, stream):
+                    row = json.loads(line)
+                    yield row if isinstance(row, dict) else {"line": row}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as a list of photos: {error}") from error

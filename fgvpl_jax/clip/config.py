@@ -1,7 +1,7 @@
 """What a checkpoint's config.json says of the two towers."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ class TransformerConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name.endswith("token_id") else 1
+            if field.type is int and not (isinstance(value, int) and value >= least):
+                raise UserError(f"{field.name} is {value!r}: it must be a whole number >= {least}")
+        if not isinstance(self.layer_norm_eps, (int, float)) or self.layer_norm_eps <= 0:
+            raise UserError(f"layer_norm_eps is {self.layer_norm_eps!r}: it must be positive")
         if self.width % self.num_heads:
             raise UserError(
                 f"a width of {self.width} cannot be split into {self.num_heads} attention heads"
@@ -45,6 +52,13 @@ class VisionConfig(TransformerConfig):
     image_size: int = 224
     patch_size: int = 16
     embed_dim: int = 512
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patch_size > self.image_size:
+            raise UserError(
+                f"patches of {self.patch_size} do not fit images of {self.image_size} pixels"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -86,15 +100,23 @@ def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
         raise UserError(f"{file} has model_type {found!r}: only 'clip' checkpoints are supported")
     from transformers import CLIPConfig
 
-    config: Any = CLIPConfig.from_dict(raw)
+    try:
+        return _towers(CLIPConfig.from_dict(raw))
+    except Exception as error:  # transformers' own checks raise what derives from Exception alone
+        raise UserError(
+            f"{file} does not describe a CLIP: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _towers(config: Any) -> tuple[VisionConfig, TextConfig]:
     vision, text = config.vision_config, config.text_config
     if vision.num_channels != 3:
-        raise UserError(f"{file} wants {vision.num_channels} image channels: only 3 are supported")
+        raise UserError(f"it wants {vision.num_channels} image channels; only 3 are supported")
     return (
         VisionConfig(
             **_transformer(vision),
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
+            image_size=_side(vision.image_size),
+            patch_size=_side(vision.patch_size),
             embed_dim=config.projection_dim,
         ),
         TextConfig(
@@ -105,6 +127,13 @@ def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
             embed_dim=config.projection_dim,
         ),
     )
+
+
+def _side(size: Any) -> Any:
+    """A square may be written as its two sides; anything else stays, to be refused."""
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        return size[0]
+    return size
 
 
 def _transformer(config: Any) -> dict[str, Any]:

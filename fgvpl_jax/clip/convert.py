@@ -8,7 +8,7 @@ from flax import nnx
 
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.towers import TextTower, VisionTower
-from fgvpl_jax.clip.weights import KNOWN_BUFFERS, Tensors
+from fgvpl_jax.clip.weights import Tensors
 from fgvpl_jax.errors import UserError
 
 LOGIT_SCALE = "logit_scale"
@@ -51,10 +51,9 @@ def build_towers(
     """Both towers filled with a checkpoint's tensors, and exp(logit_scale).
 
     Raises:
-        UserError: If a tensor is missing, extra (known buffers apart) or of another shape; names
-            the tensors.
+        UserError: If a tensor is missing, extra or of another shape; names the tensors.
     """
-    left = {n: t for n, t in tensors.items() if not KNOWN_BUFFERS.fullmatch(n)}
+    left = dict(tensors)
     towers, missing, misshaped = [], [], []
     for tower, names in (
         (nnx.eval_shape(lambda: VisionTower(vision_config, rngs=nnx.Rngs(0))), VISION_NAMES),
@@ -68,16 +67,17 @@ def build_towers(
             if tensor is None:
                 missing.append(name)
                 continue
-            tensor = _to_our_layout(tensor, path)
-            if tensor.shape != variable.shape:
-                misshaped.append(f"{name} {tensors[name].shape}, wanted {variable.shape}")
+            # Compared before any transposition, which could make a wrong layout fit.
+            wanted = _hugging_face_shape(path, variable.shape, vision_config.patch_size)
+            if tensor.shape != wanted:
+                misshaped.append(f"{name} {tensor.shape}, wanted {wanted}")
                 continue
-            filled.append((path, variable.replace(jnp.asarray(tensor))))
+            filled.append((path, variable.replace(jnp.asarray(_to_our_layout(tensor, path)))))
         towers.append((graphdef, filled))
     logit_scale = left.pop(LOGIT_SCALE, None)
     if logit_scale is None:
         missing.append(LOGIT_SCALE)
-    elif logit_scale.size != 1:
+    elif logit_scale.size != 1:  # () or (1,): both are met
         misshaped.append(f"{LOGIT_SCALE} {logit_scale.shape}, wanted ()")
     for what, found in (
         ("lacks tensors", missing),
@@ -114,6 +114,12 @@ def hugging_face_tensors(vision: VisionTower, text: TextTower) -> Tensors:
 def _hugging_face_name(path: tuple, names: dict[str, str]) -> str:
     head, *rest = path
     return ".".join([names[head], *(LAYER_NAMES.get(part, str(part)) for part in rest)])
+
+
+def _hugging_face_shape(path: tuple, shape: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
+    if path[0] == "patch_embedding":
+        return (shape[1], 3, patch_size, patch_size)
+    return shape[::-1] if path[-1] == "kernel" else shape
 
 
 def _to_our_layout(tensor: np.ndarray, path: tuple) -> np.ndarray:

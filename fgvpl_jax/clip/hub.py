@@ -6,10 +6,23 @@ from pathlib import Path
 from fgvpl_jax.clip.weights import MSGPACK, PYTORCH, SAFETENSORS, SHARD_INDEX
 from fgvpl_jax.errors import UserError
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-SMALL_FILES = ["*.json", "*.txt"]
-# One format is enough; the first that a repository has is fetched, and no other.
-FORMATS = ([SAFETENSORS, SHARD_INDEX, "model-*.safetensors"], [MSGPACK], [PYTORCH])
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# By name: a pattern such as *.json would also fetch the small files of other formats.
+SMALL_FILES = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+]
+# One format is enough: the first whose first file the repository has.
+FORMATS = ([SAFETENSORS], [SHARD_INDEX, "model-*.safetensors"], [MSGPACK], [PYTORCH])
+# `snapshot_download` alone waits without end where packets are dropped.
+ANSWER_SECONDS = 10
 
 
 def find_checkpoint(path_or_hub_id: str) -> tuple[Path, str | None]:
@@ -17,33 +30,63 @@ def find_checkpoint(path_or_hub_id: str) -> tuple[Path, str | None]:
 
     Args:
         path_or_hub_id: An existing directory, or `owner/name` on the Hugging Face hub. The hub's
-            own cache is used, and `HF_HUB_OFFLINE=1` is honoured.
+            own cache is used, also where the hub cannot be reached; `HF_HUB_OFFLINE=1` is
+            honoured.
     Raises:
         UserError: If there is no such directory and the hub cannot supply it.
     """
     directory = Path(path_or_hub_id).expanduser()
-    if directory.is_dir():
+    if path_or_hub_id and directory.is_dir():
         return directory, None
-    if not HUB_ID.fullmatch(path_or_hub_id):
+    if directory.is_file() or not HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(
-            f"there is no directory {path_or_hub_id}: name a folder with a Hugging Face CLIP, "
+            f"there is no directory {path_or_hub_id!r}: name a folder with a Hugging Face CLIP, "
             "or a hub id such as openai/clip-vit-base-patch16"
         )
     return _fetch(path_or_hub_id)
 
 
 def _fetch(hub_id: str) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    # Broad on purpose: no network, no such repository, no access, an impossible name and a full
+    # disk each have an error of their own, some of them the HTTP library's.
+    try:
+        siblings = HfApi().model_info(hub_id, timeout=ANSWER_SECONDS).siblings or []
+    except Exception as error:
+        directory = _cached(hub_id)
+        if directory is None:
+            raise _refusal(hub_id, error) from error
+        return directory, directory.name
+    files = {sibling.rfilename for sibling in siblings}
+    weights = next((names for names in FORMATS if names[0] in files), None)
+    if weights is None:
+        raise UserError(
+            f"{hub_id} on the hub holds no weights that can be read: none of "
+            f"{', '.join(names[0] for names in FORMATS)}"
+        )
+    try:
+        directory = Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES, *weights]))
+    except Exception as error:
+        raise _refusal(hub_id, error) from error
+    return directory, directory.name
+
+
+def _refusal(hub_id: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"there is no directory {hub_id}, and the Hugging Face hub gives none ({reason}): "
+        "check the name and the network, or pass the folder of a downloaded checkpoint"
+    )
+
+
+def _cached(hub_id: str) -> Path | None:
+    """The latest copy in the hub's cache, with whatever weights it has; no network is used."""
     from huggingface_hub import snapshot_download
 
-    for weights in FORMATS:
-        try:
-            directory = Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES, *weights]))
-        except OSError as error:  # no network, no such repository, no cached copy, no access
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"there is no directory {hub_id}, and the Hugging Face hub gives none ({reason}): "
-                "check the name and the network, or pass the folder of a downloaded checkpoint"
-            ) from error
-        if any((directory / name).is_file() for name in weights):
-            return directory, directory.name
-    raise UserError(f"{hub_id} on the hub holds no CLIP weights: none of {SAFETENSORS}, {MSGPACK}")
+    try:
+        return Path(
+            snapshot_download(hub_id, allow_patterns=["config.json"], local_files_only=True)
+        )
+    except (OSError, ValueError):  # none; ValueError: a name that cannot be on the hub
+        return None

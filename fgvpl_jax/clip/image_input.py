@@ -10,54 +10,86 @@ from PIL import Image
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.errors import UserError
 
+# transformers 5 writes the second when it saves a whole CLIPProcessor.
+FILES = ("preprocessor_config.json", "processor_config.json")
+
 
 class ImageProcessor:
     """Resize of the shortest side (bicubic, antialiased), centre crop, normalisation.
 
     Attributes:
-        mean: float32 [3], of the normalisation.
-        std: float32 [3].
-        rescale_factor: What a byte is multiplied with before.
+        mean: float32 [3], of the normalisation; 0 where the checkpoint wants none.
+        std: float32 [3]; 1 where the checkpoint wants none.
+        rescale_factor: What a byte is multiplied with before; 1 where the checkpoint wants none.
 
     Args:
-        directory: Holds preprocessor_config.json.
+        directory: Holds preprocessor_config.json, or processor_config.json.
         config: Of the image tower that will see the pixels.
     Raises:
-        UserError: If the file is missing or its crop does not fit the tower.
+        UserError: If the file is missing, damaged, or its crop does not fit the tower.
     """
 
     def __init__(self, directory: Path, config: VisionConfig):
-        if not (directory / "preprocessor_config.json").is_file():
+        file = next((directory / name for name in FILES if (directory / name).is_file()), None)
+        if file is None:
             raise UserError(
                 f"{directory} has no preprocessor_config.json: download the checkpoint's small "
                 "files too"
             )
         from transformers import CLIPImageProcessorPil
 
-        try:
-            self._processor: Any = CLIPImageProcessorPil.from_pretrained(str(directory))
-        except (OSError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{directory}/preprocessor_config.json cannot be used: {reason}"
-            ) from error
         self._side = config.image_size
-        self.mean = np.asarray(self._processor.image_mean, np.float32)
-        self.std = np.asarray(self._processor.image_std, np.float32)
-        self.rescale_factor = np.float32(self._processor.rescale_factor)
-        shape = self.resize_and_crop(Image.new("RGB", (2 * self._side, self._side))).shape
+        try:
+            processor: Any = CLIPImageProcessorPil.from_pretrained(str(directory))
+            self._processor = processor
+            given = (processor.image_mean, processor.image_std)
+            mean, std = given if processor.do_normalize else (0, 1)
+            self.mean = np.broadcast_to(np.asarray(mean, np.float32), 3)
+            self.std = np.broadcast_to(np.asarray(std, np.float32), 3)
+            self.rescale_factor = np.float32(
+                processor.rescale_factor if processor.do_rescale else 1
+            )
+            # What every CLIP asks for. Pillow gives the same bytes without the processor's array
+            # copies: a thirtieth of the time for a photo of the tower's own size.
+            self._is_plain = (
+                processor.do_resize
+                and processor.do_center_crop
+                and dict(processor.size) == {"shortest_edge": self._side}
+                and dict(processor.crop_size) == {"height": self._side, "width": self._side}
+                and not getattr(processor, "do_pad", None)
+            )
+            shape = self.resize_and_crop(Image.new("RGB", (2 * self._side, self._side))).shape
+        except Exception as error:  # each setting that transformers cannot use fails in its own way
+            raise UserError(f"{file} cannot be used: {' '.join(str(error).split())}") from error
         if shape != (self._side, self._side, 3):
             raise UserError(
-                f"{directory}/preprocessor_config.json makes images of {shape[0]} x {shape[1]}, "
-                f"but config.json says image_size {self._side}: the files do not belong together"
+                f"{file} makes images of {shape[0]} x {shape[1]}, but config.json says "
+                f"image_size {self._side}: the files do not belong together"
+            )
+        numbers = np.array([*self.mean, *self.std, self.rescale_factor])
+        if not np.isfinite(numbers).all() or not self.std.all():
+            raise UserError(
+                f"{file} normalises with mean {self.mean}, std {self.std} and rescale_factor "
+                f"{self.rescale_factor}: download it again"
             )
 
     def resize_and_crop(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         """The processor's geometry alone; bytes, to be normalised on the device."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if self._is_plain:
+            return self._plain(image)
         pixels = self._processor(
             image, do_rescale=False, do_normalize=False, return_tensors="np"
         ).pixel_values[0]
         return np.ascontiguousarray(pixels.transpose(1, 2, 0).astype(np.uint8))
+
+    def _plain(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        side, short = self._side, min(image.size)
+        width, height = (int(side * length / short) for length in image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        resized = image.resize((width, height), self._processor.resample)
+        return np.array(resized.crop((left, top, left + side, top + side)))
 
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "H W 3"]:
         """Float32 pixels as the tower wants them."""

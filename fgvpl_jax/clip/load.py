@@ -1,5 +1,6 @@
 """A checkpoint as one object: two frozen towers, tokenizer and image processor."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,23 +98,24 @@ class CLIP:
         return self._image_processor.resize_and_crop(image)
 
 
-def load_clip(path_or_hub_id: str) -> CLIP:
+def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
     """Loads a Hugging Face CLIP from a directory or, by `owner/name`, from the hub.
 
     Args:
         path_or_hub_id: A directory with config.json, weights (safetensors, sharded safetensors,
             flax_model.msgpack or, with torch installed, pytorch_model.bin), tokenizer files and
-            preprocessor_config.json; or a hub id.
+            preprocessor_config.json (or processor_config.json); or a hub id.
     Returns:
         The frozen model in float32.
     Raises:
         UserError: If anything is missing, damaged, or does not belong together.
     """
-    directory, revision = find_checkpoint(path_or_hub_id)
+    name = os.fspath(path_or_hub_id)
+    directory, revision = find_checkpoint(name)
     vision_config, text_config = read_config(directory)
     tokenizer = Tokenizer(directory, text_config)
     image_processor = ImageProcessor(directory, vision_config)
     files = weight_files(directory)
     vision, text, logit_scale = build_towers(vision_config, text_config, read_tensors(files))
-    identity = Identity(path_or_hub_id, revision, content_hash(files))
+    identity = Identity(name, revision, content_hash(files))
     return CLIP(vision, text, logit_scale, tokenizer, image_processor, identity)

@@ -30,7 +30,13 @@ class Tokenizer:
             )
         from transformers import CLIPTokenizer
 
-        self._tokenizer: Any = CLIPTokenizer.from_pretrained(str(directory))
+        try:
+            self._tokenizer: Any = CLIPTokenizer.from_pretrained(str(directory))
+        except Exception as error:  # the Rust tokenizers raise bare Exceptions
+            raise UserError(
+                f"the tokenizer files in {directory} are damaged "
+                f"({' '.join(str(error).split())}): download them again"
+            ) from error
         self._config = config
         # From files that it cannot use, transformers makes a vocabulary of two without a word.
         if len(self._tokenizer) != config.vocab_size:
@@ -44,6 +50,8 @@ class Tokenizer:
                 f"the tokenizer in {directory} ends texts with token {eos}, its config.json says "
                 f"{config.eos_token_id}: the files do not belong together"
             )
+        padding = self._tokenizer.pad_token_id
+        self._padding = eos if padding is None else padding
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "b c"]:
         """Ids padded to the context length.
@@ -51,16 +59,18 @@ class Tokenizer:
         Raises:
             UserError: If a text does not fit the context; it is never cut in silence.
         """
+        if isinstance(texts, str):
+            raise TypeError(f"tokenize takes a list of texts: pass [{texts!r}]")
         context = self._config.context_length
-        rows = self._tokenizer(list(texts))["input_ids"]
+        # Not verbose: a text that is too long is told below, once.
+        rows = self._tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context:
                 raise UserError(
                     f"the text {text!r} has {len(row)} tokens, this backbone reads {context}: "
                     "shorten the class name or the template"
                 )
-        padding = self._tokenizer.pad_token_id
-        ids = np.full((len(rows), context), padding, np.int32)
+        ids = np.full((len(rows), context), self._padding, np.int32)
         for line, row in zip(ids, rows, strict=True):
             line[: len(row)] = row
         return ids

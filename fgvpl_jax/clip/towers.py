@@ -52,21 +52,20 @@ class VisionTower(nnx.Module):
             t = 1 + n tokens, patches in row-major order.
         """
         side = self.config.image_size
-        if pixels.shape[1:3] != (side, side):
+        if pixels.shape[1:] != (side, side, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise UserError(
-                f"images are {pixels.shape[1]} x {pixels.shape[2]}, but this backbone takes "
-                f"{side} x {side}: pass them through clip.preprocess"
+                f"images are {pixels.dtype} {list(pixels.shape)}, but this backbone takes float "
+                f"[b, {side}, {side}, 3]: pass them through clip.preprocess"
             )
         gh, gw = self.grid
         patch = self.config.patch_size
         kernel = self.patch_embedding.kernel[...]
         # A strided convolution is one matrix product per patch; it never sees the remainder.
         pixels = pixels[:, : gh * patch, : gw * patch].astype(kernel.dtype)
-        patches = pixels.reshape(-1, gh, patch, gw, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(-1, gh * gw, patch * patch * 3) @ kernel
-        class_token = jnp.broadcast_to(
-            self.class_embedding[...], (patches.shape[0], 1, patches.shape[2])
-        )
+        b = pixels.shape[0]
+        patches = pixels.reshape(b, gh, patch, gw, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, gh * gw, patch * patch * 3) @ kernel
+        class_token = jnp.broadcast_to(self.class_embedding[...], (b, 1, patches.shape[2]))
         tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...]
         return self.pre_norm(tokens)
 
@@ -102,6 +101,8 @@ class TextTower(nnx.Module):
             token_ids: At most the context length; whatever follows the end-of-text token is
                 seen by nothing that is read.
         """
+        if token_ids.ndim != 2:
+            raise UserError(f"token ids have shape {token_ids.shape}, wanted [texts, tokens]")
         length = token_ids.shape[1]
         if length > self.config.context_length:
             raise UserError(

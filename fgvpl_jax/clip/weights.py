@@ -18,6 +18,7 @@ SAFETENSORS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
 PYTORCH = "pytorch_model.bin"
+SUFFIX = ".safetensors"
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -46,12 +47,12 @@ def shard_of_each(directory: Path) -> dict[str, str]:
     """Tensor name to shard file name, from the shard index."""
     file = directory / SHARD_INDEX
     try:
-        weight_map = json.loads(file.read_text())["weight_map"]
+        weight_map = dict(json.loads(file.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a shard index: download it again") from error
     for name in weight_map.values():
-        if Path(name).name != name:
-            raise UserError(f"{file} names the shard {name!r}, which is not in its own folder")
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(SUFFIX):
+            raise UserError(f"{file} names the shard {name!r}, not a {SUFFIX} file beside it")
     return weight_map
 
 
@@ -61,7 +62,8 @@ def read_tensors(files: list[Path]) -> Tensors:
     Args:
         files: From `weight_files`.
     Raises:
-        UserError: If a file is damaged, holds a tensor twice or one that is not finite.
+        UserError: If a file is damaged, or holds a tensor twice, one that is not floating point
+            (known buffers apart, which are left out) or one that is not finite.
     """
     tensors: Tensors = {}
     for file in files:
@@ -73,10 +75,14 @@ def read_tensors(files: list[Path]) -> Tensors:
         except Exception as error:  # each reader has its own errors for a damaged file
             reason = " ".join(str(error).split())
             raise UserError(f"{file} is damaged ({reason}): download it again") from error
+        new = {name: value for name, value in new.items() if not KNOWN_BUFFERS.fullmatch(name)}
         twice = tensors.keys() & new.keys()
         if twice:
             raise UserError(f"{file} repeats tensors of another shard: {sorted(twice)[:3]}")
-        tensors |= new
+        odd = [f"{name} ({value.dtype})" for name, value in new.items() if not _is_float(value)]
+        if odd:
+            raise UserError(f"{file}: {len(odd)} tensors are not floating point: {odd[:3]}")
+        tensors |= {name: value.astype(np.float32) for name, value in new.items()}
     bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if bad:
         raise UserError(f"{files[0].parent}: {len(bad)} tensors hold NaN or infinity: {bad[:3]}")
@@ -93,18 +99,14 @@ def content_hash(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _to_float32(name: str, value: np.ndarray) -> np.ndarray:
-    if np.issubdtype(value.dtype, np.floating) or value.dtype == ml_dtypes.bfloat16:
-        return value.astype(np.float32)
-    if np.issubdtype(value.dtype, np.integer):  # the buffers; anything else is refused by name
-        return value
-    raise UserError(f"tensor {name} has type {value.dtype}, which is no weight")
+def _is_float(value: np.ndarray) -> bool:
+    return np.issubdtype(value.dtype, np.floating) or value.dtype == ml_dtypes.bfloat16
 
 
 def _read_safetensors(file: Path) -> Tensors:
     from safetensors.numpy import load_file
 
-    return {name: _to_float32(name, value) for name, value in load_file(file).items()}
+    return load_file(file)
 
 
 def _read_pytorch(file: Path) -> Tensors:
@@ -116,10 +118,8 @@ def _read_pytorch(file: Path) -> Tensors:
     import torch
 
     state = torch.load(file, map_location="cpu", weights_only=True)
-    return {
-        name: _to_float32(name, (v.float() if v.is_floating_point() else v).numpy())
-        for name, v in state.items()
-    }
+    # numpy has no bfloat16 of PyTorch's.
+    return {n: (v.float() if v.is_floating_point() else v).numpy() for n, v in state.items()}
 
 
 def _read_msgpack(file: Path) -> Tensors:
@@ -133,7 +133,7 @@ def _read_msgpack(file: Path) -> Tensors:
                 walk(value, (*path, key))
             else:
                 name, tensor = _from_flax((*path, key), np.asarray(value))
-                tensors[name] = _to_float32(name, tensor)
+                tensors[name] = tensor
 
     walk(msgpack_restore(file.read_bytes()), ())
     return tensors
@@ -150,7 +150,7 @@ def _from_flax(path: tuple[str, ...], value: np.ndarray) -> tuple[str, np.ndarra
 
 
 READERS: dict[str, Callable[[Path], Tensors]] = {
-    ".safetensors": _read_safetensors,
+    SUFFIX: _read_safetensors,
     ".msgpack": _read_msgpack,
     ".bin": _read_pytorch,
 }

@@ -19,6 +19,8 @@ KINDS = {
     "openai": {},
     "legacy_eos": {"text_config": {"eos_token_id": 2}},
     "gelu": {"vision_config": {"hidden_act": "gelu"}, "text_config": {"hidden_act": "gelu"}},
+    "gelu_new": {"vision_config": {"hidden_act": "gelu_new"}},
+    "gelu_tanh": {"text_config": {"hidden_act": "gelu_pytorch_tanh"}},
     "context_32": {"text_config": {"max_position_embeddings": 32}},
     "patch_not_dividing": {"vision_config": {"image_size": 30, "patch_size": 7}},
     "eps": {"vision_config": {"layer_norm_eps": 1e-3}, "text_config": {"layer_norm_eps": 1e-3}},
@@ -42,6 +44,11 @@ REAL = {
     "B/16": (size(768, 12, 3072, 12, image_size=224, patch_size=16), BASE_TEXT, 512),
     "L/14": (
         size(1024, 24, 4096, 16, image_size=224, patch_size=14),
+        size(768, 12, 3072, 12),
+        768,
+    ),
+    "L/14@336": (
+        size(1024, 24, 4096, 16, image_size=336, patch_size=14),
         size(768, 12, 3072, 12),
         768,
     ),
@@ -98,6 +105,21 @@ def test_features_of_every_kind(kind, tmp_path):
     model = torch_model(tmp_path, config)
     errors = compare(model, load_clip(str(tmp_path)))
     assert max(errors) <= BOUND
+
+
+def test_a_text_of_many_ends_and_one_of_none(tmp_path):
+    """Both conventions of pooling, on ids that no tokenizer writes."""
+    for eos in (2, 513):
+        directory = tmp_path / str(eos)
+        config = tiny_config(text_config={"eos_token_id": eos})
+        directory.mkdir()
+        model, ids = torch_model(directory, config), np.full((3, 77), 5, np.int32)
+        ids[0, [4, 9]] = 513
+        ids[1, 7] = 300
+        ids[2, [3, 8]] = 2, 400
+        clip = load_clip(str(directory))
+        _, text = theirs(model, np.zeros((1, 32, 32, 3), np.float32), ids)
+        assert relative_error(clip.encode_text(ids), text) <= BOUND
 
 
 @pytest.mark.slow

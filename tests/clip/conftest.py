@@ -1,0 +1,13 @@
+"""A checkpoint that a test may damage."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def checkpoint(tiny_clip_dir, tmp_path) -> Path:
+    directory = tmp_path / "clip"
+    shutil.copytree(tiny_clip_dir, directory)
+    return directory

@@ -1,0 +1,188 @@
+"""Directory or hub id, one weight format from the hub, its cache, and no network."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from flax.serialization import msgpack_serialize
+
+from fgvpl_jax import load_clip
+from fgvpl_jax.errors import UserError
+from tests.clip.checkpoints import same, take_weights, to_flax_layout
+
+ROOT = Path(__file__).parents[2]
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def find_elsewhere(name, home, **environment):
+    """In a fresh process, because the hub's client reads its environment at import."""
+    program = (
+        "from fgvpl_jax.clip.hub import find_checkpoint\n"
+        f"directory, revision = find_checkpoint({name!r})\n"
+        "print(directory, revision)"
+    )
+    keep = {n: v for n, v in os.environ.items() if not n.upper().endswith("_PROXY")}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=keep | {"HF_HOME": str(home)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=120,
+    )
+
+
+class Hub:
+    """As much of the Hugging Face hub as its client asks of one public model repository."""
+
+    def __init__(self, directory: Path, name: str):
+        self.sent: set[str] = set()
+        files = {file.name: file for file in directory.iterdir()}
+        info = {
+            "id": name,
+            "sha": REVISION,
+            "siblings": [{"rfilename": file} for file in files],
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+        }
+        tree = [
+            {"type": "file", "path": path, "size": file.stat().st_size, "oid": f"{i:040x}"}
+            for i, (path, file) in enumerate(files.items())
+        ]
+        sent = self.sent
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                self.answer(body=False)
+
+            def do_GET(self):
+                self.answer(body=True)
+
+            def answer(self, body):
+                path = self.path.partition("?")[0]
+                resolved = f"/{name}/resolve/{REVISION}/"
+                headers = {"X-Repo-Commit": REVISION}
+                status = 200
+                if path.startswith(f"/api/models/{name}/tree/"):
+                    content = json.dumps(tree).encode()
+                elif path.startswith(f"/api/models/{name}"):
+                    content = json.dumps(info).encode()
+                elif path.startswith(resolved) and path.removeprefix(resolved) in files:
+                    file = path.removeprefix(resolved)
+                    content = files[file].read_bytes()
+                    headers["ETag"] = f'"{list(files).index(file):040x}"'
+                    if body:
+                        sent.add(file)
+                else:
+                    status, content = 404, b""
+                    headers["X-Error-Code"] = "RepoNotFound"
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def add_other_formats(directory, formats):
+    (directory / "README.md").write_text("of no use")
+    (directory / "tf_model.h5").write_bytes(b"of no use")
+    if "model.safetensors" not in formats:
+        tree = to_flax_layout(take_weights(directory))
+        (directory / "flax_model.msgpack").write_bytes(msgpack_serialize(tree))
+    else:
+        (directory / "flax_model.msgpack").write_bytes(b"not to be fetched")
+    (directory / "pytorch_model.bin").write_bytes(b"not to be fetched")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "flax_model.msgpack"])
+def test_one_format_is_fetched(checkpoint, tmp_path, weights):
+    """And its copy serves where the hub has gone."""
+    original = load_clip(checkpoint)
+    add_other_formats(checkpoint, {weights})
+    hub = Hub(checkpoint, "someone/tiny-clip")
+    home = tmp_path / "home"
+    done = find_elsewhere("someone/tiny-clip", home, HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr
+    directory, revision = done.stdout.split()
+    assert revision == REVISION
+    assert same(load_clip(directory), original)
+    small = {"config.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
+    assert hub.sent == small | {weights, "preprocessor_config.json"}
+    hub.server.shutdown()
+    hub.server.server_close()
+    # One way for each format: a process takes seconds to import everything.
+    gone = {"HF_ENDPOINT": hub.url} if "safetensors" in weights else {"HF_HUB_OFFLINE": "1"}
+    done = find_elsewhere("someone/tiny-clip", home, **gone)
+    assert done.stdout.split() == [directory, REVISION], done.stderr
+
+
+def test_a_repository_that_is_not_there_or_has_no_weights(checkpoint, tmp_path):
+    take_weights(checkpoint)
+    hub = Hub(checkpoint, "someone/empty")
+    done = find_elsewhere("someone/else", tmp_path, HF_ENDPOINT=hub.url)
+    assert "UserError: there is no directory someone/else" in done.stderr
+    done = find_elsewhere("someone/empty", tmp_path, HF_ENDPOINT=hub.url)
+    assert "UserError: someone/empty on the hub holds no weights" in done.stderr
+    hub.server.shutdown()
+
+
+def test_without_network_a_hub_id_is_refused(tmp_path):
+    """Offline mode, a refused connection, and a network that swallows what is sent."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    for environment in (
+        {"HF_HUB_OFFLINE": "1"},
+        {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"},
+    ):
+        done = find_elsewhere("openai/clip-vit-base-patch16", tmp_path, **environment)
+        last = done.stderr.strip().splitlines()[-1]
+        assert "UserError: there is no directory openai/clip-vit-base-patch16" in last
+        assert last.endswith("or pass the folder of a downloaded checkpoint")
+    silent.close()
+
+
+def test_a_copy_that_another_program_fetched_is_used(tiny_clip_dir, tmp_path, monkeypatch):
+    """The hub's cache layout, without this client's own listing of the repository."""
+    import huggingface_hub.constants as constants
+
+    repository = tmp_path / "models--someone--tiny-clip"
+    shutil.copytree(tiny_clip_dir, repository / "snapshots" / REVISION)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(REVISION)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    clip = load_clip("someone/tiny-clip")
+    assert (clip.identity.name, clip.identity.revision) == ("someone/tiny-clip", REVISION)
+    assert same(clip, load_clip(tiny_clip_dir))
+
+
+@pytest.mark.parametrize("name", ["./none", "/none", "~/none/none", "a/b/c", "none", "", "run.py"])
+def test_a_missing_directory_is_said_at_once(name):
+    with pytest.raises(UserError, match=r"there is no directory.*name a folder"):
+        load_clip(name)
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a/b.git"])
+def test_a_name_that_no_hub_has(name):
+    with pytest.raises(UserError, match=r"there is no directory.*(repo_id|Repo_id)"):
+        load_clip(name)

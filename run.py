@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
     try:
+        if argv[1:] and MODE.value != "predict":
+            raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")
         if WORKDIR.value is None:
             raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
         if MODE.value == "predict":
-            return predict(argv[1:])
-        if argv[1:]:
-            raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")
-        print_results(train_or_evaluate())
+            return predict(WORKDIR.value, argv[1:])
+        print_results(train_or_evaluate(WORKDIR.value))
     except UserError as error:
         return complain(error)
     except KeyboardInterrupt:
@@ -44,12 +44,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train_or_evaluate() -> dict:
+def train_or_evaluate(place: str) -> dict:
     """Calls what the flags name."""
     from fgvpl_jax.apps import experiment
     from fgvpl_jax.apps.workdir import Workdir
 
-    workdir = Workdir(WORKDIR.value)
+    workdir = Workdir(place)
     if MODE.value == "evaluate":
         return experiment.evaluate(workdir, CONFIG.value)
     if CONFIG.value is None:
@@ -57,13 +57,13 @@ def train_or_evaluate() -> dict:
     return experiment.train_and_evaluate(CONFIG.value, workdir)
 
 
-def predict(arguments: list[str]) -> int:
+def predict(place: str, arguments: list[str]) -> int:
     """Prints a prediction a photo; exit code 2 if a photo could not be read."""
     from fgvpl_jax.apps import predict as prediction
     from fgvpl_jax.apps.classifier import load_classifier
 
     photos = prediction.find_photos(arguments)
-    classifier = load_classifier(WORKDIR.value)
+    classifier = load_classifier(place)
     unreadable = 0
     for result in prediction.predict_files(classifier, photos, TOP_K.value, OVERLAY_DIR.value):
         if isinstance(result, UserError):

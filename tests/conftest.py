@@ -1,5 +1,6 @@
 """A tiny random CLIP and a tiny data set, written once, that every room's tests may use."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,12 @@ from PIL import Image
 
 from configs import common
 from tests.tiny_clip import write_tiny_clip
+
+# Tests compile the same small programs again and again, also in processes of their own.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_square": (50, 60, 210)}
 

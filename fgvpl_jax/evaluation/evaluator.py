@@ -1,7 +1,9 @@
 """Runs a trained model over a split: one jitted program from uint8 pixels to logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,42 @@ class Predictions:
     unreadable: tuple[str, ...]
 
 
+class Programs(NamedTuple):
+    """What an evaluator runs on the device; the first argument is (trainable, frozen).
+
+    Attributes:
+        outputs: From images to logits, zero-shot logits and object masks.
+        features: From images to features.
+        logits_of: From features to logits.
+    """
+
+    outputs: Callable
+    features: Callable
+    logits_of: Callable
+
+
+@cache
+def compile_programs(graphdef: nnx.GraphDef) -> Programs:
+    """The programs of one model structure, shared by all evaluators of it."""
+
+    @jax.jit
+    def outputs(state, support, cache_logit_weight, images):
+        model = nnx.merge(graphdef, *state)
+        features = model.features(images)
+        logits = model.logits(features, support, cache_logit_weight)
+        return logits, model.zero_shot_logits(images), features.object_mask
+
+    @jax.jit
+    def features(state, images):
+        return nnx.merge(graphdef, *state).features(images)
+
+    @jax.jit
+    def logits_of(state, support, cache_logit_weight, features):
+        return nnx.merge(graphdef, *state).logits(features, support, cache_logit_weight)
+
+    return Programs(outputs, features, logits_of)
+
+
 class Evaluator:
     """A model with its final parameters and the cache that belongs to them.
 
@@ -67,23 +105,7 @@ class Evaluator:
         self._transform = transform
         self._batch_size = batch_size
         self._mesh = mesh
-
-        @jax.jit
-        def outputs(state, cache, cache_logit_weight, images):
-            model = nnx.merge(graphdef, *state)
-            features = model.features(images)
-            logits = model.logits(features, cache, cache_logit_weight)
-            return logits, model.zero_shot_logits(images), features.object_mask
-
-        @jax.jit
-        def features(state, images):
-            return nnx.merge(graphdef, *state).features(images)
-
-        @jax.jit
-        def logits_of(state, cache, cache_logit_weight, features):
-            return nnx.merge(graphdef, *state).logits(features, cache, cache_logit_weight)
-
-        self._outputs, self._features, self._logits_of = outputs, features, logits_of
+        self._programs = compile_programs(graphdef)
 
     def predict(self, split: Split, cache_logit_weight: float, *, name: str) -> Predictions:
         """Logits of every readable image of a split.
@@ -101,7 +123,9 @@ class Evaluator:
         for batch in self._batches(split, name):
             unreadable += batch.unreadable
             images = split_batch(self._mesh, batch.images)
-            outputs = jax.device_get(self._outputs(self._state, self._cache, weight, images))
+            outputs = jax.device_get(
+                self._programs.outputs(self._state, self._cache, weight, images)
+            )
             real = batch.weights > 0
             columns.append(tuple(x[real] for x in (*outputs, batch.labels, batch.indices)))
         logits, zero_shot, masks, labels, indices = (
@@ -121,11 +145,14 @@ class Evaluator:
         rows: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
         labels = []
         for batch in self._batches(split, "validation"):
-            features = self._features(self._state, split_batch(self._mesh, batch.images))
+            images = split_batch(self._mesh, batch.images)
+            features = self._programs.features(self._state, images)
             real = batch.weights > 0
             labels.append(batch.labels[real])
             for weight in cache_logit_weights:
-                logits = self._logits_of(self._state, self._cache, self._scalar(weight), features)
+                logits = self._programs.logits_of(
+                    self._state, self._cache, self._scalar(weight), features
+                )
                 rows[weight].append(np.asarray(logits)[real])
         return {weight: np.concatenate(r) for weight, r in rows.items()}, np.concatenate(labels)
 

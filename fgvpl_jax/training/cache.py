@@ -1,6 +1,7 @@
 """Builds the visual cache from the support images under the current parameters."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,17 @@ from jax.sharding import Mesh
 from fgvpl_jax.data import Batch, Split, Transform, eval_batches
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.mesh import replicate, split_batch
+
+
+@cache
+def compile_support_features(graphdef: nnx.GraphDef) -> Callable:
+    """One compiled program a model structure, however many sets are encoded with it."""
+
+    @jax.jit
+    def support_features(trainable, frozen, images):
+        return nnx.merge(graphdef, trainable, frozen).support_features(images)
+
+    return support_features
 
 
 class CacheBuilder:
@@ -31,11 +43,7 @@ class CacheBuilder:
         self.batches: Sequence[Batch] = list(
             eval_batches(support, batch_size, transform=transform, strict=True)
         )
-
-        def support_features(trainable, frozen, images):
-            return nnx.merge(graphdef, trainable, frozen).support_features(images)
-
-        self._support_features: Callable = jax.jit(support_features)
+        self._support_features = compile_support_features(graphdef)
 
     def __call__(self, trainable: nnx.State, frozen: nnx.State) -> VisualCache:
         """Features of every support image, without gradient, padded to whole batches."""
@@ -43,10 +51,10 @@ class CacheBuilder:
             self._support_features(trainable, frozen, split_batch(self.mesh, batch.images))
             for batch in self.batches
         ]
-        cache = VisualCache(
+        support = VisualCache(
             image=jnp.concatenate([f.image for f in features]),
             object=jnp.concatenate([f.object for f in features]),
             labels=jnp.concatenate([jax.device_put(b.labels) for b in self.batches]),
             valid=jnp.concatenate([jax.device_put(b.weights > 0) for b in self.batches]),
         )
-        return replicate(self.mesh, cache)
+        return replicate(self.mesh, support)

@@ -1,6 +1,7 @@
 """One optimisation step: what is differentiated, what is updated, what is donated."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -44,10 +45,14 @@ TrainStep = Callable[
 ]
 
 
+@cache
 def make_optimizer(
     learning_rate: float, weight_decay: float, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW with a cosine from `learning_rate` to 0 over all steps."""
+    """AdamW with a cosine from `learning_rate` to 0 over all steps.
+
+    The same numbers give the same object, so that the folds of an estimate share one compiled step.
+    """
     schedule = optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps)
     return optax.adamw(schedule, weight_decay=weight_decay)
 
@@ -68,6 +73,7 @@ def weighted_loss(
     return loss / weight, StepMetrics(loss, correct, weight)
 
 
+@cache
 def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> TrainStep:
     """Compiles the step for one model structure and one optimizer.
 
@@ -77,10 +83,10 @@ def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformat
         weights as constants; only the trainable ones are differentiated.
     """
 
-    def train_step(state, frozen, cache, cache_logit_weight, batch):
+    def train_step(state, frozen, support, cache_logit_weight, batch):
         def loss_of(trainable):
             model = nnx.merge(graphdef, trainable, frozen)
-            logits = model(batch.images, cache, cache_logit_weight)
+            logits = model(batch.images, support, cache_logit_weight)
             return weighted_loss(logits, batch)
 
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)

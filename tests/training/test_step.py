@@ -90,12 +90,14 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
     padded = make_batch(clip, 6, weights=[1, 1, 1, 1, 0, 0])
     real = StepBatch(*(x[:4] for x in padded))
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(trainable, batch):
         logits = nnx.merge(graphdef, trainable, frozen)(batch.images, cache)
         return weighted_loss(logits, batch)[0]
 
-    value, gradient = jax.value_and_grad(loss)(trainable, real)
-    padded_value, padded_gradient = jax.value_and_grad(loss)(trainable, padded)
+    value, gradient = loss(trainable, real)
+    padded_value, padded_gradient = loss(trainable, padded)
     np.testing.assert_allclose(padded_value, value, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(padded_gradient), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)

@@ -4,29 +4,50 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: test parity slow lint lock clean
+# jax for what this machine has; `make REQUIREMENTS=requirements-cpu.txt demo` overrides.
+ifneq ($(shell nvidia-smi -L 2>/dev/null),)
+REQUIREMENTS ?= requirements.txt
+else ifneq ($(wildcard /dev/accel0 /dev/vfio/0),)
+REQUIREMENTS ?= requirements-tpu.txt
+else
+REQUIREMENTS ?= requirements-cpu.txt
+endif
 
-test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(WORKERS)
+.PHONY: demo test parity slow lint lock clean
 
-# The same comparisons live, against PyTorch; `make test` needs none.
-parity: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pytest -n $(WORKERS) -m "torch and not slow"
+# Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
+demo: $(VENV)/installed
+	$(BIN)/python run.py --config=configs/shapes.py --workdir=runs/demo
+	$(BIN)/python run.py --mode=predict --workdir=runs/demo --top_k=3 \
+	  --overlay_dir=runs/demo/overlays demo/scenes
+	@echo "pictures of where it looked: runs/demo/overlays"
+
+test: $(VENV)/developed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS)
+
+# The same comparisons live, against PyTorch; `make test` needs none. Pinned: other releases can
+# bring gigabytes of their own CUDA libraries.
+parity: $(VENV)/developed
+	$(BIN)/pip install --quiet torch==2.13.0
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) -m "torch and not slow"
 
 # Minutes each: real model shapes, tens of thousands of masks, whole trainings.
-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+slow: $(VENV)/developed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/installed
+lint: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/installed: pyproject.toml constraints.txt requirements-cpu.txt
+$(VENV)/installed: pyproject.toml constraints.txt $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --requirement requirements-cpu.txt --constraint constraints.txt -e '.[test,lint]'
+	$(BIN)/pip install --quiet --requirement $(REQUIREMENTS)
+	touch $@
+
+$(VENV)/developed: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[test,lint]'
 	touch $@
 
 # Pins for every supported Python and accelerator in one file.

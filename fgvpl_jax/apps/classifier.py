@@ -18,7 +18,7 @@ from fgvpl_jax.apps.experiment import train_and_evaluate
 from fgvpl_jax.apps.run_setup import build_model
 from fgvpl_jax.apps.workdir import Workdir, read_json
 from fgvpl_jax.clip import load_clip
-from fgvpl_jax.data import decode_image
+from fgvpl_jax.data import ShapesSplit, Split, decode_image
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
@@ -34,12 +34,14 @@ class Similar:
     """A training photo that the cache finds close.
 
     Attributes:
-        path: Where it lay when the classifier was trained.
+        place: Its place in the classifier's `support`.
+        key: Its path below the folder of the training photos.
         class_name: Its class.
         similarity: Cosine of the adapted image features (Eq. 17).
     """
 
-    path: Path
+    place: int
+    key: str
     class_name: str
     similarity: float
 
@@ -71,6 +73,7 @@ class Classifier:
     Attributes:
         workdir: Where the run lies.
         class_names: In label order.
+        support: The training photos; decoded only when asked for, so they may be gone.
         results: The run's `results.json`.
     """
 
@@ -80,7 +83,6 @@ class Classifier:
             raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
         self.workdir = workdir.path
         self.results: dict[str, Any] = read_json(workdir.results_file)
-        self._photos = Path(config.data.root).expanduser() / config.data.image_dir
         self._clip = load_clip(config.clip)
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
@@ -92,8 +94,10 @@ class Classifier:
         restore_model(model, checkpoints, data_mesh())
         checkpoints.close()
         with np.load(workdir.support_file) as support:
-            self._support_keys = [str(key) for key in support["keys"]]
             self._cache = VisualCache(*(jnp.asarray(support[name]) for name in VisualCache._fields))
+            kind = ShapesSplit if config.data.source == "shapes" else Split
+            keys = tuple(str(key) for key in support["keys"])
+            self.support = kind(Path(str(support["root"])), keys, support["labels"])
         self._grid = self._clip.vision.grid
         graphdef, state = nnx.split(model)
         self._state = jax.device_put(state)
@@ -141,7 +145,6 @@ class Classifier:
                 pixels,
             )
         )
-        labels = np.asarray(self._cache.labels)
         predictions = []
         for row, photo in enumerate(photos):
             best = np.argsort(-probabilities[row], kind="stable")[:top_k]
@@ -154,8 +157,9 @@ class Classifier:
                     object_mask=masks[row].reshape(self._grid),
                     similar=tuple(
                         Similar(
-                            self._photos / self._support_keys[place],
-                            self.class_names[labels[place]],
+                            int(place),
+                            self.support.keys[place],
+                            self.class_names[self.support.labels[place]],
                             float(similarity),
                         )
                         for place, similarity in zip(places[row], similarities[row], strict=True)

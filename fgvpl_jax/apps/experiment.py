@@ -93,6 +93,7 @@ def measure(run: Run, held_out: HeldOut | None, started: float) -> dict[str, Any
         run.workdir.support_file,
         **{name: np.asarray(column)[real] for name, column in cache._asdict().items()},
         keys=np.array(few_shot.support.keys),
+        root=np.array(str(few_shot.support.root.absolute())),
     )
     selection = select(evaluator, run, held_out)
     results = {

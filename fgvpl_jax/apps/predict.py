@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from fgvpl_jax.apps.classifier import Classifier, Prediction
-from fgvpl_jax.data import UnreadableImage, decode_image, image_files
+from fgvpl_jax.data import Split, UnreadableImage, decode_image, image_files
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.overlay import draw_overlay
 
@@ -57,16 +57,16 @@ def predict_files(
         if overlay_dir is not None:
             # Numbered: photos of several folders may bear one name.
             file = Path(overlay_dir) / f"{number:04}_{photo.stem}.png"
-            overlay_of(image, prediction).save(file)
+            overlay_of(image, prediction, classifier.support).save(file)
         yield prediction
 
 
-def overlay_of(image: Image.Image, prediction: Prediction) -> Image.Image:
+def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Image.Image:
     """The picture of one prediction, with the similar training photos that are still there."""
     similar = []
     for found in prediction.similar:
         try:
-            thumbnail = decode_image(found.path)
+            thumbnail = support.image(found.place)
         except UnreadableImage:
             thumbnail = None
         similar.append((thumbnail, found.class_name))
@@ -95,7 +95,7 @@ def as_json(prediction: Prediction) -> str:
             )
         ],
         "similar": [
-            {"path": str(s.path), "class": s.class_name, "similarity": round(s.similarity, 6)}
+            {"path": s.key, "class": s.class_name, "similarity": round(s.similarity, 6)}
             for s in prediction.similar
         ],
         "object_share": round(float(prediction.object_mask.mean()), 4),

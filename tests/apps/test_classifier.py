@@ -52,7 +52,10 @@ def test_a_prediction_is_complete(classifier, photo):
     assert prediction.attention_map.shape == prediction.object_mask.shape == (4, 4)
     assert prediction.object_mask.any()
     assert len(prediction.similar) == 3
-    assert all(s.path.exists() for s in prediction.similar)
+    assert [classifier.support.keys[s.place] for s in prediction.similar] == [
+        s.key for s in prediction.similar
+    ]
+    assert classifier.support.image(prediction.similar[0].place).size == (40, 48)
     assert len(classifier.predict(photo, top_k=1)[0].class_names) == 1
 
 
@@ -68,7 +71,7 @@ def test_predictions_are_those_that_were_measured(classifier, workdir, photos_di
 
 def test_a_training_photo_is_most_similar_to_itself(classifier, photos_dir):
     drawn = classifier.predict(sorted((photos_dir / "train" / "red_square").glob("*.png")))
-    selves = [p for p in drawn if str(p.similar[0].path) == p.name]
+    selves = [p for p in drawn if str(photos_dir / p.similar[0].key) == p.name]
     assert len(selves) == 3  # of six photos three were drawn
     assert all(p.similar[0].similarity == pytest.approx(1, abs=1e-4) for p in selves)
 

@@ -1,0 +1,27 @@
+"""Draws the scenes in demo/scenes: photos for `make demo` to predict, in none of the splits.
+
+    python demo/draw_scenes.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from fgvpl_jax.data.shapes import BENCHMARK_PAIRS, draw_scene
+
+OUT = Path(__file__).parent / "scenes"
+COUNT = 6
+
+
+def main() -> None:
+    """Writes one scene each of every second class, and one more."""
+    OUT.mkdir(exist_ok=True)
+    for i in range(COUNT):
+        colour, shape = BENCHMARK_PAIRS[2 * i % len(BENCHMARK_PAIRS)]
+        # A stream of its own: the splits' scenes are drawn from triples, the tiny CLIP's from 2023.
+        scene = draw_scene(colour, shape, np.random.default_rng((2024, i)))
+        scene.image.save(OUT / f"{i + 1}_{colour}_{shape}.png")
+
+
+if __name__ == "__main__":
+    main()

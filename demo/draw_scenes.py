@@ -1,6 +1,6 @@
-"""Draws the scenes in demo/scenes: photos for `make demo` to predict, in none of the splits.
+"""Draws the scenes in demo/scenes, which `make demo` predicts and which are in none of the splits.
 
-    python demo/draw_scenes.py
+Run as `python demo/draw_scenes.py`.
 """
 
 from pathlib import Path

@@ -24,6 +24,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.convert import LOGIT_SCALE, hugging_face_tensors
 from fgvpl_jax.clip.image_input import ImageProcessor
+from fgvpl_jax.clip.layers import INIT_STD
 from fgvpl_jax.clip.text_input import Tokenizer
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.data.shapes import COLOURS, SHAPES, SIDE, draw_scene, pretraining_pairs
@@ -120,7 +121,21 @@ class Pair(nnx.Module):
     def __init__(self, vision: VisionConfig, text: TextConfig, rngs: nnx.Rngs):
         self.vision = trainable_copy(VisionTower(vision, rngs=rngs))
         self.text = trainable_copy(TextTower(text, rngs=rngs))
+        for tower in (self.vision, self.text):
+            widen_initial_values(tower)
         self.logit_scale = nnx.Param(jnp.log(10.0))
+
+
+def widen_initial_values(tower: nnx.Module) -> None:
+    """Kernels to a standard deviation of 1/sqrt(inputs), embeddings to 0.2.
+
+    CLIP's 0.02 suits a width of 1,000; at 96 attention would start out uniform and stay so long.
+    """
+    for path, variable in nnx.to_flat_state(nnx.state(tower)):
+        if path[-1] == "kernel":
+            variable[...] = variable[...] * (variable.shape[0] ** -0.5 / INIT_STD)
+        elif str(path[-1]).endswith("embedding"):
+            variable[...] = variable[...] * (0.2 / INIT_STD)
 
 
 def draw_all(count: int) -> tuple[np.ndarray, np.ndarray]:

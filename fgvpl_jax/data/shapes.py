@@ -110,7 +110,7 @@ def draw_scene(colour: str, shape: str, rng: np.random.Generator) -> Scene:
 def shape_outline(
     shape: str, centre: np.ndarray, radius: float, angle: float
 ) -> list[tuple[float, float]]:
-    """A polygon of the shape, turned by `angle`, within `radius` of the centre."""
+    """A polygon of the shape, turned by `angle`, its tips about `radius` from the centre."""
     points = _corners()[shape] * (radius * np.exp(1j * angle)) + complex(*centre)
     return list(zip(points.real.tolist(), points.imag.tolist(), strict=True))
 

@@ -1,7 +1,6 @@
 """Trains, measures and uses FG-VPL: `python run.py --config=configs/eurosat.py --workdir=W`."""
 
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -38,6 +37,8 @@ def main(argv: list[str]) -> int:
         print_results(train_or_evaluate(WORKDIR.value))
     except UserError as error:
         return complain(error)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
@@ -86,20 +87,21 @@ def print_results(results: dict) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses as absl does, with one line and exit code 2 for what it cannot read."""
-    for argument in argv[1:]:
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") == "config" and value and not Path(value.split(":")[0]).is_file():
-            sys.exit(complain(f"no config file {value}: see the files in configs/"))
     try:
-        return flags.FLAGS(argv)
+        arguments = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            CONFIG.value.lock()  # ml_collections tells of a file that it could not load only now
+        return arguments
     except AttributeError as error:  # ml_collections: an override of a field that is not there
-        sys.exit(
-            complain(
-                f"unknown config field {error}; the fields are in fgvpl_jax/apps/default_config.py"
-            )
-        )
+        reason = error.args[0]
+        if isinstance(reason, KeyError):  # whose text would be quoted once more
+            reason = reason.args[0]
+        problem = f"unknown config field {reason} The fields: fgvpl_jax/apps/default_config.py"
+    except OSError as error:
+        problem = f"no config ({error.__cause__ or error}): name a file, as in configs/"
     except (flags.Error, TypeError, ValueError) as error:
-        sys.exit(complain(error))
+        problem = str(error)
+    sys.exit(complain(problem))
 
 
 def complain(message: object) -> int:

@@ -24,7 +24,21 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/none.py", "--workdir=W"], "no config file configs/none.py"),
+        (["--config=configs/none.py", "--workdir=W"], "configs/none.py"),
+        (["--config", "configs/none.py", "--workdir=W"], "configs/none.py"),
+        (["--config=configs/none.py", "--config.shots=3"], "configs/none.py"),
+        (["--config=", "--workdir=W"], "no config"),
+        (["--config=configs/eurosat.py", f"--workdir={__file__}/W"], "is a file"),
+        (["--config=configs/eurosat.py", "--workdir=W", f"--config.seed={10**20}"], "seed is 1"),
+        (["--config=configs/eurosat.py", "--workdir=W", "--config.learning_rate=nan"], "nan"),
+        (
+            [
+                "--config=configs/eurosat.py",
+                "--workdir=W",
+                "--config.cache_logit_weight_grid=('a',)",
+            ],
+            "'a'",
+        ),
         (["--config=configs/eurosat.py", "--config.shotz=3"], "unknown config field"),
         (["--config=configs/eurosat.py", "--config.data.rot=3"], '"root" instead of "rot"'),
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),

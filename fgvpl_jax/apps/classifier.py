@@ -20,7 +20,7 @@ from fgvpl_jax.apps.workdir import Workdir, read_json
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import ShapesSplit, Split, decode_image
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.recognition import VisualCache, class_text_features
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
 
 Photo = str | Path | Image.Image | np.ndarray
@@ -86,7 +86,8 @@ class Classifier:
         self._clip = load_clip(config.clip)
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
-        model = build_model(config, self._clip, self.class_names)
+        text_features = class_text_features(self._clip, self.class_names, config.data.templates)
+        model = build_model(config, self._clip, text_features)
         identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
         checkpoints = Checkpoints(
             workdir.checkpoints, Provenance(saved.method, saved.class_names, identity, saved.seed)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from scipy.stats import binomtest
 
 from fgvpl_jax.apps.run_setup import Run
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.training import Checkpoints
 
 CONFIDENCE = 0.95
@@ -28,7 +29,7 @@ class HeldOut(NamedTuple):
     labels: Int[np.ndarray, "N"]
 
 
-def cross_validate(run: Run) -> HeldOut:
+def cross_validate(run: Run) -> None:
     """Trains once per fold on the other folds' images and predicts the fold's.
 
     Each fold leaves its own folder in `cv/`: an interrupted estimate goes on where it was.
@@ -36,19 +37,38 @@ def cross_validate(run: Run) -> HeldOut:
     Args:
         run: Whose support images are parted into folds, each class evenly.
     """
-    support = run.few_shot.support
-    folds = stratified_folds(support.labels, run.config.cv_folds, run.config.seed)
-    parts = []
-    for number in range(int(folds.max()) + 1):
-        place = run.workdir.path / "cv" / f"fold_{number + 1}"
-        place.mkdir(parents=True, exist_ok=True)
-        file = place / "held_out.npz"
+    folds = folds_of(run)
+    for number, file in enumerate(held_out_files(run)):
         if not file.exists():
-            print(f"fold {number + 1} of {int(folds.max()) + 1}")
-            save_arrays(file, **predict_fold(run, folds == number, place)._asdict())
+            print(f"fold {number + 1} of {folds.max() + 1}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_arrays(file, **predict_fold(run, folds == number, file.parent)._asdict())
+
+
+def read_held_out(run: Run) -> HeldOut:
+    """What `cross_validate` found.
+
+    Raises:
+        UserError: If a fold is missing.
+    """
+    parts = []
+    for file in held_out_files(run):
+        if not file.exists():
+            raise UserError(f"{file} is missing: estimate again with --mode=train")
         with np.load(file) as saved:
             parts.append(HeldOut(**saved))
     return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def folds_of(run: Run) -> Int[np.ndarray, "s"]:
+    """Fold of each support image."""
+    return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
+
+
+def held_out_files(run: Run) -> list[Path]:
+    """Where each fold's predictions are kept."""
+    count = folds_of(run).max() + 1
+    return [run.workdir.folds / f"fold_{i + 1}" / "held_out.npz" for i in range(count)]
 
 
 def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:

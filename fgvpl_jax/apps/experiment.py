@@ -1,7 +1,9 @@
 """The main job: from a config to a trained, measured classifier in a workdir."""
 
+import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from fgvpl_jax.apps.cross_validation import (
     HeldOut,
     accuracy_interval,
     cross_validate,
+    read_held_out,
     save_arrays,
 )
 from fgvpl_jax.apps.run_setup import Run, prepare
@@ -46,12 +49,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
             workdir.config_file,
             {"config": plain(config), "backbone": asdict(run.clip.identity)},
         )
-    held_out = cross_validate(run) if run.dataset.test is None else None
+    if run.dataset.test is None:
+        cross_validate(run)
     checkpoints = Checkpoints(workdir.checkpoints, run.provenance)
     if checkpoints.latest_epoch != config.epochs:
         run.train(run.new_model(), run.few_shot.support, checkpoints, workdir.metrics_file)
     checkpoints.close()
-    return measure(run, held_out, started)
+    return measure(run, started)
 
 
 def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, Any]:
@@ -64,20 +68,22 @@ def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, An
     """
     started = time.monotonic()
     stored = workdir.stored_config()
-    run = prepare(stored if config is None else config, workdir)
-    held_out = cross_validate(run) if run.dataset.test is None else None
-    return measure(run, held_out, started)
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"{workdir.path} is not trained: use --mode=train with the same config")
+    return measure(prepare(stored if config is None else config, workdir), started)
 
 
-def measure(run: Run, held_out: HeldOut | None, started: float) -> dict[str, Any]:
+def measure(run: Run, started: float) -> dict[str, Any]:
     """Restores the final checkpoint, selects on validation, then reads the test split once.
+
+    Nothing is written before all is measured.
 
     Args:
         run: A run whose training is complete.
-        held_out: The folds' predictions, where there is no test split.
         started: `time.monotonic()` when the command began.
     """
     config, few_shot = run.config, run.few_shot
+    held_out = read_held_out(run) if run.dataset.test is None else None
     model = run.new_model()
     checkpoints = Checkpoints(run.workdir.checkpoints, run.provenance)
     epoch = restore_model(model, checkpoints, run.mesh)
@@ -88,13 +94,6 @@ def measure(run: Run, held_out: HeldOut | None, started: float) -> dict[str, Any
             "finish it with --mode=train and the same config"
         )
     evaluator, cache = run.evaluator(model, few_shot.support)
-    real = np.asarray(cache.valid)
-    save_arrays(
-        run.workdir.support_file,
-        **{name: np.asarray(column)[real] for name, column in cache._asdict().items()},
-        keys=np.array(few_shot.support.keys),
-        root=np.array(str(few_shot.support.root.absolute())),
-    )
     selection = select(evaluator, run, held_out)
     results = {
         "method": FGVPL.name,
@@ -111,8 +110,16 @@ def measure(run: Run, held_out: HeldOut | None, started: float) -> dict[str, Any
         },
         **selection,
         **(test_scores(evaluator, run, selection) if held_out is None else fold_scores(held_out)),
+        "train_seconds": sum_of_seconds(run.workdir.metrics_file),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
+    real = np.asarray(cache.valid)
+    save_arrays(
+        run.workdir.support_file,
+        **{name: np.asarray(column)[real] for name, column in cache._asdict().items()},
+        keys=np.array(few_shot.support.keys),
+        root=np.array(str(few_shot.support.root.absolute())),
+    )
     run.workdir.write(run.workdir.results_file, results)
     return results
 
@@ -120,23 +127,28 @@ def measure(run: Run, held_out: HeldOut | None, started: float) -> dict[str, Any
 def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
     """λ by validation accuracy over the config's grid, then the temperature.
 
-    λ stays the config's where there is no grid or no validation image. The temperature is fitted
-    on validation, else on the folds, else it is 1.
+    λ stays the config's where there is no grid or no readable validation image. The temperature
+    is fitted on validation, else on the folds, else it is 1.
     """
     config, validation = run.config, run.few_shot.validation
     grid = tuple(float(weight) for weight in config.cache_logit_weight_grid)
     weight, accuracies = float(config.cache_logit_weight), {}
     fitted_on, logits, labels = None, None, None
+    unreadable: tuple[str, ...] = ()
     if validation is not None:
-        by_weight, labels = evaluator.logits_by_cache_weight(validation, grid or (weight,))
-        accuracies = {w: score(rows, labels).accuracy for w, rows in by_weight.items()}
-        weight = choose_cache_logit_weight(accuracies)
-        fitted_on, logits = "validation", by_weight[weight]
+        found = evaluator.logits_by_cache_weight(validation, grid or (weight,))
+        unreadable = found.unreadable
+        if len(found.labels):
+            labels = found.labels
+            accuracies = {w: score(rows, labels).accuracy for w, rows in found.logits.items()}
+            weight = choose_cache_logit_weight(accuracies)
+            fitted_on, logits = "validation", found.logits[weight]
     elif held_out is not None:
         fitted_on, logits, labels = "folds", held_out.logits, held_out.labels
     selection: dict[str, Any] = {
         "cache_logit_weight": weight,
         "validation_accuracy": {str(w): accuracy for w, accuracy in accuracies.items()},
+        "validation_unreadable": list(unreadable),
         "temperature": 1.0,
     }
     if config.calibrate and logits is not None and labels is not None:
@@ -148,6 +160,12 @@ def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str
             "fitted_ece_after": score(logits / temperature, labels).ece,
         }
     return selection
+
+
+def sum_of_seconds(metrics_file: Path) -> float:
+    """Of all epochs, also those before an interruption."""
+    lines = metrics_file.read_text().splitlines()
+    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
 
 
 def test_scores(evaluator: Evaluator, run: Run, selection: dict[str, Any]) -> dict[str, Any]:

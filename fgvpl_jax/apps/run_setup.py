@@ -1,10 +1,12 @@
 """From a config to everything a run needs; nothing is written here."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.workdir import Workdir, read_json
@@ -37,6 +39,14 @@ from fgvpl_jax.training import (
 )
 
 CACHE_REFRESH = ("epoch", "once")
+MOST_SEEDS = 2**63
+AMOUNTS = (
+    "text_residual_ratio",
+    "object_logit_weight",
+    "cache_logit_weight",
+    "learning_rate",
+    "weight_decay",
+)
 POSITIVE = ("shots", "epochs", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
 
 
@@ -49,6 +59,7 @@ class Run:
     dataset: Dataset
     few_shot: FewShot
     clip: CLIP
+    text_features: Float[Array, "k e"]
     mesh: Mesh
 
     @property
@@ -63,7 +74,7 @@ class Run:
 
     def new_model(self) -> FGVPL:
         """The model as it is before training, by the seed alone."""
-        return build_model(self.config, self.clip, self.dataset.class_names)
+        return build_model(self.config, self.clip, self.text_features)
 
     def train(
         self, model: FGVPL, support: Split, checkpoints: Checkpoints, metrics_file: Path
@@ -121,16 +132,23 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"{config.data.root} changed since that run; restore it or choose another --workdir"
         )
     check_readable(few_shot.support)
-    run = Run(config, workdir, dataset, few_shot, load_clip(config.clip), data_mesh())
+    clip = load_clip(config.clip)
+    if workdir.config_file.exists() and workdir.stored_backbone() != clip.identity.sha256:
+        raise UserError(
+            f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
+            "that one with --config.clip, or choose another --workdir"
+        )
+    text_features = class_text_features(clip, dataset.class_names, config.data.templates)
+    run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh())
     run.new_model()  # refuses what only the model can judge
     return run
 
 
-def build_model(config: ConfigDict, clip: CLIP, class_names: tuple[str, ...]) -> FGVPL:
+def build_model(config: ConfigDict, clip: CLIP, text_features: Float[Array, "k e"]) -> FGVPL:
     """The model of a config over these classes, freshly initialised."""
     return FGVPL(
         clip,
-        class_text_features(clip, class_names, config.data.templates),
+        text_features,
         num_prompts=config.num_prompts,
         connectivity=config.connectivity,
         text_residual_ratio=config.text_residual_ratio,
@@ -146,8 +164,13 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"method is {config.method!r}: this version has {FGVPL.name!r}")
     if config.cache_refresh not in CACHE_REFRESH:
         raise UserError(f"cache_refresh is {config.cache_refresh!r}: choose one of {CACHE_REFRESH}")
-    if config.seed < 0:
-        raise UserError(f"seed is {config.seed}: give 0 or more")
+    if not 0 <= config.seed < MOST_SEEDS:
+        raise UserError(f"seed is {config.seed}: give 0 or more, below {MOST_SEEDS}")
+    amounts = [(name, config[name]) for name in AMOUNTS]
+    amounts += [("a value of cache_logit_weight_grid", v) for v in config.cache_logit_weight_grid]
+    for name, value in amounts:
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UserError(f"{name} is {value!r}: give a number, 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
     for name in POSITIVE:

@@ -8,10 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.errors import UserError
 
-# Where things lie may change between two commands on one run; what they hold may not, and is
-# checked by content: the backbone by its hash, the images by few_shot.json.
+# Where things lie may change between two commands on one run; what they are may not: the backbone
+# is compared by its hash, the drawn images by their names.
 LOCATIONS = ("clip", "data.root")
 
 
@@ -24,34 +25,61 @@ class Workdir:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--workdir={path} is a file: name a folder")
+        there = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not there.is_dir():
+            raise UserError(f"--workdir={path}: {there} is a file: name a folder")
         self.config_file = self.path / "config.json"
         self.few_shot_file = self.path / "few_shot.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.results_file = self.path / "results.json"
         self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
+        self.folds = self.path / "cv"
 
     def stored_config(self) -> ConfigDict:
         """The resolved config of the run in this folder.
 
         Raises:
-            UserError: If no run is here.
+            UserError: If no run is here, or one of another version.
         """
         if not self.config_file.exists():
             raise UserError(
                 f"{self.path} holds no run (no config.json): train first, or check --workdir"
             )
-        return ConfigDict(read_json(self.config_file)["config"])
+        stored = self._stored()["config"]
+        other = flatten(stored).keys() ^ flatten(plain(get_config())).keys()
+        if other:
+            raise UserError(
+                f"{self.config_file} is of another version, with other fields {sorted(other)}: "
+                "choose another --workdir, or use the version that made it"
+            )
+        return ConfigDict(stored)
+
+    def stored_backbone(self) -> str:
+        """Content hash of the backbone of the run in this folder."""
+        return self._stored()["backbone"]["sha256"]
+
+    def _stored(self) -> dict[str, Any]:
+        stored = read_json(self.config_file)
+        if not all(isinstance(stored.get(part), dict) for part in ("config", "backbone")):
+            raise UserError(
+                f"{self.config_file} is not of a run of this program: choose another --workdir"
+            )
+        return stored
 
     def check_is_free_for(self, config: ConfigDict) -> None:
         """Refuses a folder that holds another run.
 
         Raises:
-            UserError: If a run of another config is here; names the fields that differ.
+            UserError: If a run of another config is here, whose differing fields it names, or one
+                that lost its config.
         """
         if not self.config_file.exists():
+            for leftover in (self.checkpoints, self.folds):
+                if leftover.exists():
+                    raise UserError(
+                        f"{leftover} is of a run without its config.json: choose another --workdir"
+                    )
             return
         ours, theirs = flatten(plain(config)), flatten(plain(self.stored_config()))
         differing = [
@@ -80,11 +108,11 @@ def read_json(file: Path) -> dict[str, Any]:
     """Reads a file of the workdir.
 
     Raises:
-        UserError: If it is no longer JSON.
+        UserError: If it is no longer a JSON object.
     """
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): restore it or start a new run") from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fgvpl_jax.data.splits import Dataset, make_split
+from fgvpl_jax.data.splits import Dataset, class_name, make_split
 from fgvpl_jax.errors import UserError
 
 # Names in the file, in the order of Dataset's fields.
@@ -40,6 +40,9 @@ def load_coop(root: str, split_file: str, image_dir: str) -> Dataset:
             )
     class_names, entries = read_split_file(file)
     check_present(images, (key for split in entries.values() for key, _ in split), file)
+    for name in ("train", "test"):
+        if not entries[name]:
+            raise UserError(f"{file} has no {name} image: it must hold train, val and test")
     train, validation, test = (make_split(images, entries[name]) for name in SPLITS)
     return Dataset(class_names, train, validation if len(validation) else None, test)
 
@@ -61,21 +64,30 @@ def read_split_file(file: Path) -> tuple[tuple[str, ...], Entries]:
         ) from error
     names: dict[int, str] = {}
     seen: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for split, rows in entries.items():
         for key, label, name in rows:
             if names.setdefault(label, name) != name:
                 raise UserError(f"{file} calls label {label} both {names[label]!r} and {name!r}")
+            # Two labels of one spelling are ImageNet's own.
+            twin = spellings.setdefault(class_name(name), name)
+            if twin != name:
+                raise UserError(
+                    f"{file} has the classes {twin!r} and {name!r}, which are one name in a "
+                    "sentence: rename one"
+                )
             path = PurePosixPath(key)
             if path.is_absolute() or ".." in path.parts:
                 raise UserError(f"{file} names {key!r}, which leaves the image folder")
-            if seen.setdefault(key, split) != split:
+            if key in seen:
                 raise UserError(
-                    f"{file} has {key!r} in both {seen[key]} and {split}: the test would not be "
-                    "honest; remove it from one"
+                    f"{file} has {key!r} twice, in {seen[key]} and in {split}: an image may be "
+                    "in one place only, or the test would not be honest; remove one"
                 )
+            seen[key] = split
     if sorted(names) != list(range(len(names))) or not names:
         raise UserError(f"{file} has labels {sorted(names)[:5]} …: they must count from 0 upwards")
-    class_names = tuple(names[label].replace("_", " ") for label in range(len(names)))
+    class_names = tuple(class_name(names[label]) for label in range(len(names)))
     return class_names, {s: [(key, label) for key, label, _ in r] for s, r in entries.items()}
 
 

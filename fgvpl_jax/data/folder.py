@@ -1,12 +1,11 @@
 """One's own photos: a folder of class folders, or one such folder per split."""
 
-import unicodedata
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 from absl import logging
 
-from fgvpl_jax.data.splits import Dataset, Split, make_split
+from fgvpl_jax.data.splits import Dataset, Split, class_name, make_split, same_name
 from fgvpl_jax.errors import UserError
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
@@ -56,6 +55,10 @@ def load_folder(root: str) -> Dataset:
         if unknown:
             raise UserError(f"{place} has classes that {splits['train']} lacks: {unknown}")
         folders = {known[same_name(name)]: folder for name, folder in found.items()}
+        if not folders:
+            raise UserError(
+                f"{place} has no class folder: fill it as {splits['train']}, or remove it"
+            )
         loaded[role] = read_classes(base, place, [folders.get(name) for name in classes])
     return Dataset(tuple(classes), loaded["train"], loaded.get("validation"), loaded.get("test"))
 
@@ -92,16 +95,6 @@ def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
             "named as the class, at least two of them"
         )
     return classes
-
-
-def class_name(folder: str) -> str:
-    """A folder's name as it goes into a sentence: `_` is a space, Unicode composed."""
-    return " ".join(unicodedata.normalize("NFC", folder).replace("_", " ").split())
-
-
-def same_name(name: str) -> str:
-    """What two spellings of one class have in common."""
-    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Split:

@@ -13,6 +13,8 @@ from fgvpl_jax.errors import UserError
 Image.init()
 FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & set(Image.OPEN)
 WHITE = (255, 255, 255, 255)
+# The shortest side is brought to CLIP's size before the crop, however long the other becomes.
+MOST_ELONGATED = 100
 
 
 class UnreadableImage(UserError):
@@ -46,6 +48,11 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
                     f"{image.width} x {image.height} pixels are more than "
                     f"{Image.MAX_IMAGE_PIXELS:,}: make it smaller"
                 )
+            if max(image.size) > MOST_ELONGATED * min(image.size):
+                raise UnreadableImage(
+                    f"{image.width} x {image.height} pixels are more than {MOST_ELONGATED} times "
+                    "as long as wide: crop it"
+                )
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImage as error:
@@ -60,7 +67,9 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them
         grey = np.clip(np.asarray(image, np.int64), 0, 65535)
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+        levels = np.round(grey / 257).astype(np.uint8)
+        levels[grey == image.info.get("transparency", -1)] = 255  # as on white
+        return Image.fromarray(levels).convert("RGB")
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no fixed white: save it with 8 bits")
     if image.has_transparency_data:

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fgvpl_jax.data.coop import check_present
-from fgvpl_jax.data.folder import SPLIT_FOLDERS, at_least_two, class_name
-from fgvpl_jax.data.splits import Dataset, make_split
+from fgvpl_jax.data.folder import SPLIT_FOLDERS, at_least_two
+from fgvpl_jax.data.splits import Dataset, class_name, make_split, same_name
 from fgvpl_jax.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
@@ -30,6 +30,7 @@ def load_manifest(manifest: str) -> Dataset:
         raise UserError(f"{manifest} is no list of photos: it must end in .csv or .jsonl")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     seen: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for number, row in enumerate(_rows(file), start=2 if file.suffix == ".csv" else 1):
         where = f"{file}, line {number}"
         path, label, split = (row.get(name) for name in ("path", "label", "split"))
@@ -42,9 +43,14 @@ def load_manifest(manifest: str) -> Dataset:
         key = PurePosixPath(str(path))
         if key.is_absolute() or ".." in key.parts:
             raise UserError(f"{where}: {path!r} leaves the list's folder")
-        if seen.setdefault(str(key), role) != role:
-            raise UserError(f"{where}: {path!r} is in both {seen[str(key)]} and {role}")
-        rows[role].append((str(key), class_name(str(label))))
+        if str(key) in seen:
+            raise UserError(f"{where}: {path!r} is there twice, in {seen[str(key)]} and in {role}")
+        seen[str(key)] = role
+        name = class_name(str(label))
+        twin = spellings.setdefault(same_name(name), name)
+        if twin != name:
+            raise UserError(f"{where}: {name!r} and {twin!r} are one class: spell them alike")
+        rows[role].append((str(key), name))
     names = sorted({name for _, name in rows["train"]})
     at_least_two(dict.fromkeys(names, file), file)
     for role, members in rows.items():

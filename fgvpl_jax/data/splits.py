@@ -1,5 +1,6 @@
 """What every source of data comes down to: class names and up to three splits."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from jaxtyping import Int32
 from PIL import Image
 
 from fgvpl_jax.data.images import decode_image
+from fgvpl_jax.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,23 @@ class Dataset:
     train: Split
     validation: Split | None
     test: Split | None
+
+
+def class_name(raw: str) -> str:
+    """A class's name as it goes into a sentence: `_` is a space, Unicode composed.
+
+    Raises:
+        UserError: If nothing is left.
+    """
+    name = " ".join(unicodedata.normalize("NFC", raw).replace("_", " ").split())
+    if not name:
+        raise UserError(f"a class is called {raw!r}: give it a name of at least one letter")
+    return name
+
+
+def same_name(name: str) -> str:
+    """What two spellings of one class have in common."""
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def make_split(root: Path, images: Sequence[tuple[str, int]]) -> Split:

@@ -40,6 +40,21 @@ class Predictions:
     unreadable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Logits of the readable images of a split at each λ; perhaps of none.
+
+    Attributes:
+        logits: By λ.
+        labels: True classes.
+        unreadable: "path: reason" of every image that could not be decoded.
+    """
+
+    logits: dict[float, Float[np.ndarray, "N k"]]
+    labels: Int[np.ndarray, "N"]
+    unreadable: tuple[str, ...]
+
+
 class Programs(NamedTuple):
     """What an evaluator runs on the device; the first argument is (trainable, frozen).
 
@@ -137,14 +152,16 @@ class Evaluator:
 
     def logits_by_cache_weight(
         self, split: Split, cache_logit_weights: Sequence[float]
-    ) -> tuple[dict[float, Float[np.ndarray, "N k"]], Int[np.ndarray, "N"]]:
-        """Logits of a split at each λ, and the labels of its readable images.
+    ) -> Candidates:
+        """Logits of the validation split at each λ.
 
         The images are encoded once and nothing is retraced.
         """
         rows: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
-        labels = []
+        labels: list[np.ndarray] = []
+        unreadable: list[str] = []
         for batch in self._batches(split, "validation"):
+            unreadable += batch.unreadable
             images = split_batch(self._mesh, batch.images)
             features = self._programs.features(self._state, images)
             real = batch.weights > 0
@@ -154,7 +171,8 @@ class Evaluator:
                     self._state, self._cache, self._scalar(weight), features
                 )
                 rows[weight].append(np.asarray(logits)[real])
-        return {weight: np.concatenate(r) for weight, r in rows.items()}, np.concatenate(labels)
+        logits = {weight: np.concatenate(r) for weight, r in rows.items()}
+        return Candidates(logits, np.concatenate(labels), tuple(unreadable))
 
     def _batches(self, split: Split, name: str):
         size = batch_size_for(self._mesh, self._batch_size, len(split))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+MOST_NAMED = 5
+
 
 def summary_lines(results: dict[str, Any]) -> list[str]:
     """What a person wants to see first of `results.json`.
@@ -14,7 +16,13 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
         for weight, accuracy in results["validation_accuracy"].items()
     ]
     lines.append(f"cache_logit_weight: {results['cache_logit_weight']}")
-    lines += [f"not read: {line}" for line in results["unreadable"]]
+    for split, unreadable in (
+        ("validation", results["validation_unreadable"]),
+        ("test", results["unreadable"]),
+    ):
+        lines += [f"not read: {line}" for line in unreadable[:MOST_NAMED]]
+        if unreadable:
+            lines.append(f"{len(unreadable)} {split} images could not be read")
     if "temperature_fitted_on" in results:
         lines.append(
             f"temperature {results['temperature']:.3f}, fitted on "

@@ -81,14 +81,21 @@ class Checkpoints:
             state: A state of the run's structure, whose shapes and shardings are taken over. A
                 None in it is not read: evaluation needs no optimizer.
         Raises:
-            UserError: If there is no checkpoint or it belongs to another method, class list,
-                backbone or seed.
+            UserError: If there is no checkpoint, it is damaged, or it belongs to another method,
+                class list, backbone or seed.
         """
         directory, epoch = self._checkpointer.directory, self.latest_epoch
         if epoch is None:
             raise UserError(f"no checkpoint in {directory}: train first (--mode=train)")
-        saved = self._checkpointer.metadata(epoch).custom_metadata
+        try:
+            saved = self._checkpointer.metadata(epoch).custom_metadata or {}
+        except Exception as error:  # as below
+            raise _damaged(directory, epoch, error) from error
         for name, ours in asdict(self.provenance).items():
+            if name not in saved:
+                raise UserError(
+                    f"the checkpoint in {directory} is not of this program: it has no {name}"
+                )
             theirs = saved[name]
             # A backbone is the same wherever it lies: its content decides.
             same = theirs["sha256"] == ours["sha256"] if name == "backbone" else theirs == ours
@@ -105,21 +112,37 @@ class Checkpoints:
             for name, tree in state._asdict().items()
             if tree is not None
         }
-        restored = self._checkpointer.load_checkpointables(epoch, wanted)
-        trees = {
-            name: jax.tree.unflatten(
-                jax.tree.structure(getattr(state, name)), [restored[name][path] for path in leaves]
-            )
-            for name, leaves in wanted.items()
-        }
-        return state._replace(**trees)
+        try:
+            restored = self._checkpointer.load_checkpointables(epoch, wanted)
+        except Exception as error:  # orbax has an error of its own for each kind of damage
+            raise _damaged(directory, epoch, error) from error
+        return state._replace(
+            **{name: _filled(getattr(state, name), restored[name]) for name in wanted}
+        )
 
     def close(self) -> None:
         """Releases the folder."""
         self._checkpointer.close()
 
 
+def _damaged(directory: Any, epoch: int, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"the checkpoint of epoch {epoch} in {directory} is damaged or of another program "
+        f"({reason}): remove that epoch's folder to go on from an earlier one"
+    )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def _by_path(tree: Any) -> dict[str, jax.Array]:
-    """Leaves under readable names, in the tree's own order."""
+    """Leaves under readable names; orbax refuses to save an empty one, such as no prompt."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {_name(path): leaf for path, leaf in leaves if leaf.size}
+
+
+def _filled(tree: Any, leaves: dict[str, jax.Array]) -> Any:
+    """The tree with its leaves replaced by those of `_by_path`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(_name(path), leaf), tree)

@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, cache refresh, metrics, checkpoints."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fgvpl_jax.data import Split, Transform, random_crop_and_flip, train_batches
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints
@@ -48,6 +50,8 @@ def train(
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
         mesh: Devices.
+    Raises:
+        UserError: If the loss of an epoch is not finite.
     """
     batch_size = batch_size_for(mesh, config.batch_size, len(support))
     steps_per_epoch = -(-len(support) // batch_size)
@@ -94,6 +98,12 @@ def train(
                 state, metrics = train_step(state, frozen, cache, cache_logit_weight, device_batch)
             per_step.append(metrics)
         line = epoch_line(epoch, jax.device_get(per_step), started)
+        if not math.isfinite(line["loss"]):
+            raise UserError(
+                f"the loss of epoch {epoch + 1} is {line['loss']}: lower --config.learning_rate "
+                f"({config.learning_rate} now); the last checkpoint is of epoch "
+                f"{checkpoints.latest_epoch or 0}"
+            )
         with metrics_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         progress.set_postfix_str(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.3f}")

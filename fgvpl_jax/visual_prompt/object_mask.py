@@ -7,6 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 from fgvpl_jax.errors import UserError
 
 NUM_BINS = 256  # as scikit-image's threshold_otsu
+# Beyond it the integers n·s1, at most n·255·n, leave int32.
+MOST_VALUES = 2_900
 
 
 def object_mask(
@@ -45,10 +47,17 @@ def otsu_threshold(values: Float[Array, "b n"]) -> Float[Array, "b"]:
     to a factor. Counts and sums are integers, so scale and offset of the values do not blur it.
 
     Args:
-        values: Finite; computed in float32. At most 2,900 a row, beyond which n·s1 overflows.
+        values: Finite; computed in float32.
     Returns:
         The first best centre; the value itself of a constant row.
+    Raises:
+        UserError: If a row has more than 2,900 values.
     """
+    if values.shape[1] > MOST_VALUES:
+        raise UserError(
+            f"Otsu's threshold of {values.shape[1]} patches: at most {MOST_VALUES} are counted "
+            "exactly; choose a backbone with larger patches or smaller images"
+        )
     values = values.astype(jnp.float32)
     low, high = values.min(axis=1), values.max(axis=1)
     span = high - low

@@ -1,6 +1,7 @@
 """Whole runs on a tiny CLIP: results, resuming, refusing, and the untouched test split."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.reporting.summary import summary_lines
 from fgvpl_jax.training import loop
+from tests.tiny_clip import write_tiny_clip
 
 
 def run(config, path):
@@ -165,6 +168,10 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
         ("object_query", "patch", "object_query is 'patch'"),
         ("cache_refresh", "never", "cache_refresh is 'never'"),
         ("data.templates", ("a photo",), "a photo"),
+        ("cache_logit_weight_grid", (0.0, "a"), "cache_logit_weight_grid is 'a'"),
+        ("learning_rate", float("nan"), "learning_rate is nan"),
+        ("object_logit_weight", -1.0, "object_logit_weight is -1"),
+        ("seed", 10**20, "seed is 1"),
     ],
 )
 def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, value, message):
@@ -176,8 +183,6 @@ def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, 
 
 
 def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir):
-    import shutil
-
     config, path, _ = finished
     copy = tmp_path / "photos"
     shutil.copytree(photos_dir, copy)
@@ -198,19 +203,16 @@ def test_an_unfinished_run_is_not_measured(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "measure", lambda *a: {})
     run(tiny_config, tmp_path / "W")
     monkeypatch.undo()
-    import shutil
-
     shutil.rmtree(tmp_path / "W" / "checkpoints" / "4")
     with pytest.raises(UserError, match="2 of 4 epochs"):
         experiment.evaluate(Workdir(tmp_path / "W"))
     shutil.rmtree(tmp_path / "W" / "checkpoints")
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="is not trained"):
         experiment.evaluate(Workdir(tmp_path / "W"))
+    assert not (tmp_path / "W" / "checkpoints").exists()
 
 
 def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, tmp_path):
-    import shutil
-
     copy = tmp_path / "photos"
     shutil.copytree(photos_dir, copy)
     victim = copy / "test" / "red_square" / "002.png"
@@ -224,9 +226,109 @@ def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, 
     assert "red_square/002.png" in results["unreadable"][0]
 
 
-def test_an_unreadable_few_shot_image_stops_the_run(tiny_config, photos_dir, tmp_path):
-    import shutil
+@pytest.mark.parametrize("broken", ["some", "all"])
+def test_unreadable_validation_images_are_named_and_counted(
+    tiny_config, photos_dir, tmp_path, broken
+):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos_dir, copy)
+    victims = sorted((copy / "val").rglob("*.png"))
+    victims = victims[:2] if broken == "some" else victims
+    for victim in victims:
+        victim.write_bytes(b"no photo")
+    tiny_config.data.root = str(copy)
+    tiny_config.epochs = 1
+    results = run(tiny_config, tmp_path / "W")
+    assert len(results["validation_unreadable"]) == len(victims)
+    assert any(line.startswith(f"{len(victims)} validation") for line in summary_lines(results))
+    assert bool(results["validation_accuracy"]) == (broken == "some")
+    if broken == "all":
+        assert results["cache_logit_weight"] == tiny_config.cache_logit_weight
 
+
+def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_path):
+    tiny_config.num_prompts = 0
+    tiny_config.epochs = 2
+    results = run(tiny_config, tmp_path / "W")
+    again = experiment.evaluate(Workdir(tmp_path / "W"))
+    assert without_times(again) == without_times(results)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
+    tiny_config.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"the loss of epoch \d is nan: lower --config"):
+        run(tiny_config, tmp_path / "W")
+    assert not (tmp_path / "W" / "results.json").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tiny_config, tiny_clip_dir, tmp_path):
+    """A CLIP's folder has a config.json too."""
+    with pytest.raises(UserError, match="is not of a run of this program"):
+        run(tiny_config, tiny_clip_dir)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        experiment.evaluate(Workdir(tmp_path))
+
+
+def test_a_run_of_another_version_is_refused(finished, tmp_path):
+    _, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    stored = json.loads((path / "config.json").read_text())
+    del stored["config"]["calibrate"]
+    (tmp_path / "W" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"another version.*calibrate"):
+        experiment.evaluate(Workdir(tmp_path / "W"))
+
+
+def test_checkpoints_without_their_config_are_refused(finished, tmp_path):
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    (tmp_path / "W" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"without its config\.json"):
+        run(config, tmp_path / "W")
+
+
+def test_another_backbone_is_refused_before_the_first_checkpoint(finished, tmp_path):
+    config, path, _ = finished
+    (tmp_path / "W").mkdir()
+    for name in ("config.json", "few_shot.json"):
+        shutil.copy(path / name, tmp_path / "W")
+    write_tiny_clip(tmp_path / "clip", seed=5)
+    other = config.copy_and_resolve_references()
+    other.clip = str(tmp_path / "clip")
+    with pytest.raises(UserError, match="is not the one that"):
+        run(other, tmp_path / "W")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_checkpoint_is_said(finished, tmp_path, damage):
+    _, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    for file in (tmp_path / "W" / "checkpoints" / "4").rglob("*"):
+        if file.is_file() and "metadata" not in file.name.lower():
+            if damage == "remove":
+                file.unlink()
+            else:
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoint of epoch 4 .* is damaged"):
+        experiment.evaluate(Workdir(tmp_path / "W"))
+
+
+def test_a_failed_evaluation_touches_nothing(finished, photos_dir, tmp_path):
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    shutil.copytree(photos_dir, tmp_path / "photos")
+    for victim in (tmp_path / "photos" / "test").rglob("*.png"):
+        victim.write_bytes(b"")
+    moved = config.copy_and_resolve_references()
+    moved.data.root = str(tmp_path / "photos")
+    before = {p: p.read_bytes() for p in (tmp_path / "W").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="none of the 15 test images"):
+        experiment.evaluate(Workdir(tmp_path / "W"), moved)
+    assert {p: p.read_bytes() for p in (tmp_path / "W").rglob("*") if p.is_file()} == before
+
+
+def test_an_unreadable_few_shot_image_stops_the_run(tiny_config, photos_dir, tmp_path):
     copy = tmp_path / "photos"
     shutil.copytree(photos_dir, copy)
     for victim in (copy / "train" / "red_square").iterdir():

@@ -103,3 +103,18 @@ def test_floating_point_images_are_refused_with_advice(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(UnreadableImage, match="8 bits"):
         decode_image(tmp_path / "f.tif")
+
+
+def test_sixteen_bit_transparency_is_laid_on_white(tmp_path):
+    grey = np.array([[0, 1000], [65535, 30000]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=1000)
+    pixels = np.asarray(decode_image(tmp_path / "a.png"))
+    assert pixels[..., 0].tolist() == [[0, 255], [255, 117]]
+
+
+def test_a_strip_is_no_photo(tmp_path):
+    Image.new("RGB", (1, 101)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a\.png: 1 x 101 pixels.*crop it"):
+        decode_image(tmp_path / "a.png")
+    Image.new("RGB", (100, 1)).save(tmp_path / "b.png")
+    assert decode_image(tmp_path / "b.png").size == (100, 1)

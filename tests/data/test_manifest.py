@@ -55,7 +55,12 @@ def test_json_lines_with_splits(photos):
         ("path,label,split\na 1.png,x,later\n", "line 2: needs"),
         ("path,label\na 1.png,x\n../c.png,y\n", "leaves the list's folder"),
         ("path,label\na 1.png,x\ngone.png,y\n", r"1 images.*gone\.png"),
-        ("path,label,split\na 1.png,x,train\nc.png,y,train\nc.png,y,test\n", "both train and test"),
+        (
+            "path,label,split\na 1.png,x,train\nc.png,y,train\nc.png,y,test\n",
+            "in train and in test",
+        ),
+        ("path,label\na 1.png,x\nc.png,y\nc.png,x\n", "line 4: 'c.png' is there twice"),
+        ("path,label\na 1.png,Cat\nc.png,cat\n", "'cat' and 'Cat' are one class"),
         ("path,label,split\na 1.png,x,train\nc.png,y,train\nd.png,z,test\n", r"lacks: \['z'\]"),
     ],
 )

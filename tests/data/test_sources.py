@@ -70,7 +70,11 @@ def change(rows, **splits):
         ({"test": None}, "not a CoOp split file"),
         ({"test": [["../x.png", 1, "sea"]]}, r"'\.\./x\.png'.*leaves"),
         ({"test": [["/etc/x.png", 1, "sea"]]}, "leaves"),
-        ({"test": [["a/1.png", 0, "Annual_Crop"]]}, r"'a/1\.png' in both train and test"),
+        ({"test": [["a/1.png", 0, "Annual_Crop"]]}, r"'a/1\.png' twice, in train and in test"),
+        ({"val": [["b/2.png", 1, "sea"]] * 2}, r"'b/2\.png' twice, in val and in val"),
+        ({"val": [["b/3.png", 2, "Annual Crop"]]}, "'Annual_Crop' and 'Annual Crop'"),
+        ({"val": [["b/3.png", 2, "_"]]}, "a class is called '_'"),
+        ({"test": []}, "no test image"),
     ],
 )
 def test_contradictions_in_a_split_file_are_named(coop, splits, message):
@@ -158,6 +162,8 @@ def test_a_class_may_be_called_train(tmp_path):
         (["a/1.png", "b/readme.txt"], "b holds no image"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png", "test/a/1.png"], r"lacks: \['c'\]"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "both val and valid"),
+        (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folder"),
+        (["_/1.png", "b/1.png"], "a class is called '_'"),
     ],
 )
 def test_folders_that_make_no_sense_are_explained(tmp_path, keys, message):

@@ -9,6 +9,21 @@ from safetensors.numpy import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Overrides of `tiny_config`, one for each way in which checkpoints differ from one another.
+KINDS: dict[str, dict[str, Any]] = {
+    "openai": {},
+    "legacy_eos": {"text_config": {"eos_token_id": 2}},
+    "gelu": {"vision_config": {"hidden_act": "gelu"}, "text_config": {"hidden_act": "gelu"}},
+    "gelu_new": {"vision_config": {"hidden_act": "gelu_new"}},
+    "gelu_tanh": {"text_config": {"hidden_act": "gelu_pytorch_tanh"}},
+    "context_32": {"text_config": {"max_position_embeddings": 32}},
+    "patch_not_dividing": {"vision_config": {"image_size": 30, "patch_size": 7}},
+    "eps": {"vision_config": {"layer_norm_eps": 1e-3}, "text_config": {"layer_norm_eps": 1e-3}},
+    "wide_vision": {"vision_config": {"hidden_size": 64, "num_attention_heads": 4}},
+}
 
 
 def vocabulary() -> dict[str, int]:
@@ -126,8 +141,8 @@ def write_small_files(directory: Path, config: dict[str, Any]) -> None:
             "size": {"shortest_edge": side},
             "crop_size": {"height": side, "width": side},
             "resample": 3,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "image_mean": IMAGE_MEAN,
+            "image_std": IMAGE_STD,
         },
     }
     for name, content in files.items():

@@ -8,24 +8,11 @@ import numpy as np
 import pytest
 
 from fgvpl_jax import load_clip
-from tests.tiny_clip import tiny_config, write_small_files
+from tests.comparison import BOUND, relative_error
+from tests.tiny_clip import KINDS, tiny_config, write_small_files
 
 torch = pytest.importorskip("torch", reason="compares live with PyTorch: make parity")
 pytestmark = pytest.mark.torch
-
-BOUND = 1e-5
-
-KINDS = {
-    "openai": {},
-    "legacy_eos": {"text_config": {"eos_token_id": 2}},
-    "gelu": {"vision_config": {"hidden_act": "gelu"}, "text_config": {"hidden_act": "gelu"}},
-    "gelu_new": {"vision_config": {"hidden_act": "gelu_new"}},
-    "gelu_tanh": {"text_config": {"hidden_act": "gelu_pytorch_tanh"}},
-    "context_32": {"text_config": {"max_position_embeddings": 32}},
-    "patch_not_dividing": {"vision_config": {"image_size": 30, "patch_size": 7}},
-    "eps": {"vision_config": {"layer_norm_eps": 1e-3}, "text_config": {"layer_norm_eps": 1e-3}},
-    "wide_vision": {"vision_config": {"hidden_size": 64, "num_attention_heads": 4}},
-}
 
 
 def size(width, layers, mlp, heads, **more):
@@ -79,10 +66,6 @@ def theirs(model, pixels, ids):
         image = model.get_image_features(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)))
         text = model.get_text_features(input_ids=torch.tensor(ids.astype(np.int64)))
     return (getattr(f, "pooler_output", f).numpy() for f in (image, text))
-
-
-def relative_error(ours, expected):
-    return float(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())
 
 
 def compare(model, clip, batch=3):

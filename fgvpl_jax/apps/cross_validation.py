@@ -1,6 +1,7 @@
 """An honest estimate where there are photos to train on and no others."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ def cross_validate(run: Run) -> HeldOut:
     Args:
         run: Whose support images are parted into folds, each class evenly.
     """
+    run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
     support = run.few_shot.support
     folds = stratified_folds(support.labels, run.config.cv_folds, run.config.seed)
     parts = []

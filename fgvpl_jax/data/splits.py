@@ -1,5 +1,6 @@
 """What every source of data comes down to: class names and up to three splits."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,22 @@ class Split:
     def image(self, index: int) -> Image.Image:
         """Opens and decodes image `index` now; raises `UnreadableImage`."""
         return decode_image(self.path(index))
+
+    def fingerprint(self) -> str | None:
+        """Changes whenever an image may have, by each file's path, size and times.
+
+        Opens none of them. None where an image is no file, so that a change would not show.
+        """
+        digest = hashlib.sha256(str(self.root.resolve()).encode())
+        for index, key in enumerate(self.keys):
+            try:
+                status = self.path(index).stat()
+            except OSError:
+                return None
+            # The change time too: copying with times kept can put another photo in a file's place.
+            stamp = (key, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            digest.update(repr(stamp).encode())
+        return digest.hexdigest()
 
     def select(self, indices: Sequence[int]) -> "Split":
         """The images at `indices`, in that order."""

@@ -1,6 +1,7 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
 from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
 from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record
 from fgvpl_jax.data.folder import image_files, load_folder
@@ -14,6 +15,7 @@ from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_f
 __all__ = [
     "Augmentation",
     "Batch",
+    "DataReport",
     "Dataset",
     "FewShot",
     "ImageCache",
@@ -21,6 +23,7 @@ __all__ = [
     "Split",
     "Transform",
     "UnreadableImage",
+    "check_dataset",
     "check_readable",
     "decode_image",
     "default_cache_folder",

@@ -1,7 +1,7 @@
 """What every source of data comes down to: class names and up to three splits."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,16 +42,8 @@ class Split:
 
         Opens none of them. None where an image is no file, so that a change would not show.
         """
-        digest = hashlib.sha256(str(self.root.resolve()).encode())
-        for index, key in enumerate(self.keys):
-            try:
-                status = self.path(index).stat()
-            except OSError:
-                return None
-            # The change time too: copying with times kept can put another photo in a file's place.
-            stamp = (key, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            digest.update(repr(stamp).encode())
-        return digest.hexdigest()
+        root = self.root.resolve()
+        return fingerprint_files(root / key for key in self.keys)
 
     def select(self, indices: Sequence[int]) -> "Split":
         """The images at `indices`, in that order."""
@@ -77,6 +69,20 @@ class Dataset:
     train: Split
     validation: Split | None
     test: Split | None
+
+
+def fingerprint_files(files: Iterable[Path]) -> str | None:
+    """Digest of the files' paths, sizes and times; None if one is not there."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            return None
+        # The change time too: copying with times kept can put another photo in a file's place.
+        stamp = (str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(repr(stamp).encode())
+    return digest.hexdigest()
 
 
 def make_split(root: Path, images: Sequence[tuple[str, int]]) -> Split:

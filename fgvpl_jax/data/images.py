@@ -47,7 +47,8 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
                     f"{Image.MAX_IMAGE_PIXELS:,}: make it smaller"
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:

@@ -1,7 +1,7 @@
 """Batches of fixed shape through grain: decoding and augmenting in threads."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -67,7 +67,8 @@ def train_batches(
         return _example(split, index, lambda image: augment(image, rng))
 
     order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
-    return _batches(grain.MapDataset.source(order).map(load), batch_size, blank=None)
+    examples = _in_threads(grain.MapDataset.source(order).map(load), batch_size)
+    return _batches(examples, batch_size, blank=None)
 
 
 def eval_batches(
@@ -92,14 +93,13 @@ def eval_batches(
     blank = None if strict else transform(Image.new("RGB", (1, 1)))
     entry = None if cache is None else cache.entry(split, transform)
     kept = None if entry is None else entry.read()
-
-    def load(index: int) -> _Example:
-        if kept is not None and kept["readable"][index]:
-            return _Example(index, int(split.labels[index]), np.array(kept["image"][index]))
-        return _example(split, index, transform)
-
-    batches = _batches(grain.MapDataset.range(len(split)).map(load), batch_size, blank=blank)
-    return batches if entry is None or kept is not None else _recorded(batches, entry)
+    if kept is not None:
+        # Without threads: handing an image over costs more than copying it.
+        return _batches(_kept_examples(split, kept, transform), batch_size, blank=blank)
+    places = grain.MapDataset.range(len(split))
+    examples = _in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
+    batches = _batches(examples, batch_size, blank=blank)
+    return batches if entry is None else _recorded(batches, entry)
 
 
 def _example(split: Split, index: int, transform: Transform) -> _Example:
@@ -111,12 +111,24 @@ def _example(split: Split, index: int, transform: Transform) -> _Example:
         return _Example(index, label, error)
 
 
-def _batches(
-    examples: grain.MapDataset, batch_size: int, *, blank: np.ndarray | None
-) -> Iterator[Batch]:
+def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iterator[_Example]:
+    for index, (image, readable) in enumerate(zip(kept["image"], kept["readable"], strict=True)):
+        if readable:
+            yield _Example(index, int(split.labels[index]), image)
+        else:
+            yield _example(split, index, transform)
+
+
+def _in_threads(examples: grain.MapDataset, batch_size: int) -> Iterable[_Example]:
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=2 * batch_size)
+    return examples.to_iter_dataset(options)
+
+
+def _batches(
+    examples: Iterable[_Example], batch_size: int, *, blank: np.ndarray | None
+) -> Iterator[Batch]:
     pending: list[_Example] = []
-    for example in examples.to_iter_dataset(options):
+    for example in examples:
         if blank is None and isinstance(example.image, UnreadableImage):
             raise example.image
         pending.append(example)

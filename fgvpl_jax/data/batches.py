@@ -67,7 +67,7 @@ def train_batches(
         return _example(split, index, lambda image: augment(image, rng))
 
     order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
-    examples = _in_threads(grain.MapDataset.source(order).map(load), batch_size)
+    examples = in_threads(grain.MapDataset.source(order).map(load), batch_size)
     return _batches(examples, batch_size, blank=None)
 
 
@@ -97,7 +97,7 @@ def eval_batches(
         # Without threads: handing an image over costs more than copying it.
         return _batches(_kept_examples(split, kept, transform), batch_size, blank=blank)
     places = grain.MapDataset.range(len(split))
-    examples = _in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
+    examples = in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
     batches = _batches(examples, batch_size, blank=blank)
     return batches if entry is None else _recorded(batches, entry)
 
@@ -119,9 +119,16 @@ def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iter
             yield _example(split, index, transform)
 
 
-def _in_threads(examples: grain.MapDataset, batch_size: int) -> Iterable[_Example]:
-    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=2 * batch_size)
-    return examples.to_iter_dataset(options)
+def in_threads(dataset: grain.MapDataset, ahead: int) -> grain.IterDataset:
+    """Elements in order, worked on in threads.
+
+    Args:
+        dataset: What each element comes from.
+        ahead: Elements made before they are asked for. grain looks at all of them for each it
+            hands over, so that one batch, enough to be ready when the device is, costs the least.
+    """
+    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=ahead)
+    return dataset.to_iter_dataset(options)
 
 
 def _batches(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from fgvpl_jax.data.batches import NUM_THREADS
+from fgvpl_jax.data.batches import in_threads
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Dataset, Split
 
@@ -82,8 +82,7 @@ def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
             return str(error)
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()[:16]
 
-    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCH)
-    results = grain.MapDataset.range(len(split)).map(digest).to_iter_dataset(options)
+    results = in_threads(grain.MapDataset.range(len(split)).map(digest), PREFETCH)
     digests, unreadable = np.zeros(len(split), "S16"), {}
     progress = tqdm(results, desc=name, total=len(split), unit="image", mininterval=1.0)
     for index, result in enumerate(progress):

@@ -3,7 +3,7 @@
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from fgvpl_jax.errors import UserError
 
@@ -12,9 +12,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict"],
+    ["train", "evaluate", "predict", "data"],
     "train: train and evaluate; evaluate: a trained run again; predict: photos named after the "
-    "flags, files or folders, by a trained run.",
+    "flags, files or folders, by a trained run; data: check the data, train nothing.",
 )
 TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
             raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
         if MODE.value == "predict":
             return predict(WORKDIR.value, argv[1:])
+        if MODE.value == "data":
+            return check_data(WORKDIR.value)
         print_results(train_or_evaluate(WORKDIR.value))
     except UserError as error:
         return complain(error)
@@ -53,9 +55,26 @@ def train_or_evaluate(place: str) -> dict:
     workdir = Workdir(place)
     if MODE.value == "evaluate":
         return experiment.evaluate(workdir, CONFIG.value)
+    return experiment.train_and_evaluate(named_config(), workdir)
+
+
+def named_config() -> ConfigDict:
+    """The config, where a mode cannot do without."""
     if CONFIG.value is None:
         raise UserError("no --config: name a file, such as --config=configs/eurosat.py")
-    return experiment.train_and_evaluate(CONFIG.value, workdir)
+    return CONFIG.value
+
+
+def check_data(place: str) -> int:
+    """Prints what is in the data; exit code 2 if something is wrong with it."""
+    from fgvpl_jax.apps import check_data as checking
+    from fgvpl_jax.apps.workdir import Workdir
+
+    lines, problems = checking.check_data(named_config(), Workdir(place))
+    print("\n".join(lines))
+    for problem in problems:
+        complain(problem)
+    return MISTAKE if problems else 0
 
 
 def predict(place: str, arguments: list[str]) -> int:

@@ -32,6 +32,14 @@ def write_photo_folders(root: Path, per_class: int, seed: int = 0) -> None:
             Image.fromarray(pixels).save(root / name / f"{i:03}.png")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """Keeps tests, and the processes they start, out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache_home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tiny_clip")
@@ -56,6 +64,7 @@ def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
     config.clip = str(tiny_clip_dir)
     config.data.source = "folder"
     config.data.root = str(photos_dir)
+    config.data.image_cache_gb = 0  # tests share photos; what one read, another must not miss
     config.shots = 3
     config.epochs = 4
     config.batch_size = 4

@@ -1,6 +1,7 @@
 """The command line: exit codes and one-line errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def run(*arguments):
         (["--config=configs/eurosat.py", "--config.shotz=3"], "unknown config field"),
         (["--config=configs/eurosat.py", "--config.data.rot=3"], '"root" instead of "rot"'),
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
-        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate|predict>"),
+        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate|predict|data>"),
         (["--config=configs/eurosat.py", "--confg=x"], "confg"),
         (["--config=configs/eurosat.py", "eight"], "'eight'"),
         (["--config=configs/eurosat.py"], "--workdir"),
@@ -61,6 +62,21 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def test_checking_data_by_command(photos_dir, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos_dir, copy)
+    arguments = ["--config=configs/folder.py", f"--config.data.root={copy}", "--mode=data"]
+    done = run(*arguments, f"--workdir={tmp_path / 'W'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("nothing is wrong")
+    (copy / "test" / "red_square" / "002.png").write_bytes(b"")
+    done = run(*arguments, f"--workdir={tmp_path / 'W'}")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "red_square/002.png: the file is empty" in line
+    assert run("--mode=data", f"--workdir={tmp_path / 'W'}").returncode == 2
 
 
 def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path):

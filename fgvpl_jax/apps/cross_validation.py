@@ -1,6 +1,7 @@
 """An honest estimate where there are photos to train on and no others."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ def cross_validate(run: Run) -> None:
     Args:
         run: Whose support images are parted into folds, each class evenly.
     """
+    run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
     folds = folds_of(run)
     for number, file in enumerate(held_out_files(run)):
         if not file.exists():

@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     config.data.split_file = ""  # coop: below root
     config.data.image_dir = ""  # coop: below root; the split file's paths start here
     config.data.templates = ("a photo of a {}.",)
+    # Photos as evaluation sees them are kept from run to run; "" is the user's cache folder.
+    config.data.image_cache_dir = ""
+    config.data.image_cache_gb = 20.0  # the least recently used make room; 0 keeps none
 
     # Section 3.1
     config.num_prompts = 1

@@ -1,4 +1,4 @@
-"""From a config to everything a run needs; nothing is written here."""
+"""From a config to everything a run needs; the workdir is not written to."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -14,8 +14,10 @@ from fgvpl_jax.clip import CLIP, load_clip
 from fgvpl_jax.data import (
     Dataset,
     FewShot,
+    ImageCache,
     Split,
     check_readable,
+    default_cache_folder,
     draw_few_shot,
     few_shot_record,
     load_coop,
@@ -61,6 +63,7 @@ class Run:
     clip: CLIP
     text_features: Float[Array, "k e"]
     mesh: Mesh
+    image_cache: ImageCache | None
 
     @property
     def provenance(self) -> Provenance:
@@ -85,6 +88,7 @@ class Run:
             support,
             self.config,
             transform=self.clip.resize_and_crop,
+            image_cache=self.image_cache,
             image_size=self.clip.image_size,
             checkpoints=checkpoints,
             metrics_file=metrics_file,
@@ -99,6 +103,7 @@ class Run:
             graphdef,
             support,
             transform=self.clip.resize_and_crop,
+            image_cache=self.image_cache,
             batch_size=batch_size_for(self.mesh, self.config.batch_size, len(support)),
             mesh=self.mesh,
         )
@@ -109,6 +114,7 @@ class Run:
             frozen,
             cache,
             transform=self.clip.resize_and_crop,
+            image_cache=self.image_cache,
             batch_size=self.config.eval_batch_size,
             mesh=self.mesh,
         )
@@ -131,15 +137,15 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"the images drawn now are not those of {workdir.few_shot_file}: the data at "
             f"{config.data.root} changed since that run; restore it or choose another --workdir"
         )
-    check_readable(few_shot.support)
-    clip = load_clip(config.clip)
+    clip, image_cache = load_clip(config.clip), open_image_cache(config)
+    check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
     if workdir.config_file.exists() and workdir.stored_backbone() != clip.identity.sha256:
         raise UserError(
             f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
             "that one with --config.clip, or choose another --workdir"
         )
     text_features = class_text_features(clip, dataset.class_names, config.data.templates)
-    run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh())
+    run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
     run.new_model()  # refuses what only the model can judge
     return run
 
@@ -173,9 +179,21 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value!r}: give a number, 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
+    if config.data.image_cache_gb < 0:
+        raise UserError(f"data.image_cache_gb is {config.data.image_cache_gb}: give 0 or more")
     for name in POSITIVE:
         if config[name] is not None and config[name] < 1:
             raise UserError(f"{name} is {config[name]}: give 1 or more")
+
+
+def open_image_cache(config: ConfigDict) -> ImageCache | None:
+    """The cache of decoded images; None where its size is 0."""
+    folder, size = config.data.image_cache_dir, config.data.image_cache_gb
+    if not size:
+        return None
+    return ImageCache(
+        Path(folder).expanduser() if folder else default_cache_folder(), int(size * 1e9)
+    )
 
 
 def load_dataset(config: ConfigDict) -> Dataset:

@@ -1,9 +1,11 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
 from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
 from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record
 from fgvpl_jax.data.folder import image_files, load_folder
+from fgvpl_jax.data.image_cache import ImageCache, default_cache_folder
 from fgvpl_jax.data.images import UnreadableImage, decode_image
 from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
@@ -13,14 +15,18 @@ from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_f
 __all__ = [
     "Augmentation",
     "Batch",
+    "DataReport",
     "Dataset",
     "FewShot",
+    "ImageCache",
     "ShapesSplit",
     "Split",
     "Transform",
     "UnreadableImage",
+    "check_dataset",
     "check_readable",
     "decode_image",
+    "default_cache_folder",
     "draw_few_shot",
     "eval_batches",
     "few_shot_record",

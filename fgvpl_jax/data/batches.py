@@ -1,8 +1,7 @@
 """Batches of fixed shape through grain: decoding and augmenting in threads."""
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
+from fgvpl_jax.data.image_cache import CacheEntry, ImageCache
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Augmentation, Transform
@@ -17,6 +17,7 @@ from fgvpl_jax.errors import UserError
 
 # Pillow lets go of the interpreter lock while it decodes and resizes, so threads suffice.
 NUM_THREADS = os.cpu_count() or 1
+CHECK_BATCH_SIZE = 64
 
 
 class Batch(NamedTuple):
@@ -66,11 +67,17 @@ def train_batches(
         return _example(split, index, lambda image: augment(image, rng))
 
     order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
-    return _batches(grain.MapDataset.source(order).map(load), batch_size, blank=None)
+    examples = in_threads(grain.MapDataset.source(order).map(load), batch_size)
+    return _batches(examples, batch_size, blank=None)
 
 
 def eval_batches(
-    split: Split, batch_size: int, *, transform: Transform, strict: bool = False
+    split: Split,
+    batch_size: int,
+    *,
+    transform: Transform,
+    strict: bool = False,
+    cache: ImageCache | None = None,
 ) -> Iterator[Batch]:
     """All images in the split's order under the evaluation transform.
 
@@ -79,13 +86,20 @@ def eval_batches(
         batch_size: Every batch's size; the last is padded.
         transform: From photo to bytes.
         strict: Raise at an unreadable image, rather than giving it weight 0 and naming it.
+        cache: Where images are taken from if they are there, and kept if not; an image that could
+            not be read is tried again each time.
     """
     # What an unreadable image is replaced with, so that the compiled program sees one shape.
     blank = None if strict else transform(Image.new("RGB", (1, 1)))
-    examples = grain.MapDataset.range(len(split)).map(
-        lambda index: _example(split, index, transform)
-    )
-    return _batches(examples, batch_size, blank=blank)
+    entry = None if cache is None else cache.entry(split, transform)
+    kept = None if entry is None else entry.read()
+    if kept is not None:
+        # Without threads: handing an image over costs more than copying it.
+        return _batches(_kept_examples(split, kept, transform), batch_size, blank=blank)
+    places = grain.MapDataset.range(len(split))
+    examples = in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
+    batches = _batches(examples, batch_size, blank=blank)
+    return batches if entry is None else _recorded(batches, entry)
 
 
 def _example(split: Split, index: int, transform: Transform) -> _Example:
@@ -97,12 +111,31 @@ def _example(split: Split, index: int, transform: Transform) -> _Example:
         return _Example(index, label, error)
 
 
+def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iterator[_Example]:
+    for index, (image, readable) in enumerate(zip(kept["image"], kept["readable"], strict=True)):
+        if readable:
+            yield _Example(index, int(split.labels[index]), image)
+        else:
+            yield _example(split, index, transform)
+
+
+def in_threads(dataset: grain.MapDataset, ahead: int) -> grain.IterDataset:
+    """Elements in order, worked on in threads.
+
+    Args:
+        dataset: What each element comes from.
+        ahead: Elements made before they are asked for. grain looks at all of them for each it
+            hands over, so that one batch, enough to be ready when the device is, costs the least.
+    """
+    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=ahead)
+    return dataset.to_iter_dataset(options)
+
+
 def _batches(
-    examples: grain.MapDataset, batch_size: int, *, blank: np.ndarray | None
+    examples: Iterable[_Example], batch_size: int, *, blank: np.ndarray | None
 ) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=2 * batch_size)
     pending: list[_Example] = []
-    for example in examples.to_iter_dataset(options):
+    for example in examples:
         if blank is None and isinstance(example.image, UnreadableImage):
             raise example.image
         pending.append(example)
@@ -131,22 +164,22 @@ def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray | None) 
     return batch
 
 
-def check_readable(split: Split) -> None:
-    """Decodes every image once.
+def _recorded(batches: Iterator[Batch], entry: CacheEntry) -> Iterator[Batch]:
+    with entry.recording() as append:
+        for batch in batches:
+            real = batch.indices >= 0
+            append(batch.images[real], batch.weights[real] > 0)
+            yield batch
+
+
+def check_readable(split: Split, *, transform: Transform, cache: ImageCache | None) -> None:
+    """Reads every image once, as evaluation will.
 
     Raises:
         UserError: If any cannot be; names them and says how many.
     """
-
-    def problem(index: int) -> str | None:
-        try:
-            split.image(index)
-        except UnreadableImage as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        problems = [p for p in pool.map(problem, range(len(split))) if p is not None]
+    batches = eval_batches(split, CHECK_BATCH_SIZE, transform=transform, cache=cache)
+    problems = [problem for batch in batches for problem in batch.unreadable]
     if problems:
         raise UserError(
             f"{len(problems)} of the {len(split)} few-shot images cannot be read: "

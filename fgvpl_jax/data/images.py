@@ -54,7 +54,8 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
                     "as long as wide: crop it"
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:

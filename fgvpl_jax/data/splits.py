@@ -1,7 +1,8 @@
 """What every source of data comes down to: class names and up to three splits."""
 
+import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,14 @@ class Split:
     def image(self, index: int) -> Image.Image:
         """Opens and decodes image `index` now; raises `UnreadableImage`."""
         return decode_image(self.path(index))
+
+    def fingerprint(self) -> str | None:
+        """Changes whenever an image may have, by each file's path, size and times.
+
+        Opens none of them. None where an image is no file, so that a change would not show.
+        """
+        root = self.root.resolve()
+        return fingerprint_files(root / key for key in self.keys)
 
     def select(self, indices: Sequence[int]) -> "Split":
         """The images at `indices`, in that order."""
@@ -79,6 +88,20 @@ def class_name(raw: str) -> str:
 def same_name(name: str) -> str:
     """What two spellings of one class have in common."""
     return unicodedata.normalize("NFKC", name).casefold()
+
+
+def fingerprint_files(files: Iterable[Path]) -> str | None:
+    """Digest of the files' paths, sizes and times; None if one is not there."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            return None
+        # The change time too: copying with times kept can put another photo in a file's place.
+        stamp = (str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(repr(stamp).encode())
+    return digest.hexdigest()
 
 
 def make_split(root: Path, images: Sequence[tuple[str, int]]) -> Split:

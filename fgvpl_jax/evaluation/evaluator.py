@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from fgvpl_jax.data import Split, Transform, eval_batches
+from fgvpl_jax.data import ImageCache, Split, Transform, eval_batches
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import batch_size_for, replicate, split_batch
@@ -100,6 +100,7 @@ class Evaluator:
         frozen: The rest.
         cache: Built with the final parameters.
         transform: The checkpoint's own evaluation transform.
+        image_cache: Where images under the transform are kept.
         batch_size: Images a step.
         mesh: Devices; the frozen variables and the cache must already be on them.
     """
@@ -112,12 +113,14 @@ class Evaluator:
         cache: VisualCache,
         *,
         transform: Transform,
+        image_cache: ImageCache | None,
         batch_size: int,
         mesh: Mesh,
     ):
         self._state = (trainable, frozen)
         self._cache = cache
         self._transform = transform
+        self._image_cache = image_cache
         self._batch_size = batch_size
         self._mesh = mesh
         self._programs = compile_programs(graphdef)
@@ -177,7 +180,9 @@ class Evaluator:
     def _batches(self, split: Split, name: str):
         size = batch_size_for(self._mesh, self._batch_size, len(split))
         with tqdm(total=len(split), desc=name, unit="image", mininterval=1.0) as progress:
-            for batch in eval_batches(split, size, transform=self._transform):
+            for batch in eval_batches(
+                split, size, transform=self._transform, cache=self._image_cache
+            ):
                 yield batch
                 progress.update(int((batch.indices >= 0).sum()))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from fgvpl_jax.data import Batch, Split, Transform, eval_batches
+from fgvpl_jax.data import Batch, ImageCache, Split, Transform, eval_batches
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.mesh import replicate, split_batch
 
@@ -36,12 +36,13 @@ class CacheBuilder:
         support: Split,
         *,
         transform: Transform,
+        image_cache: ImageCache | None,
         batch_size: int,
         mesh: Mesh,
     ):
         self.mesh = mesh
         self.batches: Sequence[Batch] = list(
-            eval_batches(support, batch_size, transform=transform, strict=True)
+            eval_batches(support, batch_size, transform=transform, strict=True, cache=image_cache)
         )
         self._support_features = compile_support_features(graphdef)
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fgvpl_jax.data import Split, Transform, random_crop_and_flip, train_batches
+from fgvpl_jax.data import ImageCache, Split, Transform, random_crop_and_flip, train_batches
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.training.cache import CacheBuilder
@@ -34,6 +34,7 @@ def train(
     config: ConfigDict,
     *,
     transform: Transform,
+    image_cache: ImageCache | None,
     image_size: int,
     checkpoints: Checkpoints,
     metrics_file: Path,
@@ -46,6 +47,7 @@ def train(
         support: The few-shot images.
         config: See `configs/common.py`.
         transform: The evaluation transform, under which the cache sees the images.
+        image_cache: Where images under the transform are kept.
         image_size: Side of the augmented images.
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
@@ -61,7 +63,12 @@ def train(
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))
     build_cache = CacheBuilder(
-        graphdef, support, transform=transform, batch_size=batch_size, mesh=mesh
+        graphdef,
+        support,
+        transform=transform,
+        image_cache=image_cache,
+        batch_size=batch_size,
+        mesh=mesh,
     )
     cache = build_cache(trainable, frozen)  # with cache_refresh "once" this one stays
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))

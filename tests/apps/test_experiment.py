@@ -123,6 +123,19 @@ def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, m
     assert events.count("test") == results["counts"]["test"]  # and then once
 
 
+def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch):
+    tiny_config.data.image_cache_gb = 1
+    tiny_config.data.image_cache_dir = str(tmp_path / "images")
+    tiny_config.epochs = 1
+    results = run(tiny_config, tmp_path / "W")
+    monkeypatch.setattr(Split, "image", lambda *_: pytest.fail("decoded again"))
+    assert without_times(experiment.evaluate(Workdir(tmp_path / "W"))) == without_times(results)
+    tiny_config.data.image_cache_gb = 0  # no other run
+    monkeypatch.undo()
+    again = experiment.evaluate(Workdir(tmp_path / "W"), tiny_config)
+    assert without_times(again) == without_times(results)
+
+
 def test_lambda_stays_where_there_is_no_grid(tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = ()
     tiny_config.cache_logit_weight = 2.0
@@ -160,6 +173,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
         ("epochs", 0, "epochs is 0"),
         ("seed", -1, "seed is -1"),
         ("cv_folds", 1, "cv_folds is 1"),
+        ("data.image_cache_gb", -1.0, "image_cache_gb is -1"),
         ("shots", 50, "allow_fewer"),
         ("data.source", "tar", "data.source is 'tar'"),
         ("data.root", "/no/such/place", "/no/such/place"),

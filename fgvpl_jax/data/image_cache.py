@@ -1,0 +1,192 @@
+"""Images as the evaluation transform leaves them, kept on disk so that only the first run decodes.
+
+A split is one file of fixed-size records, memory-mapped to read. Files are never changed: a run
+writes a partial file of its own and renames it when it is whole, so that runs side by side, or one
+that is killed, leave either a whole file or none.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from absl import logging
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from fgvpl_jax.data.splits import Split
+from fgvpl_jax.data.transforms import Transform
+
+FORMAT = 1  # counts up when records, or the bytes that `decode_image` gives, change
+# Endings of our own: only what bears them is ever removed.
+WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
+# A partial file grows with every batch; one that has not for so long belongs to a killed run.
+ABANDONED_SECONDS = 3600
+# Width and height of the photos by which transforms are told apart.
+PROBES = ((40, 31), (427, 640), (1000, 523))
+
+Append = Callable[[UInt8[np.ndarray, "b H W 3"], Bool[np.ndarray, "b"]], None]
+
+
+def default_cache_folder() -> Path:
+    """Where the XDG base directory specification has a program's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fgvpl_jax" / "images"
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """A folder of such files, of limited size.
+
+    Attributes:
+        folder: Created when first written to.
+        max_bytes: Of all files together; the least recently used make room for new ones.
+    """
+
+    folder: Path
+    max_bytes: int
+
+    def entry(self, split: Split, transform: Transform) -> "CacheEntry | None":
+        """The place of a split under a transform; None where a change of it would not show.
+
+        Files count as the same while path, size and times are, transforms while they treat some
+        random photos alike.
+        """
+        fingerprint = split.fingerprint()
+        if fingerprint is None:
+            return None
+        outputs = [transform(photo) for photo in _probes()]
+        probed = hashlib.sha256(b"".join(output.tobytes() for output in outputs)).hexdigest()
+        identity = [FORMAT, PIL.__version__, fingerprint, outputs[0].shape, probed]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        record = np.dtype([("image", np.uint8, outputs[0].shape), ("readable", np.bool_)])
+        return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, len(split))
+
+    def make_room(self, size: int) -> None:
+        """Removes what killed runs left and, where needed, the least recently used files.
+
+        Args:
+            size: Bytes about to be written.
+        Raises:
+            OSError: If they exceed the limit or the disk's free space.
+        """
+        if size > self.max_bytes:
+            raise OSError(errno.EFBIG, f"{size / 1e9:.3g} GB exceed {self.max_bytes / 1e9:.3g} GB")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for used, _, file in self._files(PARTIAL):
+            if time.time() - used > ABANDONED_SECONDS:
+                _remove(file)
+        whole = self._files(WHOLE)
+        excess = size + sum(bytes_ for _, bytes_, _ in whole + self._files(PARTIAL))
+        excess -= self.max_bytes
+        for _, bytes_, file in whole:
+            if excess <= 0:
+                break
+            _remove(file)
+            excess -= bytes_
+        if size > shutil.disk_usage(self.folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _files(self, ending: str) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, file), least recently used first."""
+        found = []
+        for file in self.folder.glob(f"*{ending}"):
+            with suppress(FileNotFoundError):  # another run may remove it at this moment
+                status = file.stat()
+                found.append((status.st_mtime, status.st_size, file))
+        return sorted(found)
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One split under one transform, in the cache or not yet.
+
+    Attributes:
+        cache: Whose it is.
+        file: There only when whole.
+        record: "image", uint8 [H, W, 3], and "readable".
+        length: Records in the file.
+    """
+
+    cache: ImageCache
+    file: Path
+    record: np.dtype
+    length: int
+
+    def read(self) -> np.ndarray | None:
+        """The records, memory-mapped; None where they are not in the cache."""
+        try:
+            records = np.memmap(self.file, self.record, "r", shape=(self.length,))
+        except (OSError, ValueError):  # ValueError: a damaged disk left it too short
+            return None
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(self.file)
+        return records
+
+    @contextmanager
+    def recording(self) -> Iterator[Append]:
+        """Gives what to call with every batch of the split, in order; at the end the file is there.
+
+        If the block is left by an error there is none. A file that cannot be written is told of
+        in one line, and the calls go on without effect.
+        """
+        partial = self.file.with_suffix(f".{uuid.uuid4().hex}{PARTIAL}")
+        failed = False
+
+        def attempt(step: Callable[[], object]) -> None:
+            nonlocal failed
+            if failed:
+                return
+            try:
+                step()
+            except OSError as error:
+                failed = True
+                _remove(partial)  # at once: others may need the space
+                logging.warning(
+                    "the image cache in %s cannot keep %d images (%s): they are decoded anew each "
+                    "time; free some space, or change --config.data.image_cache_gb or "
+                    "--config.data.image_cache_dir",
+                    self.cache.folder,
+                    self.length,
+                    error.strerror or error,
+                )
+
+        def append(images: UInt8[np.ndarray, "b H W 3"], readable: Bool[np.ndarray, "b"]) -> None:
+            records = np.empty(len(images), self.record)
+            records["image"], records["readable"] = images, readable
+            attempt(lambda: _append(partial, records))
+
+        attempt(lambda: self.cache.make_room(self.length * self.record.itemsize))
+        try:
+            yield append
+            attempt(lambda: os.replace(partial, self.file))
+        finally:
+            _remove(partial)
+
+
+def _append(file: Path, records: np.ndarray) -> None:
+    # Not through a memory map: there, a full disk kills the process.
+    with file.open("ab") as stream:
+        stream.write(records.data)
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # gone already, or, on Windows, in use
+        file.unlink()
+
+
+def _probes() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        for width, height in PROBES
+    ]

@@ -1,0 +1,54 @@
+"""`--mode=data` from config to report, data.json and contact sheet."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from fgvpl_jax.apps.check_data import check_data
+from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.reporting.contact_sheet import CAPTION, CELL, GAP, PER_CLASS, SIDE
+from tests.conftest import COLOURS, write_photo_folders
+
+
+def test_a_report_of_everything(tmp_path, tiny_config):
+    root = tmp_path / "photos"
+    for seed, (split, count) in enumerate({"train": 6, "test": 2}.items()):
+        write_photo_folders(root / split, count, seed)
+    (root / "train" / "blue_square" / "000.png").write_bytes(b"no photo")
+    tiny_config.data.root = str(root)
+    tiny_config.clip = "no/checkpoint/is/needed"
+    lines, problems = check_data(
+        tiny_config, Workdir(tmp_path / "W"), {"train": 18, "validation": 0, "test": 7}
+    )
+    assert lines[:5] == [
+        "squares: 3 classes",
+        "                   train        test",
+        "blue square            6           2",
+        "green square           6           2",
+        "red square             6           2",
+    ]
+    assert [line.split() for line in lines[5:7]] == [["all", "18", "6"], ["published", "18", "7"]]
+    assert problems[0] == "test has 6 images, but 7 are published"
+    assert "blue_square/000.png: not an image" in problems[1]
+    assert not any("nothing is wrong" in line for line in lines)
+    stored = json.loads((tmp_path / "W" / "data.json").read_text())
+    assert stored["counts"][0] == {"class": "blue square", "train": 6, "test": 2}
+    assert stored["problems"] == problems
+    assert len(stored["unreadable"]) == 1
+    assert stored["duplicates"] == []
+
+
+def test_the_contact_sheet_shows_each_class_in_its_place(tmp_path, tiny_config):
+    """Photos are mostly their class's colour once the noise (below 120) is taken away."""
+    check_data(tiny_config, Workdir(tmp_path / "W"))
+    sheet = np.asarray(Image.open(tmp_path / "W" / "contact_sheet.jpg"), int)
+    names = sorted(COLOURS, key=lambda name: name.replace("_", " "))
+    assert sheet.shape == (len(names) * CELL[1] + GAP, CELL[0] + GAP, 3)  # one column of three
+    for row, name in enumerate(names):
+        top = row * CELL[1] + GAP + CAPTION
+        for number in range(PER_CLASS):
+            left = 2 * GAP + number * (SIDE + GAP)
+            image = sheet[top : top + SIDE, left : left + SIDE].reshape(-1, 3)
+            bright = image[image.max(axis=1) > 150]
+            assert bright.mean(axis=0).argmax() == np.argmax(COLOURS[name])

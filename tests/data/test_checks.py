@@ -1,0 +1,100 @@
+"""What is wrong with a data set is found, all of it, and nothing else."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvpl_jax.data import Dataset, check_dataset, load_shapes
+from fgvpl_jax.data.splits import make_split
+
+SPLITS = ("train", "validation", "test")
+COUNTS = {"train": 4, "validation": 2, "test": 3}  # of each of two classes
+
+
+@pytest.fixture
+def root(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in COUNTS.items():
+        for label in (0, 1):
+            for i in range(count):
+                file = tmp_path / name / f"{label}_{i}.png"
+                file.parent.mkdir(exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).save(file)
+    return tmp_path
+
+
+def load(root):
+    splits = []
+    for name in SPLITS:
+        keys = sorted(file.relative_to(root).as_posix() for file in (root / name).glob("*"))
+        splits.append(make_split(root, [(key, int(key.split("/")[1][0])) for key in keys]))
+    return Dataset(("cat", "dog"), *splits)
+
+
+def test_sound_data_has_no_problem(root):
+    report = check_dataset(load(root), {name: 2 * count for name, count in COUNTS.items()})
+    assert report.problems == []
+    assert report.duplicates == []
+    assert {name: n.tolist() for name, n in report.counts.items()} == {
+        name: [count, count] for name, count in COUNTS.items()
+    }
+
+
+def test_counts_are_held_against_the_published_ones(root):
+    (root / "test" / "1_0.png").unlink()
+    report = check_dataset(load(root), {"train": 8, "validation": 4, "test": 6})
+    assert report.problems == ["test has 5 images, but 6 are published"]
+    assert check_dataset(load(root)).problems == []
+
+
+def test_a_split_that_should_not_be_there_and_one_that_should(root):
+    dataset = load(root)
+    without = Dataset(dataset.class_names, dataset.train, None, dataset.test)
+    assert check_dataset(without, {"train": 8, "validation": 0, "test": 6}).problems == []
+    (problem,) = check_dataset(without, {"train": 8, "validation": 4, "test": 6}).problems
+    assert problem == "validation has 0 images, but 4 are published"
+    (problem,) = check_dataset(dataset, {"train": 8, "validation": 0, "test": 6}).problems
+    assert problem == "validation has 4 images, but 0 are published"
+
+
+def test_a_class_without_images_is_named(root):
+    for file in (root / "validation").glob("1_*"):
+        file.unlink()
+    assert check_dataset(load(root)).problems == ["validation has no image of 1 classes: dog"]
+
+
+def test_unreadable_images_are_all_named_and_are_no_duplicates_of_each_other(root):
+    (root / "train" / "0_1.png").write_bytes(b"")
+    (root / "test" / "0_2.png").write_bytes(b"")
+    report = check_dataset(load(root))
+    assert list(report.unreadable["train"]) == [1]
+    assert "0_1.png: the file is empty" in report.unreadable["train"][1]
+    assert list(report.unreadable["test"]) == [2]
+    assert report.duplicates == []
+    assert len(report.problems) == 2
+
+
+def test_equal_pixels_in_two_splits_are_found_whatever_the_file(root):
+    photo = Image.open(root / "train" / "0_0.png")
+    photo.save(root / "test" / "1_9.bmp")
+    photo.save(root / "validation" / "0_9.tif")
+    Image.open(root / "train" / "1_1.png").save(root / "train" / "1_9.png")  # harmless
+    report = check_dataset(load(root))
+    assert report.duplicates == [
+        ["train: train/0_0.png", "validation: validation/0_9.tif", "test: test/1_9.bmp"]
+    ]
+    (problem,) = report.problems
+    assert "1 images are in more than one split: train: train/0_0.png = " in problem
+
+
+def test_a_turned_image_is_another(root):
+    pixels = np.zeros((2, 8, 3), np.uint8)
+    for split, array in (("train", pixels), ("test", pixels.reshape(8, 2, 3))):
+        Image.fromarray(array).save(root / split / "0_9.png")  # the same bytes, another shape
+    assert check_dataset(load(root)).duplicates == []
+
+
+def test_drawn_scenes_are_sound():
+    assert (
+        check_dataset(load_shapes(), {"train": 400, "validation": 100, "test": 600}).problems == []
+    )

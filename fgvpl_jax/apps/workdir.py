@@ -12,7 +12,7 @@ from fgvpl_jax.errors import UserError
 
 # Where things lie may change between two commands on one run; what they hold may not, and is
 # checked by content: the backbone by its hash, the images by few_shot.json.
-LOCATIONS = ("clip", "data.root")
+LOCATIONS = ("clip", "data.root", "data.few_shot_file")
 
 
 class Workdir:

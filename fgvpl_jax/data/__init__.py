@@ -1,8 +1,9 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
 from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.benchmarks import BENCHMARKS, Benchmark, benchmark_named
 from fgvpl_jax.data.coop import load_coop, read_split_file
-from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record
+from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record, read_few_shot
 from fgvpl_jax.data.folder import image_files, load_folder
 from fgvpl_jax.data.images import UnreadableImage, decode_image
 from fgvpl_jax.data.manifest import load_manifest
@@ -11,14 +12,17 @@ from fgvpl_jax.data.splits import Dataset, Split
 from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
 
 __all__ = [
+    "BENCHMARKS",
     "Augmentation",
     "Batch",
+    "Benchmark",
     "Dataset",
     "FewShot",
     "ShapesSplit",
     "Split",
     "Transform",
     "UnreadableImage",
+    "benchmark_named",
     "check_readable",
     "decode_image",
     "draw_few_shot",
@@ -30,6 +34,7 @@ __all__ = [
     "load_manifest",
     "load_shapes",
     "random_crop_and_flip",
+    "read_few_shot",
     "read_split_file",
     "train_batches",
 ]

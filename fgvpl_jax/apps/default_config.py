@@ -34,13 +34,13 @@ def get_config() -> ConfigDict:
     config.seed = 1  # draws the images, initialises, shuffles, augments
 
     config.data = ConfigDict()
-    # "coop": as CoOp's users have it; "folder": class folders or a list of photos; "shapes":
-    # drawn.
+    # "coop": as CoOp's users have it; "tfds": as TFDS prepared it; "folder": class folders or a
+    # list of photos; "shapes": drawn.
     config.data.source = "coop"
-    # coop: the folder that holds the benchmarks' folders; folder: the class folders, or the
-    # list.
+    # coop: the folder that holds the benchmarks' folders; tfds: its data folder; folder: the class
+    # folders, or the list.
     config.data.root = "."
-    config.data.split_file = ""  # coop: below root
+    config.data.split_file = ""  # coop, tfds: CoOp's, below root
     config.data.image_dir = ""  # coop: below root; the split file's paths start here
     config.data.few_shot_file = ""  # another run's few_shot.json, instead of a draw by the seed
     config.data.templates = ("a photo of a {}.",)

@@ -14,6 +14,7 @@ from fgvpl_jax.data import (
     Dataset,
     FewShot,
     Split,
+    benchmark_named,
     check_readable,
     draw_few_shot,
     few_shot_record,
@@ -21,6 +22,7 @@ from fgvpl_jax.data import (
     load_folder,
     load_manifest,
     load_shapes,
+    load_tfds,
     read_few_shot,
 )
 from fgvpl_jax.errors import UserError
@@ -166,9 +168,11 @@ def load_dataset(config: ConfigDict) -> Dataset:
     if data.source == "coop":
         benchmark = BENCHMARKS.get(config.benchmark)
         return load_coop(data.root, data.split_file, data.image_dir, benchmark)
+    if data.source == "tfds":
+        return load_tfds(data.root, data.split_file, benchmark_named(config.benchmark))
     if data.source == "folder":
         is_list = Path(data.root).expanduser().is_file()
         return load_manifest(data.root) if is_list else load_folder(data.root)
     if data.source == "shapes":
         return load_shapes()
-    raise UserError(f"data.source is {data.source!r}: choose 'coop', 'folder' or 'shapes'")
+    raise UserError(f"data.source is {data.source!r}: choose 'coop', 'tfds', 'folder' or 'shapes'")

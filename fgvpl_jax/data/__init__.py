@@ -9,6 +9,7 @@ from fgvpl_jax.data.images import UnreadableImage, decode_image
 from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
 from fgvpl_jax.data.splits import Dataset, Split
+from fgvpl_jax.data.tfds_source import load_tfds
 from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load_folder",
     "load_manifest",
     "load_shapes",
+    "load_tfds",
     "random_crop_and_flip",
     "read_few_shot",
     "read_split_file",

@@ -231,6 +231,7 @@ def _rows(
     labels, names = zip(*rows, strict=True)
     with suppress(OSError), NamedTemporaryFile(dir=file.parent, delete=False) as whole_or_not:
         np.savez(whole_or_not, labels=np.array(labels), names=np.array(names))
+        os.chmod(whole_or_not.name, 0o644)
         os.replace(whole_or_not.name, file)
     return rows
 

@@ -2,7 +2,10 @@
 
 import tarfile
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from threading import Thread
 from unittest import mock
 from urllib.error import HTTPError, URLError
 
@@ -67,6 +70,22 @@ def test_aircraft_is_prepared_without_its_banner(archive, capsys):
             assert key == f"{part}{split.labels[i]:06}.jpg"
             whole = np.asarray(decode_image(photos[key]))
             np.testing.assert_array_equal(np.asarray(split.image(i)), whole[:-20])
+
+
+def test_aircraft_is_downloaded_without_tensorflow(tmp_path, monkeypatch):
+    from fgvpl_jax.data import fgvc_aircraft
+
+    site = tmp_path / "site"
+    site.mkdir()
+    write_archive(site / "fgvc-aircraft-2013b.tar.gz")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/fgvc-aircraft-2013b.tar.gz"
+        monkeypatch.setattr(fgvc_aircraft, "ARCHIVE", url)
+        prepare_tfds("fgvc_aircraft", str(tmp_path / "data"))
+        server.shutdown()
+    assert len(load_tfds(str(tmp_path / "data"), "", AIRCRAFT).test) == 100
 
 
 def test_a_prepared_benchmark_is_left_alone(archive):

@@ -1,7 +1,6 @@
 """Preparing by TFDS: what is missing is said at once; the own builder of FGVC-Aircraft."""
 
 import tarfile
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -112,16 +111,14 @@ def test_tensorflow_is_asked_for_before_anything_is_downloaded(tmp_path, monkeyp
     assert not (tmp_path / "data").exists()
 
 
-def test_no_network_is_told_at_once(tmp_path, monkeypatch):
+def test_no_network_is_told_before_tfds_tries_for_minutes(tmp_path, monkeypatch):
     def urlopen(request, timeout):
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(tfds_prepare, "urlopen", urlopen)
-    started = time.monotonic()
     message = r"robots\.ox\.ac\.uk cannot be reached.*Name or service not known"
     with pytest.raises(UserError, match=message):
         prepare_tfds("fgvc_aircraft", str(tmp_path))
-    assert time.monotonic() - started < 30  # TFDS itself tries for minutes
 
 
 def test_a_server_that_refuses_to_tell_is_reachable(tmp_path, monkeypatch):

@@ -53,7 +53,8 @@ $(VENV)/developed: $(VENV)/installed
 # Pins for every supported Python and accelerator in one file.
 lock:
 	printf 'jax[cuda12]\njax[tpu]; sys_platform == "linux"\n' | uv pip compile --quiet --universal \
-	  --python-version 3.11 --extra test --extra lint --no-annotate pyproject.toml - -o constraints.txt
+	  --python-version 3.11 --extra test --extra lint --extra tensorflow --extra video --no-annotate \
+	  pyproject.toml - -o constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

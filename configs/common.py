@@ -3,6 +3,6 @@
 They live in the package, because `fgvpl_jax.fit` needs them without this folder.
 """
 
-from fgvpl_jax.apps.default_config import get_config
+from fgvpl_jax.apps.default_config import benchmark_config, get_config
 
-__all__ = ["get_config"]
+__all__ = ["benchmark_config", "get_config"]

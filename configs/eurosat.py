@@ -2,7 +2,7 @@
 
     python run.py --config=configs/eurosat.py --workdir=runs/eurosat
 
-Layout: `eurosat/2750/<Class>/*.jpg` and `eurosat/split_zhou_EuroSAT.json` below `data.root`.
+Layout below `data.root`: `eurosat/2750/<Class>/*.jpg`.
 The paper reports 45.7 points above zero-shot CLIP at 16 shots (ViT-B/16).
 """
 
@@ -10,10 +10,6 @@ from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.benchmark = "eurosat"
-    config.data.split_file = "eurosat/split_zhou_EuroSAT.json"
-    config.data.image_dir = "eurosat/2750"
-    config.data.templates = ("a centered satellite photo of {}.",)
+    config = common.benchmark_config("eurosat")
     config.epochs = 400
     return config

@@ -53,6 +53,15 @@ def run(*arguments):
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
             "/nodata",
         ),
+        (
+            [
+                "--config=configs/food101.py",
+                "--workdir=/no/such/run",
+                "--config.data.source=tfds",
+                "--config.data.root=/nodata",
+            ],
+            "python -m fgvpl_jax.data.tfds_prepare food101 /nodata",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message):

@@ -7,27 +7,26 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.run_setup import load_dataset
 from fgvpl_jax.apps.workdir import Workdir
-from fgvpl_jax.data import DataReport, Dataset, check_dataset
+from fgvpl_jax.data import BENCHMARKS, DataReport, Dataset, check_dataset
 from fgvpl_jax.reporting.contact_sheet import PER_CLASS, draw_contact_sheet, thumbnail
 
 REPORT, SHEET = "data.json", "contact_sheet.jpg"
 
 
-def check_data(
-    config: ConfigDict, workdir: Workdir, published: Mapping[str, int] | None = None
-) -> tuple[list[str], list[str]]:
+def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[str]]:
     """Checks the data that a config names; needs no checkpoint.
 
     Args:
         config: See `default_config.py`; only `benchmark` and `data` are read.
         workdir: Gets `data.json`, all that was found, and `contact_sheet.jpg`.
-        published: See `check_dataset`.
     Returns:
         Lines that tell what is there, and lines that tell what is wrong.
     Raises:
         UserError: If the data cannot be found or makes no sense.
     """
     dataset = load_dataset(config)
+    benchmark = BENCHMARKS.get(config.benchmark)
+    published = None if benchmark is None else benchmark.counts._asdict()
     report = check_dataset(dataset, published)
     rows = [
         {"class": name, **{split: int(n[label]) for split, n in report.counts.items()}}
@@ -38,7 +37,7 @@ def check_data(
         {
             "benchmark": config.benchmark,
             "counts": rows,
-            "published": None if published is None else dict(published),
+            "published": published,
             "unreadable": [line for found in report.unreadable.values() for line in found.values()],
             "duplicates": report.duplicates,
             "problems": report.problems,

@@ -5,6 +5,23 @@ All equation numbers are the paper's. Command line: `--config.shots=8 --config.d
 
 from ml_collections import ConfigDict
 
+from fgvpl_jax.data import benchmark_named
+
+
+def benchmark_config(name: str) -> ConfigDict:
+    """The paper's settings for a benchmark of the table, wherever it lies.
+
+    Raises:
+        UserError: If the table has no such benchmark.
+    """
+    benchmark = benchmark_named(name)
+    config = get_config()
+    config.benchmark = name
+    config.data.split_file = benchmark.split_file
+    config.data.image_dir = benchmark.image_dir
+    config.data.templates = benchmark.templates
+    return config
+
 
 def get_config() -> ConfigDict:
     """The paper's settings, without data."""
@@ -17,12 +34,15 @@ def get_config() -> ConfigDict:
     config.seed = 1  # draws the images, initialises, shuffles, augments
 
     config.data = ConfigDict()
-    # "coop": CoOp's split file; "folder": class folders or a list of photos; "shapes": drawn.
+    # "coop": as CoOp's users have it; "tfds": as TFDS prepared it; "folder": class folders or a
+    # list of photos; "shapes": drawn.
     config.data.source = "coop"
-    # coop: the folder that holds the benchmarks' folders; folder: the class folders, or the list.
+    # coop: the folder that holds the benchmarks' folders; tfds: its data folder; folder: the class
+    # folders, or the list.
     config.data.root = "."
-    config.data.split_file = ""  # coop: below root
+    config.data.split_file = ""  # coop, tfds: CoOp's, below root
     config.data.image_dir = ""  # coop: below root; the split file's paths start here
+    config.data.few_shot_file = ""  # another run's few_shot.json, instead of a draw by the seed
     config.data.templates = ("a photo of a {}.",)
     # Photos as evaluation sees them are kept from run to run; "" is the user's cache folder.
     config.data.image_cache_dir = ""

@@ -103,6 +103,7 @@ def measure(run: Run, started: float) -> dict[str, Any]:
         "seed": config.seed,
         "epochs": config.epochs,
         "num_classes": len(run.dataset.class_names),
+        "split_protocol": run.dataset.split_protocol,
         "counts": {
             "train": len(few_shot.support),
             "validation": len(few_shot.validation or ()),

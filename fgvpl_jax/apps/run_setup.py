@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 from fgvpl_jax.apps.workdir import Workdir, read_json
 from fgvpl_jax.clip import CLIP, load_clip
 from fgvpl_jax.data import (
+    BENCHMARKS,
     Dataset,
     FewShot,
     ImageCache,
     Split,
+    benchmark_named,
     check_readable,
     default_cache_folder,
     draw_few_shot,
@@ -24,6 +26,8 @@ from fgvpl_jax.data import (
     load_folder,
     load_manifest,
     load_shapes,
+    load_tfds,
+    read_few_shot,
 )
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
@@ -130,7 +134,10 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     check_config(config)
     workdir.check_is_free_for(config)
     dataset = load_dataset(config)
-    few_shot = draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
+    if config.data.few_shot_file:
+        few_shot = read_few_shot(config.data.few_shot_file, dataset, config.shots)
+    else:
+        few_shot = draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
     record = few_shot_record(few_shot)
     if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
         raise UserError(
@@ -200,10 +207,13 @@ def load_dataset(config: ConfigDict) -> Dataset:
     """The data that `config.data` names."""
     data = config.data
     if data.source == "coop":
-        return load_coop(data.root, data.split_file, data.image_dir)
+        benchmark = BENCHMARKS.get(config.benchmark)
+        return load_coop(data.root, data.split_file, data.image_dir, benchmark)
+    if data.source == "tfds":
+        return load_tfds(data.root, data.split_file, benchmark_named(config.benchmark))
     if data.source == "folder":
         is_list = Path(data.root).expanduser().is_file()
         return load_manifest(data.root) if is_list else load_folder(data.root)
     if data.source == "shapes":
         return load_shapes()
-    raise UserError(f"data.source is {data.source!r}: choose 'coop', 'folder' or 'shapes'")
+    raise UserError(f"data.source is {data.source!r}: choose 'coop', 'tfds', 'folder' or 'shapes'")

@@ -13,7 +13,13 @@ from fgvpl_jax.errors import UserError
 
 # Where things lie may change between two commands on one run; what they are may not: the backbone
 # is compared by its hash, the drawn images by their names.
-LOCATIONS = ("clip", "data.root", "data.image_cache_dir", "data.image_cache_gb")
+LOCATIONS = (
+    "clip",
+    "data.root",
+    "data.few_shot_file",
+    "data.image_cache_dir",
+    "data.image_cache_gb",
+)
 
 
 class Workdir:

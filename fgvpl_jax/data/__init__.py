@@ -1,20 +1,24 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
 from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.benchmarks import BENCHMARKS, Benchmark, benchmark_named
 from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
-from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record
+from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record, read_few_shot
 from fgvpl_jax.data.folder import image_files, load_folder
 from fgvpl_jax.data.image_cache import ImageCache, default_cache_folder
 from fgvpl_jax.data.images import UnreadableImage, decode_image
 from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
 from fgvpl_jax.data.splits import Dataset, Split
+from fgvpl_jax.data.tfds_source import load_tfds
 from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
 
 __all__ = [
+    "BENCHMARKS",
     "Augmentation",
     "Batch",
+    "Benchmark",
     "DataReport",
     "Dataset",
     "FewShot",
@@ -23,6 +27,7 @@ __all__ = [
     "Split",
     "Transform",
     "UnreadableImage",
+    "benchmark_named",
     "check_dataset",
     "check_readable",
     "decode_image",
@@ -35,7 +40,9 @@ __all__ = [
     "load_folder",
     "load_manifest",
     "load_shapes",
+    "load_tfds",
     "random_crop_and_flip",
+    "read_few_shot",
     "read_split_file",
     "train_batches",
 ]

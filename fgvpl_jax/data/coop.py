@@ -1,4 +1,4 @@
-"""CoOp's layout: a `split_zhou_*.json` beside the images of a benchmark."""
+"""CoOp's layout: images with a `split_zhou_*.json`, or the benchmark's own lists, beside them."""
 
 import json
 import os
@@ -7,52 +7,69 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fgvpl_jax.data.benchmarks import Benchmark
+from fgvpl_jax.data.official_lists import check_class_names, check_labels
+from fgvpl_jax.data.split_protocol import SPLITS, Parts, refuse_leaks
 from fgvpl_jax.data.splits import Dataset, class_name, make_split
 from fgvpl_jax.errors import UserError
 
-# Names in the file, in the order of Dataset's fields.
-SPLITS = ("train", "val", "test")
 
-Entries = dict[str, list[tuple[str, int]]]
-
-
-def load_coop(root: str, split_file: str, image_dir: str) -> Dataset:
+def load_coop(
+    root: str, split_file: str, image_dir: str, benchmark: Benchmark | None = None
+) -> Dataset:
     """A benchmark as CoOp's users have it.
+
+    With the split file, exactly its split; without it, where the benchmark is in the table, its
+    own lists under the benchmark's protocol. Links are followed wherever they lead: CoOp's
+    users link their data into place.
 
     Args:
         root: The folder that holds the benchmarks' folders.
         split_file: Below root: {"train" | "val" | "test": [[path, label, class name], ...]}.
         image_dir: Below root; the folder that the paths start from.
+        benchmark: Its entry in the table, if it has one; class names must be the entry's.
     Raises:
-        UserError: If a folder, the file or an image is missing, or the file contradicts itself.
+        UserError: If a folder, a list or an image is missing, or the file contradicts itself or
+            the table.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
         raise UserError(f"there is no folder {root}: set --config.data.root to where the data is")
-    if not split_file:
-        raise UserError("data.split_file is empty: name CoOp's split file, below data.root")
     file, images = base / split_file, base / image_dir
-    for needed, kind in ((file, file.is_file()), (images, images.is_dir())):
-        if not kind:
-            raise UserError(
-                f"{needed} is missing: --config.data.root={root} must hold {split_file} and the "
-                f"images in {image_dir}"
-            )
-    class_names, entries = read_split_file(file)
-    check_present(images, (key for split in entries.values() for key, _ in split), file)
+    if not images.is_dir():
+        raise UserError(
+            f"{images} is missing: --config.data.root={root} must hold the images in {image_dir}"
+        )
+    if file.is_file():
+        class_names, parts = read_split_file(file)
+        if benchmark is not None:
+            check_class_names(class_names, benchmark.class_names, file)
+        named_by, described = file, f"split file {split_file}"
+    elif benchmark is None:
+        raise UserError(
+            f"{file} is missing, and {image_dir} is no benchmark of the table: set "
+            "--config.data.split_file to a split file below data.root"
+        )
+    else:
+        named_by = base / PurePosixPath(image_dir).parts[0]
+        class_names = benchmark.class_names
+        parts = benchmark.read_lists(named_by, images, benchmark)
+        check_labels(parts, len(class_names), named_by)
+        parts, described = benchmark.protocol.split(parts, str(named_by))
     for name in ("train", "test"):
-        if not entries[name]:
-            raise UserError(f"{file} has no {name} image: it must hold train, val and test")
-    train, validation, test = (make_split(images, entries[name]) for name in SPLITS)
-    return Dataset(class_names, train, validation if len(validation) else None, test)
+        if not parts[name]:
+            raise UserError(f"{named_by} names no {name} image: there must be some")
+    check_present(images, (key for split in parts.values() for key, _ in split), named_by)
+    train, validation, test = (make_split(images, parts[name]) for name in SPLITS)
+    return Dataset(class_names, train, validation if len(validation) else None, test, described)
 
 
-def read_split_file(file: Path) -> tuple[tuple[str, ...], Entries]:
+def read_split_file(file: Path) -> tuple[tuple[str, ...], Parts]:
     """Class names in label order, and each split's (path, label) pairs; opens no image.
 
     Raises:
         UserError: If the file is not of CoOp's form, a label has two names or none, a path
-            leaves its folder or stands in it twice.
+            leaves its folder or stands in two splits.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -63,32 +80,26 @@ def read_split_file(file: Path) -> tuple[tuple[str, ...], Entries]:
             "a list of [path, label, class name]"
         ) from error
     names: dict[int, str] = {}
-    seen: dict[str, str] = {}
     spellings: dict[str, str] = {}
-    for split, rows in entries.items():
-        for key, label, name in rows:
-            if names.setdefault(label, name) != name:
-                raise UserError(f"{file} calls label {label} both {names[label]!r} and {name!r}")
-            # Two labels of one spelling are ImageNet's own.
-            twin = spellings.setdefault(class_name(name), name)
-            if twin != name:
-                raise UserError(
-                    f"{file} has the classes {twin!r} and {name!r}, which are one name in a "
-                    "sentence: rename one"
-                )
-            path = PurePosixPath(key)
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{file} names {key!r}, which leaves the image folder")
-            if key in seen:
-                raise UserError(
-                    f"{file} has {key!r} twice, in {seen[key]} and in {split}: an image may be "
-                    "in one place only, or the test would not be honest; remove one"
-                )
-            seen[key] = split
+    for key, label, name in (row for rows in entries.values() for row in rows):
+        if names.setdefault(label, name) != name:
+            raise UserError(f"{file} calls label {label} both {names[label]!r} and {name!r}")
+        # Two labels of one spelling are ImageNet's own.
+        twin = spellings.setdefault(class_name(name), name)
+        if twin != name:
+            raise UserError(
+                f"{file} has the classes {twin!r} and {name!r}, which are one name in a sentence: "
+                "rename one"
+            )
+        path = PurePosixPath(key)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{file} names {key!r}, which leaves the image folder")
     if sorted(names) != list(range(len(names))) or not names:
         raise UserError(f"{file} has labels {sorted(names)[:5]} …: they must count from 0 upwards")
+    parts = {s: [(key, label) for key, label, _ in rows] for s, rows in entries.items()}
+    refuse_leaks(parts, str(file))
     class_names = tuple(class_name(names[label]) for label in range(len(names)))
-    return class_names, {s: [(key, label) for key, label, _ in r] for s, r in entries.items()}
+    return class_names, parts
 
 
 def _entry(raw: Any) -> tuple[str, int, str]:
@@ -107,7 +118,8 @@ def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
     missing = []
     for parent, paths in by_parent.items():
         place = folder / parent
-        there = set(os.listdir(place)) if place.is_dir() else set()
+        # Of plain files the listing itself knows; only links cost a look at where they lead.
+        there = {e.name for e in os.scandir(place) if e.is_file()} if place.is_dir() else set()
         missing += [str(path) for path in paths if path.name not in there]
     if missing:
         raise UserError(

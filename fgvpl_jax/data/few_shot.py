@@ -1,6 +1,9 @@
 """The few-shot protocol: who is drawn, by the run's seed alone."""
 
+import json
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +92,71 @@ def few_shot_record(draw: FewShot) -> dict[str, Any]:
     }
 
 
+def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
+    """The images that a `few_shot.json` names, of this run or of any other program.
+
+    Args:
+        file: As `few_shot_record` makes it.
+        dataset: Which must hold every image under the class that the file puts it in.
+        shots: The run's, which the file's must be.
+    Raises:
+        UserError: If the file cannot be read, or is of other classes, shots or images, or a class
+            has no image, or an image is both for training and for validation.
+    """
+    place = Path(file).expanduser()
+    try:
+        record = json.loads(place.read_text(encoding="utf-8"))
+        train, validation = record["train"], record["validation"]
+        found_shots, seed = record["shots"], int(record["seed"])
+        seen = [k for drawn in (train, validation or {}) for keys in drawn.values() for k in keys]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"data.few_shot_file={file} is no list of drawn images ({error!r}): name a "
+            "few_shot.json"
+        ) from error
+    if found_shots != shots:
+        raise UserError(
+            f"{place} is a draw of {found_shots} shots, the run has {shots}: make equal"
+        )
+    twice = [key for key, count in Counter(seen).items() if count > 1]
+    if twice:
+        raise UserError(f"{place} names {twice[0]!r} twice: remove it from one place")
+    support = _named_images(train, dataset.train, dataset.class_names, place)
+    empty = [name for name, keys in train.items() if not keys]
+    if empty:
+        raise UserError(f"{place} has no training image of {empty[:5]}: add some")
+    held_out = None
+    if validation is not None:
+        source = dataset.train if dataset.validation is None else dataset.validation
+        held_out = _named_images(validation, source, dataset.class_names, place)
+    return FewShot(shots, seed, dataset.class_names, support, held_out)
+
+
+def _named_images(
+    drawn: dict[str, list[str]], split: Split, class_names: tuple[str, ...], file: Path
+) -> Split:
+    """The images of a split that a file names, each under its class."""
+    expected = _record_names(class_names)
+    if list(drawn) != expected:
+        strange = [name for name in drawn if name not in expected]
+        lacking = [name for name in expected if name not in drawn]
+        raise UserError(
+            f"{file} is of other classes than the data: not in the data {strange[:3]}, not in the "
+            f"file {lacking[:3]}; take the draw of this benchmark"
+        )
+    places = {key: place for place, key in enumerate(split.keys)}
+    wanted = [(key, label) for label, keys in enumerate(drawn.values()) for key in keys]
+    strange = [
+        key for key, label in wanted if key not in places or split.labels[places[key]] != label
+    ]
+    if strange:
+        raise UserError(
+            f"{len(strange)} images that {file} names are not in this split of the data under "
+            f"that class, such as {strange[0]}: take the draw of this benchmark and source"
+        )
+    return split.select([places[key] for key, _ in wanted])
+
+
 def _shuffled(split: Split, label: int, entropy: tuple[int, ...]) -> list[int]:
     members = sorted(np.flatnonzero(split.labels == label), key=lambda i: split.keys[i])
     order = np.random.default_rng(entropy).permutation(len(members))
@@ -100,9 +168,10 @@ def _keys_by_class(split: Split, class_names: tuple[str, ...]) -> dict[str, list
         [split.keys[i] for i in np.flatnonzero(split.labels == label)]
         for label in range(len(class_names))
     ]
-    # ImageNet has two names twice.
+    return dict(zip(_record_names(class_names), rows, strict=True))
+
+
+def _record_names(class_names: tuple[str, ...]) -> list[str]:
+    """What a record calls the classes; ImageNet has two names twice, which numbers tell apart."""
     twice = len(set(class_names)) < len(class_names)
-    return {
-        f"{label} {name}" if twice else name: keys
-        for label, (name, keys) in enumerate(zip(class_names, rows, strict=True))
-    }
+    return [f"{label} {name}" if twice else name for label, name in enumerate(class_names)]

@@ -39,7 +39,8 @@ def load_folder(root: str) -> Dataset:
     children = {child.name: child for child in visible_folders(base)}
     if "train" not in children or not children.keys() <= SPLIT_FOLDERS.keys():
         classes = at_least_two(class_folders(base), base)
-        return Dataset(tuple(classes), read_classes(base, base, list(classes.values())), None, None)
+        photos = read_classes(base, base, list(classes.values()))
+        return Dataset(tuple(classes), photos, None, None, "none, all photos are for training")
     splits: dict[str, Path] = {}
     for name, child in children.items():
         role = SPLIT_FOLDERS[name]
@@ -60,7 +61,13 @@ def load_folder(root: str) -> Dataset:
                 f"{place} has no class folder: fill it as {splits['train']}, or remove it"
             )
         loaded[role] = read_classes(base, place, [folders.get(name) for name in classes])
-    return Dataset(tuple(classes), loaded["train"], loaded.get("validation"), loaded.get("test"))
+    return Dataset(
+        tuple(classes),
+        loaded["train"],
+        loaded.get("validation"),
+        loaded.get("test"),
+        "the folders' own",
+    )
 
 
 def visible_folders(place: Path) -> list[Path]:

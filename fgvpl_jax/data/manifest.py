@@ -66,7 +66,7 @@ def load_manifest(manifest: str) -> Dataset:
         for members in rows.values()
     )
     assert train is not None
-    return Dataset(tuple(names), train, validation, test)
+    return Dataset(tuple(names), train, validation, test, "the list's own")
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

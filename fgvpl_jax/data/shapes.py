@@ -169,4 +169,4 @@ def load_shapes() -> Dataset:
         )
         for split, size in SPLIT_SIZES.items()
     }
-    return Dataset(tuple(names), splits["train"], splits["validation"], splits["test"])
+    return Dataset(tuple(names), **splits, split_protocol="drawn, see data/shapes.py")

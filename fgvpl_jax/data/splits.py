@@ -65,12 +65,14 @@ class Dataset:
         train: Where few-shot images are drawn from.
         validation: Where λ is chosen; None where the data has none.
         test: Read once, at the end; None where the data has none.
+        split_protocol: Who made the splits and how, for people and `results.json`.
     """
 
     class_names: tuple[str, ...]
     train: Split
     validation: Split | None
     test: Split | None
+    split_protocol: str
 
 
 def class_name(raw: str) -> str:

@@ -11,7 +11,8 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
     Args:
         results: As `train_and_evaluate` returns them.
     """
-    lines = [
+    lines = [f"splits: {results['split_protocol']}"]
+    lines += [
         f"validation accuracy at cache_logit_weight {weight}: {accuracy:.2%}"
         for weight, accuracy in results["validation_accuracy"].items()
     ]

@@ -1,26 +1,29 @@
 """`--mode=data` from config to report, data.json and contact sheet."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from fgvpl_jax.apps.check_data import check_data
 from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.data import BENCHMARKS
+from fgvpl_jax.data.benchmarks import Counts
 from fgvpl_jax.reporting.contact_sheet import CAPTION, CELL, GAP, PER_CLASS, SIDE
 from tests.conftest import COLOURS, write_photo_folders
 
 
-def test_a_report_of_everything(tmp_path, tiny_config):
+def test_a_report_of_everything(tmp_path, tiny_config, monkeypatch):
+    entry = replace(BENCHMARKS["eurosat"], counts=Counts(train=18, validation=0, test=7))
+    monkeypatch.setitem(BENCHMARKS, "squares", entry)
     root = tmp_path / "photos"
     for seed, (split, count) in enumerate({"train": 6, "test": 2}.items()):
         write_photo_folders(root / split, count, seed)
     (root / "train" / "blue_square" / "000.png").write_bytes(b"no photo")
     tiny_config.data.root = str(root)
     tiny_config.clip = "no/checkpoint/is/needed"
-    lines, problems = check_data(
-        tiny_config, Workdir(tmp_path / "W"), {"train": 18, "validation": 0, "test": 7}
-    )
+    lines, problems = check_data(tiny_config, Workdir(tmp_path / "W"))
     assert lines[:5] == [
         "squares: 3 classes",
         "                   train        test",

@@ -49,6 +49,7 @@ def test_a_run_leaves_what_is_promised(finished):
     assert json.loads((path / "results.json").read_text()) == results
     assert results["counts"] == {"train": 9, "validation": 9, "test": 15}
     assert results["method"] == "fg_vpl"
+    assert results["split_protocol"] == "the folders' own"
     assert results["cache_logit_weight"] in (0.0, 1.0, 4.0)
     assert 0 <= results["test_accuracy"] <= 1
     assert results["temperature_fitted_on"] == "validation"
@@ -60,6 +61,15 @@ def test_a_run_leaves_what_is_promised(finished):
     assert len(stored["backbone"]["sha256"]) == 64
     drawn = json.loads((path / "few_shot.json").read_text())
     assert "red_square" in json.dumps(drawn)
+
+
+def test_two_runs_share_the_images_that_one_drew(finished, tiny_config, tmp_path):
+    _, path, _ = finished
+    tiny_config.seed = 7
+    tiny_config.epochs = 1
+    tiny_config.data.few_shot_file = str(path / "few_shot.json")
+    run(tiny_config, tmp_path / "W")
+    assert (tmp_path / "W" / "few_shot.json").read_text() == (path / "few_shot.json").read_text()
 
 
 def test_evaluating_again_gives_the_same_to_the_last_digit(finished):
@@ -177,6 +187,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
         ("shots", 50, "allow_fewer"),
         ("data.source", "tar", "data.source is 'tar'"),
         ("data.root", "/no/such/place", "/no/such/place"),
+        ("data.few_shot_file", "/no/such/file", "/no/such/file"),
         ("clip", "./no/such/clip", "no/such/clip"),
         ("connectivity", 3, "3"),
         ("object_query", "patch", "object_query is 'patch'"),

@@ -1,5 +1,6 @@
 """The draw: by the seed alone, nested in the number of shots, named when impossible."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgvpl_jax.data import Dataset, draw_few_shot, few_shot_record
+from fgvpl_jax.data import Dataset, draw_few_shot, few_shot_record, read_few_shot
 from fgvpl_jax.data.splits import make_split
 from fgvpl_jax.errors import UserError
 
@@ -23,7 +24,7 @@ def split(counts, prefix="t", order=None):
 
 def dataset(train, validation=None, order=None):
     held_out = None if validation is None else split(validation, "v")
-    return Dataset(NAMES, split(train, order=order), held_out, None)
+    return Dataset(NAMES, split(train, order=order), held_out, None, "invented")
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,6 +80,72 @@ def test_the_record_names_every_image_under_its_class():
 
 def test_twin_class_names_are_kept_apart():
     """ImageNet calls two pairs of classes alike."""
-    twins = Dataset(("crane", "crane", "eel"), split([2, 2, 2]), None, None)
+    twins = Dataset(("crane", "crane", "eel"), split([2, 2, 2]), None, None, "invented")
     record = few_shot_record(draw_few_shot(twins, 1, 0))
     assert list(record["train"]) == ["0 crane", "1 crane", "2 eel"]
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    data = dataset([5, 5, 5], [3, 3, 3])
+    record = few_shot_record(draw_few_shot(data, 2, 7))
+    return data, record, tmp_path / "few_shot.json"
+
+
+def read(data, record, file, shots=2):
+    file.write_text(json.dumps(record))
+    return read_few_shot(str(file), data, shots)
+
+
+def test_a_draw_is_read_back(drawn):
+    data, record, file = drawn
+    again = read(data, record, file)
+    assert few_shot_record(again) == record
+    assert again.support.keys == draw_few_shot(data, 2, 7).support.keys
+    leftover = dataset([5, 5, 5])
+    record = few_shot_record(draw_few_shot(leftover, 2, 7))
+    assert few_shot_record(read(leftover, record, file)) == record
+    assert read(data, record | {"validation": None}, file).validation is None
+
+
+def test_twin_classes_are_read_back(drawn):
+    twins = Dataset(("crane", "crane", "eel"), split([2, 2, 2]), None, None, "invented")
+    record = few_shot_record(draw_few_shot(twins, 1, 0))
+    assert few_shot_record(read(twins, record, drawn[2], shots=1)) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shots": 4}, "a draw of 4 shots, the run has 2"),
+        ({"train": {"cat": ["t/cat/0"], "dog": [], "fox": []}}, r"other classes.*'fox'.*'eel'"),
+        ({"train": {"cat": ["t/cat/0"], "dog": ["t/dog/1"], "eel": []}}, r"no training.*'eel'"),
+        (
+            {"train": {"cat": ["t/cat/99"], "dog": ["t/dog/1"], "eel": ["t/eel/1"]}},
+            r"1 images.*t/cat/99",
+        ),
+        (
+            {"train": {"cat": ["t/dog/1"], "dog": ["t/dog/2"], "eel": ["t/eel/1"]}},
+            r"1 images.*t/dog/1",
+        ),
+        (
+            {"train": {"cat": ["v/cat/1"], "dog": ["t/dog/2"], "eel": ["t/eel/1"]}},
+            r"'v/cat/1' twice|1 images.*v/cat/1",
+        ),
+        (
+            {"train": {"cat": ["t/cat/1"] * 2, "dog": ["t/dog/2"], "eel": ["t/eel/1"]}},
+            r"'t/cat/1' twice",
+        ),
+        ({"train": ["t/cat/1"]}, "no list of drawn images"),
+        ({"seed": "one"}, "no list of drawn images"),
+    ],
+)
+def test_draws_of_other_data_are_refused(drawn, change, message):
+    data, record, file = drawn
+    with pytest.raises(UserError, match=message):
+        read(data, record | change, file)
+
+
+def test_a_draw_that_is_not_there(drawn):
+    with pytest.raises(UserError, match=r"few_shot_file=/none.*name a few_shot\.json"):
+        read_few_shot("/none", drawn[0], 2)

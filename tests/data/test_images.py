@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgvpl_jax.data import UnreadableImage, decode_image
+from fgvpl_jax.data import UnreadableImage, decode_image, random_crop_and_flip
 
 RED = (200, 30, 40)
 
@@ -97,6 +97,14 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     with pytest.raises(UnreadableImage, match=r"big\.png.*50 x 50 pixels"):
         decode_image(tmp_path / "big.png")
+
+
+def test_very_wide_images_are_read(tmp_path):
+    photo((10_000, 20)).save(tmp_path / "wide.jpg")
+    image = decode_image(tmp_path / "wide.jpg")
+    assert image.size == (10_000, 20)
+    crop = random_crop_and_flip(64)(image, np.random.default_rng(0))
+    np.testing.assert_allclose(crop.mean(axis=(0, 1)), RED, atol=6)
 
 
 def test_floating_point_images_are_refused_with_advice(tmp_path):

@@ -1,25 +1,14 @@
 """CoOp's layout and plain folders: what is read, and what is refused."""
 
 import json
-import os
-from pathlib import Path
+import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from fgvpl_jax.data import load_coop, load_folder, read_split_file
+from fgvpl_jax.data import benchmark_named, load_coop, load_folder
 from fgvpl_jax.errors import UserError
-
-# Table 1 of the paper.
-COUNTS = {
-    "Caltech101": (100, 4128, 1649, 2465),
-    "DescribableTextures": (47, 2820, 1128, 1692),
-    "EuroSAT": (10, 13500, 5400, 8100),
-    "OxfordFlowers": (102, 4093, 1633, 2463),
-    "OxfordPets": (37, 2944, 736, 3669),
-    "StanfordCars": (196, 6509, 1635, 8041),
-    "UCF101": (101, 7639, 1898, 3783),
-}
 
 
 def touch_image(path):
@@ -97,25 +86,41 @@ def test_missing_places_are_named(coop):
         load_coop(*where)
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_published_split_files_have_the_papers_counts(name):
-    folder = os.environ.get("FGVPL_COOP_SPLITS")
-    if folder is None:
-        pytest.skip("set FGVPL_COOP_SPLITS to a folder with CoOp's split files")
-    class_names, entries = read_split_file(Path(folder) / f"split_zhou_{name}.json")
-    found = (len(class_names), *(len(entries[split]) for split in ("train", "val", "test")))
-    assert found == COUNTS[name]
-    assert not any("_" in class_name for class_name in class_names)
-
-
-def test_the_complete_eurosat():
-    folder = os.environ.get("FGVPL_EUROSAT")
-    if folder is None:
-        pytest.skip("set FGVPL_EUROSAT to the folder with 2750/ and the split file")
-    dataset = load_coop(folder, "split_zhou_EuroSAT.json", "2750")
-    assert dataset.class_names[0] == "Annual Crop Land"
-    assert len(dataset.test) == 8100
+@pytest.mark.slow
+def test_the_complete_eurosat(real_data, tmp_path):
+    with tarfile.open(real_data / "eurosat.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    eurosat = benchmark_named("eurosat")
+    where = (str(tmp_path), eurosat.split_file, eurosat.image_dir)
+    dataset = load_coop(*where, eurosat)
+    assert dataset.split_protocol == "split file eurosat/split_zhou_EuroSAT.json"
     assert dataset.test.image(0).size == (64, 64)
+    (tmp_path / eurosat.split_file).unlink()
+    own = load_coop(*where, eurosat)
+    for split in ("train", "validation", "test"):
+        theirs, ours = getattr(dataset, split), getattr(own, split)
+        assert np.bincount(ours.labels).tolist() == np.bincount(theirs.labels).tolist()
+
+
+def test_a_split_file_of_other_classes_is_refused(coop):
+    root, rows = coop
+    with pytest.raises(UserError, match=r"class 0 'Annual Crop', the benchmark 'Annual Crop Land'"):
+        load_coop(*write(root, rows), benchmark_named("eurosat"))
+
+
+def test_links_are_followed_wherever_they_lead(coop, tmp_path_factory):
+    """CoOp tells its users to link their data into place."""
+    root, rows = coop
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
+    (root / "set" / "images").rename(elsewhere)
+    (root / "set" / "images").symlink_to(elsewhere)
+    (elsewhere / "a" / "1.png").rename(elsewhere.parent / "far.png")
+    (elsewhere / "a" / "1.png").symlink_to(elsewhere.parent / "far.png")
+    dataset = load_coop(*write(root, rows))
+    assert dataset.train.image(0).size == (4, 4)
+    (elsewhere.parent / "far.png").unlink()
+    with pytest.raises(UserError, match=r"1 images.*a/1\.png"):
+        load_coop(*write(root, rows))
 
 
 @pytest.fixture

@@ -1,0 +1,12 @@
+"""Caltech101: 100 classes of objects, 4,128 / 1,649 / 2,465.
+
+    python run.py --config=configs/caltech101.py --workdir=runs/caltech101
+
+Layout below `data.root`: `caltech-101/101_ObjectCategories/<class>/*.jpg`.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("caltech101")

@@ -1,0 +1,12 @@
+"""DTD: 47 textures, 2,820 / 1,128 / 1,692.
+
+    python run.py --config=configs/dtd.py --workdir=runs/dtd
+
+Layout below `data.root`: `dtd/images/<class>/*.jpg`.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("dtd")

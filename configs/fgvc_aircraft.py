@@ -1,0 +1,12 @@
+"""FGVC-Aircraft: 100 variants of aircraft, 3,334 / 3,333 / 3,333.
+
+    python run.py --config=configs/fgvc_aircraft.py --workdir=runs/fgvc_aircraft
+
+Layout below `data.root`: `fgvc_aircraft/images/*.jpg` and `fgvc_aircraft/images_variant_*.txt`.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("fgvc_aircraft")

@@ -1,0 +1,15 @@
+"""ImageNet: 1,000 classes, 1.28M training images; its 50,000 validation images are the test.
+
+    python run.py --config=configs/imagenet.py --workdir=runs/imagenet
+
+Layout below `data.root`: `imagenet/images/{train,val}/<code>/*.JPEG` and `imagenet/classnames.txt`.
+The paper reports 75.5% at 16 shots, 68.7% for zero-shot CLIP (ViT-B/16).
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.benchmark_config("imagenet")
+    config.epochs = 50
+    return config

@@ -1,0 +1,12 @@
+"""Flowers102: 102 flowers, 4,093 / 1,633 / 2,463.
+
+    python run.py --config=configs/oxford_flowers.py --workdir=runs/oxford_flowers
+
+Layout below `data.root`: `oxford_flowers/jpg/*.jpg` and `oxford_flowers/imagelabels.mat`.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("oxford_flowers")

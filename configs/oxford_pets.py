@@ -1,0 +1,12 @@
+"""OxfordPets: 37 breeds of cats and dogs, 2,944 / 736 / 3,669.
+
+    python run.py --config=configs/oxford_pets.py --workdir=runs/oxford_pets
+
+Layout below `data.root`: `oxford_pets/images/*.jpg` and `oxford_pets/annotations/`.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("oxford_pets")

@@ -1,0 +1,12 @@
+"""StanfordCars: 196 models, 6,509 / 1,635 / 8,041.
+
+    python run.py --config=configs/stanford_cars.py --workdir=runs/stanford_cars
+
+Layout below `data.root`: `stanford_cars/cars_*/*.jpg` and the annotations beside them.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("stanford_cars")

@@ -1,0 +1,12 @@
+"""UCF101: 101 actions, the middle frame of each video, 7,639 / 1,898 / 3,783.
+
+    python run.py --config=configs/ucf101.py --workdir=runs/ucf101
+
+Layout below `data.root`: `ucf101/UCF-101-midframes/<Action>/*.jpg`, see docs/datasets.md.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.benchmark_config("ucf101")

@@ -1,0 +1,94 @@
+"""TFDS's missing builder of FGVC-Aircraft; importing this module makes it known to TFDS."""
+
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from fgvpl_jax.data.benchmarks import benchmark_named
+from fgvpl_jax.data.images import decode_image
+
+HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
+ARCHIVE = f"{HOMEPAGE}archives/fgvc-aircraft-2013b.tar.gz"
+# Pixels at the bottom with the photographer's name, which the archive's README asks to remove.
+BANNER = 20
+
+LISTS = {"train": "train", "validation": "val", "test": "test"}
+CITATION = """@techreport{maji13fine-grained,
+  title = {Fine-Grained Visual Classification of Aircraft},
+  author = {S. Maji and J. Kannala and E. Rahtu and M. Blaschko and A. Vedaldi},
+  year = {2013}, archivePrefix = {arXiv}, eprint = {1306.5151}
+}"""
+
+
+class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
+    """100 variants of aircraft in the authors' own three splits, without the banner.
+
+    Photos are stored as PNG: cutting a JPEG would change all of its pixels. The archive is read
+    as it is, so neither TensorFlow nor room for unpacking is needed.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: dict[str, str] = {"1.0.0": "Release 2013b of the archive."}  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="FGVC-Aircraft 2013b: photos of 100 variants of aircraft.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="png"),
+                    "label": tfds.features.ClassLabel(
+                        names=benchmark_named("fgvc_aircraft").class_names
+                    ),
+                    "file_name": tfds.features.Text(),  # such as 1025794.jpg
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage=HOMEPAGE,
+            citation=CITATION,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        archive = Path(dl_manager.download(ARCHIVE))
+        variants = read_variants(archive)
+        return {split: self._generate_examples(archive, variants[split]) for split in LISTS}
+
+    def _generate_examples(
+        self, archive: Path, variants: dict[str, str]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        with tarfile.open(archive, "r|*") as stream:
+            for member in stream:
+                path = PurePosixPath(member.name)
+                if path.parent.name != "images" or path.stem not in variants:
+                    continue
+                file = stream.extractfile(member)
+                assert file is not None
+                photo = decode_image(file.read(), path.name)
+                png = BytesIO()
+                photo.crop((0, 0, photo.width, photo.height - BANNER)).save(png, format="PNG")
+                png.seek(0)
+                yield (
+                    path.name,
+                    {"image": png, "label": variants[path.stem], "file_name": path.name},
+                )
+
+
+def read_variants(archive: Path) -> dict[str, dict[str, str]]:
+    """TFDS split to the variant of each of its images, such as "1025794" to "707-320"."""
+    files = {f"images_variant_{name}.txt": split for split, name in LISTS.items()}
+    found: dict[str, dict[str, str]] = {}
+    with tarfile.open(archive, "r|*") as stream:
+        for member in stream:
+            split = files.get(PurePosixPath(member.name).name)
+            file = stream.extractfile(member) if split else None
+            if split and file:
+                lines = file.read().decode().splitlines()
+                found[split] = dict(line.split(" ", 1) for line in lines if line.strip())
+    missing = [name for name, split in files.items() if split not in found]
+    if missing:
+        raise ValueError(f"{archive} lacks {missing}: it is not the archive of {HOMEPAGE}")
+    return found

@@ -1,0 +1,195 @@
+"""The benchmarks' own lists as they lie in CoOp's layout: who is for training, who for testing."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from fgvpl_jax.data.folder import IMAGE_SUFFIXES, image_files, visible_folders
+from fgvpl_jax.data.split_protocol import SPLITS, Images, Parts
+from fgvpl_jax.errors import UserError
+
+
+@runtime_checkable
+class ClassTable(Protocol):
+    """What a reader of lists needs to know of its benchmark."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order."""
+
+    def label_of(self, name: str) -> int | None:
+        """None for a class that is left out."""
+
+
+# From the folder of lists, the folder of images and the classes to the official parts.
+ListReader = Callable[[Path, Path, ClassTable], Parts]
+
+
+def class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """Caltech101, Food101, DTD, EuroSAT: all images, by folder."""
+    labels = {folder: classes.label_of(folder.name) for folder in visible_folders(images)}
+    found = set(labels.values())
+    for label, name in enumerate(classes.class_names):
+        if label not in found:
+            raise UserError(f"{images} has no folder of class {name!r}: unpack all of the archive")
+    return {
+        "train": [
+            (file.relative_to(images).as_posix(), label)
+            for folder, label in labels.items()
+            if label is not None
+            for file in image_files(folder)
+        ]
+    }
+
+
+def oxford_flowers(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """Flowers102: `imagelabels.mat` counts images and labels from 1."""
+    labels = _matlab(lists / "imagelabels.mat", "labels")
+    return {"train": [(f"image_{i:05}.jpg", int(label) - 1) for i, label in enumerate(labels, 1)]}
+
+
+def oxford_pets(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """OxfordPets: lines such as `Abyssinian_100 1 1 1`; the name says the breed."""
+
+    def read(file: Path) -> Images:
+        names = [line.split()[0] for line in _lines(file)]
+        return [(f"{name}.jpg", _label(classes, name.rpartition("_")[0], file)) for name in names]
+
+    folder = lists / "annotations"
+    return {"train": read(folder / "trainval.txt"), "test": read(folder / "test.txt")}
+
+
+def stanford_cars(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """StanfordCars: the development kit's annotations; labels count from 1."""
+
+    def read(file: Path, folder: str) -> Images:
+        rows = _matlab(file, "annotations")
+        return [(f"{folder}/{row['fname'].item()}", int(row["class"].item()) - 1) for row in rows]
+
+    return {
+        "train": read(lists / "devkit" / "cars_train_annos.mat", "cars_train"),
+        "test": read(lists / "cars_test_annos_withlabels.mat", "cars_test"),
+    }
+
+
+def sun397(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """SUN397: the first partition, lines such as `/a/abbey/sun_aakbdcgfpksytcwj.jpg`."""
+
+    def read(file: Path) -> Images:
+        return [
+            (line.lstrip("/"), _label(classes, line.rpartition("/")[0], file))
+            for line in _lines(file)
+        ]
+
+    return {"train": read(lists / "Training_01.txt"), "test": read(lists / "Testing_01.txt")}
+
+
+def ucf101(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """UCF101: the first parting, lines such as `YoYo/v_YoYo_g08_c01.avi 101`."""
+
+    def read(file: Path) -> Images:
+        videos = [Path(line.split()[0]) for line in _lines(file)]
+        folders = [midframes_folder(video.parent.name) for video in videos]
+        return [
+            (f"{folder}/{video.stem}.jpg", _label(classes, folder, file))
+            for folder, video in zip(folders, videos, strict=True)
+        ]
+
+    folder = lists / "ucfTrainTestlist"
+    return {"train": read(folder / "trainlist01.txt"), "test": read(folder / "testlist01.txt")}
+
+
+def midframes_folder(action: str) -> str:
+    """CoOp's folder of an action of UCF101: `ApplyEyeMakeup` to `Apply_Eye_Makeup`."""
+    return "_".join(re.findall("[A-Z][^A-Z]*", action))
+
+
+def fgvc_aircraft(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """FGVC-Aircraft: lines such as `1025794 707-320`, a list per split."""
+
+    def read(file: Path) -> Images:
+        rows = [line.partition(" ") for line in _lines(file)]
+        return [(f"{name}.jpg", _label(classes, variant, file)) for name, _, variant in rows]
+
+    return {split: read(lists / f"images_variant_{split}.txt") for split in SPLITS}
+
+
+def imagenet(lists: Path, images: Path, classes: ClassTable) -> Parts:
+    """ImageNet: folders named by codes, which `classnames.txt` explains; validation is the test."""
+    file = lists / "classnames.txt"
+    rows = [line.partition(" ") for line in _lines(file)]
+    codes = [code for code, _, _ in rows]
+    check_class_names([name for _, _, name in rows], classes.class_names, file)
+
+    def read(folder: Path) -> Images:
+        missing = [code for code in codes if not (folder / code).is_dir()]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(codes)} class folders, such as "
+                f"{missing[0]}: sort the images into them"
+            )
+        # Over a million files, flat: names alone, without a look at each.
+        return [
+            (f"{folder.name}/{code}/{name}", label)
+            for label, code in enumerate(codes)
+            for name in sorted(os.listdir(folder / code))
+            if name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not name.startswith(".")
+        ]
+
+    return {"train": read(images / "train"), "test": read(images / "val")}
+
+
+def check_labels(parts: Parts, num_classes: int, named_by: Path) -> None:
+    """Refuses lists that number more classes than there are."""
+    labels = {label for images in parts.values() for _, label in images}
+    if labels and not 0 <= min(labels) <= max(labels) < num_classes:
+        raise UserError(
+            f"{named_by} has labels {min(labels)} to {max(labels)} for {num_classes} classes: "
+            "restore the benchmark's lists"
+        )
+
+
+def check_class_names(found: Sequence[str], expected: Sequence[str], named_by: Path) -> None:
+    """Refuses a file whose classes are not the benchmark's, in its order."""
+    for label, (theirs, ours) in enumerate(zip_longest(found, expected)):
+        if theirs != ours:
+            raise UserError(
+                f"{named_by} calls class {label} {theirs!r}, the benchmark {ours!r} "
+                f"({len(found)} and {len(expected)} classes): take the benchmark's own file, or "
+                "check --config"
+            )
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): restore the benchmark's lists"
+        ) from error
+    return filter(None, map(str.strip, text.splitlines()))
+
+
+def _matlab(file: Path, name: str) -> np.ndarray:
+    from scipy.io import loadmat  # slow to import, and needed by two benchmarks only
+
+    try:
+        return loadmat(file)[name].ravel()
+    except Exception as error:  # scipy raises whatever a damaged file leads it to
+        raise UserError(
+            f"{file} cannot be read ({error}): restore the benchmark's lists"
+        ) from error
+
+
+def _label(classes: ClassTable, name: str, file: Path) -> int:
+    try:
+        label = classes.label_of(name)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    assert label is not None
+    return label

@@ -1,0 +1,251 @@
+"""Photos that TensorFlow Datasets prepared as `array_record`, read without TensorFlow."""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+from tqdm import tqdm
+
+from fgvpl_jax.data.benchmarks import Benchmark, TfdsExamples
+from fgvpl_jax.data.coop import read_split_file
+from fgvpl_jax.data.images import UnreadableImage, decode_image
+from fgvpl_jax.data.official_lists import check_class_names
+from fgvpl_jax.data.split_protocol import SPLITS, Images, Parts
+from fgvpl_jax.data.splits import Dataset, Split
+from fgvpl_jax.errors import UserError
+
+# TFDS writes it last.
+INFO_FILE = "dataset_info.json"
+INDEX_PREFIX = "fgvpl_index-"
+
+
+@dataclass(frozen=True, eq=False)
+class TfdsSplit(Split):
+    """Images that are records of one or more TFDS splits.
+
+    Attributes:
+        sources: What TFDS calls a data source, one a TFDS split: a sequence of examples.
+        records: Which source, and which of its records, an image is.
+    """
+
+    sources: tuple[Sequence[dict[str, Any]], ...]
+    records: Int64[np.ndarray, "N 2"]
+
+    def image(self, index: int) -> Image.Image:
+        """Reads and decodes image `index` now; raises `UnreadableImage`."""
+        source, record = self.records[index].tolist()
+        name = f"{self.root}: {self.keys[index]}"
+        try:
+            data = self.sources[source][record]["image"]
+        except Exception as error:  # a damaged shard; array_record has no error type of its own
+            raise UnreadableImage(f"{name}: {error}") from error
+        return decode_image(data, name)
+
+    def select(self, indices: Sequence[int]) -> "TfdsSplit":
+        """The images at `indices`, in that order."""
+        places = np.asarray(indices, np.int64)
+        return TfdsSplit(
+            self.root,
+            tuple(self.keys[i] for i in indices),
+            self.labels[places],
+            self.sources,
+            self.records[places],
+        )
+
+
+def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
+    """A benchmark as TFDS prepared it.
+
+    With CoOp's split file and examples that carry file names, exactly its split and its paths
+    as keys; else the benchmark's protocol over TFDS's own splits. Nothing is ever downloaded.
+
+    Args:
+        root: TFDS's data folder, `--data_dir` when it was prepared.
+        split_file: Below root, as for `load_coop`; need not be there.
+        benchmark: Its entry.
+    Raises:
+        UserError: If TFDS has no such photos, they are not prepared here or only in part, or
+            a split file names others.
+    """
+    examples = benchmark.tfds
+    if examples is None:
+        raise UserError(
+            f"TFDS has no photos of {benchmark.name}: use --config.data.source=coop, see "
+            "docs/datasets.md"
+        )
+    base = Path(root).expanduser()
+    place = prepared_folder(base, benchmark.name, examples.name)
+    again = f"remove it and run `{prepare_command(benchmark.name, base)}`"
+    index = _read_index(place, again, benchmark, examples)
+    file = base / split_file
+    if split_file and file.is_file() and index.has_file_names:
+        class_names, parts = read_split_file(file)
+        check_class_names(class_names, benchmark.class_names, file)
+        parts = _without_absent(parts, index, examples, file)
+        described = f"split file {split_file}"
+    else:
+        parts, described = benchmark.protocol.split(index.parts, str(place))
+
+    def split(images: Images) -> TfdsSplit:
+        return TfdsSplit(
+            place,
+            tuple(key for key, _ in images),
+            np.array([label for _, label in images], np.int32),
+            index.sources,
+            np.array([index.records[key] for key, _ in images], np.int64).reshape(-1, 2),
+        )
+
+    train, validation, test = (split(parts[name]) for name in SPLITS)
+    return Dataset(
+        benchmark.class_names, train, validation if len(validation) else None, test, described
+    )
+
+
+def prepare_command(benchmark: str, data_dir: Path) -> str:
+    """What prepares a benchmark, once."""
+    return f"python -m fgvpl_jax.data.tfds_prepare {benchmark} {data_dir}"
+
+
+def prepared_folder(data_dir: Path, benchmark: str, name: str) -> Path:
+    """Where TFDS keeps the newest prepared version of a benchmark.
+
+    Args:
+        data_dir: TFDS's data folder.
+        benchmark: As the table calls it.
+        name: As TFDS calls it, perhaps with a version, which is passed over, and a config.
+    Raises:
+        UserError: If there is none, or preparing it broke off.
+    """
+    builder, _, config = name.partition("/")
+    parent = data_dir / builder.partition(":")[0] / config
+    versions = {
+        tuple(map(int, folder.name.split("."))): folder
+        for folder in parent.glob("*.*.*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / INFO_FILE).is_file()
+    }
+    if versions:
+        return versions[max(versions)]
+    state = "was not prepared to the end" if any(parent.glob("*incomplete*")) else "is not there"
+    raise UserError(
+        f"{benchmark} {state} in {parent}: `{prepare_command(benchmark, data_dir)}` prepares it"
+    )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is in a prepared benchmark.
+
+    Attributes:
+        sources: One a TFDS split.
+        parts: Keys and labels in the authors' own parting.
+        records: Key to source and record.
+        has_file_names: Whether keys are CoOp's paths.
+    """
+
+    sources: tuple[Sequence[dict[str, Any]], ...]
+    parts: Parts
+    records: dict[str, tuple[int, int]]
+    has_file_names: bool
+
+
+def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExamples) -> _Index:
+    builder, skip = _open(place, again, examples)
+    features = builder.info.features
+    has_file_names = examples.file_feature in features
+    names = features["label"].names
+    labels = [
+        position if benchmark.names_by_position else benchmark.label_of(name)
+        for position, name in enumerate(names)
+    ]
+    sources: list[Sequence[dict[str, Any]]] = []
+    parts: Parts = {}
+    records: dict[str, tuple[int, int]] = {}
+    for role, split in examples.splits.items():
+        source = builder.as_data_source(split, decoders=skip)
+        try:
+            rows = _rows(source, place / f"{INDEX_PREFIX}{split}.npz", examples, has_file_names)
+        except Exception as error:  # array_record raises whatever its C++ says
+            raise UserError(f"{place}: {split} cannot be read ({error}): {again}") from error
+        parts[role] = []
+        for record, (position, file) in enumerate(rows):
+            label, folder = labels[position], examples.folders.get(names[position], names[position])
+            if label is None:
+                continue
+            key = f"{split}/{record:07}"
+            if has_file_names:
+                key = examples.key.format(split=split, label=folder, file=file.lstrip("/"))
+            parts[role].append((key, label))
+            records[key] = (len(sources), record)
+        sources.append(source)
+    return _Index(tuple(sources), parts, records, has_file_names)
+
+
+def _open(place: Path, again: str, examples: TfdsExamples) -> tuple[Any, dict[str, Any]]:
+    """TFDS's builder of a prepared folder, and what keeps it from decoding photos."""
+    import tensorflow_datasets as tfds  # seconds, and only this source needs it
+
+    try:
+        builder = tfds.builder_from_directory(place)
+        formats = builder.info.available_file_formats()
+        shards = [
+            p for split in examples.splits.values() for p in builder.info.splits[split].filepaths
+        ]
+    except Exception as error:  # TFDS has a dozen kinds for damaged or foreign metadata
+        raise UserError(f"{place} is not as TFDS leaves it ({error!r}): {again}") from error
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+        raise UserError(f"{place} is in a format that only TensorFlow reads: {again}")
+    missing = [shard.name for shard in shards if not shard.exists()]
+    if missing:
+        raise UserError(f"{place} lacks {len(missing)} of its files, such as {missing[0]}: {again}")
+    skip = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    return builder, skip
+
+
+def _rows(
+    source: Sequence[dict[str, Any]], file: Path, examples: TfdsExamples, has_file_names: bool
+) -> list[tuple[int, str]]:
+    """TFDS's label and the file name of every record.
+
+    Records hold them beside the photo, so that reading them is reading everything (ImageNet: 140
+    GB): they are kept in a file beside the records, where that may be written.
+    """
+    if file.is_file():
+        with np.load(file) as kept:
+            return list(zip(kept["labels"].tolist(), kept["names"].tolist(), strict=True))
+    rows = []
+    for example in tqdm(source, desc=f"listing {file.parent.name}", unit="photo", leave=False):
+        name = example[examples.file_feature].decode() if has_file_names else ""
+        rows.append((int(example["label"]), name))
+    labels, names = zip(*rows, strict=True)
+    with suppress(OSError), NamedTemporaryFile(dir=file.parent, delete=False) as whole_or_not:
+        np.savez(whole_or_not, labels=np.array(labels), names=np.array(names))
+        os.chmod(whole_or_not.name, 0o644)
+        os.replace(whole_or_not.name, file)
+    return rows
+
+
+def _without_absent(parts: Parts, index: _Index, examples: TfdsExamples, file: Path) -> Parts:
+    """The split file's images that TFDS keeps; refuses if others are missing."""
+    named = [key for images in parts.values() for key, _ in images]
+    missing = [key for key in named if key not in index.records and key not in examples.absent]
+    if missing:
+        raise UserError(
+            f"{len(missing)} images that {file} names are not in TFDS's, such as "
+            f"{', '.join(missing[:3])}: it is another benchmark's, or from another version"
+        )
+    return {
+        name: [(key, label) for key, label in images if key in index.records]
+        for name, images in parts.items()
+    }

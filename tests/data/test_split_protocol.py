@@ -1,0 +1,88 @@
+"""The re-split rule against the published splits' counts, class by class."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgvpl_jax.data import BENCHMARKS, benchmark_named, read_split_file
+from fgvpl_jax.data.split_protocol import SplitProtocol, part_each_class
+from fgvpl_jax.errors import UserError
+
+# Images per class of the authors' archives, where these are round.
+OFFICIAL = {
+    "dtd": {"train": [40] * 47, "val": [40] * 47, "test": [40] * 47},
+    "food101": {"train": [750] * 101, "test": [250] * 101},
+    "sun397": {"train": [50] * 397, "test": [50] * 397},
+    "eurosat": {"train": [3000, 3000, 3000, 2500, 2500, 2000, 2500, 3000, 2500, 3000]},
+    "fgvc_aircraft": {
+        "train": [34] * 34 + [33] * 66,
+        "val": [33] * 99 + [66],
+        "test": [33] * 99 + [66],
+    },
+    "imagenet": {"train": [1281] * 999 + [1448], "test": [50] * 1000},
+}
+
+
+def invented(counts):
+    return {
+        part: [(f"{part}/{c}/{i}", c) for c, n in enumerate(ns) for i in range(n)]
+        for part, ns in counts.items()
+    }
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_counts_become_table_1s(name):
+    benchmark = benchmark_named(name)
+    parts, described = benchmark.protocol.split(invented(OFFICIAL[name]), name)
+    assert tuple(len(images) for images in parts.values()) == benchmark.counts
+    assert ("re-split" in described) == (name not in ("fgvc_aircraft", "imagenet"))
+
+
+@pytest.mark.parametrize("name", [n for n, b in BENCHMARKS.items() if b.split_file])
+def test_the_rule_gives_the_published_counts_of_every_class(name, real_data):
+    benchmark = benchmark_named(name)
+    file = real_data / "coop_splits" / Path(benchmark.split_file).name
+    if not file.exists():
+        pytest.skip(f"{file.name} is not there")
+    _, published = read_split_file(file)
+    # The authors' training set is what CoOp made training and validation of.
+    official = {"train": published["train"] + published["val"], "test": published["test"]}
+    parts, _ = benchmark.protocol.split(official, name)
+    for split, images in published.items():
+        assert Counter(label for _, label in parts[split]) == Counter(label for _, label in images)
+
+
+def test_the_authors_own_test_split_stays():
+    official = invented({"train": [10, 7], "test": [3, 3]})
+    parts, described = SplitProtocol.OFFICIAL_TEST.split(official, "x")
+    assert parts["test"] == official["test"]
+    assert Counter(label for _, label in parts["val"]) == {0: 2, 1: 1}
+    assert sorted(parts["train"] + parts["val"]) == sorted(official["train"])
+    assert "official test" in described
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    shares=st.sampled_from([(0.5, 0.2), (0.2,)]),
+    order=st.randoms(use_true_random=False),
+)
+def test_parts_are_exact_and_do_not_depend_on_the_listing(counts, shares, order):
+    images = invented({"x": counts})["x"]
+    parts = part_each_class(images, shares)
+    assert sorted(image for part in parts for image in part) == sorted(images)
+    for share, part in zip(shares, parts, strict=False):
+        found = Counter(label for _, label in part)
+        assert [found[c] for c in range(len(counts))] == [round(n * share) for n in counts]
+    order.shuffle(images)
+    assert part_each_class(images, shares) == parts
+
+
+@pytest.mark.parametrize("protocol", SplitProtocol)
+def test_an_image_on_both_sides_is_refused(protocol):
+    parts = {"train": [("a/1.jpg", 0)], "test": [("a/1.jpg", 0)]}
+    with pytest.raises(UserError, match=r"lists has 'a/1\.jpg' twice, in train and in test"):
+        protocol.split(parts, "lists")

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from scipy.stats import binomtest
 
 from fgvpl_jax.apps.run_setup import Run
+from fgvpl_jax.apps.selection import choose_on_validation
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.training import Checkpoints
 
@@ -74,7 +75,10 @@ def held_out_files(run: Run) -> list[Path]:
 
 
 def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
-    """Trains on the support images outside the fold and predicts those inside, at the set λ."""
+    """Trains on the support images outside the fold and predicts those inside.
+
+    λ is chosen for each fold as for the final model: on the validation images, which are in none.
+    """
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
     model = run.new_model()
@@ -84,7 +88,7 @@ def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
     evaluator, _ = run.evaluator(model, rest)
     predictions = evaluator.predict(
         support.select(np.flatnonzero(held_out).tolist()),
-        run.config.cache_logit_weight,
+        choose_on_validation(evaluator, run).weight,
         name="held out",
     )
     return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)

@@ -17,17 +17,11 @@ from fgvpl_jax.apps.cross_validation import (
     save_arrays,
 )
 from fgvpl_jax.apps.run_setup import Run, prepare
+from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
 from fgvpl_jax.apps.workdir import Workdir, plain
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import (
-    Evaluator,
-    Predictions,
-    choose_cache_logit_weight,
-    fit_temperature,
-    mask_iou,
-    score,
-)
+from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.training import Checkpoints, restore_model
 
@@ -126,40 +120,18 @@ def measure(run: Run, started: float) -> dict[str, Any]:
 
 
 def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
-    """λ by validation accuracy over the config's grid, then the temperature.
-
-    λ stays the config's where there is no grid or no readable validation image. The temperature
-    is fitted on validation, else on the folds, else it is 1.
-    """
-    config, validation = run.config, run.few_shot.validation
-    grid = tuple(float(weight) for weight in config.cache_logit_weight_grid)
-    weight, accuracies = float(config.cache_logit_weight), {}
-    fitted_on, logits, labels = None, None, None
-    unreadable: tuple[str, ...] = ()
-    if validation is not None:
-        found = evaluator.logits_by_cache_weight(validation, grid or (weight,))
-        unreadable = found.unreadable
-        if len(found.labels):
-            labels = found.labels
-            accuracies = {w: score(rows, labels).accuracy for w, rows in found.logits.items()}
-            weight = choose_cache_logit_weight(accuracies)
-            fitted_on, logits = "validation", found.logits[weight]
-    elif held_out is not None:
-        fitted_on, logits, labels = "folds", held_out.logits, held_out.labels
+    """λ, then the temperature: fitted on validation or, without, on the folds; else 1."""
+    chosen = choose_on_validation(evaluator, run)
     selection: dict[str, Any] = {
-        "cache_logit_weight": weight,
-        "validation_accuracy": {str(w): accuracy for w, accuracy in accuracies.items()},
-        "validation_unreadable": list(unreadable),
+        "cache_logit_weight": chosen.weight,
+        "validation_accuracy": {str(w): accuracy for w, accuracy in chosen.accuracies.items()},
+        "validation_unreadable": list(chosen.unreadable),
         "temperature": 1.0,
     }
-    if config.calibrate and logits is not None and labels is not None:
-        temperature = fit_temperature(logits, labels)
-        selection |= {
-            "temperature": temperature,
-            "temperature_fitted_on": fitted_on,
-            "fitted_ece_before": score(logits, labels).ece,
-            "fitted_ece_after": score(logits / temperature, labels).ece,
-        }
+    if run.config.calibrate and chosen.validation is not None:
+        selection |= calibration("validation", chosen.validation)
+    elif run.config.calibrate and held_out is not None:
+        selection |= calibration("folds", Labelled(held_out.logits, held_out.labels))
     return selection
 
 

@@ -31,7 +31,7 @@ def mask_iou(
 
     Args:
         masks: Patches of the object, row-major.
-        truth: True on the object's pixels; H and W are multiples of the grid.
+        truth: True on the object's pixels.
         grid: (gh, gw).
     """
     side = truth.shape[1:]
@@ -55,8 +55,9 @@ def mask_iou(
 def to_pixels(
     mask: Bool[np.ndarray, "n"], grid: tuple[int, int], side: tuple[int, int]
 ) -> Bool[np.ndarray, "H W"]:
-    """Each patch as the pixels that it covers."""
-    return np.kron(mask.reshape(grid), np.ones((side[0] // grid[0], side[1] // grid[1]), bool))
+    """Each patch as the pixels that it covers; where sides do not divide, by each one's corner."""
+    rows, columns = (np.arange(n) * count // n for n, count in zip(side, grid, strict=True))
+    return mask.reshape(grid)[np.ix_(rows, columns)]
 
 
 def centred_box(share: float, side: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

@@ -51,11 +51,13 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
     else:
         images = f"{results['test_images_read']} test images"
         lines.append(_scores(results, "zero_shot", "zero-shot CLIP", images))
-        lines.append(
-            _scores(results, "test", "FG-VPL", images)
-            + f"; with the temperature NLL {results['test_nll_tempered']:.3f}, ECE "
-            f"{results['test_ece_tempered']:.3f}"
-        )
+        line = _scores(results, "test", "FG-VPL", images)
+        if "temperature_fitted_on" in results:
+            line += (
+                f"; with the temperature NLL {results['test_nll_tempered']:.3f}, ECE "
+                f"{results['test_ece_tempered']:.3f}"
+            )
+        lines.append(line)
     return lines
 
 

@@ -25,6 +25,13 @@ def test_patches_cover_their_pixels():
     assert pixels.sum() == 12
 
 
+def test_sides_need_not_be_multiples_of_the_grid():
+    pixels = to_pixels(np.arange(9) == 4, (3, 3), (64, 64))
+    np.testing.assert_array_equal(np.argwhere(pixels).min(axis=0), [22, 22])
+    np.testing.assert_array_equal(np.argwhere(pixels).max(axis=0), [42, 42])
+    assert to_pixels(np.ones(9, bool), (3, 3), (64, 64)).all()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
 def test_the_centred_box_has_the_area(share):
     box = centred_box(share, (64, 64))

@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.evaluation import Evaluator, choose_cache_logit_weight, fit_temperature, score
 
-
 # With fewer photos a fitted temperature does more harm than none.
 FEWEST_TO_CALIBRATE = 30
 

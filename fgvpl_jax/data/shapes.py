@@ -60,8 +60,8 @@ BENCHMARK_PAIRS = (
     ("purple", "triangle"),
     ("purple", "arrow"),
 )
-# The benchmark calls two colours by words that the tiny CLIP never read: it sees the colour but does
-# not know the name, as CLIP does not know the names of many a benchmark.
+# The benchmark calls two colours by words that the tiny CLIP never read: it sees the colour but
+# does not know the name, as CLIP does not know the names of many a benchmark.
 UNREAD_WORDS = {"red": "crimson", "green": "emerald"}
 SPLIT_SIZES = {"train": 40, "validation": 10, "test": 60}  # images per class
 

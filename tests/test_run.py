@@ -49,6 +49,7 @@ def run(*arguments):
         (["--config=configs/eurosat.py"], "--workdir"),
         (["--workdir=/no/such/run"], "--config"),
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
         (
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
             "/nodata",

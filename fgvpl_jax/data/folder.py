@@ -207,3 +207,18 @@ def image_files(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]
         folders[:] = sorted(filter(is_visible, folders))
         found += [Path(place, name) for name in filter(is_visible, files)]
     return sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
+
+
+def photos_at(place: str | Path) -> list[Path]:
+    """A photo's file alone; all images in a folder.
+
+    Raises:
+        UserError: If nothing is there, or no image in the folder.
+    """
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no file or folder {place}")
+    found = image_files(path) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"the folder {place} holds no image")
+    return found

@@ -134,4 +134,6 @@ def complain(message: object) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app.run(main, flags_parser=parse_flags)

@@ -197,6 +197,7 @@ def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "both val and valid"),
         (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folder"),
         (["_/1.png", "b/1.png"], "a class is called '_'"),
+        (["caf\udce9/1.png", "b/1.png"], "which is not UTF-8: rename it"),
         (["a/1.png", "b/1.heic"], r"b holds 1 photos such as 1\.heic.*convert them to JPEG"),
         (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] beside test, train"),
         (["train/1.png", "test/1.png"], "train has 0 class"),

@@ -128,7 +128,7 @@ def draw_bars(
         end = start + round((left + width - 60 - start) * probability)
         if end > start:
             pen.rectangle((start, y + 2, end, y + 18), fill=BAR)
-        write(pen, (left + width - 54, y), f"{probability:.1%}", 54, 15)
+        write(pen, (left + width - 54, y), f"{probability:.1%}", PANEL // 4, 15)
 
 
 def write(

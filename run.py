@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint"
+        print("interrupted" + goes_on * (MODE.value == "train"), file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -83,14 +84,17 @@ def predict(place: str, arguments: list[str]) -> int:
     from fgvpl_jax.apps.classifier import load_classifier
 
     photos = prediction.find_photos(arguments)
-    classifier = load_classifier(place)
+    # As evaluation does: the config may say where the backbone is now.
+    classifier = load_classifier(place, None if CONFIG.value is None else CONFIG.value.clip)
     unreadable = 0
-    for result in prediction.predict_files(classifier, photos, TOP_K.value, OVERLAY_DIR.value):
-        if isinstance(result, UserError):
+    for answer in prediction.predict_files(classifier, photos, TOP_K.value, OVERLAY_DIR.value):
+        if isinstance(answer.result, UserError):
             unreadable += 1
-            complain(result)
-        else:
-            print(prediction.as_json(result) if JSON.value else prediction.as_text(result))
+            complain(answer.result)
+        if JSON.value:
+            print(prediction.as_json(answer), flush=True)  # for who reads along
+        elif not isinstance(answer.result, UserError):
+            print(prediction.as_text(answer.result), flush=True)
     if unreadable:
         complain(f"{unreadable} of {len(photos)} photos could not be read")
     return MISTAKE if unreadable else 0
@@ -130,4 +134,6 @@ def complain(message: object) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app.run(main, flags_parser=parse_flags)

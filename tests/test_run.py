@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +50,7 @@ def run(*arguments):
         (["--config=configs/eurosat.py"], "--workdir"),
         (["--workdir=/no/such/run"], "--config"),
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
         (
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
             "/nodata",
@@ -99,3 +101,32 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
     again = run(workdir, "--mode=evaluate")
     assert again.returncode == 0, again.stderr
     assert done.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+    (tmp_path / "broken.png").write_bytes(b"")
+    photos = [str(tmp_path / "broken.png"), str(photos_dir / "test" / "red_square")]
+    moved = ["--config=configs/folder.py", f"--config.clip={tiny_clip_dir}"]
+    done = run(workdir, "--mode=predict", "--json", *moved, *photos)
+    assert done.returncode == 2
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["image"] for line in lines] == [photos[0]] + [
+        f"{photos[1]}/{i:03}.png" for i in range(5)
+    ]
+    assert ["error" in line for line in lines] == [True] + 5 * [False]
+    assert "broken.png: the file is empty" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "promise"),
+    [("train", "; the same command goes on from the last checkpoint"), ("predict", "")],
+)
+def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
+    import run as command
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train_or_evaluate", interrupted)
+    monkeypatch.setattr(command, "predict", interrupted)
+    with flagsaver.flagsaver():
+        command.parse_flags(["run.py", "--workdir=W", f"--mode={mode}"])
+        assert command.main(["run.py"]) == command.INTERRUPTED
+    assert capsys.readouterr().err == f"interrupted{promise}\n"

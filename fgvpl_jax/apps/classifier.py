@@ -1,7 +1,9 @@
 """A trained run, ready to use: photos in, class names and reasons out."""
 
+import os
 import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
+from ml_collections.config_dict import placeholder
 from PIL import Image
 
 from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.apps.experiment import train_and_evaluate
 from fgvpl_jax.apps.run_setup import build_model
-from fgvpl_jax.apps.workdir import Workdir, read_json
+from fgvpl_jax.apps.workdir import Workdir, flatten, read_json
 from fgvpl_jax.clip import load_clip
-from fgvpl_jax.data import ShapesSplit, Split, decode_image
+from fgvpl_jax.data import (
+    ShapesSplit,
+    Split,
+    UnreadableImage,
+    as_photo,
+    decode_image,
+    photos_at,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition import VisualCache, class_text_features
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
@@ -77,13 +87,13 @@ class Classifier:
         results: The run's `results.json`.
     """
 
-    def __init__(self, workdir: Workdir):
+    def __init__(self, workdir: Workdir, clip: str | Path | None = None):
         config = workdir.stored_config()
         if not workdir.results_file.exists():
             raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
         self.workdir = workdir.path
         self.results: dict[str, Any] = read_json(workdir.results_file)
-        self._clip = load_clip(config.clip)
+        self._clip = load_clip(config.clip if clip is None else clip)
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
         text_features = class_text_features(self._clip, self.class_names, config.data.templates)
@@ -118,23 +128,61 @@ class Classifier:
         """Classifies photos.
 
         Args:
-            images: Paths, PIL images or uint8 arrays [H, W, 3]; one or several.
+            images: Paths, PIL images or uint8 arrays [H, W, 3]; one or several. A folder stands
+                for all images in it.
             top_k: Classes to name, at most all.
         Returns:
             One prediction a photo, in order.
         Raises:
             UserError: If a photo cannot be read, or top_k is below 1.
         """
-        if top_k < 1:
-            raise UserError(f"top_k is {top_k}: give 1 or more")
-        photos = [images] if isinstance(images, Photo) else list(images)
-        predictions: list[Prediction] = []
-        for start in range(0, len(photos), BATCH_SIZE):
-            predictions += self._predict(photos[start : start + BATCH_SIZE], start, top_k)
+        predictions = []
+        for result in self.predict_each(images, top_k):
+            if isinstance(result, UnreadableImage):
+                raise result
+            predictions.append(result)
         return predictions
 
-    def _predict(self, photos: list[Photo], start: int, top_k: int) -> list[Prediction]:
-        pixels = np.stack([self._clip.resize_and_crop(open_photo(photo)) for photo in photos])
+    def predict_each(
+        self, images: Photo | Sequence[Photo], top_k: int = 5
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """As `predict`, but batch by batch, and a photo that cannot be read yields its error."""
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}: give 1 or more")
+        named: list[tuple[str, Photo]] = []
+        for image in [images] if isinstance(images, Photo) else images:
+            if isinstance(image, str | Path):
+                named += [(str(file), file) for file in photos_at(image)]
+            else:
+                named.append((f"image {len(named)}", image))
+        for start in range(0, len(named), BATCH_SIZE):
+            batch = named[start : start + BATCH_SIZE]
+            crops = [self._crop(photo, name) for name, photo in batch]
+            predictions = iter(
+                self._predict_crops(
+                    [
+                        (name, crop)
+                        for (name, _), crop in zip(batch, crops, strict=True)
+                        if isinstance(crop, np.ndarray)
+                    ],
+                    top_k,
+                )
+            )
+            for crop in crops:
+                yield next(predictions) if isinstance(crop, np.ndarray) else crop
+
+    def _crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"] | UnreadableImage:
+        try:
+            return self._clip.resize_and_crop(open_photo(photo, name))
+        except UnreadableImage as error:
+            return error
+
+    def _predict_crops(
+        self, crops: list[tuple[str, UInt8[np.ndarray, "H W 3"]]], top_k: int
+    ) -> list[Prediction]:
+        if not crops:
+            return []
+        pixels = np.stack([crop for _, crop in crops])
         size = 1 << (len(pixels) - 1).bit_length()  # few shapes, few compilations
         pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
         probabilities, maps, masks, (similarities, places) = jax.device_get(
@@ -147,11 +195,11 @@ class Classifier:
             )
         )
         predictions = []
-        for row, photo in enumerate(photos):
+        for row, (name, _) in enumerate(crops):
             best = np.argsort(-probabilities[row], kind="stable")[:top_k]
             predictions.append(
                 Prediction(
-                    name=str(photo) if isinstance(photo, str | Path) else f"image {start + row}",
+                    name=name,
                     class_names=tuple(self.class_names[c] for c in best),
                     probabilities=tuple(float(probabilities[row, c]) for c in best),
                     attention_map=maps[row].reshape(self._grid),
@@ -170,38 +218,40 @@ class Classifier:
         return predictions
 
 
-def open_photo(photo: Photo) -> Image.Image:
-    """A path, array or PIL image as an RGB image."""
+def open_photo(photo: Photo, name: str) -> Image.Image:
+    """A path, array or PIL image as an RGB image, the same for the same photo."""
     if isinstance(photo, str | Path):
-        return decode_image(Path(photo).expanduser())
+        return decode_image(Path(photo), name)
     if isinstance(photo, Image.Image):
-        return photo.convert("RGB")
+        return as_photo(photo, name)
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
         raise UserError(
             f"an array must be uint8 of shape [H, W, 3], found {photo.dtype} {list(photo.shape)}"
         )
-    return Image.fromarray(photo)
+    return as_photo(Image.fromarray(photo), name)
 
 
-def load_classifier(workdir: str | Path) -> Classifier:
+def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Classifier:
     """A finished run as a classifier.
 
     Args:
         workdir: The run's folder.
+        clip: Where its backbone is now, a folder or hub id; None for where it was.
     Raises:
         UserError: If no finished run is there, or its backbone is gone or another.
     """
-    return Classifier(Workdir(workdir))
+    return Classifier(Workdir(workdir), clip)
 
 
-def fit(data: str | Path, *, workdir: str | Path | None = None, **settings: Any) -> Classifier:
+def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: Any) -> Classifier:
     """Trains on one's own photos and measures: `fit("~/photos").predict("new.jpg")`.
 
     Args:
         data: A folder of class folders, of train/val/test folders, or a .csv or .jsonl list.
         workdir: Where the run is kept; None makes a new temporary folder.
-        **settings: Fields of the config, such as `clip`, `shots`, `seed` or `epochs`; `shots`
-            is None by default, which takes all photos.
+        **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
+            `data={"templates": ("a photo of a {}.",)}`; `shots` is None by default, which takes
+            all photos.
     Returns:
         The classifier; `results` holds the estimate of its accuracy.
     Raises:
@@ -209,15 +259,24 @@ def fit(data: str | Path, *, workdir: str | Path | None = None, **settings: Any)
     """
     config = get_config()
     config.benchmark = "folder"
+    config.shots = placeholder(int)  # all there are
+    fields = flatten(config.to_dict())
+    unknown = flatten(settings).keys() - fields.keys()
+    if unknown:
+        raise UserError(f"unknown setting {sorted(unknown)}: choose from {sorted(fields)}")
+    try:
+        if "clip" in settings:
+            settings["clip"] = os.fspath(settings["clip"])
+        config.update(settings)
+    except TypeError as error:
+        raise UserError(str(error)) from error
+    empty = [n for n, v in flatten(config.to_dict()).items() if v is None and n != "shots"]
+    if empty:  # which a config takes for any field
+        raise UserError(f"the setting {empty[0]} is None: give it a value or leave it out")
     config.data.source = "folder"
     config.data.root = str(data)
-    with config.ignore_type():
-        config.shots = None
-    unknown = settings.keys() - config.keys()
-    if unknown:
-        raise UserError(f"unknown setting {sorted(unknown)}: choose from {sorted(config)}")
-    with config.ignore_type():
-        config.update(settings)
-    place = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
+    # The run makes its folder when it has found no mistake, so that one leaves none behind.
+    temporary = Path(tempfile.gettempdir(), f"fgvpl_{uuid.uuid4().hex}")
+    place = Workdir(workdir or temporary)
     train_and_evaluate(config, place)
     return Classifier(place)

@@ -1,11 +1,13 @@
 """An honest estimate where there are photos to train on and no others."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Int
 from scipy.stats import binomtest
 
@@ -41,11 +43,27 @@ def cross_validate(run: Run) -> None:
     """
     run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
     folds = folds_of(run)
+    warn_of_single_photos(run)
     for number, file in enumerate(held_out_files(run)):
         if not file.exists():
             print(f"fold {number + 1} of {folds.max() + 1}")
             file.parent.mkdir(parents=True, exist_ok=True)
             save_arrays(file, **predict_fold(run, folds == number, file.parent)._asdict())
+        shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
+
+
+def warn_of_single_photos(run: Run) -> None:
+    """Tells of classes that the estimate cannot do justice to."""
+    counts = np.bincount(run.few_shot.support.labels)
+    single = [run.dataset.class_names[label] for label in np.flatnonzero(counts == 1)]
+    if single:
+        logging.warning(
+            "%d classes have a single photo, which is held out without one to be trained on: %s%s; "
+            "the estimate is too low for them, add photos",
+            len(single),
+            ", ".join(single[:5]),
+            " …" if len(single) > 5 else "",
+        )
 
 
 def read_held_out(run: Run) -> HeldOut:
@@ -120,5 +138,8 @@ def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:
 def save_arrays(file: Path, **arrays: np.ndarray) -> None:
     """Writes an .npz whole or not at all."""
     temporary = file.with_suffix(".partial.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
-    os.replace(temporary, file)
+    try:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only after a failure

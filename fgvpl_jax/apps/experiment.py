@@ -18,7 +18,7 @@ from fgvpl_jax.apps.cross_validation import (
 )
 from fgvpl_jax.apps.run_setup import Run, prepare
 from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
-from fgvpl_jax.apps.workdir import Workdir, plain
+from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
@@ -39,10 +39,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     run = prepare(config, workdir)
     if not workdir.config_file.exists():
         workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
-        workdir.write(
-            workdir.config_file,
-            {"config": plain(config), "backbone": asdict(run.clip.identity)},
-        )
+        workdir.write_config(config, asdict(run.clip.identity))
     if run.dataset.test is None:
         cross_validate(run)
     checkpoints = Checkpoints(workdir.checkpoints, run.provenance)
@@ -137,7 +134,7 @@ def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str
 
 def sum_of_seconds(metrics_file: Path) -> float:
     """Of all epochs, also those before an interruption."""
-    lines = metrics_file.read_text().splitlines()
+    lines = metrics_file.read_text(encoding="utf-8").splitlines()
     return round(sum(json.loads(line)["seconds"] for line in lines), 1)
 
 

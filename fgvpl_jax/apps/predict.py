@@ -3,14 +3,31 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from fgvpl_jax.apps.classifier import Classifier, Prediction
-from fgvpl_jax.data import Split, UnreadableImage, decode_image, image_files
+from fgvpl_jax.data import Split, UnreadableImage, decode_image, photos_at
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.overlay import draw_overlay
+
+# A file's name may have 255 bytes, a character four of them.
+LONGEST_STEM = 50
+
+
+class Answer(NamedTuple):
+    """What came of one photo.
+
+    Attributes:
+        photo: Its file.
+        result: The prediction, or why it cannot be read.
+        overlay: The picture of it, if one was drawn.
+    """
+
+    photo: Path
+    result: Prediction | UnreadableImage
+    overlay: Path | None
 
 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
@@ -21,22 +38,13 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
     """
     if not arguments:
         raise UserError("no photo: name files or folders after the flags")
-    photos = []
-    for argument in arguments:
-        path = Path(argument).expanduser()
-        if not path.exists():
-            raise UserError(f"there is no file or folder {argument}")
-        found = image_files(path) if path.is_dir() else [path]
-        if not found:
-            raise UserError(f"the folder {argument} holds no image")
-        photos += found
-    return photos
+    return [photo for argument in arguments for photo in photos_at(argument)]
 
 
 def predict_files(
     classifier: Classifier, photos: Sequence[Path], top_k: int, overlay_dir: str | None
-) -> Iterator[Prediction | UnreadableImage]:
-    """One prediction a photo, as it is ready; an unreadable photo yields its error.
+) -> Iterator[Answer]:
+    """One answer a photo, as batches are ready.
 
     Args:
         classifier: A trained run.
@@ -44,21 +52,18 @@ def predict_files(
         top_k: Classes to name.
         overlay_dir: Where to write one PNG a photo; None for none.
     """
-    if overlay_dir is not None:
-        Path(overlay_dir).mkdir(parents=True, exist_ok=True)
-    for number, photo in enumerate(photos):
-        try:
-            image = decode_image(photo)
-        except UnreadableImage as error:
-            yield error
-            continue
-        (prediction,) = classifier.predict(image, top_k)
-        prediction = Prediction(**{**vars(prediction), "name": str(photo)})
-        if overlay_dir is not None:
+    folder = None if overlay_dir is None else Path(overlay_dir).expanduser()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    results = classifier.predict_each(photos, top_k)
+    for number, (photo, result) in enumerate(zip(photos, results, strict=True)):
+        overlay = None
+        if folder is not None and isinstance(result, Prediction):
             # Numbered: photos of several folders may bear one name.
-            file = Path(overlay_dir) / f"{number:04}_{photo.stem}.png"
-            overlay_of(image, prediction, classifier.support).save(file)
-        yield prediction
+            overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
+            # Decoded once more, for a batch of large photos would not fit into memory.
+            overlay_of(decode_image(photo), result, classifier.support).save(overlay)
+        yield Answer(photo, result, overlay)
 
 
 def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Image.Image:
@@ -84,20 +89,23 @@ def as_text(prediction: Prediction) -> str:
     return "\n".join(lines)
 
 
-def as_json(prediction: Prediction) -> str:
-    """One JSON line for a program."""
-    content: dict[str, Any] = {
-        "image": prediction.name,
+def as_json(answer: Answer) -> str:
+    """One JSON line for a program; ASCII, whatever the encoding of the output."""
+    result = answer.result
+    content: dict[str, Any] = {"image": str(answer.photo)}
+    if isinstance(result, UnreadableImage):
+        return json.dumps(content | {"error": str(result)})
+    content |= {
         "classes": [
             {"name": name, "probability": round(probability, 6)}
-            for name, probability in zip(
-                prediction.class_names, prediction.probabilities, strict=True
-            )
+            for name, probability in zip(result.class_names, result.probabilities, strict=True)
         ],
         "similar": [
             {"path": s.key, "class": s.class_name, "similarity": round(s.similarity, 6)}
-            for s in prediction.similar
+            for s in result.similar
         ],
-        "object_share": round(float(prediction.object_mask.mean()), 4),
+        "object_share": round(float(result.object_mask.mean()), 4),
     }
-    return json.dumps(content, ensure_ascii=False)
+    if answer.overlay is not None:
+        content["overlay"] = str(answer.overlay)
+    return json.dumps(content)

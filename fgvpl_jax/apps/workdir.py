@@ -99,15 +99,32 @@ class Workdir:
                 "choose another --workdir, or that run's config to go on with it"
             )
 
+    def write_config(self, config: ConfigDict, backbone: dict[str, Any]) -> None:
+        """Writes `config.json`.
+
+        Args:
+            config: A folder as its backbone is kept absolute: later commands may start elsewhere.
+            backbone: Id, revision and content hash.
+        """
+        content = plain(config)
+        folder = Path(config.clip).expanduser()
+        if folder.is_dir():
+            content["clip"] = str(folder.absolute())
+        self.write(self.config_file, {"config": content, "backbone": backbone})
+
     def write(self, file: Path, content: dict[str, Any]) -> None:
         """Writes one JSON file whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{file.name}.")
-        with os.fdopen(handle, "w") as stream:
-            json.dump(content, stream, indent=2, ensure_ascii=False)
-            stream.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
+        try:
+            # A file's name may hold bytes that are no text: Python's escape of them is JSON's too.
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+                json.dump(content, stream, indent=2, ensure_ascii=False)
+                stream.write("\n")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, file)
+        finally:
+            Path(temporary).unlink(missing_ok=True)  # there only after a failure
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -117,7 +134,7 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: If it is no longer a JSON object.
     """
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): restore it or start a new run") from error
 

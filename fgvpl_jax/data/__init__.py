@@ -5,9 +5,9 @@ from fgvpl_jax.data.benchmarks import BENCHMARKS, Benchmark, benchmark_named
 from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
 from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record, read_few_shot
-from fgvpl_jax.data.folder import image_files, load_folder
+from fgvpl_jax.data.folder import load_folder, photos_at
 from fgvpl_jax.data.image_cache import ImageCache, default_cache_folder
-from fgvpl_jax.data.images import UnreadableImage, decode_image
+from fgvpl_jax.data.images import UnreadableImage, as_photo, decode_image
 from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
 from fgvpl_jax.data.splits import Dataset, Split
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "Transform",
     "UnreadableImage",
+    "as_photo",
     "benchmark_named",
     "check_dataset",
     "check_readable",
@@ -35,12 +36,12 @@ __all__ = [
     "draw_few_shot",
     "eval_batches",
     "few_shot_record",
-    "image_files",
     "load_coop",
     "load_folder",
     "load_manifest",
     "load_shapes",
     "load_tfds",
+    "photos_at",
     "random_crop_and_flip",
     "read_few_shot",
     "read_split_file",

@@ -1,5 +1,7 @@
 """Image files to RGB photos, as a viewer shows them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -24,8 +26,7 @@ class UnreadableImage(UserError):
 def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     """Decodes one image to 8-bit RGB.
 
-    EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white,
-    of an animation the first frame is taken.
+    As `as_photo` does; of an animation the first frame is taken.
 
     Args:
         source: A file, or its contents.
@@ -40,22 +41,29 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
         raise UnreadableImage(f"{name}: {error.strerror or error}") from error
     if not data:
         raise UnreadableImage(f"{name}: the file is empty")
+    with _errors_naming(name), Image.open(BytesIO(data), formats=sorted(FORMATS)) as image:
+        return _upright_rgb(image)
+
+
+def as_photo(image: Image.Image, name: str) -> Image.Image:
+    """An image of any of Pillow's modes as 8-bit RGB; the given one is not changed.
+
+    EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white.
+
+    Args:
+        image: Opened or made by Pillow; what is not decoded yet is so now.
+        name: What to call it in an error.
+    Raises:
+        UnreadableImage: If it cannot be decoded, is too large, or has no fixed white.
+    """
+    with _errors_naming(name):
+        return _upright_rgb(image)
+
+
+@contextmanager
+def _errors_naming(name: str) -> Iterator[None]:
     try:
-        with Image.open(BytesIO(data), formats=sorted(FORMATS)) as image:
-            # Pillow itself only doubts at this limit, and refuses at twice that.
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
-                raise UnreadableImage(
-                    f"{image.width} x {image.height} pixels are more than "
-                    f"{Image.MAX_IMAGE_PIXELS:,}: make it smaller"
-                )
-            if max(image.size) > MOST_ELONGATED * min(image.size):
-                raise UnreadableImage(
-                    f"{image.width} x {image.height} pixels are more than {MOST_ELONGATED} times "
-                    "as long as wide: crop it"
-                )
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+        yield
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
@@ -63,6 +71,21 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     except Exception as error:  # decoders of strangers' files raise whatever they like
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{name}: {reason}") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    # Pillow itself only doubts at this limit, and refuses at twice that.
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise UnreadableImage(
+            f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}: "
+            "make it smaller"
+        )
+    if max(image.size) > MOST_ELONGATED * min(image.size):
+        raise UnreadableImage(
+            f"{image.width} x {image.height} pixels are more than {MOST_ELONGATED} times as long "
+            "as wide: crop it"
+        )
+    return _to_rgb(ImageOps.exif_transpose(image))  # a copy, also of an upright one
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -78,4 +101,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", coloured.size, WHITE), coloured).convert(
             "RGB"
         )
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fgvpl_jax.data.coop import check_present
-from fgvpl_jax.data.folder import SPLIT_FOLDERS, at_least_two
+from fgvpl_jax.data.folder import SPLIT_FOLDERS
 from fgvpl_jax.data.splits import Dataset, class_name, make_split, same_name
 from fgvpl_jax.errors import UserError
 
@@ -26,12 +26,12 @@ def load_manifest(manifest: str) -> Dataset:
             folder or stands in two splits, or a split has a class that training lacks.
     """
     file = Path(manifest).expanduser()
-    if file.suffix not in MANIFEST_SUFFIXES:
+    if file.suffix.lower() not in MANIFEST_SUFFIXES:
         raise UserError(f"{manifest} is no list of photos: it must end in .csv or .jsonl")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     seen: dict[str, str] = {}
     spellings: dict[str, str] = {}
-    for number, row in enumerate(_rows(file), start=2 if file.suffix == ".csv" else 1):
+    for number, row in _rows(file):
         where = f"{file}, line {number}"
         path, label, split = (row.get(name) for name in ("path", "label", "split"))
         role = SPLIT_FOLDERS.get(str(split or "train").lower())
@@ -52,7 +52,10 @@ def load_manifest(manifest: str) -> Dataset:
             raise UserError(f"{where}: {name!r} and {twin!r} are one class: spell them alike")
         rows[role].append((str(key), name))
     names = sorted({name for _, name in rows["train"]})
-    at_least_two(dict.fromkeys(names, file), file)
+    if len(names) < 2:
+        raise UserError(
+            f"{file} has {len(names)} class(es) for training: give at least two different labels"
+        )
     for role, members in rows.items():
         unknown = sorted({name for _, name in members} - set(names))
         if unknown:
@@ -69,14 +72,19 @@ def load_manifest(manifest: str) -> Dataset:
     return Dataset(tuple(names), train, validation, test, "the list's own")
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers, as an editor counts, and rows; blank lines are passed over."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            if file.suffix == ".csv":
-                yield from csv.DictReader(stream)
+            if file.suffix.lower() == ".csv":
+                reader = csv.DictReader(stream, skipinitialspace=True)
+                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+                for row in reader:
+                    yield reader.line_num, row
             else:
-                for line in filter(str.strip, stream):
-                    row = json.loads(line)
-                    yield row if isinstance(row, dict) else {"line": row}
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        row = json.loads(line)
+                        yield number, row if isinstance(row, dict) else {"line": row}
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a list of photos: {error}") from error

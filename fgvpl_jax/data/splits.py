@@ -79,8 +79,10 @@ def class_name(raw: str) -> str:
     """A class's name as it goes into a sentence: `_` is a space, Unicode composed.
 
     Raises:
-        UserError: If nothing is left.
+        UserError: If nothing is left, or it is no text.
     """
+    if any(unicodedata.category(letter) == "Cs" for letter in raw):
+        raise UserError(f"a class is called {raw!r}, which is not UTF-8: rename it")
     name = " ".join(unicodedata.normalize("NFC", raw).replace("_", " ").split())
     if not name:
         raise UserError(f"a class is called {raw!r}: give it a name of at least one letter")

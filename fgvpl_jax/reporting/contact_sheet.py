@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
-from fgvpl_jax.reporting.overlay import INK, PAPER, shortened
+from fgvpl_jax.reporting.overlay import PAPER, write
 
 PER_CLASS = 4
 SIDE, GAP, CAPTION = 72, 4, 20  # pixels
@@ -27,10 +27,10 @@ def draw_contact_sheet(classes: Sequence[tuple[str, Sequence[Image.Image]]]) -> 
     columns = math.ceil(math.sqrt(len(classes) * height / width))
     rows = math.ceil(len(classes) / columns)
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen = ImageDraw.Draw(sheet)
     for place, (name, thumbnails) in enumerate(classes):
         left, top = place % columns * width + 2 * GAP, place // columns * height + GAP
-        pen.text((left, top), shortened(name, width - 3 * GAP, font), fill=INK, font=font)
+        write(pen, (left, top), name, width - 3 * GAP, 13)
         for number, image in enumerate(thumbnails):
             sheet.paste(image, (left + number * (SIDE + GAP), top + CAPTION))
     return sheet

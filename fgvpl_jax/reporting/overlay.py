@@ -1,6 +1,7 @@
 """One picture per prediction: the photo, where the model looked, and what it is like."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,6 +14,13 @@ INK, PAPER, FAINT = (24, 26, 30), (255, 255, 255), (226, 229, 235)
 BAR, OUTLINE = (64, 110, 220), (255, 60, 60)
 # Perceptual dark-to-bright ramp of the attention map: dark blue, purple, orange, yellow.
 RAMP = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33)], np.float64)
+
+# Pillow's own font draws a box for nearly every letter beyond ASCII. These, of Linux, macOS and
+# Windows, have the alphabets; the others the characters of Chinese, Japanese and Korean too.
+ALPHABETIC_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf")
+CJK_FONTS = ("NotoSansCJK-Regular.ttc", "Hiragino Sans GB.ttc", "msyh.ttc")
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_overlay(
@@ -41,10 +49,10 @@ def draw_overlay(
     width = MARGIN + len(panels) * (PANEL + MARGIN)
     height = MARGIN + 20 + PANEL + MARGIN + max(26 * len(classes), THUMBNAIL + 24) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen = ImageDraw.Draw(sheet)
     for column, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left = MARGIN + column * (PANEL + MARGIN)
-        pen.text((left, MARGIN - 4), caption, fill=INK, font=font)
+        write(pen, (left, MARGIN - 4), caption, PANEL, 15)
         sheet.paste(panel, (left, MARGIN + 20))
     top = MARGIN + 20 + PANEL + MARGIN
     draw_bars(pen, classes, (MARGIN, top), PANEL + MARGIN + PANEL // 2)
@@ -56,17 +64,16 @@ def draw_overlay(
         else:
             thumbnail = centred_square(image).resize((THUMBNAIL, THUMBNAIL))
             sheet.paste(thumbnail, corner)
-        text = shortened(caption, THUMBNAIL, ImageFont.load_default(12))
-        pen.text((corner[0], top + THUMBNAIL + 4), text, fill=INK, font=ImageFont.load_default(12))
+        write(pen, (corner[0], top + THUMBNAIL + 4), caption, THUMBNAIL, 12)
     return sheet
 
 
 def centred_square(photo: Image.Image) -> Image.Image:
     """The largest centred square, at the panels' size."""
     side = min(photo.size)
-    left, top = ((length - side) // 2 for length in photo.size)
-    square = photo.convert("RGB").crop((left, top, left + side, top + side))
-    return square.resize((PANEL, PANEL), Image.Resampling.BICUBIC)
+    left, top = ((length - side) / 2 for length in photo.size)
+    box = (left, top, left + side, top + side)
+    return photo.resize((PANEL, PANEL), Image.Resampling.BICUBIC, box)
 
 
 def heat(attention_map: Float[np.ndarray, "gh gw"]) -> Image.Image:
@@ -112,20 +119,39 @@ def draw_bars(
     width: int,
 ) -> None:
     """Class names with their probabilities as bars."""
-    font = ImageFont.load_default(15)
     left, top = corner
     start = left + width // 2
     for place, (name, probability) in enumerate(classes):
         y = top + 26 * place
-        pen.text((left, y), shortened(name, width // 2 - 8, font), fill=INK, font=font)
+        write(pen, (left, y), name, width // 2 - 8, 15)
         pen.rectangle((start, y + 2, left + width - 60, y + 18), fill=FAINT)
         end = start + round((left + width - 60 - start) * probability)
         if end > start:
             pen.rectangle((start, y + 2, end, y + 18), fill=BAR)
-        pen.text((left + width - 54, y), f"{probability:.1%}", fill=INK, font=font)
+        write(pen, (left + width - 54, y), f"{probability:.1%}", PANEL // 4, 15)
 
 
-def shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def write(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int, size: int
+) -> None:
+    """Writes a line, cut where it is wider than `width` pixels, in a font that has its letters."""
+    has_cjk = any("\u2e80" <= letter <= "\ud7a3" or letter >= "\U00020000" for letter in text)
+    chosen = font(size, has_cjk)
+    pen.text(corner, shortened(text, width, chosen), fill=INK, font=chosen)
+
+
+@lru_cache
+def font(size: int, has_cjk: bool = False) -> Font:
+    """The first installed font that has the letters; Pillow's own where there is none."""
+    for name in (CJK_FONTS if has_cjk else ()) + ALPHABETIC_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:  # not installed
+            continue
+    return ImageFont.load_default(size)
+
+
+def shortened(text: str, width: int, font: Font) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

@@ -111,7 +111,7 @@ def train(
                 f"({config.learning_rate} now); the last checkpoint is of epoch "
                 f"{checkpoints.latest_epoch or 0}"
             )
-        with metrics_file.open("a") as file:
+        with metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         progress.set_postfix_str(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.3f}")
         done = epoch + 1
@@ -149,5 +149,5 @@ def epoch_line(epoch: int, per_step: list[StepMetrics], started: float) -> dict[
 
 def keep_first_lines(file: Path, count: int) -> None:
     """Cuts a metrics file to its first `count` lines, creating it where it is missing."""
-    lines = file.read_text().splitlines(keepends=True)[:count] if file.exists() else []
-    file.write_text("".join(lines))
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.write_text("".join(text.splitlines(keepends=True)[:count]), encoding="utf-8")

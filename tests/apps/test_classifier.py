@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import fgvpl_jax as fg
+from fgvpl_jax.apps import classifier as classifier_module
 from fgvpl_jax.apps import experiment
 from fgvpl_jax.apps.predict import as_json, as_text, find_photos, predict_files
-from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.apps.workdir import Workdir, read_json
 from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.errors import UserError
 
@@ -41,6 +43,43 @@ def test_a_path_an_image_and_an_array_are_the_same_photo(classifier, photo):
     for other in classifier.predict([photo, image, np.asarray(image)]):
         assert other.class_names == by_path.class_names
         np.testing.assert_allclose(other.probabilities, by_path.probabilities, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["turned.jpg", "transparent.png", "deep.png"])
+def test_an_opened_image_is_what_its_file_is(classifier, photo, tmp_path, kind):
+    """A phone's orientation, transparency and 16 bits are the photo's, however it is given."""
+    image, file = Image.open(photo), tmp_path / kind
+    if kind == "turned.jpg":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(file, exif=exif)
+    elif kind == "transparent.png":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image.save(file)
+    else:
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(file)
+    with Image.open(file) as opened:
+        by_path, by_image = classifier.predict([file, opened])
+        assert opened.size == Image.open(file).size  # the caller's image is left as it was
+    assert by_image.class_names == by_path.class_names
+    np.testing.assert_array_equal(by_image.probabilities, by_path.probabilities)
+    np.testing.assert_array_equal(by_image.attention_map, by_path.attention_map)
+
+
+def test_damage_that_shows_late_is_named(classifier, photo, tmp_path):
+    Image.open(photo).resize((300, 300)).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
+    with (
+        Image.open(tmp_path / "cut.jpg") as opened,
+        pytest.raises(UnreadableImage, match=r"image 1: .*truncated"),
+    ):
+        classifier.predict([np.zeros((9, 9, 3), np.uint8), opened])
+
+
+def test_a_folder_stands_for_its_photos(classifier, photos_dir):
+    folder = photos_dir / "test" / "red_square"
+    names = [prediction.name for prediction in classifier.predict(folder, top_k=1)]
+    assert names == [str(folder / f"{i:03}.png") for i in range(5)]
 
 
 def test_a_prediction_is_complete(classifier, photo):
@@ -103,24 +142,52 @@ def test_another_backbone_is_refused(workdir, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="trained with backbone"):
         fg.load_classifier(other)
+    with pytest.raises(UserError, match="trained with backbone"):
+        fg.load_classifier(workdir, clip=tmp_path / "clip")
 
 
-def test_files_and_folders_give_text_json_and_pictures(classifier, photos_dir, tmp_path):
+def test_the_backbone_may_have_moved(classifier, workdir, tiny_clip_dir, photo, tmp_path):
+    moved = tmp_path / "W"
+    shutil.copytree(workdir, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["config"]["clip"] = "/gone"
+    (moved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no directory '/gone'"):
+        fg.load_classifier(moved)
+    found = fg.load_classifier(moved, clip=tiny_clip_dir).predict(photo)
+    assert found[0].probabilities == classifier.predict(photo)[0].probabilities
+
+
+def test_files_and_folders_give_text_json_and_pictures(
+    classifier, photos_dir, tmp_path, monkeypatch
+):
     folder = tmp_path / "new photos"
     shutil.copytree(photos_dir / "test" / "red_square", folder / "a")
-    (folder / "broken.jpg").write_bytes(b"")
+    (folder / "a" / "0015.jpg").write_bytes(b"")
+    (folder / "a" / "004.png").rename(folder / "a" / f"{'é' * 120}.png")
     photos = find_photos([str(folder), str(folder / "a" / "001.png")])
-    assert len(photos) == 7
-    results = list(predict_files(classifier, photos, 2, str(tmp_path / "pictures")))
-    assert sum(isinstance(r, UnreadableImage) for r in results) == 1
-    good = [r for r in results if not isinstance(r, UnreadableImage)]
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == len(good) == 6
-    with Image.open(next((tmp_path / "pictures").glob("*.png"))) as picture:
-        assert picture.width > 900
-    line = json.loads(as_json(good[0]))
-    assert [c["name"] for c in line["classes"]] == list(good[0].class_names)
-    assert line["image"] == str(photos[0])
-    assert good[0].class_names[0] in as_text(good[0])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(classifier_module, "BATCH_SIZE", 4)  # the unreadable one in the midst
+    answers = list(predict_files(classifier, photos, 2, "~/pictures"))
+    assert [answer.photo for answer in answers] == photos
+    assert [isinstance(a.result, UnreadableImage) for a in answers] == [0, 0, 1, 0, 0, 0, 0]
+    for answer in answers:
+        line = json.loads(as_json(answer))
+        assert line["image"] == str(answer.photo)
+        if isinstance(answer.result, UnreadableImage):
+            assert "0015.jpg: the file is empty" in line["error"]
+            continue
+        assert answer.result.name == str(answer.photo)
+        assert [c["name"] for c in line["classes"]] == list(answer.result.class_names)
+        assert answer.result.class_names[0] in as_text(answer.result)
+        (alone,) = classifier.predict(answer.photo, top_k=2)
+        np.testing.assert_allclose(answer.result.probabilities, alone.probabilities, rtol=1e-5)
+        assert line["overlay"] == str(answer.overlay)
+        assert answer.overlay.parent == tmp_path / "pictures"
+        with Image.open(answer.overlay) as picture:
+            assert picture.width > 900
+    (plain,) = predict_files(classifier, photos[:1], 2, None)
+    assert "overlay" not in json.loads(as_json(plain))
 
 
 @pytest.mark.parametrize(
@@ -134,10 +201,35 @@ def test_nothing_to_predict_is_said(make, message, tmp_path):
 
 def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
     classifier = fg.fit(
-        photos_dir, clip=str(tiny_clip_dir), epochs=2, shots=2, workdir=tmp_path / "W"
+        photos_dir,
+        clip=tiny_clip_dir,
+        epochs=2,
+        shots=2,
+        data={"templates": ["a {}."]},
+        workdir=tmp_path / "W",
     )
+    assert read_json(tmp_path / "W" / "config.json")["config"]["data"]["templates"] == ["a {}."]
     assert classifier.results["counts"]["train"] == 6
     assert classifier.class_names == ("blue square", "green square", "red square")
     assert len(classifier.predict(photos_dir / "test" / "red_square" / "000.png")) == 1
-    with pytest.raises(UserError, match=r"unknown setting \['shotz'\]"):
-        fg.fit(photos_dir, shotz=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shotz": 3}, r"unknown setting \['shotz'\]"),
+        ({"data": {"rot": 3, "templates": ()}}, r"unknown setting \['data\.rot'\]"),
+        ({"data": "photos"}, r"unknown setting \['data'\]"),
+        ({"shots": "many"}, "many"),
+        ({"epochs": None}, "epochs is None"),
+        ({"clip": 3}, "int"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_mistake_in_settings_is_named_and_leaves_no_folder(
+    settings, message, photos_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        fg.fit(photos_dir, **settings)
+    assert not list(tmp_path.iterdir())

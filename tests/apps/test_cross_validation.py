@@ -59,6 +59,8 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
     workdir = Workdir(tmp_path / "W")
     results = experiment.train_and_evaluate(folder_config, workdir)
     assert sizes == [6, 6, 6]
+    left = {file.name for file in (tmp_path / "W" / "cv" / "fold_1").iterdir()}
+    assert left == {"metrics.jsonl", "held_out.npz"}
     assert results["test_accuracy"] is None
     assert results["counts"] == {"train": 18, "validation": 0, "test": 0}
     low, high = results["cv_interval"]
@@ -70,6 +72,20 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
     assert len(sizes) == 3  # the folds are not trained again
     del stored["wall_seconds"], again["wall_seconds"]
     assert {**again, "cv_interval": list(again["cv_interval"])} == stored
+
+
+def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatch, caplog):
+    for photo in list((tmp_path / "photos" / "red_square").iterdir())[1:]:
+        photo.unlink()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "predict_fold", stop)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert "1 classes have a single photo" in caplog.text
+    assert "red square" in caplog.text
 
 
 def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch):

@@ -46,10 +46,30 @@ def test_json_lines_with_splits(photos):
     assert dataset.test.labels.tolist() == [0]
 
 
+def test_spaces_and_capitals_that_programs_leave_are_no_matter(photos):
+    text = "path , label, split\na 1.png,x, train\n\nc.png, y, train\n"
+    (photos / "LIST.CSV").write_text(text, encoding="utf-8")
+    dataset = load_manifest(str(photos / "LIST.CSV"))
+    assert dataset.class_names == ("x", "y")
+    assert dataset.train.keys == ("a 1.png", "c.png")
+
+
+def test_blank_lines_are_counted(photos):
+    rows = [json.dumps({"path": "a 1.png", "label": "x"}), "", json.dumps({"path": "c.png"})]
+    (photos / "list.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="line 3: needs"):
+        load_manifest(str(photos / "list.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\na 1.png,x\n", "1 class"),
+        (
+            "path,label\na 1.png,x\n",
+            r"1 class\(es\) for training: give at least two different labels",
+        ),
+        ("", r"0 class"),
+        ("path,label\n\na 1.png,x\n\nc.png,\n", "line 5: needs a path, a label"),
         ("path,label\na 1.png,x\nc.png,\n", "line 3: needs a path, a label"),
         ("file,label\na 1.png,x\n", "line 2: needs a path"),
         ("path,label,split\na 1.png,x,later\n", "line 2: needs"),

@@ -151,10 +151,38 @@ def test_split_folders(tmp_path):
     assert dataset.test.labels.tolist() == [1]
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    for key in ("train/1.png", "bus/1.png"):
+@pytest.mark.parametrize("split", ["Train", "TRAIN"])
+def test_splits_are_known_in_any_case(tmp_path, split):
+    for key in (f"{split}/a/1.jfif", f"{split}/b/1.jpe", "Test/a/2.png"):
+        touch_image(tmp_path / key)
+    dataset = load_folder(str(tmp_path))
+    assert dataset.train.keys == (f"{split}/a/1.jfif", f"{split}/b/1.jpe")
+    assert dataset.test.keys == ("Test/a/2.png",)
+
+
+@pytest.mark.parametrize("keys", [["train/1.png", "bus/1.png"], ["train/deep/1.png", "bus/1.png"]])
+def test_a_class_may_be_called_train(tmp_path, keys):
+    for key in keys:
         touch_image(tmp_path / key)
     assert load_folder(str(tmp_path)).class_names == ("bus", "train")
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_photos_in_no_class_are_told_of(tmp_path, caplog, place):
+    for key in ("train/a/1.png", "train/b/1.png", f"{place}/1.png", f"{place}/2.HEIC"):
+        touch_image(tmp_path / key)
+    assert len(load_folder(str(tmp_path)).train) == 2
+    assert f"2 photos directly in {tmp_path / place} are passed over" in caplog.text
+
+
+def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    touch_image(elsewhere / "1.png")
+    for key in ("a/1.png", "b/deep/1.png"):
+        touch_image(tmp_path / key)
+    (tmp_path / "a" / "more").symlink_to(elsewhere)
+    (tmp_path / "b" / "deep" / "loop").symlink_to(tmp_path / "b")
+    assert load_folder(str(tmp_path)).train.keys == ("a/1.png", "a/more/1.png", "b/deep/1.png")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +197,12 @@ def test_a_class_may_be_called_train(tmp_path):
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "both val and valid"),
         (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folder"),
         (["_/1.png", "b/1.png"], "a class is called '_'"),
+        (["caf\udce9/1.png", "b/1.png"], "which is not UTF-8: rename it"),
+        (["a/1.png", "b/1.heic"], r"b holds 1 photos such as 1\.heic.*convert them to JPEG"),
+        (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] beside test, train"),
+        (["train/1.png", "test/1.png"], "train has 0 class"),
+        (["val/a/1.png", "Test/a/1.png"], "has Test, val, but no folder train"),
+        (["test/a/1.png", "training/a/1.png"], "has test, but no folder train"),
     ],
 )
 def test_folders_that_make_no_sense_are_explained(tmp_path, keys, message):

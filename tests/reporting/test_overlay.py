@@ -2,17 +2,22 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fgvpl_jax.reporting.overlay import (
+    ALPHABETIC_FONTS,
+    CJK_FONTS,
     INK,
     OUTLINE,
     PANEL,
+    PAPER,
     centred_square,
     draw_overlay,
+    font,
     heat,
     shortened,
     with_outline,
+    write,
 )
 
 
@@ -21,7 +26,21 @@ def test_the_square_is_the_centre():
     photo.paste((0, 255, 0), (100, 0, 200, 100))
     square = np.asarray(centred_square(photo))
     assert square.shape == (PANEL, PANEL, 3)
-    assert (square == (0, 255, 0)).all()
+    assert (square[:, 8:-8] == (0, 255, 0)).all()
+
+
+def test_the_square_is_cut_from_the_resized_photo_as_the_models_is():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    whole = np.asarray(photo.resize((PANEL * 60 // 40, PANEL), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(centred_square(photo), whole[:, PANEL // 4 : -PANEL // 4])
+
+
+def test_the_centre_is_exact_where_the_rest_is_odd():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 61, 3), np.uint8)
+    photo = Image.fromarray(pixels)
+    mirrored = ImageOps.mirror(centred_square(ImageOps.mirror(photo)))
+    difference = np.asarray(mirrored, int) - np.asarray(centred_square(photo), int)
+    assert np.abs(difference).max() <= 1
 
 
 def test_the_map_is_bright_where_attention_is():
@@ -65,8 +84,28 @@ def test_a_whole_picture(num_similar):
 
 
 def test_long_names_are_cut_to_the_width():
-    font = ImageFont.load_default(15)
-    assert shortened("short", 200, font) == "short"
-    cut = shortened("x" * 100, 120, font)
+    chosen = font(15)
+    assert shortened("short", 200, chosen) == "short"
+    cut = shortened("x" * 100, 120, chosen)
     assert cut.endswith("…")
-    assert font.getlength(cut) <= 120
+    assert chosen.getlength(cut) <= 120
+
+
+@pytest.mark.parametrize(("letters", "has_cjk"), [("жщλß", False), ("狐鳥かな", True)])
+def test_letters_beyond_ascii_are_no_boxes(letters, has_cjk):
+    def drawn(letter):
+        sheet = Image.new("RGB", (24, 24), PAPER)
+        write(ImageDraw.Draw(sheet), (2, 2), letter, 24, 15)
+        return sheet.tobytes()
+
+    names = CJK_FONTS if has_cjk else ALPHABETIC_FONTS
+    if font(15, has_cjk).path not in {path_of(name) for name in names}:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    assert len({drawn(letter) for letter in letters}) == len(letters)
+
+
+def path_of(name):
+    try:
+        return ImageFont.truetype(name, 15).path
+    except OSError:
+        return None

@@ -4,19 +4,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-# jax for what this machine has; `make REQUIREMENTS=requirements-cpu.txt demo` overrides.
-ifneq ($(shell nvidia-smi -L 2>/dev/null),)
+# jax for what this machine has; `make REQUIREMENTS=requirements-cpu.txt demo` overrides. 0x1ae0 is
+# Google's PCI vendor id: /dev/vfio/0 alone is also there where a device is passed through to a guest.
+ifneq ($(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),)
 REQUIREMENTS ?= requirements.txt
-else ifneq ($(wildcard /dev/accel0 /dev/vfio/0),)
+else ifneq ($(and $(wildcard /dev/accel0 /dev/vfio/0),$(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor)),)
 REQUIREMENTS ?= requirements-tpu.txt
 else
 REQUIREMENTS ?= requirements-cpu.txt
 endif
 
+# What was installed, by the requirements' name: others are installed when they are asked for.
+INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
+
 .PHONY: demo test parity slow lint lock clean
 
 # Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
-demo: $(VENV)/installed
+demo: $(INSTALLED)
+	rm -rf runs/demo
 	$(BIN)/python run.py --config=configs/shapes.py --workdir=runs/demo
 	$(BIN)/python run.py --mode=predict --workdir=runs/demo --top_k=3 \
 	  --overlay_dir=runs/demo/overlays demo/scenes
@@ -40,13 +45,15 @@ lint: $(VENV)/developed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/installed: pyproject.toml constraints.txt $(REQUIREMENTS)
+$(INSTALLED): pyproject.toml constraints.txt $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --requirement $(REQUIREMENTS)
 	touch $@
 
-$(VENV)/developed: $(VENV)/installed
+$(VENV)/developed: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[test,lint]'
 	touch $@
 

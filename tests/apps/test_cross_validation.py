@@ -65,7 +65,7 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
     assert results["counts"] == {"train": 18, "validation": 0, "test": 0}
     low, high = results["cv_interval"]
     assert low <= results["cv_accuracy"] <= high
-    assert results["temperature_fitted_on"] == "folds"
+    assert results["temperature"] == 1.0  # 18 photos are too few to fit one
     assert results["cache_logit_weight"] == 1.0
     stored = json.loads((tmp_path / "W" / "results.json").read_text())
     again = experiment.evaluate(workdir)

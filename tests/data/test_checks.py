@@ -28,7 +28,7 @@ def load(root):
     for name in SPLITS:
         keys = sorted(file.relative_to(root).as_posix() for file in (root / name).glob("*"))
         splits.append(make_split(root, [(key, int(key.split("/")[1][0])) for key in keys]))
-    return Dataset(("cat", "dog"), *splits)
+    return Dataset(("cat", "dog"), *splits, "made here")
 
 
 def test_sound_data_has_no_problem(root):
@@ -49,7 +49,7 @@ def test_counts_are_held_against_the_published_ones(root):
 
 def test_a_split_that_should_not_be_there_and_one_that_should(root):
     dataset = load(root)
-    without = Dataset(dataset.class_names, dataset.train, None, dataset.test)
+    without = Dataset(dataset.class_names, dataset.train, None, dataset.test, "made here")
     assert check_dataset(without, {"train": 8, "validation": 0, "test": 6}).problems == []
     (problem,) = check_dataset(without, {"train": 8, "validation": 4, "test": 6}).problems
     assert problem == "validation has 0 images, but 4 are published"

@@ -55,6 +55,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     cache = make_cache(model, clip)
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
     state = TrainState(copy_of(trainable), optimizer.init(trainable))
+    compiled = step._cache_size()  # perhaps not 0: equal models share the step
     for seed in range(3):
         state, metrics = step(state, frozen, cache, jnp.float32(1), make_batch(clip, 4, seed))
     assert np.isfinite(metrics.loss)
@@ -62,7 +63,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
         np.testing.assert_array_equal(old, new)
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before["trainable"], state[0])
     assert all(jax.tree.leaves(changed))
-    assert step._cache_size() == 1
+    assert step._cache_size() <= compiled + 1
 
 
 def test_the_partition_is_complete(model):

@@ -1,5 +1,6 @@
 """Trains, measures and uses FG-VPL: `python run.py --config=configs/eurosat.py --workdir=W`."""
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -27,6 +28,7 @@ INTERRUPTED = 130
 def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch aloud
     try:
         if argv[1:] and MODE.value != "predict":
             raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")

@@ -36,6 +36,7 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
         workdir.path / REPORT,
         {
             "benchmark": config.benchmark,
+            "split_protocol": dataset.split_protocol,
             "counts": rows,
             "published": published,
             "unreadable": [line for found in report.unreadable.values() for line in found.values()],
@@ -45,6 +46,7 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
     )
     draw_contact_sheet(samples(dataset, report)).save(workdir.path / SHEET, quality=90)
     lines = count_lines(config.benchmark, dataset, report, published)
+    lines.append(f"splits: {dataset.split_protocol}")
     lines.append(f"{PER_CLASS} photos of each class are in {workdir.path / SHEET}")
     lines.append(f"all that was found is in {workdir.path / REPORT}")
     if not report.problems:

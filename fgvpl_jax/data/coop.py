@@ -45,10 +45,9 @@ def load_coop(
         if benchmark is not None:
             check_class_names(class_names, benchmark.class_names, file)
         named_by, described = file, f"split file {split_file}"
-    elif benchmark is None:
+    elif benchmark is None or split_file not in ("", benchmark.split_file):
         raise UserError(
-            f"{file} is missing, and {image_dir} is no benchmark of the table: set "
-            "--config.data.split_file to a split file below data.root"
+            f"{file} is missing: set --config.data.split_file to a split file below data.root"
         )
     else:
         named_by = base / PurePosixPath(image_dir).parts[0]
@@ -106,7 +105,7 @@ def _entry(raw: Any) -> tuple[str, int, str]:
     key, label, name = raw
     if not (isinstance(key, str) and isinstance(name, str) and type(label) is int):
         raise ValueError(f"entry {raw}")
-    return key, label, name
+    return str(PurePosixPath(key)), label, name  # one spelling, or a leak would not show
 
 
 def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:

@@ -137,7 +137,7 @@ def _named_images(
 ) -> Split:
     """The images of a split that a file names, each under its class."""
     expected = _record_names(class_names)
-    if list(drawn) != expected:
+    if drawn.keys() != set(expected):
         strange = [name for name in drawn if name not in expected]
         lacking = [name for name in expected if name not in drawn]
         raise UserError(
@@ -145,7 +145,7 @@ def _named_images(
             f"file {lacking[:3]}; take the draw of this benchmark"
         )
     places = {key: place for place, key in enumerate(split.keys)}
-    wanted = [(key, label) for label, keys in enumerate(drawn.values()) for key in keys]
+    wanted = [(key, label) for label, name in enumerate(expected) for key in drawn[name]]
     strange = [
         key for key, label in wanted if key not in places or split.labels[places[key]] != label
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from absl import logging
 
 from fgvpl_jax.data.folder import IMAGE_SUFFIXES, image_files, visible_folders
 from fgvpl_jax.data.split_protocol import SPLITS, Images, Parts
@@ -124,7 +125,19 @@ def imagenet(lists: Path, images: Path, classes: ClassTable) -> Parts:
     file = lists / "classnames.txt"
     rows = [line.partition(" ") for line in _lines(file)]
     codes = [code for code, _, _ in rows]
-    check_class_names([name for _, _, name in rows], classes.class_names, file)
+    if len(set(codes)) != len(classes.class_names) or codes != sorted(codes):
+        raise UserError(
+            f"{file} has {len(set(codes))} codes: it must list each of ImageNet's 1,000 once, in "
+            "order"
+        )
+    # The codes say what a label is; CLIP's names for them were mended over the years.
+    other = [
+        f"{code} {theirs!r}, not {ours!r}"
+        for (code, _, theirs), ours in zip(rows, classes.class_names, strict=True)
+        if theirs != ours
+    ]
+    if other:
+        logging.warning("%s names %d classes otherwise, such as %s", file, len(other), other[0])
 
     def read(folder: Path) -> Images:
         missing = [code for code in codes if not (folder / code).is_dir()]

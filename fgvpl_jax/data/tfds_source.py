@@ -1,5 +1,6 @@
 """Photos that TensorFlow Datasets prepared as `array_record`, read without TensorFlow."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from fgvpl_jax.data.coop import read_split_file
 from fgvpl_jax.data.images import UnreadableImage, decode_image
 from fgvpl_jax.data.official_lists import check_class_names
 from fgvpl_jax.data.split_protocol import SPLITS, Images, Parts
-from fgvpl_jax.data.splits import Dataset, Split
+from fgvpl_jax.data.splits import Dataset, Split, fingerprint_files
 from fgvpl_jax.errors import UserError
 
 # TFDS writes it last.
@@ -48,6 +49,11 @@ class TfdsSplit(Split):
         except Exception as error:  # a damaged shard; array_record has no error type of its own
             raise UnreadableImage(f"{name}: {error}") from error
         return decode_image(data, name)
+
+    def fingerprint(self) -> str | None:
+        """Of the shards and of which records the images are."""
+        shards = fingerprint_files(sorted(self.root.glob("*.array_record*")))
+        return f"{shards} {hashlib.sha256(self.records.tobytes()).hexdigest()}" if shards else None
 
     def select(self, indices: Sequence[int]) -> "TfdsSplit":
         """The images at `indices`, in that order."""
@@ -91,6 +97,10 @@ def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
         check_class_names(class_names, benchmark.class_names, file)
         parts = _without_absent(parts, index, examples, file)
         described = f"split file {split_file}"
+    elif split_file not in ("", benchmark.split_file) and not file.is_file():
+        raise UserError(
+            f"{file} is missing: set --config.data.split_file to a split file below data.root"
+        )
     else:
         parts, described = benchmark.protocol.split(index.parts, str(place))
 
@@ -165,6 +175,10 @@ def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExa
         position if benchmark.names_by_position else benchmark.label_of(name)
         for position, name in enumerate(names)
     ]
+    if benchmark.names_by_position and len(names) != len(benchmark.class_names):
+        raise UserError(
+            f"{place} has {len(names)} classes, the benchmark {len(benchmark.class_names)}: {again}"
+        )
     sources: list[Sequence[dict[str, Any]]] = []
     parts: Parts = {}
     records: dict[str, tuple[int, int]] = {}
@@ -176,6 +190,13 @@ def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExa
             raise UserError(f"{place}: {split} cannot be read ({error}): {again}") from error
         parts[role] = []
         for record, (position, file) in enumerate(rows):
+            if position < 0:  # TFDS's mark of what has no label
+                continue
+            if position >= len(names):
+                raise UserError(
+                    f"{place}: record {record} of {split} has label {position} of {len(names)} "
+                    f"classes: {again}"
+                )
             label, folder = labels[position], examples.folders.get(names[position], names[position])
             if label is None:
                 continue
@@ -223,7 +244,9 @@ def _rows(
     """
     if file.is_file():
         with np.load(file) as kept:
-            return list(zip(kept["labels"].tolist(), kept["names"].tolist(), strict=True))
+            rows = list(zip(kept["labels"].tolist(), kept["names"].tolist(), strict=True))
+        if len(rows) == len(source):  # else of another preparation
+            return rows
     rows = []
     for example in tqdm(source, desc=f"listing {file.parent.name}", unit="photo", leave=False):
         name = example[examples.file_feature].decode() if has_file_names else ""
@@ -245,6 +268,13 @@ def _without_absent(parts: Parts, index: _Index, examples: TfdsExamples, file: P
             f"{len(missing)} images that {file} names are not in TFDS's, such as "
             f"{', '.join(missing[:3])}: it is another benchmark's, or from another version"
         )
+    labels = dict(pair for images in index.parts.values() for pair in images)
+    for key, label in (pair for images in parts.values() for pair in images):
+        if labels.get(key, label) != label:
+            raise UserError(
+                f"{file} gives {key} label {label}, TFDS label {labels[key]}: restore the split "
+                "file"
+            )
     return {
         name: [(key, label) for key, label in images if key in index.records]
         for name, images in parts.items()

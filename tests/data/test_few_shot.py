@@ -102,6 +102,8 @@ def test_a_draw_is_read_back(drawn):
     again = read(data, record, file)
     assert few_shot_record(again) == record
     assert again.support.keys == draw_few_shot(data, 2, 7).support.keys
+    shuffled = record | {"train": dict(reversed(record["train"].items()))}
+    assert few_shot_record(read(data, shuffled, file)) == record
     leftover = dataset([5, 5, 5])
     record = few_shot_record(draw_few_shot(leftover, 2, 7))
     assert few_shot_record(read(leftover, record, file)) == record

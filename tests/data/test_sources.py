@@ -61,6 +61,7 @@ def change(rows, **splits):
         ({"test": [["/etc/x.png", 1, "sea"]]}, "leaves"),
         ({"test": [["a/1.png", 0, "Annual_Crop"]]}, r"'a/1\.png' twice, in train and in test"),
         ({"val": [["b/2.png", 1, "sea"]] * 2}, r"'b/2\.png' twice, in val and in val"),
+        ({"test": [["./a//1.png", 0, "Annual_Crop"]]}, r"'a/1\.png' twice, in train and in test"),
         ({"val": [["b/3.png", 2, "Annual Crop"]]}, "'Annual_Crop' and 'Annual Crop'"),
         ({"val": [["b/3.png", 2, "_"]]}, "a class is called '_'"),
         ({"test": []}, "no test image"),

@@ -1,6 +1,7 @@
 """Benchmarks as TFDS prepared them, read without TensorFlow and without a network."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -83,6 +84,28 @@ def test_the_listing_is_kept_and_used(copy, monkeypatch):
     again = load_tfds(str(copy), "", DTD)
     assert again.train.keys == first.train.keys
     assert again.train.labels.tolist() == first.train.labels.tolist()
+
+
+def test_records_are_kept_as_decoded_until_a_shard_changes(copy):
+    train = load_tfds(str(copy), "", DTD).train
+    first = train.fingerprint()
+    assert first == load_tfds(str(copy), "", DTD).train.fingerprint()
+    assert first != train.select([1, 0]).fingerprint()
+    shard = next(train.root.glob("*.array_record*"))
+    os.utime(shard, ns=(1, 1))
+    assert first != train.fingerprint()
+
+
+def test_a_mistyped_split_file_is_said(copy):
+    with pytest.raises(UserError, match=r"dtd/splitt\.json is missing"):
+        load_tfds(str(copy), "dtd/splitt.json", DTD)
+
+
+def test_a_listing_of_another_preparation_is_made_anew(copy):
+    first = load_tfds(str(copy), "", DTD)
+    for file in copy.rglob("fgvpl_index-*.npz"):
+        np.savez(file, labels=np.zeros(1, int), names=np.array(["x"]))
+    assert load_tfds(str(copy), "", DTD).train.keys == first.train.keys
 
 
 def test_selected_images_are_those(copy):

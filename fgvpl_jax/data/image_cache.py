@@ -169,6 +169,8 @@ class CacheEntry:
         try:
             yield append
             attempt(lambda: os.replace(partial, self.file))
+            # Again: what runs side by side made room for, they did not know of each other.
+            attempt(lambda: self.cache.make_room(0))
         finally:
             _remove(partial)
 

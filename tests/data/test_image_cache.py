@@ -241,6 +241,19 @@ def full_after(appends):
     return lambda *arguments: next(calls, full)(*arguments)
 
 
+def test_runs_side_by_side_keep_to_the_limit_together(split, tmp_path):
+    cache = ImageCache(tmp_path / "cache", 15 * RECORD)
+    readers = [
+        eval_batches(s, 4, transform=shrink, cache=cache)
+        for s in (split, split.select(range(COUNT - 1)))
+    ]
+    for _ in range(3):  # in turns; each alone fits, both do not
+        for reader in readers:
+            next(reader)
+    assert [next(reader, None) for reader in readers] == [None, None]
+    assert len(list(cache.folder.iterdir())) == 1
+
+
 def test_what_exceeds_the_limit_is_decoded_each_time(split, tmp_path, caplog):
     cache = ImageCache(tmp_path / "cache", 5 * RECORD)
     read(split.select([0, 1]), cache)

@@ -145,12 +145,12 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"{config.data.root} changed since that run; restore it or choose another --workdir"
         )
     clip, image_cache = load_clip(config.clip), open_image_cache(config)
-    check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
     if workdir.config_file.exists() and workdir.stored_backbone() != clip.identity.sha256:
         raise UserError(
             f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
             "that one with --config.clip, or choose another --workdir"
         )
+    check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
     text_features = class_text_features(clip, dataset.class_names, config.data.templates)
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
     run.new_model()  # refuses what only the model can judge

@@ -1,16 +1,13 @@
 """CoOp's layout: images with a `split_zhou_*.json`, or the benchmark's own lists, beside them."""
 
 import json
-import os
-from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fgvpl_jax.data.benchmarks import Benchmark
 from fgvpl_jax.data.official_lists import check_class_names, check_labels
 from fgvpl_jax.data.split_protocol import SPLITS, Parts, refuse_leaks
-from fgvpl_jax.data.splits import Dataset, class_name, make_split
+from fgvpl_jax.data.splits import Dataset, check_present, class_name, make_split
 from fgvpl_jax.errors import UserError
 
 
@@ -106,22 +103,3 @@ def _entry(raw: Any) -> tuple[str, int, str]:
     if not (isinstance(key, str) and isinstance(name, str) and type(label) is int):
         raise ValueError(f"entry {raw}")
     return str(PurePosixPath(key)), label, name  # one spelling, or a leak would not show
-
-
-def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
-    """Refuses data whose images are not all there; lists each folder once, opens nothing."""
-    by_parent = defaultdict(list)
-    for key in keys:
-        path = PurePosixPath(key)
-        by_parent[path.parent].append(path)
-    missing = []
-    for parent, paths in by_parent.items():
-        place = folder / parent
-        # Of plain files the listing itself knows; only links cost a look at where they lead.
-        there = {e.name for e in os.scandir(place) if e.is_file()} if place.is_dir() else set()
-        missing += [str(path) for path in paths if path.name not in there]
-    if missing:
-        raise UserError(
-            f"{len(missing)} images that {named_by} names are not in {folder}, such as "
-            f"{', '.join(sorted(missing)[:3])}: unpack all of the benchmark's archive there"
-        )

@@ -167,8 +167,9 @@ def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Spl
     for label, folder in enumerate(folders):
         if folder is None:
             continue
-        files = image_files(folder, IMAGE_SUFFIXES)
-        unread = image_files(folder, FOREIGN_SUFFIXES)
+        photos = image_files(folder, IMAGE_SUFFIXES | FOREIGN_SUFFIXES)
+        files = [photo for photo in photos if photo.suffix.lower() in IMAGE_SUFFIXES]
+        unread = [photo for photo in photos if photo.suffix.lower() in FOREIGN_SUFFIXES]
         if unread and not files:
             raise UserError(
                 f"{folder} holds {len(unread)} photos such as {unread[0].name}, but none that can "

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fgvpl_jax.data.coop import check_present
 from fgvpl_jax.data.folder import SPLIT_FOLDERS
-from fgvpl_jax.data.splits import Dataset, class_name, make_split, same_name
+from fgvpl_jax.data.splits import Dataset, check_present, class_name, make_split, same_name
 from fgvpl_jax.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")

@@ -1,10 +1,12 @@
 """What every source of data comes down to: class names and up to three splits."""
 
 import hashlib
+import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Int32
@@ -112,3 +114,22 @@ def make_split(root: Path, images: Sequence[tuple[str, int]]) -> Split:
     """A split of (key, label) pairs."""
     keys = tuple(key for key, _ in images)
     return Split(root, keys, np.array([label for _, label in images], np.int32))
+
+
+def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
+    """Refuses data whose images are not all there; lists each folder once, opens nothing."""
+    by_parent = defaultdict(list)
+    for key in keys:
+        path = PurePosixPath(key)
+        by_parent[path.parent].append(path)
+    missing = []
+    for parent, paths in by_parent.items():
+        place = folder / parent
+        # Of plain files the listing itself knows; only links cost a look at where they lead.
+        there = {e.name for e in os.scandir(place) if e.is_file()} if place.is_dir() else set()
+        missing += [str(path) for path in paths if path.name not in there]
+    if missing:
+        raise UserError(
+            f"{len(missing)} images that {named_by} names are not in {folder}, such as "
+            f"{', '.join(sorted(missing)[:3])}: unpack all of the benchmark's archive there"
+        )

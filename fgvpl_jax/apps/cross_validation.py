@@ -95,18 +95,19 @@ def held_out_files(run: Run) -> list[Path]:
 def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
     """Trains on the support images outside the fold and predicts those inside.
 
-    λ is chosen for each fold as for the final model: on the validation images, which are in none.
+    λ and the like are chosen for each fold as for the final model: on the validation images, which
+    are in none.
     """
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
-    model = run.new_model()
+    model = run.new_model(rest)
     checkpoints = Checkpoints(place / "checkpoints", run.provenance)
     run.train(model, rest, checkpoints, place / "metrics.jsonl")
     checkpoints.close()
     evaluator, _ = run.evaluator(model, rest)
     predictions = evaluator.predict(
         support.select(np.flatnonzero(held_out).tolist()),
-        choose_on_validation(evaluator, run).weight,
+        choose_on_validation(evaluator, run).choices,
         name="held out",
     )
     return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)

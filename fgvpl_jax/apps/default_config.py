@@ -4,6 +4,7 @@ All equation numbers are the paper's. Command line: `--config.shots=8 --config.d
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from fgvpl_jax.data import benchmark_named
 
@@ -26,7 +27,7 @@ def benchmark_config(name: str) -> ConfigDict:
 def get_config() -> ConfigDict:
     """The paper's settings, without data."""
     config = ConfigDict()
-    config.method = "fg_vpl"
+    config.method = "fg_vpl"  # a key of fgvpl_jax.methods.METHODS
     config.clip = "openai/clip-vit-base-patch16"  # a hub id or a local directory
     config.benchmark = ""
     config.shots = 16  # training images per class; None takes all
@@ -59,13 +60,15 @@ def get_config() -> ConfigDict:
     # Lambda for evaluation is chosen from these on the validation split; () keeps the above.
     config.cache_logit_weight_grid = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     config.cache_refresh = "epoch"  # features of the cache: anew each "epoch", or "once"
+    config.cache_leave_one_out = False  # in training, keep an image from matching itself
     config.object_query = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
 
-    # Section 4.2
-    config.epochs = 100
-    config.batch_size = 256  # at most the number of training images
-    config.learning_rate = 1e-3
-    config.weight_decay = 0.01
+    # Each None is the method's own recipe for this benchmark and these shots (FG-VPL's: section
+    # 4.2); config.json has what it came to.
+    config.epochs = placeholder(int)
+    config.batch_size = placeholder(int)  # at most the number of training images
+    config.learning_rate = placeholder(float)
+    config.weight_decay = placeholder(float)
 
     # Without a test split: folds of the cross-validated estimate, and whether probabilities are
     # tempered by what validation (or the folds) showed of them.

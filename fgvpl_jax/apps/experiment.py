@@ -22,7 +22,8 @@ from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
-from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods import Choices
+from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import Checkpoints, restore_model
 
 
@@ -39,12 +40,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     run = prepare(config, workdir)
     if not workdir.config_file.exists():
         workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
-        workdir.write_config(config, asdict(run.clip.identity))
+        workdir.write_config(run.config, asdict(run.clip.identity))
     if run.dataset.test is None:
         cross_validate(run)
     checkpoints = Checkpoints(workdir.checkpoints, run.provenance)
-    if checkpoints.latest_epoch != config.epochs:
-        run.train(run.new_model(), run.few_shot.support, checkpoints, workdir.metrics_file)
+    support = run.few_shot.support
+    if checkpoints.latest_epoch != run.config.epochs:
+        run.train(run.new_model(support), support, checkpoints, workdir.metrics_file)
     checkpoints.close()
     return measure(run, started)
 
@@ -75,7 +77,7 @@ def measure(run: Run, started: float) -> dict[str, Any]:
     """
     config, few_shot = run.config, run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
-    model = run.new_model()
+    model = run.new_model(few_shot.support)
     checkpoints = Checkpoints(run.workdir.checkpoints, run.provenance)
     epoch = restore_model(model, checkpoints, run.mesh)
     checkpoints.close()
@@ -85,9 +87,14 @@ def measure(run: Run, started: float) -> dict[str, Any]:
             "finish it with --mode=train and the same config"
         )
     evaluator, cache = run.evaluator(model, few_shot.support)
-    selection = select(evaluator, run, held_out)
+    choices, selection = select(evaluator, run, held_out)
+    tested = (
+        test_scores(evaluator, run, choices, selection["temperature"])
+        if held_out is None
+        else fold_scores(held_out)
+    )
     results = {
-        "method": FGVPL.name,
+        "method": config.method,
         "benchmark": config.benchmark,
         "backbone": asdict(run.clip.identity),
         "shots": config.shots,
@@ -100,15 +107,16 @@ def measure(run: Run, started: float) -> dict[str, Any]:
             "validation": len(few_shot.validation or ()),
             "test": len(run.dataset.test or ()),
         },
+        **model.facts(),
         **selection,
-        **(test_scores(evaluator, run, selection) if held_out is None else fold_scores(held_out)),
+        **tested,
         "train_seconds": sum_of_seconds(run.workdir.metrics_file),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
-    real = np.asarray(cache.valid)
     save_arrays(
         run.workdir.support_file,
-        **{name: np.asarray(column)[real] for name, column in cache._asdict().items()},
+        **cache_columns(cache),
+        labels=few_shot.support.labels,
         keys=np.array(few_shot.support.keys),
         root=np.array(str(few_shot.support.root.absolute())),
     )
@@ -116,12 +124,29 @@ def measure(run: Run, started: float) -> dict[str, Any]:
     return results
 
 
-def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
-    """λ, then the temperature: fitted on validation or, without, on the folds; else 1."""
+def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
+    """The features of a visual cache without padding; none of a method without one."""
+    if cache is None:
+        return {}
+    real = np.asarray(cache.valid)
+    columns = {"image": cache.image, "object": cache.object}
+    return {name: np.asarray(x)[real] for name, x in columns.items() if x is not None}
+
+
+def select(
+    evaluator: Evaluator, run: Run, held_out: HeldOut | None
+) -> tuple[Choices, dict[str, Any]]:
+    """The choices, such as λ; then the temperature.
+
+    The temperature is fitted on validation or, without, on the folds; else it is 1.
+
+    Returns:
+        The choices, and what `results.json` says of all this.
+    """
     chosen = choose_on_validation(evaluator, run)
     selection: dict[str, Any] = {
-        "cache_logit_weight": chosen.weight,
-        "validation_accuracy": {str(w): accuracy for w, accuracy in chosen.accuracies.items()},
+        **chosen.choices,
+        "validation_accuracy": chosen.accuracies,
         "validation_unreadable": list(chosen.unreadable),
         "temperature": 1.0,
     }
@@ -129,7 +154,7 @@ def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str
         selection |= calibration("validation", chosen.validation)
     elif run.config.calibrate and held_out is not None:
         selection |= calibration("folds", Labelled(held_out.logits, held_out.labels))
-    return selection
+    return chosen.choices, selection
 
 
 def sum_of_seconds(metrics_file: Path) -> float:
@@ -138,12 +163,14 @@ def sum_of_seconds(metrics_file: Path) -> float:
     return round(sum(json.loads(line)["seconds"] for line in lines), 1)
 
 
-def test_scores(evaluator: Evaluator, run: Run, selection: dict[str, Any]) -> dict[str, Any]:
+def test_scores(
+    evaluator: Evaluator, run: Run, choices: Choices, temperature: float
+) -> dict[str, Any]:
     """The final figures beside zero-shot CLIP's, from one reading of the test split."""
     test = run.dataset.test
     assert test is not None
-    predictions = evaluator.predict(test, selection["cache_logit_weight"], name="test")
-    tempered = score(predictions.logits / selection["temperature"], predictions.labels)
+    predictions = evaluator.predict(test, choices, name="test")
+    tempered = score(predictions.logits / temperature, predictions.labels)
     return {
         **scores_of(predictions, "test"),
         "test_nll_tempered": tempered.nll,
@@ -177,7 +204,7 @@ def scores_of(predictions: Predictions | HeldOut, name: str) -> dict[str, float]
 def mask_scores(run: Run, predictions: Predictions) -> dict[str, Any]:
     """IoU of the object masks where the data knows the true ones."""
     test = run.dataset.test
-    if not isinstance(test, ShapesSplit):
+    if predictions.object_masks is None or not isinstance(test, ShapesSplit):
         return {}
     truth = np.stack([test.scene(int(i)).mask for i in predictions.indices])
     return {"mask_iou": mask_iou(predictions.object_masks, truth, run.clip.vision.grid)._asdict()}

@@ -103,18 +103,31 @@ class TextTower(nnx.Module):
         """
         if token_ids.ndim != 2:
             raise UserError(f"token ids have shape {token_ids.shape}, wanted [texts, tokens]")
-        length = token_ids.shape[1]
+        return self.encode(self.token_embedding[...][token_ids], self.ends(token_ids))
+
+    def ends(self, token_ids: Int[Array, "b c"]) -> Int[Array, "b"]:
+        """Where each text ends, by the checkpoint's convention."""
+        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+            return token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
+        return (token_ids == self.config.eos_token_id).argmax(axis=1)
+
+    def encode(
+        self, embeddings: Float[Array, "b c d"], ends: Int[Array, "b"]
+    ) -> Float[Array, "b e"]:
+        """Raw text features of token embeddings, before positions are added.
+
+        Args:
+            embeddings: Of at most the context length; learnt ones may be among them.
+            ends: Token that is read of each text.
+        """
+        length = embeddings.shape[1]
         if length > self.config.context_length:
             raise UserError(
                 f"texts of {length} tokens exceed this backbone's {self.config.context_length}"
             )
-        tokens = self.token_embedding[...][token_ids] + self.position_embedding[...][:length]
+        tokens = embeddings + self.position_embedding[...][:length]
         for layer in self.layers:
             tokens, _ = layer(tokens, causal=True)
-        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
-            ends = token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
-        else:
-            ends = (token_ids == self.config.eos_token_id).argmax(axis=1)
         pooled = jnp.take_along_axis(tokens, ends[:, None, None], axis=1)[:, 0]
         return self.projection(self.final_norm(pooled))
 

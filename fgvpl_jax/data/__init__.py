@@ -6,7 +6,7 @@ from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
 from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record, read_few_shot
 from fgvpl_jax.data.folder import load_folder, photos_at
-from fgvpl_jax.data.image_cache import ImageCache, default_cache_folder
+from fgvpl_jax.data.image_cache import CacheEntry, ImageCache, default_cache_folder, identify
 from fgvpl_jax.data.images import UnreadableImage, as_photo, decode_image
 from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
@@ -19,6 +19,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Benchmark",
+    "CacheEntry",
     "DataReport",
     "Dataset",
     "FewShot",
@@ -36,6 +37,7 @@ __all__ = [
     "draw_few_shot",
     "eval_batches",
     "few_shot_record",
+    "identify",
     "load_coop",
     "load_folder",
     "load_manifest",

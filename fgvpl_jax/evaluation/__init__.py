@@ -1,7 +1,7 @@
 """Accuracy and calibration, selection on validation only."""
 
 from fgvpl_jax.evaluation.calibration import fit_temperature
-from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, choose_cache_logit_weight
+from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, Selection
 from fgvpl_jax.evaluation.mask_iou import MaskIoU, mask_iou
 from fgvpl_jax.evaluation.metrics import Scores, score
 
@@ -10,7 +10,7 @@ __all__ = [
     "MaskIoU",
     "Predictions",
     "Scores",
-    "choose_cache_logit_weight",
+    "Selection",
     "fit_temperature",
     "mask_iou",
     "score",

@@ -2,18 +2,29 @@
 
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Provenance
+from fgvpl_jax.training.inputs import (
+    FeatureInputs,
+    FewShotInputs,
+    InputBatch,
+    Inputs,
+    PixelInputs,
+)
 from fgvpl_jax.training.loop import restore_model, train
 from fgvpl_jax.training.mesh import batch_size_for, data_mesh, replicate, split_batch
-from fgvpl_jax.training.step import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training.step import TrainState, make_train_step, split_model
 
 __all__ = [
     "CacheBuilder",
     "Checkpoints",
+    "FeatureInputs",
+    "FewShotInputs",
+    "InputBatch",
+    "Inputs",
+    "PixelInputs",
     "Provenance",
     "TrainState",
     "batch_size_for",
     "data_mesh",
-    "make_optimizer",
     "make_train_step",
     "replicate",
     "restore_model",

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from fgvpl_jax.data import Batch, ImageCache, Split, Transform, eval_batches
+from fgvpl_jax.data import Split
 from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.training.inputs import InputBatch, Inputs
 from fgvpl_jax.training.mesh import replicate, split_batch
 
 
@@ -18,8 +19,8 @@ def compile_support_features(graphdef: nnx.GraphDef) -> Callable:
     """One compiled program a model structure, however many sets are encoded with it."""
 
     @jax.jit
-    def support_features(trainable, frozen, images):
-        return nnx.merge(graphdef, trainable, frozen).support_features(images)
+    def support_features(trainable, frozen, inputs):
+        return nnx.merge(graphdef, trainable, frozen).support_features(inputs)
 
     return support_features
 
@@ -35,26 +36,26 @@ class CacheBuilder:
         graphdef: nnx.GraphDef,
         support: Split,
         *,
-        transform: Transform,
-        image_cache: ImageCache | None,
+        inputs: Inputs,
         batch_size: int,
         mesh: Mesh,
     ):
         self.mesh = mesh
-        self.batches: Sequence[Batch] = list(
-            eval_batches(support, batch_size, transform=transform, strict=True, cache=image_cache)
+        self.batches: Sequence[InputBatch] = list(
+            inputs.evaluation(support, batch_size, strict=True)
         )
         self._support_features = compile_support_features(graphdef)
 
     def __call__(self, trainable: nnx.State, frozen: nnx.State) -> VisualCache:
         """Features of every support image, without gradient, padded to whole batches."""
         features = [
-            self._support_features(trainable, frozen, split_batch(self.mesh, batch.images))
+            self._support_features(trainable, frozen, split_batch(self.mesh, batch.inputs))
             for batch in self.batches
         ]
+        image, object_ = jax.tree.map(lambda *parts: jnp.concatenate(parts), *features)
         support = VisualCache(
-            image=jnp.concatenate([f.image for f in features]),
-            object=jnp.concatenate([f.object for f in features]),
+            image,
+            object_,
             labels=jnp.concatenate([jax.device_put(b.labels) for b in self.batches]),
             valid=jnp.concatenate([jax.device_put(b.weights > 0) for b in self.batches]),
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
@@ -70,7 +71,8 @@ class Checkpoints:
         """Keeps the state after `epoch` whole epochs; returns once it is on disk."""
         self._checkpointer.save_checkpointables(
             epoch,
-            {name: _by_path(tree) for name, tree in state._asdict().items()},
+            # The epoch too: orbax refuses an empty checkpoint, and a method may train nothing.
+            {"epoch": {"epoch": np.asarray(epoch)}, **_filled_parts(state)},
             custom_metadata={**asdict(self.provenance), "epoch": epoch},
         )
 
@@ -107,11 +109,12 @@ class Checkpoints:
         wanted = {
             name: {
                 path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-                for path, leaf in _by_path(tree).items()
+                for path, leaf in leaves.items()
             }
-            for name, tree in state._asdict().items()
-            if tree is not None
+            for name, leaves in _filled_parts(state).items()
         }
+        if not wanted:
+            return state
         try:
             restored = self._checkpointer.load_checkpointables(epoch, wanted)
         except Exception as error:  # orbax has an error of its own for each kind of damage
@@ -135,6 +138,12 @@ def _damaged(directory: Any, epoch: int, error: Exception) -> UserError:
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _filled_parts(state: TrainState) -> dict[str, dict[str, jax.Array]]:
+    """The parts of a state that have leaves; orbax refuses empty ones."""
+    parts = {name: _by_path(tree) for name, tree in state._asdict().items()}
+    return {name: leaves for name, leaves in parts.items() if leaves}
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,30 +13,30 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fgvpl_jax.data import ImageCache, Split, Transform, random_crop_and_flip, train_batches
+from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods import Method
+from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints
+from fgvpl_jax.training.inputs import FewShotInputs, Inputs
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
 from fgvpl_jax.training.step import (
     StepBatch,
     StepMetrics,
     TrainState,
-    make_optimizer,
     make_train_step,
     split_model,
 )
 
 
 def train(
-    model: FGVPL,
+    model: Method,
     support: Split,
+    validation: Split | None,
     config: ConfigDict,
     *,
-    transform: Transform,
-    image_cache: ImageCache | None,
-    image_size: int,
+    inputs: Inputs,
     checkpoints: Checkpoints,
     metrics_file: Path,
     mesh: Mesh,
@@ -45,10 +46,9 @@ def train(
     Args:
         model: Freshly initialised from the run's seed.
         support: The few-shot images.
-        config: See `configs/common.py`.
-        transform: The evaluation transform, under which the cache sees the images.
-        image_cache: Where images under the transform are kept.
-        image_size: Side of the augmented images.
+        validation: For what a method chooses before it is trained; None where there are none.
+        config: See `configs/common.py`; with the recipe filled in.
+        inputs: What the method reads of the images.
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
         mesh: Devices.
@@ -57,29 +57,33 @@ def train(
     """
     batch_size = batch_size_for(mesh, config.batch_size, len(support))
     steps_per_epoch = -(-len(support) // batch_size)
-    optimizer = make_optimizer(
-        config.learning_rate, config.weight_decay, config.epochs * steps_per_epoch
-    )
+    if checkpoints.latest_epoch is None:
+        model.initialise(FewShotInputs(inputs, support, validation, batch_size))
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))
-    build_cache = CacheBuilder(
-        graphdef,
-        support,
-        transform=transform,
-        image_cache=image_cache,
-        batch_size=batch_size,
-        mesh=mesh,
+    keep_first_lines(metrics_file, checkpoints.latest_epoch or 0)
+    if not config.epochs:
+        checkpoints.save(0, TrainState(trainable, None))
+        return
+    optimizer = model.optimizer(
+        config.learning_rate, config.weight_decay, config.epochs, steps_per_epoch
     )
+    build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
+    if model.uses_cache:
+        build_cache = CacheBuilder(
+            graphdef, support, inputs=inputs, batch_size=batch_size, mesh=mesh
+        )
     cache = build_cache(trainable, frozen)  # with cache_refresh "once" this one stays
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
     first_epoch = 0
     if checkpoints.latest_epoch is not None:
         state, first_epoch = checkpoints.restore(state), checkpoints.latest_epoch
         print(f"going on after epoch {first_epoch} of {config.epochs}")
-    keep_first_lines(metrics_file, first_epoch)
 
     train_step = make_train_step(graphdef, optimizer)
-    cache_logit_weight = replicate(mesh, jnp.asarray(config.cache_logit_weight, jnp.float32))
+    choices = replicate(
+        mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
+    )
     progress = tqdm(
         range(first_epoch, config.epochs),
         desc="training",
@@ -93,16 +97,12 @@ def train(
         if config.cache_refresh == "epoch" and epoch > 0:
             cache = build_cache(state.trainable, frozen)
         per_step = []
-        for batch in train_batches(
-            support,
-            batch_size,
-            augment=random_crop_and_flip(image_size),
-            seed=config.seed,
-            epoch=epoch,
-        ):
-            device_batch = split_batch(mesh, StepBatch(batch.images, batch.labels, batch.weights))
+        for batch in inputs.epoch(support, batch_size, epoch):
+            device_batch = split_batch(
+                mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
+            )
             with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, frozen, cache, cache_logit_weight, device_batch)
+                state, metrics = train_step(state, frozen, cache, choices, device_batch)
             per_step.append(metrics)
         line = epoch_line(epoch, jax.device_get(per_step), started)
         if not math.isfinite(line["loss"]):
@@ -120,7 +120,11 @@ def train(
     nnx.update(model, state.trainable)
 
 
-def restore_model(model: FGVPL, checkpoints: Checkpoints, mesh: Mesh) -> int | None:
+def no_cache(trainable: nnx.State, frozen: nnx.State) -> None:
+    """The cache of a method without one."""
+
+
+def restore_model(model: Method, checkpoints: Checkpoints, mesh: Mesh) -> int | None:
     """Puts the newest checkpoint's parameters into a model; returns its number of epochs."""
     _, trainable, _ = split_model(model)
     state = checkpoints.restore(TrainState(replicate(mesh, trainable), None))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods import Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.variables import Frozen, Trainable
 
@@ -24,11 +24,20 @@ class TrainState(NamedTuple):
 
 
 class StepBatch(NamedTuple):
-    """The part of a batch that goes to the device; `weights` is 0 for padding."""
+    """The part of a batch that goes to the device.
 
-    images: UInt8[Array | np.ndarray, "b H W 3"]
+    Attributes:
+        inputs: uint8 [b, H, W, 3] or features [b, e], as the method reads.
+        labels: True classes.
+        weights: 0 for padding.
+        places: In the support set and so in its cache; -1 for padding. None where no image needs
+            to know its own.
+    """
+
+    inputs: UInt8[Array | np.ndarray, "b H W 3"] | Float[Array | np.ndarray, "b e"]
     labels: Int[Array | np.ndarray, "b"]
     weights: Float[Array | np.ndarray, "b"]
+    places: Int[Array | np.ndarray, "b"] | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -40,24 +49,12 @@ class StepMetrics(NamedTuple):
 
 
 TrainStep = Callable[
-    [TrainState, nnx.State, VisualCache, Float[Array, ""], StepBatch],
+    [TrainState, nnx.State, VisualCache | None, dict[str, Float[Array, ""]], StepBatch],
     tuple[TrainState, StepMetrics],
 ]
 
 
-@cache
-def make_optimizer(
-    learning_rate: float, weight_decay: float, total_steps: int
-) -> optax.GradientTransformation:
-    """AdamW with a cosine from `learning_rate` to 0 over all steps.
-
-    The same numbers give the same object, so that the folds of an estimate share one compiled step.
-    """
-    schedule = optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps)
-    return optax.adamw(schedule, weight_decay=weight_decay)
-
-
-def split_model(model: FGVPL) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split_model(model: Method) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Parts a model by variable type: (graphdef, trainable, frozen); another type is an error."""
     return nnx.split(model, Trainable, Frozen)  # type: ignore[return-value]  # typed as variadic
 
@@ -73,20 +70,26 @@ def weighted_loss(
     return loss / weight, StepMetrics(loss, correct, weight)
 
 
+def own_places(model: Method, batch: StepBatch) -> dict[str, Any]:
+    """What keeps an image from matching itself in the cache, where the model wants that."""
+    return {"own_places": batch.places} if model.leave_one_out else {}
+
+
 @cache
 def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> TrainStep:
     """Compiles the step for one model structure and one optimizer.
 
     Returns:
-        step(state, frozen, cache, cache_logit_weight, batch) -> (state, metrics). `state` is
+        step(state, frozen, support, choices, batch) -> (state, metrics). `support` is what the
+        method's logits take beside the features, `choices` their keyword arguments. `state` is
         donated: use the returned one. Frozen variables are an argument, so the program holds no
         weights as constants; only the trainable ones are differentiated.
     """
 
-    def train_step(state, frozen, support, cache_logit_weight, batch):
+    def train_step(state, frozen, support, choices, batch):
         def loss_of(trainable):
             model = nnx.merge(graphdef, trainable, frozen)
-            logits = model(batch.images, support, cache_logit_weight)
+            logits = model(batch.inputs, support, **choices, **own_places(model, batch))
             return weighted_loss(logits, batch)
 
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)

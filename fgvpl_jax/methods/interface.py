@@ -5,7 +5,7 @@ A new method is one file with one subclass of `PixelMethod` or `FeatureMethod` a
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +50,7 @@ class Recipe(NamedTuple):
 NO_TRAINING = Recipe(epochs=0, batch_size=256, learning_rate=0.0, weight_decay=0.0)
 
 
+@runtime_checkable
 class FewShotFeatures(Protocol):
     """The few-shot images as the method reads them, made when they are asked for.
 

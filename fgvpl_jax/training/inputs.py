@@ -7,7 +7,7 @@ alone, as the pixels do.
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -50,6 +50,7 @@ class InputBatch(NamedTuple):
     unreadable: tuple[str, ...]
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Where the batches of a run come from."""
 

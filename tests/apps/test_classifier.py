@@ -221,7 +221,7 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
         ({"data": {"rot": 3, "templates": ()}}, r"unknown setting \['data\.rot'\]"),
         ({"data": "photos"}, r"unknown setting \['data'\]"),
         ({"shots": "many"}, "many"),
-        ({"epochs": None}, "epochs is None"),
+        ({"seed": None}, "seed is None"),
         ({"clip": 3}, "int"),
         ({"seed": -1}, "seed is -1"),
     ],

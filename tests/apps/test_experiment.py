@@ -12,7 +12,7 @@ from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.summary import summary_lines
-from fgvpl_jax.training import loop
+from fgvpl_jax.training import inputs
 from tests.tiny_clip import write_tiny_clip
 
 
@@ -96,17 +96,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ):
     tiny_config.cache_refresh = cache_refresh
     whole = run(tiny_config, tmp_path / "whole")
-    original = loop.train_batches
+    original = inputs.train_batches
 
     def interrupted(*args, epoch, **kwargs):
         if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) is done again
             raise KeyboardInterrupt
         return original(*args, epoch=epoch, **kwargs)
 
-    monkeypatch.setattr(loop, "train_batches", interrupted)
+    monkeypatch.setattr(inputs, "train_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_config, tmp_path / "cut")
-    monkeypatch.setattr(loop, "train_batches", original)
+    monkeypatch.setattr(inputs, "train_batches", original)
     resumed = run(tiny_config, tmp_path / "cut")
     assert without_times(resumed) == without_times(whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
@@ -179,7 +179,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("method", "coop", "method is 'coop'"),
+        ("method", "blip", "method is 'blip': choose one of zero_shot,"),
         ("epochs", 0, "epochs is 0"),
         ("seed", -1, "seed is -1"),
         ("cv_folds", 1, "cv_folds is 1"),

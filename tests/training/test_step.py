@@ -9,8 +9,9 @@ from flax import nnx
 
 from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods.optimizers import adamw
 from fgvpl_jax.recognition import class_text_features
-from fgvpl_jax.training import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training import TrainState, make_train_step, split_model
 from fgvpl_jax.training.step import StepBatch, weighted_loss
 from fgvpl_jax.variables import Frozen, Trainable
 
@@ -40,7 +41,7 @@ def make_batch(clip, size, seed=0, weights=None):
 
 def make_cache(model, clip):
     batch = make_batch(clip, 6, seed=9)
-    features = model.support_features(batch.images)
+    features = model.support_features(batch.inputs)
     return VisualCache(*features, jnp.arange(6, dtype=jnp.int32) % 3, jnp.ones(6, bool))
 
 
@@ -50,14 +51,17 @@ def copy_of(tree):
 
 def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     graphdef, trainable, frozen = split_model(model)
-    optimizer = make_optimizer(1e-3, 0.01, 10)
+    optimizer = adamw(1e-3, 0.01, 10)
     step = make_train_step(graphdef, optimizer)
     cache = make_cache(model, clip)
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
     state = TrainState(copy_of(trainable), optimizer.init(trainable))
+    choices = {"cache_logit_weight": jnp.float32(1)}
     compiled = step._cache_size()  # perhaps not 0: equal models share the step
     for seed in range(3):
-        state, metrics = step(state, frozen, cache, jnp.float32(1), make_batch(clip, 4, seed))
+        state, metrics = step(
+            state, frozen, cache, {"cache_logit_weight": jnp.float32(1)}, make_batch(clip, 4, seed)
+        )
     assert np.isfinite(metrics.loss)
     for old, new in zip(jax.tree.leaves(before["frozen"]), jax.tree.leaves(frozen), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -80,7 +84,7 @@ def test_the_partition_is_complete(model):
 
 def test_the_optimizer_holds_state_for_trainables_only(model):
     _, trainable, _ = split_model(model)
-    state = make_optimizer(1e-3, 0.01, 10).init(trainable)
+    state = adamw(1e-3, 0.01, 10).init(trainable)
     count = sum(x.size for x in jax.tree.leaves(trainable))
     assert sum(x.size for x in jax.tree.leaves(state) if x.ndim or x.size > 1) == 2 * count
 
@@ -89,12 +93,12 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
     graphdef, trainable, frozen = split_model(model)
     cache = make_cache(model, clip)
     padded = make_batch(clip, 6, weights=[1, 1, 1, 1, 0, 0])
-    real = StepBatch(*(x[:4] for x in padded))
+    real = StepBatch(*(x[:4] for x in padded[:3]))
 
     @jax.jit
     @jax.value_and_grad
     def loss(trainable, batch):
-        logits = nnx.merge(graphdef, trainable, frozen)(batch.images, cache)
+        logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, cache)
         return weighted_loss(logits, batch)[0]
 
     value, gradient = loss(trainable, real)
@@ -105,7 +109,7 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
 
 
 def test_the_schedule_is_a_cosine_to_zero_with_decay():
-    optimizer = make_optimizer(0.1, 0.5, total_steps=4)
+    optimizer = adamw(0.1, 0.5, total_steps=4)
     params = jnp.ones(())
     state = optimizer.init(params)
     for step in range(4):
@@ -120,7 +124,7 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
     """Every trainable, object mask and cached features held fixed."""
     batch = make_batch(clip, 2)
     cache = make_cache(model, clip)
-    mask = model.features(batch.images).object_mask
+    mask = model.features(batch.inputs).object_mask
     assert 0 < mask.mean() < 1
     monkeypatch.setattr("fgvpl_jax.visual_prompt.encoder.object_mask", lambda *_: mask)
     with jax.enable_x64(True):
@@ -136,7 +140,7 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
 
         @jax.jit
         def loss(trainable):
-            logits = nnx.merge(graphdef, trainable, frozen)(wide.images, cache)
+            logits = nnx.merge(graphdef, trainable, frozen)(wide.inputs, cache)
             return weighted_loss(logits, wide)[0]
 
         gradients = jax.jit(jax.grad(loss))(trainable)

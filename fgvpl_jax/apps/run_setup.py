@@ -33,7 +33,7 @@ from fgvpl_jax.data import (
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import Method, Task, method_named
-from fgvpl_jax.recognition import VisualCache, class_text_features
+from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import (
     CacheBuilder,
     Checkpoints,
@@ -43,6 +43,7 @@ from fgvpl_jax.training import (
     Provenance,
     batch_size_for,
     data_mesh,
+    kept_text_features,
     replicate,
     split_model,
     train,
@@ -159,7 +160,9 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             "that one with --config.clip, or choose another --workdir"
         )
     check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
-    text_features = class_text_features(clip, dataset.class_names, config.data.templates)
+    text_features = kept_text_features(
+        clip, dataset.class_names, config.data.templates, image_cache
+    )
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
     run.new_model(few_shot.support)  # refuses what only the model can judge
     return run

@@ -176,8 +176,8 @@ class FeatureMethod(Method):
 
     reads_features = True
 
-    def features(self, inputs: Float[Array, "b e"]) -> Float[Array, "b e"]:
-        """The inputs."""
+    def features(self, inputs: Float[Array, "b e"]) -> Any:
+        """The inputs, of a method that computes nothing else before its choices."""
         return inputs
 
     def zero_shot_logits(self, inputs: Float[Array, "b e"]) -> Float[Array, "b k"]:

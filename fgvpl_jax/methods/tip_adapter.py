@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,13 @@ INITIAL_ALPHA = {
     "ucf101": 3.0,
 }
 OTHER_INITIAL_ALPHA = 1.17
+
+
+class TipFeatures(NamedTuple):
+    """Both parts of an image's logits before α and β."""
+
+    text_logits: Float[Array, "b k"]
+    affinity: Float[Array, "b s"]
 
 
 class TipAdapter(FeatureMethod):
@@ -93,15 +101,19 @@ class TipAdapter(FeatureMethod):
         passes = [few_shot.augmented(epoch) for epoch in range(NUM_PASSES)]
         self.keys.set_value(normalize(jnp.asarray(np.mean(passes, axis=0))))
 
+    def features(self, inputs: Float[Array, "b e"]) -> TipFeatures:
+        """What α and β do not change."""
+        affinity = normalize(inputs) @ self.keys[...].T
+        return TipFeatures(self.text_logits(inputs), affinity)
+
     def logits(
         self,
-        features: Float[Array, "b e"],
+        features: TipFeatures,
         support: None,
         alpha: Float[Array, ""] | float,
         beta: Float[Array, ""] | float,
     ) -> Float[Array, "b k"]:
         """The sum of both parts."""
-        affinity = normalize(features) @ self.keys[...].T
-        members = jax.nn.one_hot(self.labels[...], self.text_features.shape[0])
-        cache_logits = jnp.exp(-beta * (1 - affinity)) @ members.astype(affinity.dtype)
-        return self.text_logits(features) + alpha * cache_logits
+        votes = jnp.exp(-beta * (1 - features.affinity))
+        members = jax.nn.one_hot(self.labels[...], self.text_features.shape[0], dtype=votes.dtype)
+        return features.text_logits + alpha * (votes @ members)

@@ -8,6 +8,7 @@ from fgvpl_jax.training.inputs import (
     InputBatch,
     Inputs,
     PixelInputs,
+    kept_text_features,
 )
 from fgvpl_jax.training.loop import restore_model, train
 from fgvpl_jax.training.mesh import batch_size_for, data_mesh, replicate, split_batch
@@ -25,6 +26,7 @@ __all__ = [
     "TrainState",
     "batch_size_for",
     "data_mesh",
+    "kept_text_features",
     "make_train_step",
     "replicate",
     "restore_model",

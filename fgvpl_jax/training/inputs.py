@@ -5,11 +5,12 @@ under the evaluation transform, and each augmented epoch's, which derive from (s
 alone, as the pixels do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -26,6 +27,7 @@ from fgvpl_jax.data import (
     random_crop_and_flip,
     train_batches,
 )
+from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
 
 FEATURE_FORMAT = 1  # counts up when records, or what is computed, change
@@ -208,6 +210,31 @@ def _padded(
         np.pad(places, (0, padding), constant_values=-1).astype(np.int32),
         (),
     )
+
+
+def kept_text_features(
+    clip: CLIP,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    image_cache: ImageCache | None,
+) -> Float[Array, "k e"]:
+    """`class_text_features`, kept beside the images under a name made of backbone and texts."""
+    if image_cache is None:
+        return class_text_features(clip, class_names, templates)
+    backbone = [clip.identity.sha256, repr(clip.text.config)]
+    record = np.dtype([("feature", np.float32, (clip.text.config.embed_dim,))])
+    entry = image_cache.place(
+        ["texts", FEATURE_FORMAT, *backbone, list(class_names), list(templates)],
+        record,
+        len(class_names),
+    )
+    kept = entry.read()
+    if kept is not None:
+        return jnp.asarray(kept["feature"])
+    features = class_text_features(clip, class_names, templates)
+    with entry.recording() as append:
+        append(np.asarray(features))
+    return features
 
 
 class FewShotInputs:

@@ -47,7 +47,7 @@ def test_logits_are_the_formula(model, text_features, alpha, beta):
     for i, label in enumerate(LABELS):
         affinity = query @ np.asarray(model.keys[...], np.float64)[i]
         expected[:, label] += alpha * np.exp(-beta * (1 - affinity))
-    found = model.logits(jnp.asarray(features), None, alpha=alpha, beta=beta)
+    found = model(jnp.asarray(features), None, alpha=alpha, beta=beta)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -6,7 +6,14 @@ import pytest
 
 from fgvpl_jax import load_clip
 from fgvpl_jax.data import ImageCache, Split, load_folder, random_crop_and_flip, train_batches
-from fgvpl_jax.training import FeatureInputs, FewShotInputs, PixelInputs, data_mesh
+from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.training import (
+    FeatureInputs,
+    FewShotInputs,
+    PixelInputs,
+    data_mesh,
+    kept_text_features,
+)
 from tests.conftest import write_photo_folders
 from tests.tiny_clip import write_tiny_clip
 
@@ -133,3 +140,18 @@ def test_few_shot_inputs_are_in_the_splits_order_without_the_unreadable(clip, ph
     inputs, labels = few_shot.validation()
     assert len(inputs) == len(labels) == 8
     np.testing.assert_array_equal(labels, np.delete(photos.labels, 2))
+
+
+def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, kept, monkeypatch):
+    names = ("a", "b")
+    first = kept_text_features(clip, names, ("a {}.",), kept)
+    np.testing.assert_array_equal(first, class_text_features(clip, names, ("a {}.",)))
+    calls, encode = [], clip.encode_text
+    monkeypatch.setattr(clip, "encode_text", lambda ids: calls.append(1) or encode(ids))
+    np.testing.assert_array_equal(first, kept_text_features(clip, names, ("a {}.",), kept))
+    assert not calls
+    other = kept_text_features(clip, names, ("one {}.",), kept)
+    assert calls
+    assert not np.array_equal(first, other)
+    kept_text_features(clip, ("b", "a"), ("a {}.",), kept)
+    assert len(calls) == 2

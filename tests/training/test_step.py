@@ -59,9 +59,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     choices = {"cache_logit_weight": jnp.float32(1)}
     compiled = step._cache_size()  # perhaps not 0: equal models share the step
     for seed in range(3):
-        state, metrics = step(
-            state, frozen, cache, {"cache_logit_weight": jnp.float32(1)}, make_batch(clip, 4, seed)
-        )
+        state, metrics = step(state, frozen, cache, choices, make_batch(clip, 4, seed))
     assert np.isfinite(metrics.loss)
     for old, new in zip(jax.tree.leaves(before["frozen"]), jax.tree.leaves(frozen), strict=True):
         np.testing.assert_array_equal(old, new)

@@ -147,7 +147,7 @@ class Method(nnx.Module):
         """What the logits are computed from, the same for all choices."""
         raise NotImplementedError
 
-    def support_features(self, inputs: Array) -> NamedTuple:
+    def support_features(self, inputs: Array) -> tuple:
         """The first fields of a `VisualCache` of these images."""
         raise NotImplementedError
 

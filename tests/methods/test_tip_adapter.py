@@ -18,9 +18,14 @@ class FewShot:
     labels = LABELS
 
     def augmented(self, epoch):
-        return np.random.default_rng(epoch).normal(size=(5, 16)).astype(np.float32) + 3 * np.eye(
-            5, 16, dtype=np.float32
-        )
+        noise = np.random.default_rng(epoch).normal(size=(5, 16))
+        return (noise + 3 * np.eye(5, 16)).astype(np.float32)
+
+    def plain(self):
+        pytest.fail("keys are made of augmented images")
+
+    def validation(self):
+        pytest.fail("keys are made of training images")
 
 
 @pytest.fixture(params=["tip_adapter", "tip_adapter_f"])

@@ -85,10 +85,11 @@ def _check_reachable(archives: Mapping[str, str], downloads: Path) -> None:
         archives: URL to file name.
         downloads: Where TFDS keeps them.
     """
-    there = _downloaded(downloads)
+    # TFDS writes such a file of JSON beside each archive that it has.
+    records = [i.read_text() for i in downloads.rglob("*.INFO") if i.with_suffix("").exists()]
     manual = downloads / "manual"
     for url, file in archives.items():
-        if url in there or (manual / file).exists():
+        if (manual / file).exists() or any(json.dumps(url) in record for record in records):
             continue
         try:
             urlopen(Request(url, method="HEAD"), timeout=TIMEOUT).close()
@@ -99,15 +100,6 @@ def _check_reachable(archives: Mapping[str, str], downloads: Path) -> None:
                 f"{url} cannot be reached ({error}): put the archive into {manual} as {file}, or "
                 "prepare where there is a network and copy the data folder here"
             ) from error
-
-
-def _downloaded(downloads: Path) -> set[str]:
-    """URLs whose archives TFDS has; it writes an .INFO file beside each."""
-    urls: set[str] = set()
-    for info in downloads.rglob("*.INFO"):
-        if info.with_suffix("").exists():
-            urls.update(json.loads(info.read_text())["urls"])
-    return urls
 
 
 def main(arguments: list[str]) -> int:

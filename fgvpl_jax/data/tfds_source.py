@@ -188,8 +188,9 @@ def open_prepared(place: Path, again: str) -> Any:
         raise UserError(f"{place} is not as TFDS leaves it ({error!r}): {again}") from error
     raise UserError(
         f"{place} holds {' and '.join(sorted(formats))} files, which only TensorFlow reads: "
-        f"convert them (`tfds convert_format --dataset_version_dir={place} "
-        f"--out_file_format={FORMAT}`, which needs TensorFlow), or {again}"
+        "convert them (`python -m tensorflow_datasets.scripts.convert_format "
+        f"--dataset_version_dir={place} --out_file_format={FORMAT}`, which needs TensorFlow and "
+        f"apache-beam), or {again}"
     )
 
 

@@ -145,7 +145,9 @@ def test_another_format_is_refused_with_how_to_convert_it(tmp_path):
     assert prepare_tfds("dtd", str(tmp_path)) == place
     info = place / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    message = rf"{place} holds tfrecord files.*tfds convert_format --dataset_version_dir={place} "
+    message = (
+        rf"{place} holds tfrecord files.*scripts.convert_format --dataset_version_dir={place} "
+    )
     with pytest.raises(UserError, match=message):
         prepare_tfds("dtd", str(tmp_path))
 

@@ -141,7 +141,7 @@ def test_a_folder_with_tfrecord_too_is_read(copy):
 def test_a_folder_of_tfrecord_is_refused_with_how_to_convert_it(copy):
     info = copy / "dtd/3.0.1/dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(UserError, match=r"holds tfrecord files.*tfds convert_format"):
+    with pytest.raises(UserError, match=r"holds tfrecord files.*scripts\.convert_format"):
         load_tfds(str(copy), "", DTD)
 
 

@@ -41,14 +41,13 @@ def test_an_update_by_hand():
 def test_it_begins_at_zero_shot_clip(model, images):
     inputs = jnp.asarray(images)
     np.testing.assert_allclose(
-        model(inputs, None), model.zero_shot_logits(inputs), rtol=1e-4, atol=1e-4
+        model(inputs, None), model.zero_shot_logits(inputs), rtol=1e-4, atol=1e-3
     )
 
 
 def test_it_equals_a_clip_with_the_updates_merged(model, clip, images):
     rng = np.random.default_rng(1)
-    graphdef, trainable, frozen = split_model(model)
-    moved = nnx.clone(nnx.merge(graphdef, trainable, frozen))
+    moved = nnx.clone(model)
     vision, text = nnx.clone(clip.vision), nnx.clone(clip.text)
     layers = [*zip(moved.adapted_encoder.vision.layers, vision.layers, strict=True)]
     layers += zip(moved.adapted_text.layers, text.layers, strict=True)

@@ -28,7 +28,9 @@ def test_with_words_as_context_it_is_the_sentence(tmp_path, text_features, eos_t
     np.testing.assert_allclose(model.class_weights(), expected, rtol=1e-4, atol=1e-5)
     features = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     logits = float(clip.logit_scale) * unit(features) @ expected.T
-    np.testing.assert_allclose(model.logits(features, None), logits, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        model.logits(jnp.asarray(features), None), logits, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_gradients_flow_through_the_text_tower(clip, text_features):

@@ -19,7 +19,7 @@ from PIL import Image
 from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.apps.experiment import train_and_evaluate
 from fgvpl_jax.apps.run_setup import build_model
-from fgvpl_jax.apps.workdir import Workdir, flatten, read_json
+from fgvpl_jax.apps.workdir import Workdir, flatten, read_arrays, read_json
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import (
     ShapesSplit,
@@ -99,16 +99,16 @@ class Classifier:
         text_features = class_text_features(self._clip, self.class_names, config.data.templates)
         model = build_model(config, self._clip, text_features)
         identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
-        checkpoints = Checkpoints(
-            workdir.checkpoints, Provenance(saved.method, saved.class_names, identity, saved.seed)
-        )
-        restore_model(model, checkpoints, data_mesh())
-        checkpoints.close()
-        with np.load(workdir.support_file) as support:
-            self._cache = VisualCache(*(jnp.asarray(support[name]) for name in VisualCache._fields))
-            kind = ShapesSplit if config.data.source == "shapes" else Split
-            keys = tuple(str(key) for key in support["keys"])
-            self.support = kind(Path(str(support["root"])), keys, support["labels"])
+        provenance = Provenance(saved.method, saved.class_names, identity, saved.seed)
+        with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
+            epoch = restore_model(model, checkpoints, data_mesh())
+        if epoch != config.epochs:  # the final one was damaged, and is trained anew
+            raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
+        support = read_arrays(workdir.support_file)
+        self._cache = VisualCache(*(jnp.asarray(support[name]) for name in VisualCache._fields))
+        kind = ShapesSplit if config.data.source == "shapes" else Split
+        keys = tuple(str(key) for key in support["keys"])
+        self.support = kind(Path(str(support["root"])), keys, support["labels"])
         self._grid = self._clip.vision.grid
         graphdef, state = nnx.split(model)
         self._state = jax.device_put(state)

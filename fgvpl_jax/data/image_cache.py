@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from PIL import Image
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
 
-FORMAT = 1  # counts up when records, or the bytes that `decode_image` gives, change
+FORMAT = 2  # counts up when records, or the bytes that `decode_image` gives, change
 # Endings of our own: only what bears them is ever removed.
 WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
 # A partial file grows with every batch; one that has not for so long belongs to a killed run.
@@ -68,7 +69,9 @@ class ImageCache:
         probed = hashlib.sha256(b"".join(output.tobytes() for output in outputs)).hexdigest()
         identity = [FORMAT, PIL.__version__, fingerprint, outputs[0].shape, probed]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        record = np.dtype([("image", np.uint8, outputs[0].shape), ("readable", np.bool_)])
+        record = np.dtype(
+            [("image", np.uint8, outputs[0].shape), ("readable", np.bool_), ("crc32", np.uint32)]
+        )
         return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, len(split))
 
     def make_room(self, size: int) -> None:
@@ -113,7 +116,7 @@ class CacheEntry:
     Attributes:
         cache: Whose it is.
         file: There only when whole.
-        record: "image", uint8 [H, W, 3], and "readable".
+        record: "image", uint8 [H, W, 3], "readable", and "crc32" of both.
         length: Records in the file.
     """
 
@@ -123,14 +126,22 @@ class CacheEntry:
     length: int
 
     def read(self) -> np.ndarray | None:
-        """The records, memory-mapped; None where they are not in the cache."""
+        """The records, memory-mapped, to be checked one by one; None where they are not there."""
         try:
             records = np.memmap(self.file, self.record, "r", shape=(self.length,))
-        except (OSError, ValueError):  # ValueError: a damaged disk left it too short
+        except OSError:
+            return None
+        except ValueError:  # too short
+            self.remove_damaged()
             return None
         with suppress(OSError):  # a cache that may only be read
             os.utime(self.file)
         return records
+
+    def remove_damaged(self) -> None:
+        """Tells of a file that is not as it was written, and removes it."""
+        logging.warning("%s is damaged: images are decoded anew", self.file)
+        _remove(self.file)
 
     @contextmanager
     def recording(self) -> Iterator[Append]:
@@ -163,6 +174,7 @@ class CacheEntry:
         def append(images: UInt8[np.ndarray, "b H W 3"], readable: Bool[np.ndarray, "b"]) -> None:
             records = np.empty(len(images), self.record)
             records["image"], records["readable"] = images, readable
+            records["crc32"] = [checksum(record) for record in records]
             attempt(lambda: _append(partial, records))
 
         attempt(lambda: self.cache.make_room(self.length * self.record.itemsize))
@@ -173,6 +185,11 @@ class CacheEntry:
             attempt(lambda: self.cache.make_room(0))
         finally:
             _remove(partial)
+
+
+def checksum(record: np.void) -> int:
+    """CRC-32 of a record's image and readability."""
+    return zlib.crc32(record["image"], int(record["readable"]))
 
 
 def _append(file: Path, records: np.ndarray) -> None:

@@ -45,6 +45,11 @@ TrainStep = Callable[
 ]
 
 
+def cosine_schedule(learning_rate: float, total_steps: int) -> optax.Schedule:
+    """From a step's number, counting from 0, to its learning rate: a cosine that ends at 0."""
+    return optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps)
+
+
 @cache
 def make_optimizer(
     learning_rate: float, weight_decay: float, total_steps: int
@@ -53,8 +58,7 @@ def make_optimizer(
 
     The same numbers give the same object, so that the folds of an estimate share one compiled step.
     """
-    schedule = optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps)
-    return optax.adamw(schedule, weight_decay=weight_decay)
+    return optax.adamw(cosine_schedule(learning_rate, total_steps), weight_decay=weight_decay)
 
 
 def split_model(model: FGVPL) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -7,14 +7,14 @@ it is noted, and the training loop ends at a place of its own choosing. Nothing 
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A shell's code for a process that a signal ended.
 SIGNAL_EXIT_CODE = 128
+STDERR = 2
 
 
 class Interrupted(KeyboardInterrupt):
@@ -98,4 +98,5 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if not _deferring:
         raise Interrupted(signum)
     # Not by print, which may be at work in the very code that the signal came upon.
-    os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C (again) exits at once\n")
+    with suppress(OSError):
+        os.write(STDERR, b"\nstopping after this step; Ctrl-C (again) exits at once\n")

@@ -121,21 +121,24 @@ class Checkpoints:
         try:
             return int(self._checkpointer.checkpointables_metadata(step).custom_metadata["epoch"])
         except Exception as error:  # orbax has an error of its own for each kind of damage
-            raise self._unusable(step, error) from error
+            raise _unusable(self._directory, step, error) from error
 
     @staticmethod
     def read_provenance(directory: Path) -> Provenance:
         """What the newest checkpoint in a folder belongs to.
 
         Raises:
-            UserError: If there is none.
+            UserError: If there is none, or it is damaged.
         """
         with ocp.training.Checkpointer(directory.absolute()) as checkpointer:
             latest = checkpointer.latest
             if latest is None:
                 raise UserError(f"no checkpoint in {directory}: train first (--mode=train)")
-            saved = checkpointer.checkpointables_metadata(latest.step).custom_metadata
-        return Provenance(**{field.name: saved[field.name] for field in fields(Provenance)})
+            try:
+                saved = checkpointer.checkpointables_metadata(latest.step).custom_metadata
+                return Provenance(**{field.name: saved[field.name] for field in fields(Provenance)})
+            except Exception as error:  # as above
+                raise _unusable(directory, latest.step, error) from error
 
     def save(
         self,
@@ -153,6 +156,7 @@ class Checkpoints:
             epoch_start: See `Restored`.
         Raises:
             FloatingPointError: If anything in the state is not finite; nothing is written.
+            UserError: If the one before it could not be written.
         """
         self._wait()
         if step == self.latest_step:
@@ -193,7 +197,7 @@ class Checkpoints:
         try:
             arrays, saved = self._read(step)
         except _DamagedError as error:
-            raise self._unusable(step, error) from error
+            raise _unusable(self._directory, step, error) from error
         self._check_provenance(saved)
         try:
             restored = state._replace(
@@ -207,7 +211,7 @@ class Checkpoints:
             if EPOCH_START in arrays:
                 epoch_start = _filled(state.trainable, arrays[EPOCH_START])
         except (KeyError, ValueError) as error:
-            raise self._unusable(step, error) from error
+            raise _unusable(self._directory, step, error) from error
         steps = [StepMetrics(*(np.float32(value) for value in row)) for row in saved["steps"]]
         position = Position(saved["epoch"], steps, saved["seconds"])
         return Restored(restored, position, epoch_start)
@@ -225,8 +229,14 @@ class Checkpoints:
 
     def _wait(self) -> None:
         saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        try:
+            if saving is not None:
+                saving.result()
+        except Exception as error:  # a full disk, in the words of the library that met it
+            raise UserError(
+                f"a checkpoint cannot be written to {self._directory} ({_first_line(error)}): make "
+                "room, and the same command goes on from the one before it"
+            ) from error
 
     def _read(self, step: int) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and metadata of an intact checkpoint."""
@@ -283,12 +293,13 @@ class Checkpoints:
                     f"run has {ours}: use that run's config or another --workdir"
                 )
 
-    def _unusable(self, step: int, error: Exception) -> UserError:
-        return UserError(
-            f"the checkpoint of step {step} in {self._directory} is damaged or of another program "
-            f"({_first_line(error)}): --mode=train with the run's config goes on from the newest "
-            "intact one"
-        )
+
+def _unusable(directory: Any, step: int, error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint of step {step} in {directory} is damaged or of another program "
+        f"({_first_line(error)}): --mode=train with the run's config goes on from the newest "
+        "intact one"
+    )
 
 
 def content_hash(arrays: Arrays, metadata: dict[str, Any]) -> str:

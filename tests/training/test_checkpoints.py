@@ -1,5 +1,6 @@
 """What is restored is what was saved, or it is refused."""
 
+import resource
 import shutil
 
 import jax
@@ -142,6 +143,18 @@ def test_what_a_kill_left_unfinished_is_removed_by_who_trains(two, tmp_path):
     assert unfinished.exists()  # perhaps of a run that is at work
     assert restored(tmp_path / "c").position.epoch == 2
     assert not unfinished.exists()
+
+
+def test_a_disk_without_room_is_told_of(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            saved(tmp_path / "c", [3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert restored(tmp_path / "c").position.epoch == 2
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):

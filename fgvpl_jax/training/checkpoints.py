@@ -156,7 +156,7 @@ class Checkpoints:
             epoch_start: See `Restored`.
         Raises:
             FloatingPointError: If anything in the state is not finite; nothing is written.
-            UserError: If the one before it could not be written.
+            UserError: If it, or the one before it, cannot be written.
         """
         self._wait()
         if step == self.latest_step:
@@ -176,9 +176,13 @@ class Checkpoints:
             "steps": [[float(value) for value in metrics] for metrics in position.steps],
             "seconds": position.seconds,
         }
-        self._saving = self._checkpointer.save_checkpointables_async(
-            step, arrays, custom_metadata={**metadata, "sha256": content_hash(arrays, metadata)}
-        )
+        metadata["sha256"] = content_hash(arrays, metadata)
+        try:
+            self._saving = self._checkpointer.save_checkpointables_async(
+                step, arrays, custom_metadata=metadata
+            )
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def restore(self, state: TrainState) -> Restored:
         """The newest saved state.
@@ -232,11 +236,15 @@ class Checkpoints:
         try:
             if saving is not None:
                 saving.result()
-        except Exception as error:  # a full disk, in the words of the library that met it
-            raise UserError(
-                f"a checkpoint cannot be written to {self._directory} ({_first_line(error)}): make "
-                "room, and the same command goes on from the one before it"
-            ) from error
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> UserError:
+        """A full disk, in the words of whichever library met it."""
+        return UserError(
+            f"a checkpoint cannot be written to {self._directory} ({_first_line(error)}): make "
+            "room, and the same command goes on from the one before it"
+        )
 
     def _read(self, step: int) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and metadata of an intact checkpoint."""

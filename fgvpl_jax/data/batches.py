@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from fgvpl_jax.data.image_cache import CacheEntry, ImageCache, checksum
+from fgvpl_jax.data.image_cache import CHECKSUM, CacheEntry, ImageCache, checksum
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Augmentation, Transform
@@ -123,7 +123,7 @@ def _kept_examples(
 ) -> Iterator[_Example]:
     damaged = False
     for index, record in enumerate(kept):
-        intact = checksum(record) == record["crc32"]
+        intact = checksum(record) == record[CHECKSUM]
         if not intact and not damaged:
             damaged = True
             entry.remove_damaged()

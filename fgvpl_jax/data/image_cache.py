@@ -32,6 +32,7 @@ FORMAT = 2  # counts up when records, or the bytes that `decode_image` gives, ch
 WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
 # A partial file grows with every batch; one that has not for so long belongs to a killed run.
 ABANDONED_SECONDS = 3600
+CHECKSUM = "crc32"  # a record's last field
 # Width and height of the photos by which transforms are told apart.
 PROBES = ((40, 31), (427, 640), (1000, 523))
 
@@ -70,7 +71,7 @@ class ImageCache:
         identity = [FORMAT, PIL.__version__, fingerprint, outputs[0].shape, probed]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         record = np.dtype(
-            [("image", np.uint8, outputs[0].shape), ("readable", np.bool_), ("crc32", np.uint32)]
+            [("image", np.uint8, outputs[0].shape), ("readable", np.bool_), (CHECKSUM, np.uint32)]
         )
         return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, len(split))
 
@@ -174,7 +175,7 @@ class CacheEntry:
         def append(images: UInt8[np.ndarray, "b H W 3"], readable: Bool[np.ndarray, "b"]) -> None:
             records = np.empty(len(images), self.record)
             records["image"], records["readable"] = images, readable
-            records["crc32"] = [checksum(record) for record in records]
+            records[CHECKSUM] = [checksum(record) for record in records]
             attempt(lambda: _append(partial, records))
 
         attempt(lambda: self.cache.make_room(self.length * self.record.itemsize))
@@ -188,8 +189,12 @@ class CacheEntry:
 
 
 def checksum(record: np.void) -> int:
-    """CRC-32 of a record's image and readability."""
-    return zlib.crc32(record["image"], int(record["readable"]))
+    """CRC-32 of all that a record holds beside it."""
+    value = 0
+    for name in record.dtype.names or ():
+        if name != CHECKSUM:
+            value = zlib.crc32(np.ascontiguousarray(record[name]).data, value)
+    return value
 
 
 def _append(file: Path, records: np.ndarray) -> None:

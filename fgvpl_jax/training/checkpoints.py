@@ -164,8 +164,10 @@ class Checkpoints:
         trees: dict[str, Any] = state._asdict()
         if epoch_start is not None:
             trees[EPOCH_START] = epoch_start
-        # On the host: whole, whatever number of devices will read it.
-        arrays = {name: _by_path(tree) for name, tree in trees.items()}
+        # On the host: whole, whatever number of devices will read it. The epoch is there since
+        # orbax refuses what is empty, as a state may be.
+        arrays = {name: leaves for name, tree in trees.items() if (leaves := _by_path(tree))}
+        arrays["epoch"] = {"epoch": np.asarray(position.epoch)}
         for leaves in arrays.values():
             for path, leaf in leaves.items():
                 if not np.isfinite(leaf).all():
@@ -206,7 +208,7 @@ class Checkpoints:
         try:
             restored = state._replace(
                 **{
-                    name: _filled(tree, arrays[name])
+                    name: _filled(tree, arrays.get(name, {}))
                     for name, tree in state._asdict().items()
                     if tree is not None
                 }

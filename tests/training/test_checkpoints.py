@@ -59,6 +59,15 @@ def test_an_unfinished_epoch_comes_back_to_the_last_bit(tmp_path):
     assert position.steps == steps
 
 
+def test_a_state_without_anything_to_train_is_kept(tmp_path):
+    empty = TrainState(nnx.State({}), None)
+    with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
+        checkpoints.save(0, empty, Position())
+    with Checkpoints(tmp_path, PROVENANCE) as checkpoints:
+        assert checkpoints.latest_epoch == 0
+        assert not jax.tree.leaves(checkpoints.restore(empty).state)
+
+
 def test_memory_that_the_next_step_takes_is_not_saved(tmp_path):
     state = state_of(1)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)

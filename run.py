@@ -2,11 +2,13 @@
 
 import os
 import sys
+from contextlib import nullcontext
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.interruption import handling_signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -22,7 +24,7 @@ JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
 
 MISTAKE = 2
-INTERRUPTED = 130
+INTERRUPTED = 130  # by Ctrl-C; 143 by SIGTERM
 
 
 def main(argv: list[str]) -> int:
@@ -38,15 +40,16 @@ def main(argv: list[str]) -> int:
             return predict(WORKDIR.value, argv[1:])
         if MODE.value == "data":
             return check_data(WORKDIR.value)
-        print_results(train_or_evaluate(WORKDIR.value))
+        with handling_signals() if MODE.value == "train" else nullcontext():
+            print_results(train_or_evaluate(WORKDIR.value))
     except UserError as error:
         return complain(error)
     except OSError as error:  # a full disk, a folder that cannot be written
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         goes_on = "; the same command goes on from the last checkpoint"
         print("interrupted" + goes_on * (MODE.value == "train"), file=sys.stderr)
-        return INTERRUPTED
+        return getattr(interruption, "exit_code", INTERRUPTED)
     return 0
 
 

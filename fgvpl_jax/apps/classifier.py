@@ -19,7 +19,7 @@ from PIL import Image
 from fgvpl_jax.apps.default_config import benchmark_config, get_config
 from fgvpl_jax.apps.experiment import train_and_evaluate
 from fgvpl_jax.apps.run_setup import build_model
-from fgvpl_jax.apps.workdir import Workdir, flatten, read_json
+from fgvpl_jax.apps.workdir import Workdir, flatten, read_arrays, read_json
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import (
     BENCHMARKS,
@@ -101,16 +101,15 @@ class Classifier:
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
         text_features = class_text_features(self._clip, self.class_names, config.data.templates)
-        with np.load(workdir.support_file) as file:
-            support = dict(file)
+        support = read_arrays(workdir.support_file)
         task = Task(self.class_names, text_features, support["labels"])
         model = build_model(config, self._clip, task)
         identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
-        checkpoints = Checkpoints(
-            workdir.checkpoints, Provenance(saved.method, saved.class_names, identity, saved.seed)
-        )
-        restore_model(model, checkpoints, data_mesh())
-        checkpoints.close()
+        provenance = Provenance(saved.method, saved.class_names, identity, saved.seed)
+        with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
+            epoch = restore_model(model, checkpoints, data_mesh())
+        if epoch != config.epochs:  # the final one was damaged, and is trained anew
+            raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
         kind = ShapesSplit if config.data.source == "shapes" else Split
         keys = tuple(str(key) for key in support["keys"])
         self.support = kind(Path(str(support["root"])), keys, support["labels"])

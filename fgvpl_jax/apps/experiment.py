@@ -14,11 +14,10 @@ from fgvpl_jax.apps.cross_validation import (
     accuracy_interval,
     cross_validate,
     read_held_out,
-    save_arrays,
 )
 from fgvpl_jax.apps.run_setup import Run, prepare
 from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
-from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.apps.workdir import Workdir, save_arrays
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
@@ -34,21 +33,27 @@ def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         config: See `default_config.py`.
         workdir: An empty or new folder, or this very run's, which then goes on.
     Raises:
-        UserError: For every mistake in config or data, before anything is written.
+        UserError: For every mistake in config or data, before anything is written; if another
+            command is at work in the folder.
     """
     started = time.monotonic()
+    with workdir.locked():
+        return measure(train_run(config, workdir), started)
+
+
+def train_run(config: ConfigDict, workdir: Workdir) -> Run:
+    """Trains where training is unfinished."""
     run = prepare(config, workdir)
     if not workdir.config_file.exists():
         workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
         workdir.write_config(run.config, asdict(run.clip.identity))
     if run.dataset.test is None:
         cross_validate(run)
-    checkpoints = Checkpoints(workdir.checkpoints, run.provenance)
     support = run.few_shot.support
-    if checkpoints.latest_epoch != run.config.epochs:
-        run.train(run.new_model(support), support, checkpoints, workdir.metrics_file)
-    checkpoints.close()
-    return measure(run, started)
+    with Checkpoints(workdir.checkpoints, run.provenance, to_train=True) as checkpoints:
+        if checkpoints.latest_epoch != run.config.epochs:
+            run.train(run.new_model(support), support, checkpoints, workdir.metrics_file)
+    return run
 
 
 def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, Any]:
@@ -63,7 +68,8 @@ def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, An
     stored = workdir.stored_config()
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{workdir.path} is not trained: use --mode=train with the same config")
-    return measure(prepare(stored if config is None else config, workdir), started)
+    with workdir.locked():
+        return measure(prepare(stored if config is None else config, workdir), started)
 
 
 def measure(run: Run, started: float) -> dict[str, Any]:
@@ -78,9 +84,8 @@ def measure(run: Run, started: float) -> dict[str, Any]:
     config, few_shot = run.config, run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
     model = run.new_model(few_shot.support)
-    checkpoints = Checkpoints(run.workdir.checkpoints, run.provenance)
-    epoch = restore_model(model, checkpoints, run.mesh)
-    checkpoints.close()
+    with Checkpoints(run.workdir.checkpoints, run.provenance) as checkpoints:
+        epoch = restore_model(model, checkpoints, run.mesh)
     if epoch != config.epochs:
         raise UserError(
             f"{run.workdir.path} is trained for {epoch} of {config.epochs} epochs: "

@@ -157,7 +157,8 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     if workdir.config_file.exists() and workdir.stored_backbone() != clip.identity.sha256:
         raise UserError(
             f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
-            "that one with --config.clip, or choose another --workdir"
+            "that one with --config.clip, fetch it again if its files changed, or choose another "
+            "--workdir"
         )
     check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
     text_features = kept_text_features(

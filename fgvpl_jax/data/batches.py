@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from fgvpl_jax.data.image_cache import CacheEntry, ImageCache
+from fgvpl_jax.data.image_cache import CHECKSUM, CacheEntry, ImageCache, checksum
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Augmentation, Transform
@@ -46,7 +46,13 @@ class _Example(NamedTuple):
 
 
 def train_batches(
-    split: Split, batch_size: int, *, augment: Augmentation, seed: int, epoch: int
+    split: Split,
+    batch_size: int,
+    *,
+    augment: Augmentation,
+    seed: int,
+    epoch: int,
+    first_batch: int = 0,
 ) -> Iterator[Batch]:
     """One epoch of augmented images, each once, in an order drawn from (seed, epoch) alone.
 
@@ -59,6 +65,7 @@ def train_batches(
         augment: From photo and random generator to bytes.
         seed: The run's.
         epoch: Counting from 0.
+        first_batch: Batches to leave out, of an epoch that was begun before.
     Raises:
         UnreadableImage: At the image that cannot be decoded.
     """
@@ -68,7 +75,7 @@ def train_batches(
         return _example(split, index, lambda image: augment(image, rng))
 
     order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
-    examples = in_threads(load, order, batch_size)
+    examples = in_threads(load, order[first_batch * batch_size :], batch_size)
     return _batches(examples, batch_size, blank=None)
 
 
@@ -93,10 +100,9 @@ def eval_batches(
     # What an unreadable image is replaced with, so that the compiled program sees one shape.
     blank = None if strict else transform(Image.new("RGB", (1, 1)))
     entry = None if cache is None else cache.entry(split, transform)
-    kept = None if entry is None else entry.read()
-    if kept is not None:
+    if entry is not None and (kept := entry.read()) is not None:
         # Without threads: handing an image over costs more than copying it.
-        return _batches(_kept_examples(split, kept, transform), batch_size, blank=blank)
+        return _batches(_kept_examples(split, entry, kept, transform), batch_size, blank=blank)
     examples = in_threads(lambda i: _example(split, i, transform), range(len(split)), batch_size)
     batches = _batches(examples, batch_size, blank=blank)
     return batches if entry is None else _recorded(batches, entry)
@@ -111,10 +117,17 @@ def _example(split: Split, index: int, transform: Transform) -> _Example:
         return _Example(index, label, error)
 
 
-def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iterator[_Example]:
-    for index, (image, readable) in enumerate(zip(kept["image"], kept["readable"], strict=True)):
-        if readable:
-            yield _Example(index, int(split.labels[index]), image)
+def _kept_examples(
+    split: Split, entry: CacheEntry, kept: np.ndarray, transform: Transform
+) -> Iterator[_Example]:
+    damaged = False
+    for index, record in enumerate(kept):
+        intact = checksum(record) == record[CHECKSUM]
+        if not intact and not damaged:
+            damaged = True
+            entry.remove_damaged()
+        if intact and record["readable"]:
+            yield _Example(index, int(split.labels[index]), record["image"])
         else:
             yield _example(split, index, transform)
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from PIL import Image
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
 
-FORMAT = 1  # counts up when records, or the bytes that `decode_image` gives, change
+FORMAT = 2  # counts up when records, or the bytes that `decode_image` gives, change
 # Endings of our own: only what bears them is ever removed.
 WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
 # A partial file grows with every batch; one that has not for so long belongs to a killed run.
 ABANDONED_SECONDS = 3600
+CHECKSUM = "crc32"  # a record's last field
 # Width and height of the photos by which transforms are told apart.
 PROBES = ((40, 31), (427, 640), (1000, 523))
 
@@ -75,6 +77,7 @@ class ImageCache:
             length: Number of images.
         """
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        record = np.dtype([*((n, record[n]) for n in record.names or ()), (CHECKSUM, np.uint32)])
         return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, length)
 
     def make_room(self, size: int) -> None:
@@ -119,7 +122,8 @@ class CacheEntry:
     Attributes:
         cache: Whose it is.
         file: There only when whole.
-        record: Of one image, such as "image", uint8 [H, W, 3], and "readable".
+        record: Of one image, such as "image", uint8 [H, W, 3], and "readable"; last comes "crc32"
+            of the others.
         length: Records in the file.
     """
 
@@ -129,14 +133,32 @@ class CacheEntry:
     length: int
 
     def read(self) -> np.ndarray | None:
-        """The records, memory-mapped; None where they are not in the cache."""
+        """The records, memory-mapped, to be checked one by one; None where they are not there."""
         try:
             records = np.memmap(self.file, self.record, "r", shape=(self.length,))
-        except (OSError, ValueError):  # ValueError: a damaged disk left it too short
+        except OSError:
+            return None
+        except ValueError:  # too short
+            self.remove_damaged()
             return None
         with suppress(OSError):  # a cache that may only be read
             os.utime(self.file)
         return records
+
+    def read_checked(self) -> np.ndarray | None:
+        """The records, all of them intact; None where they are not there, or were damaged."""
+        records = self.read()
+        if records is None:
+            return None
+        if any(checksum(record) != record[CHECKSUM] for record in records):
+            self.remove_damaged()
+            return None
+        return records
+
+    def remove_damaged(self) -> None:
+        """Tells of a file that is not as it was written, and removes it."""
+        logging.warning("%s is damaged: what it held is made anew", self.file)
+        _remove(self.file)
 
     @contextmanager
     def recording(self) -> Iterator[Append]:
@@ -170,8 +192,10 @@ class CacheEntry:
 
         def append(*columns: np.ndarray) -> None:
             records = np.empty(len(columns[0]), self.record)
-            for name, column in zip(self.record.names or (), columns, strict=True):
+            names = [name for name in self.record.names or () if name != CHECKSUM]
+            for name, column in zip(names, columns, strict=True):
                 records[name] = column
+            records[CHECKSUM] = [checksum(record) for record in records]
             attempt(lambda: _append(partial, records))
 
         attempt(lambda: self.cache.make_room(self.length * self.record.itemsize))
@@ -195,6 +219,15 @@ def identify(split: Split, transform: Transform) -> list | None:
     outputs = [transform(photo) for photo in _probes()]
     probed = hashlib.sha256(b"".join(output.tobytes() for output in outputs)).hexdigest()
     return [FORMAT, PIL.__version__, fingerprint, outputs[0].shape, probed]
+
+
+def checksum(record: np.void) -> int:
+    """CRC-32 of all that a record holds beside it."""
+    value = 0
+    for name in record.dtype.names or ():
+        if name != CHECKSUM:
+            value = zlib.crc32(np.ascontiguousarray(record[name]).data, value)
+    return value
 
 
 def _append(file: Path, records: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.coop import coop_epochs
 from fgvpl_jax.methods.interface import FeatureMethod, Recipe, Task
-from fgvpl_jax.methods.optimizers import coop_sgd
+from fgvpl_jax.methods.optimizers import coop_cosine, coop_sgd
 from fgvpl_jax.variables import Trainable
 
 REDUCTION = 4
@@ -53,11 +53,14 @@ class ClipAdapter(FeatureMethod):
         )
 
     @staticmethod
-    def optimizer(
-        learning_rate: float, weight_decay: float, epochs: int, steps_per_epoch: int
-    ) -> optax.GradientTransformation:
+    def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
         """CoOp's."""
-        return coop_sgd(learning_rate, weight_decay, epochs, steps_per_epoch)
+        return coop_cosine(learning_rate, epochs, steps_per_epoch)
+
+    @staticmethod
+    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+        """CoOp's."""
+        return coop_sgd(schedule, weight_decay)
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Adapted features against the text weights."""

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.interface import FeatureMethod, Recipe, Task
-from fgvpl_jax.methods.optimizers import coop_sgd
+from fgvpl_jax.methods.optimizers import coop_cosine, coop_sgd
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen, Trainable
 
@@ -78,11 +78,14 @@ class CoOp(FeatureMethod):
         )
 
     @staticmethod
-    def optimizer(
-        learning_rate: float, weight_decay: float, epochs: int, steps_per_epoch: int
-    ) -> optax.GradientTransformation:
+    def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        """CoOp's."""
+        return coop_cosine(learning_rate, epochs, steps_per_epoch)
+
+    @staticmethod
+    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
         """SGD with momentum."""
-        return coop_sgd(learning_rate, weight_decay, epochs, steps_per_epoch)
+        return coop_sgd(schedule, weight_decay)
 
     def class_weights(self) -> Float[Array, "k e"]:
         """Features of the learnt texts, unit vectors."""

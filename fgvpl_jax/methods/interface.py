@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.methods.optimizers import adamw
+from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen
 
@@ -120,11 +120,14 @@ class Method(nnx.Module):
         return NO_TRAINING
 
     @staticmethod
-    def optimizer(
-        learning_rate: float, weight_decay: float, epochs: int, steps_per_epoch: int
-    ) -> optax.GradientTransformation:
-        """AdamW with a cosine to 0; equal arguments give the same object."""
-        return adamw(learning_rate, weight_decay, epochs * steps_per_epoch)
+    def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        """A cosine to 0; here and in `optimizer` equal arguments give the same object."""
+        return cosine(learning_rate, epochs * steps_per_epoch)
+
+    @staticmethod
+    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+        """AdamW."""
+        return adamw(schedule, weight_decay)
 
     @classmethod
     def starting_choices(cls, config: ConfigDict) -> Choices:

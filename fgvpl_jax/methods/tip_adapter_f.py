@@ -28,8 +28,6 @@ class TipAdapterF(TipAdapter):
         )
 
     @staticmethod
-    def optimizer(
-        learning_rate: float, weight_decay: float, epochs: int, steps_per_epoch: int
-    ) -> optax.GradientTransformation:
+    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
         """AdamW with Tip-Adapter's eps."""
-        return adamw(learning_rate, weight_decay, epochs * steps_per_epoch, eps=EPS)
+        return adamw(schedule, weight_decay, eps=EPS)

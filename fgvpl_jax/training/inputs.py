@@ -56,8 +56,10 @@ class InputBatch(NamedTuple):
 class Inputs(Protocol):
     """Where the batches of a run come from."""
 
-    def epoch(self, split: Split, batch_size: int, epoch: int) -> Iterator[InputBatch]:
-        """One augmented epoch, as `train_batches` orders and draws it; epochs count from 0."""
+    def epoch(
+        self, split: Split, batch_size: int, epoch: int, *, first_batch: int = 0
+    ) -> Iterator[InputBatch]:
+        """One augmented epoch, from 0, as `train_batches` orders, draws and begins it."""
 
     def evaluation(
         self, split: Split, batch_size: int, *, strict: bool = False
@@ -80,10 +82,17 @@ class PixelInputs:
         self.seed = seed
         self.image_cache = image_cache
 
-    def epoch(self, split: Split, batch_size: int, epoch: int) -> Iterator[InputBatch]:
+    def epoch(
+        self, split: Split, batch_size: int, epoch: int, *, first_batch: int = 0
+    ) -> Iterator[InputBatch]:
         """See `Inputs`."""
         for batch in train_batches(
-            split, batch_size, augment=self.augment, seed=self.seed, epoch=epoch
+            split,
+            batch_size,
+            augment=self.augment,
+            seed=self.seed,
+            epoch=epoch,
+            first_batch=first_batch,
         ):
             yield InputBatch(*batch)
 
@@ -131,11 +140,13 @@ class FeatureInputs:
             float(clip.rescale_factor),
         ]
 
-    def epoch(self, split: Split, batch_size: int, epoch: int) -> Iterator[InputBatch]:
+    def epoch(
+        self, split: Split, batch_size: int, epoch: int, *, first_batch: int = 0
+    ) -> Iterator[InputBatch]:
         """See `Inputs`."""
         features = self._augmented(split, epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(split))
-        for start in range(0, len(order), batch_size):
+        for start in range(first_batch * batch_size, len(order), batch_size):
             places = order[start : start + batch_size]
             yield _padded(features[places], split.labels[places], places, batch_size)
 
@@ -144,7 +155,7 @@ class FeatureInputs:
     ) -> Iterator[InputBatch]:
         """See `Inputs`."""
         entry = self._entry(split, self.pixels.transform)
-        kept = None if entry is None else entry.read()
+        kept = None if entry is None else entry.read_checked()
         # Images that could not be read are tried again, so that they are named.
         if kept is not None and kept["readable"].all():
             for start in range(0, len(split), batch_size):
@@ -168,7 +179,7 @@ class FeatureInputs:
             return self.pixels.augment(image, np.random.default_rng(0))
 
         entry = self._entry(split, augment, "augmented", self.seed, epoch)
-        kept = None if entry is None else entry.read()
+        kept = None if entry is None else entry.read_checked()
         if kept is not None:
             return np.array(kept["feature"])
         size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(split))
@@ -228,7 +239,7 @@ def kept_text_features(
         record,
         len(class_names),
     )
-    kept = entry.read()
+    kept = entry.read_checked()
     if kept is not None:
         return jnp.asarray(kept["feature"])
     features = class_text_features(clip, class_names, templates)

@@ -70,6 +70,16 @@ def test_seed_and_epoch_decide_everything(split, monkeypatch):
     assert order != [b.indices.tolist() for b in epoch(split, seed=2)]
 
 
+@pytest.mark.parametrize("first_batch", [1, 2, 3])
+def test_an_epoch_that_was_begun_goes_on_with_the_batches_left(split, first_batch):
+    augment = random_crop_and_flip(SIZE)
+    rest = list(train_batches(split, 4, augment=augment, seed=1, epoch=0, first_batch=first_batch))
+    for a, b in zip(rest, epoch(split)[first_batch:], strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.indices, b.indices)
+        np.testing.assert_array_equal(a.weights, b.weights)
+
+
 def test_the_batch_size_changes_no_image(split):
     small, large = by_image(epoch(split, 3)), by_image(epoch(split, 7))
     assert small.keys() == large.keys()

@@ -9,7 +9,7 @@ from flax import nnx
 from fgvpl_jax import load_clip
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.coop import NUM_CONTEXT, CoOp, coop_epochs
-from fgvpl_jax.methods.optimizers import coop_sgd
+from fgvpl_jax.methods.optimizers import coop_cosine, coop_sgd
 from tests.methods.checks import CLASSES, assert_gradients_are_central_differences, unit
 from tests.tiny_clip import write_tiny_clip
 
@@ -54,7 +54,7 @@ def test_epochs_are_the_papers():
 
 def test_the_optimizer_by_hand():
     """Momentum 0.9 over gradient + 5e-4 · parameter; epochs of two steps, three epochs."""
-    optimizer = coop_sgd(2e-3, 5e-4, 3, 2)
+    optimizer = coop_sgd(coop_cosine(2e-3, 3, 2), 5e-4)
     parameter, gradient, momentum = 1.0, 0.3, 0.0
     value, state = jnp.float32(parameter), optimizer.init(jnp.float32(parameter))
     cosine = [0.5 * 2e-3 * (1 + np.cos(np.pi * epoch / 3)) for epoch in range(2)]

@@ -9,7 +9,7 @@ from flax import nnx
 
 from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.methods.optimizers import adamw
+from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training import TrainState, make_train_step, split_model
 from fgvpl_jax.training.step import StepBatch, weighted_loss
@@ -51,7 +51,7 @@ def copy_of(tree):
 
 def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     graphdef, trainable, frozen = split_model(model)
-    optimizer = adamw(1e-3, 0.01, 10)
+    optimizer = adamw(cosine(1e-3, 10), 0.01)
     step = make_train_step(graphdef, optimizer)
     cache = make_cache(model, clip)
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
@@ -82,7 +82,7 @@ def test_the_partition_is_complete(model):
 
 def test_the_optimizer_holds_state_for_trainables_only(model):
     _, trainable, _ = split_model(model)
-    state = adamw(1e-3, 0.01, 10).init(trainable)
+    state = adamw(cosine(1e-3, 10), 0.01).init(trainable)
     count = sum(x.size for x in jax.tree.leaves(trainable))
     assert sum(x.size for x in jax.tree.leaves(state) if x.ndim or x.size > 1) == 2 * count
 
@@ -107,7 +107,7 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
 
 
 def test_the_schedule_is_a_cosine_to_zero_with_decay():
-    optimizer = adamw(0.1, 0.5, total_steps=4)
+    optimizer = adamw(cosine(0.1, 4), 0.5)
     params = jnp.ones(())
     state = optimizer.init(params)
     for step in range(4):

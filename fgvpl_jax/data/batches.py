@@ -100,8 +100,7 @@ def eval_batches(
     # What an unreadable image is replaced with, so that the compiled program sees one shape.
     blank = None if strict else transform(Image.new("RGB", (1, 1)))
     entry = None if cache is None else cache.entry(split, transform)
-    kept = None if entry is None else entry.read()
-    if kept is not None:
+    if entry is not None and (kept := entry.read()) is not None:
         # Without threads: handing an image over costs more than copying it.
         return _batches(_kept_examples(split, entry, kept, transform), batch_size, blank=blank)
     examples = in_threads(lambda i: _example(split, i, transform), range(len(split)), batch_size)

@@ -218,7 +218,9 @@ class Checkpoints:
                 epoch_start = _filled(state.trainable, arrays[EPOCH_START])
         except (KeyError, ValueError) as error:
             raise _unusable(self._directory, step, error) from error
-        steps = [StepMetrics(*(np.float32(value) for value in row)) for row in saved["steps"]]
+        steps = [
+            StepMetrics(*(np.asarray(value, np.float32) for value in row)) for row in saved["steps"]
+        ]
         position = Position(saved["epoch"], steps, saved["seconds"])
         return Restored(restored, position, epoch_start)
 
@@ -275,14 +277,15 @@ class Checkpoints:
             except _DamagedError as error:
                 damaged[step] = error
         if damaged and len(damaged) == len(steps):
-            newest, error = next(iter(damaged.items()))
+            newest, reason = next(iter(damaged.items()))
             raise UserError(
-                f"none of the checkpoints in {self._directory} is intact (step {newest}: {error}): "
-                "remove that folder to train anew, or use the version that made it"
+                f"none of the checkpoints in {self._directory} is intact "
+                f"(step {newest}: {reason}): remove that folder to train anew, or use the "
+                "version that made it"
             )
-        for step, error in damaged.items():
+        for step, reason in damaged.items():
             print(
-                f"the checkpoint of step {step} in {self._directory} is damaged ({error}): "
+                f"the checkpoint of step {step} in {self._directory} is damaged ({reason}): "
                 "removed, training goes on from the one before it",
                 file=sys.stderr,
             )

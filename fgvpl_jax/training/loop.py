@@ -115,6 +115,7 @@ def train(
                 except interruption.Interrupted:
                     keep()
                     raise
+            assert cache is not None
             per_step = list(position.steps)
             for batch in train_batches(
                 support,

@@ -34,9 +34,9 @@ class StepBatch(NamedTuple):
 class StepMetrics(NamedTuple):
     """Sums over the batch's real images, to be divided by `weight`."""
 
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    weight: Float[Array, ""]
+    loss: Float[Array | np.ndarray, ""]
+    correct: Float[Array | np.ndarray, ""]
+    weight: Float[Array | np.ndarray, ""]
 
 
 TrainStep = Callable[

@@ -277,14 +277,15 @@ class Checkpoints:
             except _DamagedError as error:
                 damaged[step] = error
         if damaged and len(damaged) == len(steps):
-            newest, damage = next(iter(damaged.items()))
+            newest, reason = next(iter(damaged.items()))
             raise UserError(
-                f"none of the checkpoints in {self._directory} is intact (step {newest}: "
-                f"{damage}): remove that folder to train anew, or use the version that made it"
+                f"none of the checkpoints in {self._directory} is intact "
+                f"(step {newest}: {reason}): remove that folder to train anew, or use the "
+                "version that made it"
             )
-        for step, damage in damaged.items():
+        for step, reason in damaged.items():
             print(
-                f"the checkpoint of step {step} in {self._directory} is damaged ({damage}): "
+                f"the checkpoint of step {step} in {self._directory} is damaged ({reason}): "
                 "removed, training goes on from the one before it",
                 file=sys.stderr,
             )

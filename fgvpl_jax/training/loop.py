@@ -128,6 +128,7 @@ def train(
                 except interruption.Interrupted:
                     keep()
                     raise
+            assert cache is not None
             per_step = list(position.steps)
             for batch in inputs.epoch(support, batch_size, epoch, first_batch=len(per_step)):
                 device_batch = split_batch(

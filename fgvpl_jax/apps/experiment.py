@@ -23,7 +23,7 @@ from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
 from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.training import Checkpoints, restore_model
+from fgvpl_jax.training import Checkpoints, restore_model, to_host
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def measure(run: Run, started: float) -> dict[str, Any]:
         "train_seconds": sum_of_seconds(run.workdir.metrics_file),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
-    real = np.asarray(cache.valid)
+    columns = to_host(cache._asdict())
     save_arrays(
         run.workdir.support_file,
-        **{name: np.asarray(column)[real] for name, column in cache._asdict().items()},
+        **{name: column[columns["valid"]] for name, column in columns.items()},
         keys=np.array(few_shot.support.keys),
         root=np.array(str(few_shot.support.root.absolute())),
     )

@@ -18,7 +18,6 @@ from fgvpl_jax.data import (
     ImageCache,
     Split,
     benchmark_named,
-    check_readable,
     default_cache_folder,
     draw_few_shot,
     few_shot_record,
@@ -28,6 +27,7 @@ from fgvpl_jax.data import (
     load_shapes,
     load_tfds,
     read_few_shot,
+    unreadable_images,
 )
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
@@ -39,12 +39,15 @@ from fgvpl_jax.training import (
     Provenance,
     batch_size_for,
     data_mesh,
+    gather_texts,
+    process_share,
     replicate,
     split_model,
     train,
 )
 
 CACHE_REFRESH = ("epoch", "once")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 MOST_SEEDS = 2**63
 AMOUNTS = (
     "text_residual_ratio",
@@ -108,7 +111,9 @@ class Run:
             support,
             transform=self.clip.resize_and_crop,
             image_cache=self.image_cache,
-            batch_size=batch_size_for(self.mesh, self.config.batch_size, len(support)),
+            batch_size=batch_size_for(
+                self.mesh, self.config.microbatch or self.config.batch_size, len(support)
+            ),
             mesh=self.mesh,
         )
         cache = build_cache(trainable, frozen)
@@ -150,7 +155,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
             "that one with --config.clip, or choose another --workdir"
         )
-    check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
+    check_readable(few_shot.support, clip, image_cache)
     text_features = class_text_features(clip, dataset.class_names, config.data.templates)
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
     run.new_model()  # refuses what only the model can judge
@@ -167,6 +172,8 @@ def build_model(config: ConfigDict, clip: CLIP, text_features: Float[Array, "k e
         text_residual_ratio=config.text_residual_ratio,
         object_logit_weight=config.object_logit_weight,
         object_query=config.object_query,
+        compute_dtype=config.compute_dtype,
+        rematerialise=config.rematerialise,
         rngs=nnx.Rngs(config.seed),
     )
 
@@ -184,6 +191,12 @@ def check_config(config: ConfigDict) -> None:
     for name, value in amounts:
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise UserError(f"{name} is {value!r}: give a number, 0 or more")
+    if config.compute_dtype not in COMPUTE_DTYPES:
+        raise UserError(
+            f"compute_dtype is {config.compute_dtype!r}: choose one of {COMPUTE_DTYPES}"
+        )
+    if config.microbatch < 0:
+        raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
     if config.data.image_cache_gb < 0:
@@ -191,6 +204,24 @@ def check_config(config: ConfigDict) -> None:
     for name in POSITIVE:
         if config[name] is not None and config[name] < 1:
             raise UserError(f"{name} is {config[name]}: give 1 or more")
+
+
+def check_readable(support: Split, clip: CLIP, image_cache: ImageCache | None) -> None:
+    """Reads every image once; of several processes each reads its share.
+
+    Raises:
+        UserError: If any cannot be; names them and says how many.
+    """
+    problems = gather_texts(
+        unreadable_images(
+            support, transform=clip.resize_and_crop, cache=image_cache, share=process_share()
+        )
+    )
+    if problems:
+        raise UserError(
+            f"{len(problems)} of the {len(support)} few-shot images cannot be read: "
+            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove them"
+        )
 
 
 def open_image_cache(config: ConfigDict) -> ImageCache | None:

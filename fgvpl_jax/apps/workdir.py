@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import is_writer
 
 # Where things lie may change between two commands on one run; what they are may not: the backbone
 # is compared by its hash, the drawn images by their names.
@@ -20,6 +21,8 @@ LOCATIONS = (
     "data.image_cache_dir",
     "data.image_cache_gb",
 )
+# How much memory a step takes may change too, up to rounding it computes the same.
+RESOURCES = ("microbatch", "rematerialise")
 
 
 class Workdir:
@@ -91,7 +94,7 @@ class Workdir:
         differing = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
             for name in sorted(ours.keys() | theirs.keys())
-            if name not in LOCATIONS and ours.get(name) != theirs.get(name)
+            if name not in LOCATIONS + RESOURCES and ours.get(name) != theirs.get(name)
         ]
         if differing:
             raise UserError(
@@ -113,7 +116,9 @@ class Workdir:
         self.write(self.config_file, {"config": content, "backbone": backbone})
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
-        """Writes one JSON file whole or not at all."""
+        """Writes one JSON file whole or not at all; of several processes the first does."""
+        if not is_writer():
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{file.name}.")
         try:

@@ -1,6 +1,6 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
-from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.batches import Batch, Share, eval_batches, train_batches, unreadable_images
 from fgvpl_jax.data.benchmarks import BENCHMARKS, Benchmark, benchmark_named
 from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
@@ -24,13 +24,13 @@ __all__ = [
     "FewShot",
     "ImageCache",
     "ShapesSplit",
+    "Share",
     "Split",
     "Transform",
     "UnreadableImage",
     "as_photo",
     "benchmark_named",
     "check_dataset",
-    "check_readable",
     "decode_image",
     "default_cache_folder",
     "draw_few_shot",
@@ -46,4 +46,5 @@ __all__ = [
     "read_few_shot",
     "read_split_file",
     "train_batches",
+    "unreadable_images",
 ]

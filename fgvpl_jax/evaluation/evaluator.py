@@ -16,7 +16,15 @@ from tqdm import tqdm
 from fgvpl_jax.data import ImageCache, Split, Transform, eval_batches
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import batch_size_for, replicate, split_batch
+from fgvpl_jax.training import (
+    batch_size_for,
+    gather_texts,
+    is_writer,
+    process_share,
+    replicate,
+    split_batch,
+    to_host,
+)
 
 
 @dataclass(frozen=True)
@@ -140,15 +148,14 @@ class Evaluator:
         unreadable: list[str] = []
         for batch in self._batches(split, name):
             unreadable += batch.unreadable
-            images = split_batch(self._mesh, batch.images)
-            outputs = jax.device_get(
-                self._programs.outputs(self._state, self._cache, weight, images)
+            images, weights, labels, indices = split_batch(
+                self._mesh, (batch.images, batch.weights, batch.labels, batch.indices)
             )
-            real = batch.weights > 0
-            columns.append(tuple(x[real] for x in (*outputs, batch.labels, batch.indices)))
-        logits, zero_shot, masks, labels, indices = (
-            np.concatenate(column) for column in zip(*columns, strict=True)
-        )
+            outputs = self._programs.outputs(self._state, self._cache, weight, images)
+            readable, *rows = to_host((weights > 0, *outputs, labels, indices))
+            columns.append(tuple(x[readable] for x in rows))
+        logits, zero_shot, masks, labels, indices = in_order_of_last(columns)
+        unreadable = gather_texts(unreadable)
         if not len(labels):
             raise UserError(f"none of the {len(split)} {name} images can be read: {unreadable[0]}")
         return Predictions(logits, zero_shot, labels, masks, indices, tuple(unreadable))
@@ -160,34 +167,49 @@ class Evaluator:
 
         The images are encoded once and nothing is retraced.
         """
-        rows: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
-        labels: list[np.ndarray] = []
+        columns: list[tuple[np.ndarray, ...]] = []
         unreadable: list[str] = []
         for batch in self._batches(split, "validation"):
             unreadable += batch.unreadable
-            images = split_batch(self._mesh, batch.images)
+            images, weights, labels, indices = split_batch(
+                self._mesh, (batch.images, batch.weights, batch.labels, batch.indices)
+            )
             features = self._programs.features(self._state, images)
-            real = batch.weights > 0
-            labels.append(batch.labels[real])
-            for weight in cache_logit_weights:
-                logits = self._programs.logits_of(
-                    self._state, self._cache, self._scalar(weight), features
-                )
-                rows[weight].append(np.asarray(logits)[real])
-        logits = {weight: np.concatenate(r) for weight, r in rows.items()}
-        return Candidates(logits, np.concatenate(labels), tuple(unreadable))
+            logits = [
+                self._programs.logits_of(self._state, self._cache, self._scalar(weight), features)
+                for weight in cache_logit_weights
+            ]
+            readable, *rows = to_host((weights > 0, *logits, labels, indices))
+            columns.append(tuple(x[readable] for x in rows))
+        *by_weight, labels, _ = in_order_of_last(columns)
+        candidates = dict(zip(cache_logit_weights, by_weight, strict=True))
+        return Candidates(candidates, labels, tuple(gather_texts(unreadable)))
 
     def _batches(self, split: Split, name: str):
         size = batch_size_for(self._mesh, self._batch_size, len(split))
-        with tqdm(total=len(split), desc=name, unit="image", mininterval=1.0) as progress:
+        share = process_share()
+        with tqdm(
+            total=len(range(len(split))[share.of(len(split))]),
+            desc=name,
+            unit="image",
+            mininterval=1.0,
+            disable=not is_writer(),
+        ) as progress:
             for batch in eval_batches(
-                split, size, transform=self._transform, cache=self._image_cache
+                split, size, transform=self._transform, cache=self._image_cache, share=share
             ):
                 yield batch
                 progress.update(int((batch.indices >= 0).sum()))
 
     def _scalar(self, value: float) -> jax.Array:
         return replicate(self._mesh, jnp.asarray(value, jnp.float32))
+
+
+def in_order_of_last(batches: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """The columns of all batches, sorted by the last: processes read different parts of a split."""
+    columns = [np.concatenate(column) for column in zip(*batches, strict=True)]
+    order = np.argsort(columns[-1])
+    return [column[order] for column in columns]
 
 
 def choose_cache_logit_weight(accuracies: dict[float, float]) -> float:

@@ -41,10 +41,17 @@ class FGVPL(nnx.Module):
         text_residual_ratio: float = 0.05,
         object_logit_weight: float = 0.5,
         object_query: str = "class_token",
+        compute_dtype: str | None = None,
+        rematerialise: bool = False,
         rngs: nnx.Rngs,
     ):
         self.encoder = FGImageEncoder(
-            clip.vision, num_prompts, connectivity=connectivity, rngs=rngs
+            clip.vision,
+            num_prompts,
+            connectivity=connectivity,
+            compute_dtype=compute_dtype,
+            rematerialise=rematerialise,
+            rngs=rngs,
         )
         self.head = TwoPathwayHead(
             text_features.shape[1],
@@ -103,5 +110,7 @@ class FGVPL(nnx.Module):
 
     def zero_shot_logits(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b k"]:
         """Plain CLIP's logits: no prompt, no adapters, no cache (Eq. 1)."""
-        features = normalize(self.encoder.vision(self.normalize_pixels(images)))
+        pixels = self.normalize_pixels(images)
+        features = self.encoder.vision(pixels, self.encoder.compute_dtype)
+        features = normalize(features.astype(self.text_features.dtype))
         return self.logit_scale[...] * features @ self.text_features[...].T

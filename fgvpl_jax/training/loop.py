@@ -17,7 +17,8 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints
-from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate, split_batch
+from fgvpl_jax.training.processes import is_writer, process_share
 from fgvpl_jax.training.step import (
     StepBatch,
     StepMetrics,
@@ -55,7 +56,8 @@ def train(
     Raises:
         UserError: If the loss of an epoch is not finite.
     """
-    batch_size = batch_size_for(mesh, config.batch_size, len(support))
+    batch_size = min(config.batch_size, len(support))
+    layout = batch_layout(mesh, batch_size, config.microbatch)
     steps_per_epoch = -(-len(support) // batch_size)
     optimizer = make_optimizer(
         config.learning_rate, config.weight_decay, config.epochs * steps_per_epoch
@@ -67,7 +69,7 @@ def train(
         support,
         transform=transform,
         image_cache=image_cache,
-        batch_size=batch_size,
+        batch_size=batch_size_for(mesh, config.microbatch or config.batch_size, len(support)),
         mesh=mesh,
     )
     cache = build_cache(trainable, frozen)  # with cache_refresh "once" this one stays
@@ -75,10 +77,12 @@ def train(
     first_epoch = 0
     if checkpoints.latest_epoch is not None:
         state, first_epoch = checkpoints.restore(state), checkpoints.latest_epoch
-        print(f"going on after epoch {first_epoch} of {config.epochs}")
-    keep_first_lines(metrics_file, first_epoch)
+        if is_writer():
+            print(f"going on after epoch {first_epoch} of {config.epochs}")
+    if is_writer():
+        keep_first_lines(metrics_file, first_epoch)
 
-    train_step = make_train_step(graphdef, optimizer)
+    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
     cache_logit_weight = replicate(mesh, jnp.asarray(config.cache_logit_weight, jnp.float32))
     progress = tqdm(
         range(first_epoch, config.epochs),
@@ -87,6 +91,7 @@ def train(
         initial=first_epoch,
         total=config.epochs,
         mininterval=1.0,
+        disable=not is_writer(),
     )
     for epoch in progress:
         started = time.monotonic()
@@ -99,6 +104,8 @@ def train(
             augment=random_crop_and_flip(image_size),
             seed=config.seed,
             epoch=epoch,
+            num_rows=layout.num_rows,
+            share=process_share(),
         ):
             device_batch = split_batch(mesh, StepBatch(batch.images, batch.labels, batch.weights))
             with jax.transfer_guard("disallow"):
@@ -111,8 +118,9 @@ def train(
                 f"({config.learning_rate} now); the last checkpoint is of epoch "
                 f"{checkpoints.latest_epoch or 0}"
             )
-        with metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if is_writer():
+            with metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         progress.set_postfix_str(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.3f}")
         done = epoch + 1
         if done % config.checkpoint_every_epochs == 0 or done == config.epochs:

@@ -10,7 +10,14 @@ from flax import nnx
 from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.recognition import class_text_features
-from fgvpl_jax.training import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training import (
+    TrainState,
+    data_mesh,
+    make_optimizer,
+    make_train_step,
+    replicate,
+    split_model,
+)
 from fgvpl_jax.training.step import StepBatch, weighted_loss
 from fgvpl_jax.variables import Frozen, Trainable
 
@@ -51,10 +58,11 @@ def copy_of(tree):
 def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     graphdef, trainable, frozen = split_model(model)
     optimizer = make_optimizer(1e-3, 0.01, 10)
-    step = make_train_step(graphdef, optimizer)
+    mesh = data_mesh()
+    step = make_train_step(graphdef, optimizer, mesh)
     cache = make_cache(model, clip)
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
-    state = TrainState(copy_of(trainable), optimizer.init(trainable))
+    state = replicate(mesh, TrainState(copy_of(trainable), optimizer.init(trainable)))
     compiled = step._cache_size()  # perhaps not 0: equal models share the step
     for seed in range(3):
         state, metrics = step(state, frozen, cache, jnp.float32(1), make_batch(clip, 4, seed))

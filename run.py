@@ -27,6 +27,7 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this j
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 MISTAKE = 2
+LOST_PROCESS = 3
 INTERRUPTED = 130
 
 
@@ -57,16 +58,29 @@ def main(argv: list[str]) -> int:
 
 def train_or_evaluate(place: str) -> None:
     """Calls what the flags name; of several processes the first prints the results."""
+    import jax
+
     from fgvpl_jax.apps import experiment
     from fgvpl_jax.apps.workdir import Workdir
     from fgvpl_jax.training import is_writer, join_processes
 
     join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = Workdir(place)
-    if MODE.value == "evaluate":
-        results = experiment.evaluate(workdir, CONFIG.value)
-    else:
-        results = experiment.train_and_evaluate(named_config(), workdir)
+    try:
+        if MODE.value == "evaluate":
+            results = experiment.evaluate(workdir, CONFIG.value)
+        else:
+            results = experiment.train_and_evaluate(named_config(), workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # Where jax notices first, it ends the process itself, and says that another task died.
+        reason = str(error).splitlines()[0]
+        complain(
+            f"another process of this job died or cannot be reached ({reason}): start all again by "
+            "the same commands, to go on from the last checkpoint"
+        )
+        os._exit(LOST_PROCESS)  # an ordinary exit would wait for the one that is lost
     if is_writer():
         print_results(results)
 

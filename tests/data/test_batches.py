@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from fgvpl_jax.data import (
+    ImageCache,
+    Share,
     UnreadableImage,
     batches,
     eval_batches,
@@ -134,3 +136,50 @@ def test_half_of_the_images_are_flipped():
     augment, rng = random_crop_and_flip(SIZE), np.random.default_rng(0)
     flipped = [bool(a[0, 0, 0] > a[0, -1, 0]) for a in (augment(image, rng) for _ in range(400))]
     assert 0.42 < np.mean(flipped) < 0.58
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_shares_of_training_batches_make_up_the_whole(split, count):
+    """10 images in batches of 4, padded to 12 rows."""
+    augment = random_crop_and_flip(SIZE)
+
+    def rows(share):
+        return list(
+            train_batches(split, 4, augment=augment, seed=1, epoch=0, num_rows=12, share=share)
+        )
+
+    whole = rows(Share())
+    assert [b.weights.sum() for b in whole] == [4, 4, 2]
+    assert [len(b.images) for b in whole] == [12, 12, 12]
+    parts = [rows(Share(number, count)) for number in range(count)]
+    for all_rows, *shares in zip(whole, *parts, strict=True):
+        for name in ("images", "labels", "weights", "indices"):
+            together = np.concatenate([getattr(share, name) for share in shares])
+            np.testing.assert_array_equal(together, getattr(all_rows, name))
+    unpadded = epoch(split)
+    for padded, plain in zip(whole, unpadded, strict=True):
+        np.testing.assert_array_equal(padded.images[:4], plain.images)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(("num_images", "count"), [(10, 2), (10, 3), (4, 3), (1, 2)])
+def test_shares_of_an_evaluation_make_up_the_whole(split, num_images, count, kept, tmp_path):
+    split = split.select(range(num_images))
+    cache = ImageCache(tmp_path / "cache", 10**6) if kept else None
+    for _ in range(1 + kept):
+        parts = [
+            list(eval_batches(split, 4 * count, transform=centre, cache=cache, share=share))
+            for share in (Share(number, count) for number in range(count))
+        ]
+        assert len({len(part) for part in parts}) == 1
+        assert {b.images.shape for part in parts for b in part} == {(4, SIZE, SIZE, 3)}
+        seen = {}
+        for batch in (b for part in parts for b in part):
+            real = batch.indices >= 0
+            np.testing.assert_array_equal(real, batch.weights > 0)
+            assert not set(batch.indices[real].tolist()) & seen.keys()
+            seen |= dict(zip(batch.indices[real].tolist(), batch.images[real], strict=True))
+            np.testing.assert_array_equal(split.labels[batch.indices[real]], batch.labels[real])
+        assert seen.keys() == set(range(num_images))
+        for index, image in seen.items():
+            np.testing.assert_array_equal(image, centre(split.image(index)))

@@ -163,3 +163,61 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
             analytic = jnp.sum(gradient * direction)
             # The key bias of softmax attention has gradient 0; the absolute term is for it.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i])
+
+
+def as_float64(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_passes", "rematerialise"), [(2, False), (3, False), (1, True), (3, True)]
+)
+def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, rematerialise):
+    """Plain gradient descent, so that parameters differ by no more than gradients do."""
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    # Unequal weights in the parts, and a part of padding alone.
+    batch = make_batch(clip, 6, weights=[1, 1, 1, 0, 0, 0])
+    mesh, optimizer = data_mesh(), optax.sgd(1.0)
+
+    def step(num_passes, rematerialise):
+        model = FGVPL(clip, text, rematerialise=rematerialise, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = split_model(model)
+        cache = make_cache(model, clip)
+        with jax.enable_x64(True):
+            trainable, frozen, cache, wide = as_float64((trainable, frozen, cache, batch))
+            state = TrainState(copy_of(trainable), optimizer.init(trainable))
+            run = make_train_step(graphdef, optimizer, mesh, num_passes)
+            state, metrics = run(state, frozen, cache, jnp.float64(1), wide)
+            moved = jax.tree.map(jnp.subtract, state.trainable, trainable)
+            return jax.device_get((jax.tree.leaves(moved), metrics))
+
+    plain, plain_metrics = step(1, False)
+    ours, metrics = step(num_passes, rematerialise)
+    assert metrics.weight == 3
+    np.testing.assert_allclose(metrics, plain_metrics, rtol=1e-10)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_leaves_parameters_loss_and_gradients_in_float32(clip):
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    mesh, optimizer = data_mesh(), optax.sgd(1e-3)
+    batch = make_batch(clip, 8)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        model = FGVPL(clip, text, compute_dtype=dtype, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = split_model(model)
+        cache = make_cache(model, clip)
+        assert {cache.image.dtype, cache.object.dtype} == {jnp.dtype("float32")}
+        state = TrainState(copy_of(trainable), optimizer.init(trainable))
+        step = make_train_step(graphdef, optimizer, mesh)
+        state, metrics = step(state, frozen, cache, jnp.float32(1), batch)
+        assert {x.dtype for x in jax.tree.leaves((state.trainable, metrics))} == {
+            jnp.dtype("float32")
+        }
+        losses[dtype] = float(metrics.loss)
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)

@@ -1,0 +1,109 @@
+"""Memory of one training step at ViT-B/16's size: batch 256, 224 pixels, random weights.
+
+    python benchmarks/step_memory.py [--run] [microbatch ...]
+
+For each microbatch (0: the whole batch at once), without and with rematerialising, what the
+compiled float32 step needs by XLA's own account: arguments, results and temporaries. With --run the
+first of them is carried out once, without rematerialising, and the process's largest resident size
+stands beside it. 100 classes, a cache of 1,600 images. Prints text, then one JSON line.
+"""
+
+import json
+import resource
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fgvpl_jax.clip import CLIP, VisionTower
+from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.training import (
+    TrainState,
+    batch_layout,
+    data_mesh,
+    make_optimizer,
+    make_train_step,
+    replicate,
+    split_batch,
+    split_model,
+)
+from fgvpl_jax.training.step import StepBatch
+
+BATCH_SIZE, CLASSES, SUPPORT, EMBED = 256, 100, 1600, 512
+VIT_B_16 = VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072, embed_dim=EMBED)
+GIB = 2**30
+
+
+def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]]:
+    """Compiles every step; GiB by microbatch."""
+    vision = VisionTower(VIT_B_16, rngs=nnx.Rngs(0))
+    result = {}
+    for number, microbatch in enumerate(microbatches):
+        for rematerialise in (False, True):
+            compiled, make_arguments = compile_step(vision, microbatch, rematerialise)
+            memory = compiled.memory_analysis()
+            figures = {
+                "arguments": memory.argument_size_in_bytes / GIB,
+                "results": (memory.output_size_in_bytes - memory.alias_size_in_bytes) / GIB,
+                "temporaries": memory.temp_size_in_bytes / GIB,
+            }
+            figures["together"] = sum(figures.values())
+            if carry_out and number == 0 and not rematerialise:
+                started = time.perf_counter()
+                _, metrics = compiled(*make_arguments())
+                assert np.isfinite(metrics.loss)
+                figures["seconds"] = time.perf_counter() - started
+                largest_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                figures["largest_resident"] = largest_kib * 1024 / GIB
+            name = f"microbatch {microbatch}" + ", rematerialised" * rematerialise
+            result[name] = {key: round(value, 2) for key, value in figures.items()}
+            print(name, result[name], flush=True)
+    return result
+
+
+def compile_step(vision: VisionTower, microbatch: int, rematerialise: bool) -> tuple[Any, Any]:
+    """The compiled step, and what makes its arguments."""
+    clip = SimpleNamespace(
+        vision=vision,
+        logit_scale=np.float32(100),
+        rescale_factor=1 / 255,
+        image_mean=np.full(3, 0.5, np.float32),
+        image_std=np.full(3, 0.25, np.float32),
+    )
+    model = FGVPL(
+        cast(CLIP, clip),  # the text tower has no part in a step
+        jnp.ones((CLASSES, EMBED)) / EMBED**0.5,
+        rematerialise=rematerialise,
+        rngs=nnx.Rngs(0),
+    )
+    mesh, optimizer = data_mesh(), make_optimizer(1e-3, 0.01, 10)
+    graphdef, trainable, frozen = split_model(model)
+    num_rows, num_passes = batch_layout(mesh, BATCH_SIZE, microbatch)
+
+    def make_arguments():
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (num_rows, 224, 224, 3), np.uint8)
+        labels = rng.integers(0, CLASSES, num_rows).astype(np.int32)
+        features = rng.normal(size=(2, SUPPORT, EMBED)).astype(np.float32)
+        of_support = (np.arange(SUPPORT, dtype=np.int32) % CLASSES, np.ones(SUPPORT, bool))
+        return (
+            *replicate(mesh, (TrainState(trainable, optimizer.init(trainable)), frozen)),
+            split_batch(mesh, VisualCache(*features, *of_support)),
+            replicate(mesh, np.float32(1)),
+            split_batch(mesh, StepBatch(images, labels, np.ones(num_rows, np.float32))),
+        )
+
+    step = cast(Any, make_train_step(graphdef, optimizer, mesh, num_passes))
+    return step.lower(*make_arguments()).compile(), make_arguments
+
+
+if __name__ == "__main__":
+    arguments = [argument for argument in sys.argv[1:] if argument != "--run"]
+    chosen = [int(argument) for argument in arguments] or [16, 32, 64, 0]
+    print(json.dumps(main(chosen, "--run" in sys.argv)))

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -101,10 +102,16 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, steps)
     state = replicate(mesh, TrainState(trainable, optimizer.init(trainable)))
     layout = batch_layout(mesh, len(support), 0)
-    reading = {"transform": clip.resize_and_crop, "image_cache": None, "mesh": mesh}
-    build_cache = CacheBuilder(graphdef, support, batch_size=layout.num_rows, **reading)
+    build_cache = CacheBuilder(
+        graphdef,
+        support,
+        transform=clip.resize_and_crop,
+        image_cache=None,
+        batch_size=layout.num_rows,
+        mesh=mesh,
+    )
     train_step = make_train_step(graphdef, optimizer, mesh)
-    weight = replicate(mesh, np.ones((), dtype))
+    weight = replicate(mesh, jnp.ones((), dtype))
 
     @jax.jit
     def masks_of(trainable, frozen, images):
@@ -127,7 +134,16 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
         state, metrics = train_step(state, frozen, cache, weight, rows)
         losses.append(float(metrics.loss / metrics.weight))
     cache = build_cache(state.trainable, frozen)
-    evaluator = Evaluator(graphdef, state.trainable, frozen, cache, batch_size=64, **reading)
+    evaluator = Evaluator(
+        graphdef,
+        state.trainable,
+        frozen,
+        cache,
+        transform=clip.resize_and_crop,
+        image_cache=None,
+        batch_size=64,
+        mesh=mesh,
+    )
     assert dataset.test is not None
     test = dataset.test.select(range(0, len(dataset.test), TEST_STRIDE))
     predictions = evaluator.predict(test, 1.0, name="test")

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice, repeat
+from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import grain
@@ -41,7 +42,8 @@ class Batch(NamedTuple):
     unreadable: tuple[str, ...]
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """What one of several equal processes reads: part `number` of `count`."""
 
     number: int = 0
@@ -161,9 +163,12 @@ def _placed(
     batches: Iterator[Batch], first: int, num_batches: int, padding: Batch
 ) -> Iterator[Batch]:
     """With places in the whole split, and as many batches as every other process has."""
-    for batch in islice(chain(batches, repeat(padding)), num_batches):
+    given = 0
+    for batch in batches:
         places = np.where(batch.indices == PADDING, PADDING, batch.indices + np.int32(first))
         yield batch._replace(indices=places)
+        given += 1
+    yield from repeat(padding, num_batches - given)
 
 
 def _example(split: Split, index: int, transform: Transform) -> _Example:

@@ -1,6 +1,6 @@
 """Where arrays live: batches split over all devices, everything else on each of them."""
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -50,7 +50,7 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
     )
 
 
-def split_batch(mesh: Mesh, tree: Tree) -> Tree:
+def split_batch(mesh: Mesh, tree: Any) -> Any:
     """Puts each process's rows on its devices, which must divide them: arrays of all the rows."""
     return jax.make_array_from_process_local_data(split_rows(mesh), tree)
 

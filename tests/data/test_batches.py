@@ -162,8 +162,12 @@ def test_shares_of_training_batches_make_up_the_whole(split, count):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize(("num_images", "count"), [(10, 2), (10, 3), (4, 3), (1, 2)])
-def test_shares_of_an_evaluation_make_up_the_whole(split, num_images, count, kept, tmp_path):
+@pytest.mark.parametrize(
+    ("num_images", "count", "num_files"), [(10, 2, 2), (10, 3, 3), (4, 3, 2), (1, 2, 1)]
+)
+def test_shares_of_an_evaluation_make_up_the_whole(
+    split, num_images, count, num_files, kept, tmp_path
+):
     split = split.select(range(num_images))
     cache = ImageCache(tmp_path / "cache", 10**6) if kept else None
     for _ in range(1 + kept):
@@ -183,3 +187,5 @@ def test_shares_of_an_evaluation_make_up_the_whole(split, num_images, count, kep
         assert seen.keys() == set(range(num_images))
         for index, image in seen.items():
             np.testing.assert_array_equal(image, centre(split.image(index)))
+        if kept:  # a file for each share that is not empty
+            assert len(list((tmp_path / "cache").iterdir())) == num_files

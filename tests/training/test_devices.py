@@ -61,11 +61,10 @@ def step(mesh, microbatch):
 assert data_mesh().size == 8
 one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
 expected, metrics = step(one, 0)
-for microbatch in (0, 8):
-    found, other_metrics = step(data_mesh(), microbatch)
-    np.testing.assert_allclose(metrics, other_metrics, rtol=1e-10)
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+found, other_metrics = step(data_mesh(), 4)  # two passes of a row a device
+np.testing.assert_allclose(metrics, other_metrics, rtol=1e-10)
+for a, b in zip(expected, found, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 """
 
 
@@ -75,7 +74,7 @@ def environment(num_devices: int) -> dict[str, str]:
 
 
 def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
-    """Seven images and a cache of eight, in float64."""
+    """Seven images in two padded passes, and a cache of eight, in float64."""
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tiny_clip_dir)],
         env=environment(8),
@@ -166,7 +165,7 @@ def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed, tmp_path):
     workdir = tmp_path / "run"
-    arguments.append("--config.epochs=100")
+    arguments.append("--config.epochs=20")
     jobs = start(arguments, workdir, devices=2, processes=2)
     deadline = time.monotonic() + LONGEST_SECONDS
     while not (workdir / "checkpoints" / "4").exists():
@@ -182,5 +181,5 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed,
     done = len(losses(workdir))
     outputs = finish(start(arguments, workdir, devices=2, processes=2))
     assert "going on after epoch" in outputs[0]
-    assert 0 < done < 100 == len(losses(workdir))
+    assert 0 < done < 20 == len(losses(workdir))
     assert (workdir / "results.json").exists()

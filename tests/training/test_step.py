@@ -171,9 +171,7 @@ def as_float64(tree):
     )
 
 
-@pytest.mark.parametrize(
-    ("num_passes", "rematerialise"), [(2, False), (3, False), (1, True), (3, True)]
-)
+@pytest.mark.parametrize(("num_passes", "rematerialise"), [(3, False), (2, True)])
 def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, rematerialise):
     """Plain gradient descent, so that parameters differ by no more than gradients do."""
     text = class_text_features(clip, CLASSES, ("a photo of a {}.",))

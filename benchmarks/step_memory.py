@@ -4,8 +4,8 @@
 
 For each microbatch (0: the whole batch at once), without and with rematerialising, what the
 compiled float32 step needs by XLA's own account: arguments, results and temporaries; and what one
-pass keeps for its way back, parameters included. (XLA for CPUs merges what is computed twice, so
-that only the last shows there what rematerialising saves.) With --run the first of them is carried
+pass keeps for its way back, parameters included. (For CPUs XLA turns only a part of what
+rematerialising does not keep into smaller temporaries.) With --run the first of them is carried
 out once, without rematerialising, and the process's largest resident size stands beside it. 100
 classes, a cache of 1,600 images. Prints text, then one JSON line.
 """

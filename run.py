@@ -23,7 +23,13 @@ TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
 
+# For several processes where neither a TPU VM nor Slurm tells; see docs/multi_gpu.md.
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this job.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+
 MISTAKE = 2
+LOST_PROCESS = 3
 INTERRUPTED = 130  # by Ctrl-C; 143 by SIGTERM
 
 
@@ -41,7 +47,7 @@ def main(argv: list[str]) -> int:
         if MODE.value == "data":
             return check_data(WORKDIR.value)
         with handling_signals() if MODE.value == "train" else nullcontext():
-            print_results(train_or_evaluate(WORKDIR.value))
+            train_or_evaluate(WORKDIR.value)
     except UserError as error:
         return complain(error)
     except OSError as error:  # a full disk, a folder that cannot be written
@@ -53,15 +59,33 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train_or_evaluate(place: str) -> dict:
-    """Calls what the flags name."""
+def train_or_evaluate(place: str) -> None:
+    """Calls what the flags name; of several processes the first prints the results."""
+    import jax
+
     from fgvpl_jax.apps import experiment
     from fgvpl_jax.apps.workdir import Workdir
+    from fgvpl_jax.training import is_writer, join_processes
 
+    join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = Workdir(place)
-    if MODE.value == "evaluate":
-        return experiment.evaluate(workdir, CONFIG.value)
-    return experiment.train_and_evaluate(named_config(), workdir)
+    try:
+        if MODE.value == "evaluate":
+            results = experiment.evaluate(workdir, CONFIG.value)
+        else:
+            results = experiment.train_and_evaluate(named_config(), workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # Where jax notices first, it ends the process itself, and says that another task died.
+        reason = str(error).splitlines()[0]
+        complain(
+            f"another process of this job died or cannot be reached ({reason}): start all again by "
+            "the same commands, to go on from the last checkpoint"
+        )
+        os._exit(LOST_PROCESS)  # an ordinary exit would wait for the one that is lost
+    if is_writer():
+        print_results(results)
 
 
 def named_config() -> ConfigDict:

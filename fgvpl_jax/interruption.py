@@ -44,6 +44,12 @@ def requested() -> int | None:
     return _requested
 
 
+def note(signum: int) -> None:
+    """Takes over what another process of the job was asked."""
+    global _requested
+    _requested = signum
+
+
 @contextmanager
 def handling_signals() -> Iterator[None]:
     """Handles SIGTERM and Ctrl-C as said above, in the main thread, until it is left.

@@ -14,7 +14,7 @@ from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.selection import choose_on_validation
 from fgvpl_jax.apps.workdir import read_arrays, save_arrays
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.training import Checkpoints
+from fgvpl_jax.training import Checkpoints, is_writer, wait_for_all
 
 CONFIDENCE = 0.95
 
@@ -49,7 +49,9 @@ def cross_validate(run: Run) -> None:
             print(f"fold {number + 1} of {folds.max() + 1}")
             file.parent.mkdir(parents=True, exist_ok=True)
             save_arrays(file, **predict_fold(run, folds == number, file.parent)._asdict())
-        shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
+        if is_writer():
+            shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
+    wait_for_all("folds")  # the writer's last file is there
 
 
 def is_estimated(file: Path) -> bool:

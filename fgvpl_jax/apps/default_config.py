@@ -80,5 +80,12 @@ def get_config() -> ConfigDict:
     config.calibrate = True
 
     config.eval_batch_size = 256
+    # Images in one forward and backward pass, whose gradients are summed up to a batch; 0 for the
+    # whole batch. Less memory, the same step.
+    config.microbatch = 0
+    config.rematerialise = False  # activations anew in the backward pass: less memory, more time
+    # Of the image encoder's products and activations: "float32" or "bfloat16". Parameters, object
+    # masks, logits and losses are float32.
+    config.compute_dtype = "float32"
     config.checkpoint_every_epochs = 10
     return config

@@ -23,7 +23,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import Checkpoints, restore_model
+from fgvpl_jax.training import Checkpoints, restore_model, to_host
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
@@ -133,9 +133,9 @@ def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
     """The features of a visual cache without padding; none of a method without one."""
     if cache is None:
         return {}
-    real = np.asarray(cache.valid)
-    columns = {"image": cache.image, "object": cache.object}
-    return {name: np.asarray(x)[real] for name, x in columns.items() if x is not None}
+    image, object_, _, valid = to_host(tuple(cache))
+    columns = {"image": image, "object": object_}
+    return {name: np.asarray(x)[valid] for name, x in columns.items() if x is not None}
 
 
 def select(

@@ -19,7 +19,6 @@ from fgvpl_jax.data import (
     ImageCache,
     Split,
     benchmark_named,
-    check_readable,
     default_cache_folder,
     draw_few_shot,
     few_shot_record,
@@ -29,6 +28,7 @@ from fgvpl_jax.data import (
     load_shapes,
     load_tfds,
     read_few_shot,
+    unreadable_images,
 )
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
@@ -43,13 +43,16 @@ from fgvpl_jax.training import (
     Provenance,
     batch_size_for,
     data_mesh,
+    gather_texts,
     kept_text_features,
+    process_share,
     replicate,
     split_model,
     train,
 )
 
 CACHE_REFRESH = ("epoch", "once")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 MOST_SEEDS = 2**63
 AMOUNTS = (
     "text_residual_ratio",
@@ -89,7 +92,7 @@ class Run:
         """What the method reads of the images."""
         if method_named(self.config.method).reads_features:
             return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
-        return PixelInputs(self.clip, self.config.seed, self.image_cache)
+        return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
 
     def new_model(self, support: Split) -> Method:
         """The model as it is before training on these images, by the seed alone."""
@@ -117,9 +120,13 @@ class Run:
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
         cache = None
         if model.uses_cache:
-            size = batch_size_for(self.mesh, self.config.batch_size, len(support))
+            size = self.config.microbatch or self.config.batch_size
             cache = CacheBuilder(
-                graphdef, support, inputs=self.inputs, batch_size=size, mesh=self.mesh
+                graphdef,
+                support,
+                inputs=self.inputs,
+                batch_size=batch_size_for(self.mesh, size, len(support)),
+                mesh=self.mesh,
             )(trainable, frozen)
         evaluator = Evaluator(
             graphdef,
@@ -160,7 +167,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             "that one with --config.clip, fetch it again if its files changed, or choose another "
             "--workdir"
         )
-    check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
+    check_readable(few_shot.support, clip, image_cache)
     text_features = kept_text_features(
         clip, dataset.class_names, config.data.templates, image_cache
     )
@@ -202,6 +209,12 @@ def check_config(config: ConfigDict) -> None:
     for name, value in amounts:
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise UserError(f"{name} is {value!r}: give a number, 0 or more")
+    if config.compute_dtype not in COMPUTE_DTYPES:
+        raise UserError(
+            f"compute_dtype is {config.compute_dtype!r}: choose one of {COMPUTE_DTYPES}"
+        )
+    if config.microbatch < 0:
+        raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
     if config.data.image_cache_gb < 0:
@@ -211,6 +224,24 @@ def check_config(config: ConfigDict) -> None:
     for name in (*POSITIVE, *(["epochs"] if trains else [])):
         if config[name] is not None and config[name] < 1:
             raise UserError(f"{name} is {config[name]}: give 1 or more")
+
+
+def check_readable(support: Split, clip: CLIP, image_cache: ImageCache | None) -> None:
+    """Reads every image once; of several processes each reads its share.
+
+    Raises:
+        UserError: If any cannot be; names them and says how many.
+    """
+    problems = gather_texts(
+        unreadable_images(
+            support, transform=clip.resize_and_crop, cache=image_cache, share=process_share()
+        )
+    )
+    if problems:
+        raise UserError(
+            f"{len(problems)} of the {len(support)} few-shot images cannot be read: "
+            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove them"
+        )
 
 
 def open_image_cache(config: ConfigDict) -> ImageCache | None:

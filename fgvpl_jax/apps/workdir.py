@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import is_writer
 
 # Where things lie may change between two commands on one run; what they are may not: the backbone
 # is compared by its hash, the drawn images by their names.
@@ -26,6 +27,8 @@ LOCATIONS = (
     "data.image_cache_dir",
     "data.image_cache_gb",
 )
+# How much memory a step takes may change too, up to rounding it computes the same.
+RESOURCES = ("microbatch", "rematerialise")
 
 LOCK = ".lock"
 
@@ -99,7 +102,7 @@ class Workdir:
         differing = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
             for name in sorted(ours.keys() | theirs.keys())
-            if name not in LOCATIONS and ours.get(name) != theirs.get(name)
+            if name not in LOCATIONS + RESOURCES and ours.get(name) != theirs.get(name)
         ]
         if differing:
             raise UserError(
@@ -121,7 +124,9 @@ class Workdir:
         self.write(self.config_file, {"config": content, "backbone": backbone})
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
-        """Writes one JSON file whole or not at all."""
+        """Writes one JSON file whole or not at all; of several processes the first does."""
+        if not is_writer():
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         try:
@@ -139,11 +144,15 @@ class Workdir:
     def locked(self) -> Iterator[None]:
         """Keeps other commands from writing here; the system ends the lock with the process.
 
-        A folder made for it is removed again if nothing was written.
+        A folder made for it is removed again if nothing was written. Of several processes of a job
+        the first holds the lock.
 
         Raises:
             UserError: If another command is at work in the folder.
         """
+        if not is_writer():
+            yield
+            return
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / LOCK
@@ -181,7 +190,9 @@ def _lock(file: Path) -> TextIO:
 
 
 def save_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Writes an .npz whole or not at all."""
+    """Writes an .npz whole or not at all; of several processes the first does."""
+    if not is_writer():
+        return
     partial = file.with_suffix(".partial")
     try:
         with partial.open("wb") as stream:

@@ -43,11 +43,15 @@ class VisionTower(nnx.Module):
         """(gh, gw), patches per column and per row."""
         return self.config.grid
 
-    def embed(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b t d"]:
+    def embed(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b t d"]:
         """Class token and patches with positions, after CLIP's pre-LayerNorm.
 
         Args:
             pixels: Normalised images of the tower's size.
+            dtype: Of the tokens, and so of all that the layers compute from them; None for the
+                parameters'. The patches themselves are embedded in the parameters' type.
         Returns:
             t = 1 + n tokens, patches in row-major order.
         """
@@ -67,15 +71,17 @@ class VisionTower(nnx.Module):
         patches = patches.reshape(b, gh * gw, patch * patch * 3) @ kernel
         class_token = jnp.broadcast_to(self.class_embedding[...], (b, 1, patches.shape[2]))
         tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...]
-        return self.pre_norm(tokens)
+        return self.pre_norm(tokens).astype(dtype or tokens.dtype)
 
     def project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """Post-LayerNorm and projection into the shared space, raw."""
         return self.projection(self.post_norm(tokens))
 
-    def __call__(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Raw image features, as transformers returns them."""
-        tokens = self.embed(pixels)
+    def __call__(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b e"]:
+        """Raw image features, as transformers returns them; `dtype` as in `embed`."""
+        tokens = self.embed(pixels, dtype)
         for layer in self.layers:
             tokens, _ = layer(tokens)
         return self.project(tokens[:, 0])

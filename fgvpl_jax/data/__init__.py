@@ -1,6 +1,13 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
-from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.batches import (
+    ALL,
+    Batch,
+    Share,
+    eval_batches,
+    train_batches,
+    unreadable_images,
+)
 from fgvpl_jax.data.benchmarks import BENCHMARKS, Benchmark, benchmark_named
 from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
@@ -15,6 +22,7 @@ from fgvpl_jax.data.tfds_source import load_tfds
 from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
 
 __all__ = [
+    "ALL",
     "BENCHMARKS",
     "Augmentation",
     "Batch",
@@ -25,13 +33,13 @@ __all__ = [
     "FewShot",
     "ImageCache",
     "ShapesSplit",
+    "Share",
     "Split",
     "Transform",
     "UnreadableImage",
     "as_photo",
     "benchmark_named",
     "check_dataset",
-    "check_readable",
     "decode_image",
     "default_cache_folder",
     "draw_few_shot",
@@ -48,4 +56,5 @@ __all__ = [
     "read_few_shot",
     "read_split_file",
     "train_batches",
+    "unreadable_images",
 ]

@@ -17,7 +17,16 @@ from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import Inputs, batch_size_for, replicate, split_batch
+from fgvpl_jax.training import (
+    Inputs,
+    batch_size_for,
+    gather_texts,
+    is_writer,
+    process_share,
+    replicate,
+    split_batch,
+    to_host,
+)
 
 
 @dataclass(frozen=True)
@@ -155,16 +164,13 @@ class Evaluator:
         unreadable: list[str] = []
         for batch in self._batches(split, name):
             unreadable += batch.unreadable
-            inputs = split_batch(self._mesh, batch.inputs)
-            outputs = jax.device_get(
-                self._programs.outputs(self._state, self._cache, values, inputs)
+            inputs, weights, labels, indices = split_batch(
+                self._mesh, (batch.inputs, batch.weights, batch.labels, batch.indices)
             )
-            real = batch.weights > 0
-            rows = (*outputs, batch.labels, batch.indices)  # masks may be None
-            columns.append(jax.tree.map(lambda x, real=real: x[real], rows))
-        logits, zero_shot, masks, labels, indices = jax.tree.map(
-            lambda *parts: np.concatenate(parts), *columns
-        )
+            outputs = self._programs.outputs(self._state, self._cache, values, inputs)
+            columns.append(readable_rows(weights, (*outputs, labels, indices)))
+        logits, zero_shot, masks, labels, indices = in_order_of_last(columns)
+        unreadable = gather_texts(unreadable)
         if not len(labels):
             raise UserError(f"none of the {len(split)} {name} images can be read: {unreadable[0]}")
         return Predictions(logits, zero_shot, labels, masks, indices, tuple(unreadable))
@@ -178,40 +184,43 @@ class Evaluator:
             split: Never the test split.
             candidates: At least one; of equally good ones the first wins.
         """
-        columns = {name: [c[name] for c in candidates] for name in candidates[0]}
-        grid = self._on_devices(columns)
+        grid = self._on_devices({name: [c[name] for c in candidates] for name in candidates[0]})
         hits = np.zeros(len(candidates))
-        encoded: list = []
-        labels: list[np.ndarray] = []
+        encoded: list[tuple] = []
         unreadable: list[str] = []
         for batch in self._batches(split, "validation"):
             unreadable += batch.unreadable
-            features = self._programs.features(self._state, split_batch(self._mesh, batch.inputs))
-            real = batch.weights > 0
-            labels.append(batch.labels[real])
-            encoded.append((features, real))
+            inputs, *answers = split_batch(
+                self._mesh, (batch.inputs, batch.labels, batch.weights, batch.indices)
+            )
+            features = self._programs.features(self._state, inputs)
+            encoded.append((features, *answers))
             if len(candidates) > 1:
-                answers = split_batch(self._mesh, (batch.labels, batch.weights))
-                hits += jax.device_get(
-                    self._programs.hits(self._state, self._cache, grid, features, *answers)
+                hits += to_host(
+                    self._programs.hits(self._state, self._cache, grid, features, *answers[:2])
                 )
         best = int(hits.argmax())
         chosen = self._on_devices(candidates[best])
-        logits = np.concatenate(
-            [
-                np.asarray(self._programs.logits_of(self._state, self._cache, chosen, f))[real]
-                for f, real in encoded
-            ]
-        )
-        truth = np.concatenate(labels)
+        columns = []
+        for features, labels, weights, indices in encoded:
+            logits = self._programs.logits_of(self._state, self._cache, chosen, features)
+            columns.append(readable_rows(weights, (logits, labels, indices)))
+        logits, truth, _ = in_order_of_last(columns)
         if len(candidates) == 1:
             hits[0] = (logits.argmax(axis=1) == truth).sum()
         accuracies = hits / len(truth) if len(truth) else np.empty(0)
-        return Selection(accuracies, best, logits, truth, tuple(unreadable))
+        return Selection(accuracies, best, logits, truth, tuple(gather_texts(unreadable)))
 
     def _batches(self, split: Split, name: str):
         size = batch_size_for(self._mesh, self._batch_size, len(split))
-        with tqdm(total=len(split), desc=name, unit="image", mininterval=1.0) as progress:
+        share = process_share()
+        with tqdm(
+            total=len(range(len(split))[share.of(len(split))]),
+            desc=name,
+            unit="image",
+            mininterval=1.0,
+            disable=not is_writer(),
+        ) as progress:
             for batch in self._inputs.evaluation(split, size):
                 yield batch
                 progress.update(int((batch.indices >= 0).sum()))
@@ -219,3 +228,16 @@ class Evaluator:
     def _on_devices(self, choices: Any) -> dict[str, jax.Array]:
         arrays = {name: jnp.asarray(value, jnp.float32) for name, value in choices.items()}
         return replicate(self._mesh, arrays)
+
+
+def readable_rows(weights: jax.Array, columns: tuple) -> tuple:
+    """The rows of weight above 0, of all processes, on the host; a column may be None."""
+    readable, rows = to_host((weights > 0, columns))
+    return jax.tree.map(lambda column: column[readable], rows)
+
+
+def in_order_of_last(batches: list[tuple]) -> tuple:
+    """The columns of all batches, sorted by the last: processes read different parts of a split."""
+    columns = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+    order = np.argsort(columns[-1])
+    return jax.tree.map(lambda column: column[order], columns)

@@ -48,11 +48,18 @@ class FGVPL(PixelMethod):
         object_logit_weight: float = 0.5,
         object_query: str = "class_token",
         leave_one_out: bool = False,
+        compute_dtype: str | None = None,
+        rematerialise: bool = False,
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision, num_prompts, connectivity=connectivity, rngs=rngs
+            clip.vision,
+            num_prompts,
+            connectivity=connectivity,
+            compute_dtype=compute_dtype,
+            rematerialise=rematerialise,
+            rngs=rngs,
         )
         self.head = TwoPathwayHead(
             text_features.shape[1],
@@ -74,6 +81,8 @@ class FGVPL(PixelMethod):
             text_residual_ratio=config.text_residual_ratio,
             object_logit_weight=config.object_logit_weight,
             object_query=config.object_query,
+            compute_dtype=config.compute_dtype,
+            rematerialise=config.rematerialise,
             leave_one_out=config.cache_leave_one_out,
             rngs=rngs,
         )

@@ -32,11 +32,18 @@ class FVP(PixelMethod):
         num_prompts: int = 1,
         connectivity: int = 2,
         object_logit_weight: float = 0.5,
+        compute_dtype: str | None = None,
+        rematerialise: bool = False,
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision, num_prompts, connectivity=connectivity, rngs=rngs
+            clip.vision,
+            num_prompts,
+            connectivity=connectivity,
+            compute_dtype=compute_dtype,
+            rematerialise=rematerialise,
+            rngs=rngs,
         )
         self.object_logit_weight = Frozen(jnp.asarray(object_logit_weight, jnp.float32))
 
@@ -49,6 +56,8 @@ class FVP(PixelMethod):
             num_prompts=config.num_prompts,
             connectivity=config.connectivity,
             object_logit_weight=config.object_logit_weight,
+            compute_dtype=config.compute_dtype,
+            rematerialise=config.rematerialise,
             rngs=rngs,
         )
 

@@ -1,17 +1,21 @@
 """Builds the visual cache from the support images under the current parameters."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from fgvpl_jax.data import Split
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training.inputs import InputBatch, Inputs
-from fgvpl_jax.training.mesh import replicate, split_batch
+from fgvpl_jax.training.inputs import Inputs
+from fgvpl_jax.training.mesh import split_batch, split_rows, to_host
+from fgvpl_jax.training.processes import process_share
 
 
 @cache
@@ -25,10 +29,18 @@ def compile_support_features(graphdef: nnx.GraphDef) -> Callable:
     return support_features
 
 
+@partial(jax.jit, static_argnums=0)
+def reorder(mesh: Mesh, order: Array, parts: list[Any]) -> Any:
+    """The rows of all parts at the places `order`, split over the devices."""
+    rows = jax.tree.map(lambda *columns: jnp.concatenate(columns)[order], *parts)
+    return jax.lax.with_sharding_constraint(rows, split_rows(mesh))
+
+
 class CacheBuilder:
     """Support images decoded once under the evaluation transform, encoded at every call.
 
-    The images stay on the host as uint8: 150 KB each at 224 px.
+    The images stay on the host as uint8: 150 KB each at 224 px; of several processes each keeps its
+    share.
     """
 
     def __init__(
@@ -41,22 +53,24 @@ class CacheBuilder:
         mesh: Mesh,
     ):
         self.mesh = mesh
-        self.batches: Sequence[InputBatch] = list(
-            inputs.evaluation(support, batch_size, strict=True)
-        )
+        batches = list(inputs.evaluation(support, batch_size, strict=True))
+        self._inputs = [batch.inputs for batch in batches]
+        places = np.concatenate([to_host(split_batch(mesh, batch.indices)) for batch in batches])
+        self._order = np.argsort(np.where(places < 0, len(places), places), kind="stable")
+        labels = np.pad(support.labels, (0, len(places) - len(support)))
+        valid = np.arange(len(places)) < len(support)
+        ours = process_share().of(len(places))
+        self._labels, self._valid = split_batch(mesh, (labels[ours], valid[ours]))
         self._support_features = compile_support_features(graphdef)
 
     def __call__(self, trainable: nnx.State, frozen: nnx.State) -> VisualCache:
-        """Features of every support image, without gradient, padded to whole batches."""
+        """Features of every support image, without gradient, padded to whole batches.
+
+        Rows are in the order of the support set and split over the devices.
+        """
         features = [
-            self._support_features(trainable, frozen, split_batch(self.mesh, batch.inputs))
-            for batch in self.batches
+            self._support_features(trainable, frozen, split_batch(self.mesh, inputs))
+            for inputs in self._inputs
         ]
-        image, object_ = jax.tree.map(lambda *parts: jnp.concatenate(parts), *features)
-        support = VisualCache(
-            image,
-            object_,
-            labels=jnp.concatenate([jax.device_put(b.labels) for b in self.batches]),
-            valid=jnp.concatenate([jax.device_put(b.weights > 0) for b in self.batches]),
-        )
-        return replicate(self.mesh, support)
+        image, object_ = reorder(self.mesh, self._order, features)
+        return VisualCache(image, object_, self._labels, self._valid)

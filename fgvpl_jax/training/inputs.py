@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import (
+    ALL,
     CacheEntry,
     ImageCache,
+    Share,
     Split,
     Transform,
     eval_batches,
@@ -57,9 +59,15 @@ class Inputs(Protocol):
     """Where the batches of a run come from."""
 
     def epoch(
-        self, split: Split, batch_size: int, epoch: int, *, first_batch: int = 0
+        self,
+        split: Split,
+        batch_size: int,
+        epoch: int,
+        *,
+        first_batch: int = 0,
+        num_rows: int | None = None,
     ) -> Iterator[InputBatch]:
-        """One augmented epoch, from 0, as `train_batches` orders, draws and begins it."""
+        """One augmented epoch, from 0, as `train_batches` orders, draws, begins and pads it."""
 
     def evaluation(
         self, split: Split, batch_size: int, *, strict: bool = False
@@ -74,16 +82,24 @@ class PixelInputs:
         clip: Whose size and transform the images get.
         seed: The run's.
         image_cache: Where images under the evaluation transform are kept.
+        share: What this process reads.
     """
 
-    def __init__(self, clip: CLIP, seed: int, image_cache: ImageCache | None):
+    def __init__(self, clip: CLIP, seed: int, image_cache: ImageCache | None, share: Share = ALL):
         self.transform: Transform = clip.resize_and_crop
         self.augment = random_crop_and_flip(clip.image_size)
         self.seed = seed
         self.image_cache = image_cache
+        self.share = share
 
     def epoch(
-        self, split: Split, batch_size: int, epoch: int, *, first_batch: int = 0
+        self,
+        split: Split,
+        batch_size: int,
+        epoch: int,
+        *,
+        first_batch: int = 0,
+        num_rows: int | None = None,
     ) -> Iterator[InputBatch]:
         """See `Inputs`."""
         for batch in train_batches(
@@ -93,6 +109,8 @@ class PixelInputs:
             seed=self.seed,
             epoch=epoch,
             first_batch=first_batch,
+            num_rows=num_rows,
+            share=self.share,
         ):
             yield InputBatch(*batch)
 
@@ -101,7 +119,12 @@ class PixelInputs:
     ) -> Iterator[InputBatch]:
         """See `Inputs`."""
         for batch in eval_batches(
-            split, batch_size, transform=self.transform, strict=strict, cache=self.image_cache
+            split,
+            batch_size,
+            transform=self.transform,
+            strict=strict,
+            cache=self.image_cache,
+            share=self.share,
         ):
             yield InputBatch(*batch)
 
@@ -114,7 +137,7 @@ def _encode(
 
 
 class FeatureInputs:
-    """CLIP's frozen image features, raw.
+    """CLIP's frozen image features, raw; for a job of one process.
 
     Args:
         clip: The backbone.
@@ -141,14 +164,20 @@ class FeatureInputs:
         ]
 
     def epoch(
-        self, split: Split, batch_size: int, epoch: int, *, first_batch: int = 0
+        self,
+        split: Split,
+        batch_size: int,
+        epoch: int,
+        *,
+        first_batch: int = 0,
+        num_rows: int | None = None,
     ) -> Iterator[InputBatch]:
         """See `Inputs`."""
         features = self._augmented(split, epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(split))
         for start in range(first_batch * batch_size, len(order), batch_size):
             places = order[start : start + batch_size]
-            yield _padded(features[places], split.labels[places], places, batch_size)
+            yield _padded(features[places], split.labels[places], places, num_rows or batch_size)
 
     def evaluation(
         self, split: Split, batch_size: int, *, strict: bool = False

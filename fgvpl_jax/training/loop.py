@@ -22,7 +22,8 @@ from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Position
 from fgvpl_jax.training.inputs import FewShotInputs, Inputs
-from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate, split_batch
+from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
 from fgvpl_jax.training.step import (
     StepBatch,
     StepMetrics,
@@ -58,33 +59,36 @@ def train(
         UserError: If a loss or a parameter is not finite; the last checkpoint is.
         Interrupted: If a signal asked for the end; the step that it came upon is done and saved.
     """
-    batch_size = batch_size_for(mesh, config.batch_size, len(support))
+    batch_size = min(config.batch_size, len(support))
+    layout = batch_layout(mesh, batch_size, config.microbatch)
     steps_per_epoch = -(-len(support) // batch_size)
     if checkpoints.latest_step is None:
         model.initialise(FewShotInputs(inputs, support, validation, batch_size))
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))
     if not config.epochs:
-        keep_first_lines(metrics_file, 0)
+        if is_writer():
+            keep_first_lines(metrics_file, 0)
         checkpoints.save(0, TrainState(trainable, None), Position())
         return
     schedule = model.schedule(config.learning_rate, config.epochs, steps_per_epoch)
     optimizer = model.optimizer(schedule, config.weight_decay)
     build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
     if model.uses_cache:
-        build_cache = CacheBuilder(
-            graphdef, support, inputs=inputs, batch_size=batch_size, mesh=mesh
-        )
+        size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
+        build_cache = CacheBuilder(graphdef, support, inputs=inputs, batch_size=size, mesh=mesh)
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
     cache = build_cache(trainable, frozen) if config.cache_refresh == "once" else None
     position, epoch_start = Position(), None
     if checkpoints.latest_step is not None:
         state, position, epoch_start = checkpoints.restore(state)
         begun = f" and {len(position.steps)} steps" if position.steps else ""
-        print(f"going on after epoch {position.epoch}{begun} of {config.epochs}")
-    keep_first_lines(metrics_file, position.epoch)
+        if is_writer():
+            print(f"going on after epoch {position.epoch}{begun} of {config.epochs}")
+    if is_writer():
+        keep_first_lines(metrics_file, position.epoch)
 
-    train_step = make_train_step(graphdef, optimizer)
+    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
     choices = replicate(
         mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
     )
@@ -95,6 +99,7 @@ def train(
         initial=position.epoch,
         total=config.epochs,
         mininterval=1.0,
+        disable=not is_writer(),
     )
 
     def keep() -> None:
@@ -123,21 +128,26 @@ def train(
                     # the epoch needs the cache that it began with.
                     epoch_start = jax.tree.map(jnp.copy, state.trainable)
                 try:
-                    with interruption.at_once():
+                    with stoppable():
                         cache = build_cache(epoch_start, frozen)
                 except interruption.Interrupted:
                     keep()
                     raise
-            assert cache is not None
             per_step = list(position.steps)
-            for batch in inputs.epoch(support, batch_size, epoch, first_batch=len(per_step)):
+            for batch in inputs.epoch(
+                support,
+                batch_size,
+                epoch,
+                first_batch=len(per_step),
+                num_rows=layout.num_rows,
+            ):
                 device_batch = split_batch(
                     mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
                 )
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, frozen, cache, choices, device_batch)
                 per_step.append(metrics)
-                if interruption.requested():
+                if agree_to_stop():
                     break
             per_step = jax.device_get(per_step)
             for number, metrics in enumerate(per_step, start=epoch * steps_per_epoch + 1):
@@ -145,7 +155,8 @@ def train(
                     raise diverged(f"the loss is {metrics.loss}", number)
             if len(per_step) == steps_per_epoch:
                 line = epoch_line(epoch, per_step, started)
-                append_line(metrics_file, line)
+                if is_writer():
+                    append_line(metrics_file, line)
                 loss, accuracy = line["loss"], line["accuracy"]
                 progress.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}")
                 position, epoch_start = Position(epoch + 1), None

@@ -11,7 +11,13 @@ from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
-from fgvpl_jax.training import TrainState, make_train_step, split_model
+from fgvpl_jax.training import (
+    TrainState,
+    data_mesh,
+    make_train_step,
+    replicate,
+    split_model,
+)
 from fgvpl_jax.training.step import StepBatch, weighted_loss
 from fgvpl_jax.variables import Frozen, Trainable
 
@@ -52,10 +58,11 @@ def copy_of(tree):
 def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(1e-3, 10), 0.01)
-    step = make_train_step(graphdef, optimizer)
+    mesh = data_mesh()
+    step = make_train_step(graphdef, optimizer, mesh)
     cache = make_cache(model, clip)
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
-    state = TrainState(copy_of(trainable), optimizer.init(trainable))
+    state = replicate(mesh, TrainState(copy_of(trainable), optimizer.init(trainable)))
     choices = {"cache_logit_weight": jnp.float32(1)}
     compiled = step._cache_size()  # perhaps not 0: equal models share the step
     for seed in range(3):
@@ -157,3 +164,59 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
             analytic = jnp.sum(gradient * direction)
             # The key bias of softmax attention has gradient 0; the absolute term is for it.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i])
+
+
+def as_float64(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+@pytest.mark.parametrize(("num_passes", "rematerialise"), [(3, False), (2, True)])
+def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, rematerialise):
+    """Plain gradient descent, so that parameters differ by no more than gradients do."""
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    # Unequal weights in the parts, and a part of padding alone.
+    batch = make_batch(clip, 6, weights=[1, 1, 1, 0, 0, 0])
+    mesh, optimizer = data_mesh(), optax.sgd(1.0)
+
+    def step(num_passes, rematerialise):
+        model = FGVPL(clip, text, rematerialise=rematerialise, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = split_model(model)
+        cache = make_cache(model, clip)
+        with jax.enable_x64(True):
+            trainable, frozen, cache, wide = as_float64((trainable, frozen, cache, batch))
+            state = TrainState(copy_of(trainable), optimizer.init(trainable))
+            run = make_train_step(graphdef, optimizer, mesh, num_passes)
+            state, metrics = run(state, frozen, cache, {"cache_logit_weight": jnp.float64(1)}, wide)
+            moved = jax.tree.map(jnp.subtract, state.trainable, trainable)
+            return jax.device_get((jax.tree.leaves(moved), metrics))
+
+    plain, plain_metrics = step(1, False)
+    ours, metrics = step(num_passes, rematerialise)
+    assert metrics.weight == 3
+    np.testing.assert_allclose(metrics, plain_metrics, rtol=1e-10)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_leaves_parameters_loss_and_gradients_in_float32(clip):
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    mesh, optimizer = data_mesh(), optax.sgd(1e-3)
+    batch = make_batch(clip, 8)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        model = FGVPL(clip, text, compute_dtype=dtype, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = split_model(model)
+        cache = make_cache(model, clip)
+        assert {cache.image.dtype, cache.object.dtype} == {jnp.dtype("float32")}
+        state = TrainState(copy_of(trainable), optimizer.init(trainable))
+        step = make_train_step(graphdef, optimizer, mesh)
+        state, metrics = step(state, frozen, cache, {"cache_logit_weight": jnp.float32(1)}, batch)
+        assert {x.dtype for x in jax.tree.leaves((state.trainable, metrics))} == {
+            jnp.dtype("float32")
+        }
+        losses[dtype] = float(metrics.loss)
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)

@@ -17,7 +17,8 @@ MODE = flags.DEFINE_enum(
     "train",
     ["train", "evaluate", "predict", "data"],
     "train: train and evaluate; evaluate: a trained run again; predict: photos named after the "
-    "flags, files or folders, by a trained run; data: check the data, train nothing.",
+    "flags, files or folders, by a trained run; data: check the data, which TFDS prepares first "
+    "where it has not, and train nothing.",
 )
 TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")

@@ -73,7 +73,8 @@ def prepare_tfds(name: str, data_dir: str) -> Path:
     except Exception as error:  # TFDS, the network and the disk have a hundred kinds
         raise UserError(
             f"TFDS could not prepare {name} in {place} ({type(error).__name__}: {error}): mend "
-            "this and run it again; what is downloaded is kept"
+            "this and run it again; what is downloaded is kept, and an archive from elsewhere is "
+            f"taken from {downloads / 'manual'}"
         ) from error
     return prepared_folder(place, name, examples.name)
 

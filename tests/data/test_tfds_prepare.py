@@ -56,6 +56,19 @@ def test_aircraft_is_downloaded_without_tensorflow(tmp_path, monkeypatch):
     assert len(load_tfds(str(tmp_path / "data"), "", AIRCRAFT).test) == 100
 
 
+def test_an_archive_that_its_site_no_longer_has_may_come_from_elsewhere(tmp_path, monkeypatch):
+    from fgvpl_jax.data import fgvc_aircraft
+
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/fgvc-aircraft-2013b.tar.gz"
+        monkeypatch.setattr(fgvc_aircraft, "ARCHIVE", url)
+        with pytest.raises(UserError, match=r"404.*elsewhere is taken from .*/downloads/manual$"):
+            prepare_tfds("fgvc_aircraft", str(tmp_path / "data"))
+        server.shutdown()
+
+
 def test_a_prepared_benchmark_is_left_alone(archive):
     _, _, data = archive
     place = prepare_tfds("fgvc_aircraft", str(data))

@@ -21,7 +21,7 @@ from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
+from fgvpl_jax.evaluation import Evaluator, Predictions, answers_of, mask_iou, score
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.training import Checkpoints, restore_model
 
@@ -67,7 +67,8 @@ def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, An
 def measure(run: Run, started: float) -> dict[str, Any]:
     """Restores the final checkpoint, selects on validation, then reads the test split once.
 
-    Nothing is written before all is measured.
+    Nothing is written before the test split is read; `results.json`, by which a run is known to be
+    complete, comes last.
 
     Args:
         run: A run whose training is complete.
@@ -144,6 +145,15 @@ def test_scores(evaluator: Evaluator, run: Run, selection: dict[str, Any]) -> di
     assert test is not None
     predictions = evaluator.predict(test, selection["cache_logit_weight"], name="test")
     tempered = score(predictions.logits / selection["temperature"], predictions.labels)
+    answers = answers_of(
+        predictions.logits,
+        predictions.zero_shot_logits,
+        predictions.labels,
+        predictions.indices,
+        temperature=selection["temperature"],
+        class_names=run.dataset.class_names,
+    )
+    save_arrays(run.workdir.predictions_file, **answers._asdict())
     return {
         **scores_of(predictions, "test"),
         "test_nll_tempered": tempered.nll,

@@ -1,8 +1,11 @@
 """The folder of one run: whose it is, and the readable files in it."""
 
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,10 @@ LOCATIONS = (
 )
 
 
+class WorkdirInUse(UserError):
+    """Another process works in the folder."""
+
+
 class Workdir:
     """Paths of a run's files, and the rule that one folder holds one run.
 
@@ -38,9 +45,25 @@ class Workdir:
         self.few_shot_file = self.path / "few_shot.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.results_file = self.path / "results.json"
+        self.predictions_file = self.path / "predictions.npz"
         self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
         self.folds = self.path / "cv"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            WorkdirInUse: If another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise WorkdirInUse(f"another process works in {self.path}") from error
+            yield
 
     def stored_config(self) -> ConfigDict:
         """The resolved config of the run in this folder.

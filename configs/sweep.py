@@ -4,8 +4,8 @@
       --config.benchmarks="('eurosat','dtd')" --config.run.data.root=DATA
     python run.py --mode=report --workdir=runs/sweep
 
-Zero-shot CLIP is measured within every run, so that it needs none of its own. Two backbones, as
-Table 3 has them: --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')"
+Zero-shot CLIP is measured within every run, so that it needs none of its own. Table 3's
+backbones: --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
 """
 
 from fgvpl_jax.apps.sweep_cells import sweep_config

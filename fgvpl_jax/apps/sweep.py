@@ -26,7 +26,9 @@ CELLS, ERRORS = "cells", "errors"
 POLL_SECONDS = 5.0  # between two looks at cells that others hold
 
 
-def run_sweep(config: ConfigDict, place: str | Path, config_named: ConfigNamed) -> list[CellProgress]:
+def run_sweep(
+    config: ConfigDict, place: str | Path, config_named: ConfigNamed
+) -> list[CellProgress]:
     """Does what is left of a sweep, and returns when every cell is finished or has failed.
 
     A cell that fails is told of, recorded in `errors/`, and tried again by the next command.

@@ -57,6 +57,7 @@ def read_runs(
             benchmark_order(r.benchmark),
             r.backbone,
             method_order(r.method),
+            len(r.variant),  # the default first
             str(r.variant),
             shots_order(r.shots),
             r.seed,

@@ -66,7 +66,8 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     report = Report(out, panels)
     sections = report.sections(left_out)
-    title = f"{len(records)} runs on {', '.join(dict.fromkeys(p.title for p in panels))}"
+    benchmarks = dict.fromkeys(benchmark_label(panel.benchmark) for panel in panels)
+    title = f"{len(records)} runs on {', '.join(benchmarks)}"
     write_markdown(title, sections, out / "report.md")
     write_html(title, sections, out, "report.html")
     csv_files.write_runs(records, out / "runs.csv")
@@ -169,7 +170,7 @@ class Report:
                     "predictions.npz, at the same shots and seeds."
                 )
                 continue
-            columns = ["shots", "method", "best rival", "difference", "95% interval"]
+            columns = ["trained on", "method", "best rival", "difference", "95% interval"]
             rows = [
                 [
                     *(shots_label(v.shots), v.row, v.rival, f"{v.comparison.difference:+.2f}"),
@@ -207,7 +208,7 @@ class Report:
         csv_files.write_csv(self._out / f"{stem}.csv", columns, rows)
         section.tables.append(
             Table(
-                f"Accuracy by class in %, {shots_label(shots)} shots, mean over seeds",
+                f"Accuracy by class in %, {shots_label(shots)}, mean over seeds",
                 columns,
                 rows[:MOST_CLASSES_LISTED],
                 [f"The {MOST_CLASSES_LISTED} lowest of {len(rows)}; all are in {stem}.csv."]
@@ -216,7 +217,7 @@ class Report:
         )
         section.tables.append(
             Table(
-                f"What {label} takes for what, {shots_label(shots)} shots, all seeds",
+                f"What {label} takes for what, {shots_label(shots)}, all seeds",
                 ["true class", "taken for", "images", "% of the class"],
                 [
                     [names[true], names[said], str(count), f"{100 * share:.1f}"]
@@ -227,7 +228,7 @@ class Report:
             )
         )
         if len(names) <= MOST_CLASSES_DRAWN:
-            title = f"{label}, {shots_label(shots)} shots"
+            title = f"{label}, {shots_label(shots)}"
             section.pictures.append(
                 self._figure(
                     plots.confusion_figure(confusions[key], names, title),
@@ -250,7 +251,7 @@ class Report:
                 rows.append([row.label, *(f"{mean:.3f}" for mean in means)])
         section.tables.append(
             Table(
-                f"Calibration at {shots_label(shots)} shots, mean over seeds",
+                f"Calibration at {shots_label(shots)}, mean over seeds",
                 ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"],
                 rows,
                 ["ECE: expected calibration error, 15 bins. Tempered: by validation images."],
@@ -267,7 +268,9 @@ class Report:
                 )
             )
             label = ResultRow(*key).label
-            columns = [np.concatenate(column) for column in zip(*(a[3:5] for a in answers), strict=True)]
+            columns = [
+                np.concatenate(column) for column in zip(*(a[3:5] for a in answers), strict=True)
+            ]
             zero_shot = np.concatenate([a.zero_shot_confidence for a in answers])
             curves = {
                 "Zero-shot CLIP": reliability(zero_shot, zero_shot_right),
@@ -278,7 +281,7 @@ class Report:
                 self._figure(
                     plots.reliability_figure(curves),
                     file_stem("reliability", panel),
-                    f"Reliability at {shots_label(shots)} shots, all seeds; on the dashed line "
+                    f"Reliability at {shots_label(shots)}, all seeds; on the dashed line "
                     "confidence is accuracy.",
                 )
             )

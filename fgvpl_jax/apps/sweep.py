@@ -6,8 +6,8 @@ finished nor held by another, until none is left. Whoever is killed loses the ce
 goes on from its last checkpoint.
 """
 
-import io
 import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -73,43 +73,43 @@ class Worker:
         Raises:
             KeyboardInterrupt: As it comes.
         """
-        output = io.StringIO()
         error_file = self._error_file(cell)
-        try:
-            workdir = Workdir(self._folder(cell))
-            if _age(error_file) != self._errors_before[cell.name]:
-                progress.problem = read_json(error_file)["problem"]
-                progress.status = Status.FAILED
-                return
-            with workdir.lock():
-                if not workdir.results_file.exists():
-                    progress.status = Status.RUNNING
-                    with redirect_stdout(output), redirect_stderr(output):
-                        train_and_evaluate(cell.config, workdir)
-                workdir.check_is_free_for(cell.config)
-                results = read_json(workdir.results_file)
-                if not cell.keeps_model:
-                    shutil.rmtree(workdir.checkpoints, ignore_errors=True)
-                    workdir.support_file.unlink(missing_ok=True)
-        except WorkdirInUse:
-            progress.status = Status.ELSEWHERE
-        except Exception as error:  # one cell's, whatever it is; the others may be sound
+        if _age(error_file) != self._errors_before[cell.name]:
+            progress.problem = read_json(error_file)["problem"]
             progress.status = Status.FAILED
-            progress.problem = problem_of(error)
-            error_file.parent.mkdir(parents=True, exist_ok=True)
-            Workdir(self._place).write(
-                error_file,
-                {
+            return
+        # A file, as a handler of signals may write to where the standard error goes.
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as output:
+            try:
+                workdir = Workdir(self._folder(cell))
+                with workdir.locked():
+                    if not workdir.results_file.exists():
+                        progress.status = Status.RUNNING
+                        with redirect_stdout(output), redirect_stderr(output):
+                            train_and_evaluate(cell.config, workdir)
+                    workdir.check_is_free_for(cell.config)
+                    results = read_json(workdir.results_file)
+                    if not cell.keeps_model:
+                        shutil.rmtree(workdir.checkpoints, ignore_errors=True)
+                        workdir.support_file.unlink(missing_ok=True)
+            except WorkdirInUse:
+                progress.status = Status.ELSEWHERE
+            except Exception as error:  # one cell's, whatever it is; the others may be sound
+                progress.status = Status.FAILED
+                progress.problem = problem_of(error)
+                output.seek(0)
+                record = {
                     "problem": progress.problem,
                     "traceback": traceback.format_exc().splitlines(),
-                    "output": output.getvalue().splitlines(),
-                },
-            )
-        else:
-            progress.status = Status.DONE
-            progress.accuracy = results["test_accuracy"]
-            progress.seconds = results["wall_seconds"]
-            error_file.unlink(missing_ok=True)
+                    "output": output.read().splitlines(),
+                }
+                error_file.parent.mkdir(parents=True, exist_ok=True)
+                Workdir(self._place).write(error_file, record)
+            else:
+                progress.status = Status.DONE
+                progress.accuracy = results["test_accuracy"]
+                progress.seconds = results["wall_seconds"]
+                error_file.unlink(missing_ok=True)
 
     def _folder(self, cell: Cell) -> Path:
         return self._place / CELLS / cell.name

@@ -51,7 +51,7 @@ class Workdir:
         self.folds = self.path / "cv"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Holds the folder; the system lets go of it when the process ends, however it ends.
 
         Raises:

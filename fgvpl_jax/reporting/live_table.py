@@ -37,7 +37,7 @@ class CellProgress:
         name: Its path below the sweep's `cells`.
         row: Benchmark, backbone, method and settings of its own.
         shots: Training images per class; None for all.
-        epochs: How many there will be.
+        epochs: How many there will be; None where that is up to the method.
         metrics_file: Has a line for every epoch that is done.
         status: Where it stands.
         accuracy: On the test split, when it is done; None where there is no such split.
@@ -48,7 +48,7 @@ class CellProgress:
     name: str
     row: tuple[str, str, str, str]
     shots: int | None
-    epochs: int
+    epochs: int | None
     metrics_file: Path
     status: Status = Status.OPEN
     accuracy: float | None = None
@@ -157,7 +157,8 @@ def running_lines(cells: Sequence[CellProgress]) -> list[str]:
                 done = cell.metrics_file.read_bytes().count(b"\n")
             except OSError:  # no epoch is done yet
                 done = 0
-            lines.append(f"{cell.status.value}: {cell.name} (epoch {done} of {cell.epochs})")
+            of_all = "" if cell.epochs is None else f" of {cell.epochs}"
+            lines.append(f"{cell.status.value}: {cell.name} ({done}{of_all} epochs done)")
     return lines
 
 

@@ -105,6 +105,12 @@ def rows_of(panels: Sequence[Panel]) -> list[Row]:
     return list(dict.fromkeys(row.key for panel in panels for row in panel.rows))
 
 
+def drawn_rows(panels: Sequence[Panel]) -> list[Row]:
+    """Of each method the row at its defaults; only where there is none, those of its settings."""
+    keys = rows_of(panels)
+    return [key for key in keys if not key[1] or (key[0], ()) not in keys]
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Mean and deviation of at least one value."""
     deviation = statistics.stdev(values) if len(values) > 1 else None

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fgvpl_jax.reporting.names import FG_VPL, METHODS, ZERO_SHOT, benchmark_label, method_label
-from fgvpl_jax.reporting.panels import Panel, ResultRow, Row, rows_of
+from fgvpl_jax.reporting.panels import Panel, ResultRow, Row, drawn_rows
 from fgvpl_jax.reporting.per_class import Reliability
 from fgvpl_jax.reporting.records import shots_label
 
@@ -28,7 +29,7 @@ COLOURS = {
     "tip_adapter_f": "#0072B2",
     "clip_lora": "#8C564B",
     "fvp": "#CC79A7",
-    "tar": "#000000",
+    "tar": "#882255",
     "fg_vpl": "#D55E00",
 }
 MARKERS = dict(zip(METHODS, "*sv^DPXho8", strict=False)) | {FG_VPL: "o"}
@@ -56,7 +57,9 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei")
 
 def save_figure(figure: Figure, stem: Path) -> None:
     """Writes `<stem>.png` and `<stem>.svg`."""
-    with matplotlib.rc_context(rc=_style()):
+    with matplotlib.rc_context(rc=_style()), warnings.catch_warnings():
+        # Where no font has a class's letters, the tables still do.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(stem.with_suffix(".png"), dpi=150)
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
@@ -67,7 +70,7 @@ def accuracy_figure(panels: Sequence[Panel]) -> Figure:
     Args:
         panels: Of one backbone; averages among them.
     """
-    keys = rows_of(panels)
+    keys = drawn_rows(panels)
     figure, axes = _grid_of(len(panels), height=2.9)
     with matplotlib.rc_context(rc=_style()):
         for ax, panel in zip(axes, panels, strict=True):
@@ -85,7 +88,9 @@ def accuracy_figure(panels: Sequence[Panel]) -> Figure:
                         **_line_style(key, keys),
                     )
             ax.set_title(benchmark_label(panel.benchmark))
-            ax.set_xticks(range(len(panel.shots)), [shots_label(n) for n in panel.shots])
+            ax.set_xticks(
+                range(len(panel.shots)), ["all" if n is None else str(n) for n in panel.shots]
+            )
             ax.set_xlim(-0.3, len(panel.shots) - 0.7)
             ax.set_xlabel("training images per class")
             ax.set_ylabel("test accuracy (%)")
@@ -95,7 +100,7 @@ def accuracy_figure(panels: Sequence[Panel]) -> Figure:
 
 def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
     """Points above zero-shot CLIP at the most shots: a small plot for each benchmark."""
-    keys = rows_of(panels)
+    keys = drawn_rows(panels)
     figure, axes = _grid_of(len(panels), height=0.9 + 0.27 * len(keys))
     with matplotlib.rc_context(rc=_style()):
         for ax, panel in zip(axes, panels, strict=True):
@@ -108,9 +113,7 @@ def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
                     bars.append((ResultRow(*key).label, gain, found.deviation, _colour(key)))
             bars.sort(key=lambda bar: bar[1])
             _bars(ax, bars)
-            ax.set_title(
-                f"{benchmark_label(panel.benchmark)}, {shots_label(panel.most_shots)} shots"
-            )
+            ax.set_title(f"{benchmark_label(panel.benchmark)}, {shots_label(panel.most_shots)}")
     return figure
 
 
@@ -121,7 +124,7 @@ def gains_by_benchmark_figure(panels: Sequence[Panel]) -> Figure | None:
         row = panel.row((FG_VPL, ()))
         found = None if row is None else row.spread(panel.most_shots)
         if found is not None:
-            label = f"{benchmark_label(panel.benchmark)} ({shots_label(panel.most_shots)} shots)"
+            label = f"{benchmark_label(panel.benchmark)} ({shots_label(panel.most_shots)})"
             bars.append((label, found.mean - panel.zero_shot, found.deviation, COLOURS[FG_VPL]))
     if len(bars) < 2:
         return None
@@ -175,7 +178,7 @@ def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
             below.bar(middles, 100 * curve.share, 0.9 / bins, color="#56B4E9")
             below.set_xlabel("confidence")
             ax.set_xlim(0, 1)
-            ax.set_ylim(0, 1)
+            ax.set_ylim(-0.02, 1.02)
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("% of images")
     return figure
@@ -252,9 +255,9 @@ def _bars(ax: Axes, bars: Sequence[tuple[str, float, float | None, str]]) -> Non
     ax.margins(x=0.25)  # of which the numbers take a part
     gap = 0.015 * np.ptp(ax.get_xlim())
     for y, (_, length, deviation, _) in zip(places, bars, strict=True):
-        end = length + math.copysign((deviation or 0.0) + gap, length)
-        side = "left" if length >= 0 else "right"
-        ax.text(end, y, f"{length:+.1f}", va="center", ha=side, size=8.5)
+        # To the right in any case: on the left are the names.
+        end = max(0.0, length + (deviation or 0.0)) + gap
+        ax.text(end, y, f"{length:+.1f}", va="center", size=8.5)
 
 
 def _shortened(text: str, most: int = 24) -> str:

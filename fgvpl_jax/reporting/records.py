@@ -59,12 +59,12 @@ class RunRecord:
 
 def shots_order(shots: int | None) -> float:
     """Sorts shots; all images come last."""
-    return float("inf") if shots is None else shots
+    return float("inf") if shots is None else float(shots)
 
 
 def shots_label(shots: int | None) -> str:
-    """Shots in a heading."""
-    return "all" if shots is None else str(shots)
+    """Shots in words."""
+    return "all images" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
 
 
 def variant_label(variant: Variant) -> str:

@@ -43,7 +43,7 @@ def shots_table(panel: Panel) -> Table:
         [row.label, *(entry(row.spread(n), paper_of(panel, row, n)) for n in panel.shots)]
         for row in panel.rows
     ]
-    columns = ["method", *(f"{shots_label(n)} shots" for n in panel.shots)]
+    columns = ["method", *map(shots_label, panel.shots)]
     return Table(panel.title, columns, rows, [*seed_notes(panel), *epoch_notes(panel)])
 
 
@@ -70,7 +70,7 @@ def average_table(panel: Panel, benchmarks: frozenset[str]) -> Table:
             lead = first and second and Spread(first.mean - second.mean, None, first.seeds)
             leads.append(entry(lead, paper_average_lead(benchmarks, panel.backbone, n), "+"))
         rows.append([f"{ours.label} above {rival.label}", *leads])
-    columns = ["method", *(f"{shots_label(n)} shots" for n in panel.shots)]
+    columns = ["method", *map(shots_label, panel.shots)]
     names = ", ".join(benchmark_label(name) for name in sorted(benchmarks))
     notes = [
         f"Mean over {names}; only of methods that were run on all of them.",
@@ -97,7 +97,7 @@ def backbone_table(panels: Sequence[Panel]) -> Table | None:
             entries.append(entry(row and row.spread(shots), paper))
         rows.append([ResultRow(*key).label, *entries])
     return Table(
-        f"{benchmark_label(panels[0].benchmark)}, {shots_label(shots)} shots, by backbone",
+        f"{benchmark_label(panels[0].benchmark)}, {shots_label(shots)}, by backbone",
         ["method", *(panel.backbone for panel in panels)],
         rows,
     )
@@ -132,7 +132,7 @@ def setting_tables(panel: Panel) -> list[Table]:
             ]
             for method, by_value in found.items()
         ]
-        title = f"{panel.title}: {name} at {shots_label(shots)} shots"
+        title = f"{panel.title}: {name} at {shots_label(shots)}"
         tables.append(Table(title, ["method", *map(str, values)], rows))
     return tables
 
@@ -151,8 +151,8 @@ def gains_table(panels: Sequence[Panel]) -> Table:
             method, variant = key
             paper = paper_gain(panel.benchmark, panel.backbone, method, shots)
             entries.append(entry(gain, None if variant else paper, sign="+"))
-        rows.append([panel.title, shots_label(shots), *entries])
-    columns = ["benchmark", "shots", *(ResultRow(*key).label for key in keys)]
+        rows.append([f"{panel.title}, {shots_label(shots)}", *entries])
+    columns = ["benchmark", *(ResultRow(*key).label for key in keys)]
     return Table("Points above zero-shot CLIP", columns, rows)
 
 
@@ -196,7 +196,7 @@ def seed_notes(panel: Panel) -> list[str]:
         else "Accuracy on the test split in %, of one seed."
     ]
     fewer = [
-        f"{label} at {shots_label(n)} shots: {count}"
+        f"{label} at {shots_label(n)}: {count}"
         for (label, n), count in counts.items()
         if count < most
     ]
@@ -207,25 +207,33 @@ def seed_notes(panel: Panel) -> list[str]:
 
 def epoch_notes(panel: Panel) -> list[str]:
     """How long each method was trained, and where that is not as long as in the paper."""
-    lines = []
+    rows_by_note: dict[str, list[str]] = defaultdict(list)
     for row in panel.rows:
-        by_epochs: dict[int, list[str]] = defaultdict(list)
-        members = [r for r in panel.records if r.row == row.key]
-        for shots in sorted({r.shots for r in members}, key=shots_order):
-            for epochs in sorted({r.results["epochs"] for r in members if r.shots == shots}):
-                by_epochs[epochs].append(shots_label(shots))
-        if not by_epochs:
-            continue
-        told = "; ".join(
-            f"{epochs} epochs at {', '.join(shots)} shots" for epochs, shots in by_epochs.items()
-        )
-        if len(by_epochs) == 1:
-            told = f"{next(iter(by_epochs))} epochs"
+        members = [r for r in panel.records if r.row == row.key and r.results["epochs"]]
+        shots_by_epochs: dict[int, list[int | None]] = defaultdict(list)
+        for shots, epochs in sorted(
+            {(r.shots, r.results["epochs"]) for r in members},
+            key=lambda p: (shots_order(p[0]), p[1]),
+        ):
+            shots_by_epochs[epochs].append(shots)
+        told = [
+            f"{epochs} epochs" + f" at {_listed(shots)}" * (len(shots_by_epochs) > 1)
+            for epochs, shots in shots_by_epochs.items()
+        ]
         full = paper_epochs(panel.benchmark, row.method)
-        if full is not None and by_epochs.keys() != {full}:
-            told += f" (the paper: {full})"
-        lines.append(f"{row.label}: {told}.")
-    return lines
+        if told and full is not None and shots_by_epochs.keys() != {full}:
+            told.append(f"the paper has {full}")
+        if told:
+            rows_by_note["; ".join(told)].append(row.label)
+    return [f"{', '.join(labels)}: {note}." for note, labels in rows_by_note.items()]
+
+
+def _listed(shots: Sequence[int | None]) -> str:
+    """1, 2 and 4 shots."""
+    *first, last = map(shots_label, shots)
+    return ", ".join(label.removesuffix(" shots").removesuffix(" shot") for label in first) + (
+        f" and {last}" if first else last
+    )
 
 
 def _hashable(value: object) -> object:

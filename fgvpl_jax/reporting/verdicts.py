@@ -61,7 +61,10 @@ def verdicts_of(
     verdicts = []
     for shots in sorted({record.shots for record in records}, key=shots_order):
         graded = graded_by_row([r for r in records if r.shots == shots and r in answers], answers)
-        for row in sorted(graded, key=lambda row: (method_order(row[0]), str(row[1]))):
+        methods = graded.keys() - {(ZERO_SHOT, ())}
+        for row in sorted(
+            methods, key=lambda row: (method_order(row[0]), len(row[1]), str(row[1]))
+        ):
             found = [
                 (accuracy, rival)
                 for rival in graded

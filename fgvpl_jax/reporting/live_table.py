@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvpl_jax.reporting.names import method_label
+from fgvpl_jax.reporting.records import shots_label
 
 REFRESHES_PER_SECOND = 2
 
@@ -122,7 +123,7 @@ def live_table(cells: Sequence[CellProgress]) -> Table:
     for i in columns:
         table.add_column(("benchmark", "backbone", "method", "settings")[i])
     for n in shots:
-        table.add_column("all shots" if n is None else f"{n} shots", justify="right")
+        table.add_column(shots_label(n), justify="right")
     for row in dict.fromkeys(cell.row for cell in cells):
         labels = [method_label(row[i]) if i == 2 else row[i] for i in columns]
         entries = [

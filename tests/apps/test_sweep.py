@@ -122,15 +122,12 @@ def test_a_cell_that_another_worker_holds_is_left_to_it(config, named, runs, tmp
     first, second = cells_of(config, named)[:2]
     held = [Workdir(tmp_path / "cells" / cell.name) for cell in (first, second)]
     worker = threading.Thread(target=sweep.run_sweep, args=(config, tmp_path, named))
-    with held[1].locked():
-        with held[0].locked():
-            worker.start()
-            while len(runs.done) < 2:
-                assert worker.is_alive()
-            assert runs.done == ALL[2:]
-            shutil.copytree(
-                tmp_path / "other" / "cells" / first.name, held[0].path, dirs_exist_ok=True
-            )
+    with held[1].locked(), held[0].locked():
+        worker.start()
+        while len(runs.done) < 2:
+            assert worker.is_alive()
+        assert runs.done == ALL[2:]
+        shutil.copytree(tmp_path / "other" / "cells" / first.name, held[0].path, dirs_exist_ok=True)
     worker.join(timeout=60)
     assert not worker.is_alive()
     assert runs.done == [*ALL[2:], ALL[1]]

@@ -7,7 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fgvpl_jax.evaluation import Answers
-from fgvpl_jax.evaluation.metrics import ECE_BINS, expected_calibration_error
+from fgvpl_jax.evaluation.metrics import (
+    ECE_BINS,
+    confidence_bins,
+    expected_calibration_error,
+)
 
 
 class Reliability(NamedTuple):
@@ -58,7 +62,7 @@ def worst_confusions(
 def reliability(confidence: Float[np.ndarray, "N"], correct: np.ndarray) -> Reliability:
     """Bins images by the probability of their predicted class."""
     confidence = confidence.astype(np.float64)
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    bins = confidence_bins(confidence)
     counts = np.bincount(bins, minlength=ECE_BINS).astype(np.float64)
     divisor = np.where(counts, counts, np.nan)
     return Reliability(

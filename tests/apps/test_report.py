@@ -111,7 +111,6 @@ def test_markdown_names_its_pictures_and_keeps_its_columns(runs, tmp_path):
 
 
 def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_config, tmp_path):
-    tiny_config.epochs = 1
     place = Workdir(tmp_path / "run")
     results = train_and_evaluate(tiny_config, place)
     write_report(tmp_path / "W", [place.path])

@@ -155,10 +155,10 @@ def averages_of(panels: Sequence[Panel]) -> list[Panel]:
             if not all(key in found for found in by_row):
                 continue
             row = ResultRow(*key)
-            for shots in by_row[0][key].accuracies:
-                columns = [found[key].accuracies.get(shots, {}) for found in by_row]
+            for n in by_row[0][key].accuracies:
+                columns = [found[key].accuracies.get(n, {}) for found in by_row]
                 if columns[0] and all(c.keys() == columns[0].keys() for c in columns):
-                    row.accuracies[shots] = {
+                    row.accuracies[n] = {
                         seed: statistics.fmean(column[seed] for column in columns)
                         for seed in columns[0]
                     }

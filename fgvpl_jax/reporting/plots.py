@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -36,7 +37,7 @@ MARKERS = dict(zip(METHODS, "*sv^DPXho8", strict=False)) | {FG_VPL: "o"}
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 BASELINE, GRID, INK = "#555555", "#E3E3E3", "#222222"
 PANELS_A_LINE = 3
-STYLE: Mapping[str, object] = {
+STYLE: Mapping[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#888888",
     "axes.grid": True,
@@ -184,7 +185,7 @@ def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
     return figure
 
 
-def _style() -> dict[str, object]:
+def _style() -> Any:
     installed = set(font_manager.get_font_names())
     return dict(STYLE) | {"font.family": [name for name in FONTS if name in installed]}
 
@@ -206,7 +207,7 @@ def _colour(key: Row) -> str:
     return COLOURS.get(key[0], "#7A7A7A")
 
 
-def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, object]:
+def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
     """FG-VPL is the thickest and on top; settings of one method differ in their dashes."""
     variants = [other for other in keys if other[0] == key[0]]
     is_ours = key[0] == FG_VPL

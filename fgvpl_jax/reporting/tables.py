@@ -94,7 +94,7 @@ def backbone_table(panels: Sequence[Panel]) -> Table | None:
         for panel in panels:
             row = panel.row(key)
             paper = None if row is None else paper_of(panel, row, shots)
-            entries.append(entry(row and row.spread(shots), paper))
+            entries.append(entry(None if row is None else row.spread(shots), paper))
         rows.append([ResultRow(*key).label, *entries])
     return Table(
         f"{benchmark_label(panels[0].benchmark)}, {shots_label(shots)}, by backbone",

@@ -1,10 +1,9 @@
 """Batches of fixed shape through grain: decoding and augmenting in threads."""
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
-import grain
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
@@ -18,6 +17,8 @@ from fgvpl_jax.errors import UserError
 # Pillow lets go of the interpreter lock while it decodes and resizes, so threads suffice.
 NUM_THREADS = os.cpu_count() or 1
 CHECK_BATCH_SIZE = 64
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -67,7 +68,7 @@ def train_batches(
         return _example(split, index, lambda image: augment(image, rng))
 
     order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
-    examples = in_threads(grain.MapDataset.source(order).map(load), batch_size)
+    examples = in_threads(load, order, batch_size)
     return _batches(examples, batch_size, blank=None)
 
 
@@ -96,8 +97,7 @@ def eval_batches(
     if kept is not None:
         # Without threads: handing an image over costs more than copying it.
         return _batches(_kept_examples(split, kept, transform), batch_size, blank=blank)
-    places = grain.MapDataset.range(len(split))
-    examples = in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
+    examples = in_threads(lambda i: _example(split, i, transform), range(len(split)), batch_size)
     batches = _batches(examples, batch_size, blank=blank)
     return batches if entry is None else _recorded(batches, entry)
 
@@ -119,16 +119,19 @@ def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iter
             yield _example(split, index, transform)
 
 
-def in_threads(dataset: grain.MapDataset, ahead: int) -> grain.IterDataset:
-    """Elements in order, worked on in threads.
+def in_threads(work: Callable[[int], T], places: Sequence[int], ahead: int) -> Iterable[T]:
+    """What `work` makes of each place, in order, made in threads.
 
     Args:
-        dataset: What each element comes from.
-        ahead: Elements made before they are asked for. grain looks at all of them for each it
+        work: Must not raise.
+        places: What it is called with.
+        ahead: Results made before they are asked for. grain looks at all of them for each it
             hands over, so that one batch, enough to be ready when the device is, costs the least.
     """
+    import grain  # brings JAX and more: a second, which reading a config need not wait for
+
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=ahead)
-    return dataset.to_iter_dataset(options)
+    return grain.MapDataset.source(places).map(work).to_iter_dataset(options)
 
 
 def _batches(

@@ -33,7 +33,7 @@ COLOURS = {
     "tar": "#882255",
     "fg_vpl": "#D55E00",
 }
-MARKERS = dict(zip(METHODS, "*sv^DPXho8", strict=False)) | {FG_VPL: "o"}
+MARKERS = dict(zip(METHODS, "*sv^DPXh<o", strict=True))
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 BASELINE, GRID, INK = "#555555", "#E3E3E3", "#222222"
 PANELS_A_LINE = 3

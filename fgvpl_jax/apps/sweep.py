@@ -74,7 +74,7 @@ class Worker:
             KeyboardInterrupt: As it comes.
         """
         error_file = self._error_file(cell)
-        if _age(error_file) != self._errors_before[cell.name]:
+        if _age(error_file) not in (None, self._errors_before[cell.name]):
             progress.problem = read_json(error_file)["problem"]
             progress.status = Status.FAILED
             return

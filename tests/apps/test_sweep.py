@@ -134,7 +134,7 @@ def test_a_cell_that_another_worker_holds_is_left_to_it(config, named, runs, tmp
 
 
 def test_a_cell_that_failed_in_another_workers_hands_is_not_tried_beside_it(
-    config, named, runs, tmp_path, monkeypatch
+    config, named, runs, tmp_path
 ):
     cells = cells_of(config, named)
     worker = sweep.Worker(tmp_path, cells)
@@ -145,3 +145,9 @@ def test_a_cell_that_failed_in_another_workers_hands_is_not_tried_beside_it(
         worker.advance(cell, progress)
     assert runs.done == []
     assert [cell.problem for cell in worker.progress] == ["broken", None, None, None]
+    later = sweep.Worker(tmp_path, cells)  # it begins after the failure, and may try again
+    runs.failures = {}
+    sweep.run_sweep(config, tmp_path, named)
+    for cell, progress in zip(cells, later.progress, strict=True):
+        later.advance(cell, progress)
+    assert all(cell.status is Status.DONE for cell in later.progress)

@@ -56,7 +56,19 @@ def test_a_config_is_read_without_jax():
         (["--config=configs/eurosat.py", "--config.shotz=3"], "unknown config field"),
         (["--config=configs/eurosat.py", "--config.data.rot=3"], '"root" instead of "rot"'),
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
-        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate|predict|data>"),
+        (
+            ["--config=configs/eurosat.py", "--mode=fly"],
+            "<train|evaluate|predict|data|sweep|report>",
+        ),
+        (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
+        (
+            [
+                *("--config=configs/sweep.py", "--mode=sweep", "--workdir=W"),
+                "--config.benchmarks=('eurosad',)",
+            ],
+            "no benchmark 'eurosad'",
+        ),
+        (["--mode=report", "--workdir=/no/such/run"], "no folder '/no/such/run'"),
         (["--config=configs/eurosat.py", "--confg=x"], "confg"),
         (["--config=configs/eurosat.py", "eight"], "'eight'"),
         (["--config=configs/eurosat.py"], "--workdir"),
@@ -128,7 +140,11 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
 
 @pytest.mark.parametrize(
     ("mode", "promise"),
-    [("train", "; the same command goes on from the last checkpoint"), ("predict", "")],
+    [
+        ("train", "; the same command goes on from the last checkpoint"),
+        ("sweep", "; the same command goes on from the last checkpoint"),
+        ("predict", ""),
+    ],
 )
 def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
     import run as command
@@ -138,6 +154,7 @@ def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, m
 
     monkeypatch.setattr(command, "train_or_evaluate", interrupted)
     monkeypatch.setattr(command, "predict", interrupted)
+    monkeypatch.setattr(command, "sweep", interrupted)
     with flagsaver.flagsaver():
         command.parse_flags(["run.py", "--workdir=W", f"--mode={mode}"])
         assert command.main(["run.py"]) == command.INTERRUPTED

@@ -20,7 +20,7 @@ from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
 from fgvpl_jax.apps.workdir import Workdir, save_arrays
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
+from fgvpl_jax.evaluation import Evaluator, Predictions, answers_of, mask_iou, score
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import Checkpoints, restore_model, to_host
@@ -36,13 +36,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         UserError: For every mistake in config or data, before anything is written; if another
             command is at work in the folder.
     """
-    started = time.monotonic()
     with workdir.locked():
-        return measure(train_run(config, workdir), started)
+        return carry_out(config, workdir)
 
 
-def train_run(config: ConfigDict, workdir: Workdir) -> Run:
-    """Trains where training is unfinished."""
+def carry_out(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+    """As `train_and_evaluate`, in a folder that the caller holds."""
+    started = time.monotonic()
     run = prepare(config, workdir)
     if not workdir.config_file.exists():
         workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
@@ -53,7 +53,7 @@ def train_run(config: ConfigDict, workdir: Workdir) -> Run:
     with Checkpoints(workdir.checkpoints, run.provenance, to_train=True) as checkpoints:
         if checkpoints.latest_epoch != run.config.epochs:
             run.train(run.new_model(support), support, checkpoints, workdir.metrics_file)
-    return run
+    return measure(run, started)
 
 
 def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, An
 def measure(run: Run, started: float) -> dict[str, Any]:
     """Restores the final checkpoint, selects on validation, then reads the test split once.
 
-    Nothing is written before all is measured.
+    Nothing is written before the test split is read; `results.json`, by which a run is known to be
+    complete, comes last.
 
     Args:
         run: A run whose training is complete.
@@ -176,6 +177,15 @@ def test_scores(
     assert test is not None
     predictions = evaluator.predict(test, choices, name="test")
     tempered = score(predictions.logits / temperature, predictions.labels)
+    answers = answers_of(
+        predictions.logits,
+        predictions.zero_shot_logits,
+        predictions.labels,
+        predictions.indices,
+        temperature=temperature,
+        class_names=run.dataset.class_names,
+    )
+    save_arrays(run.workdir.predictions_file, **answers._asdict())
     return {
         **scores_of(predictions, "test"),
         "test_nll_tempered": tempered.nll,

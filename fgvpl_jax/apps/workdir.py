@@ -30,7 +30,13 @@ LOCATIONS = (
 # How much memory a step takes may change too, up to rounding it computes the same.
 RESOURCES = ("microbatch", "rematerialise")
 
+# Left out, these are as the method's recipe has them.
+RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay")
 LOCK = ".lock"
+
+
+class WorkdirInUse(UserError):
+    """Another process works in the folder."""
 
 
 class Workdir:
@@ -49,6 +55,7 @@ class Workdir:
         self.few_shot_file = self.path / "few_shot.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.results_file = self.path / "results.json"
+        self.predictions_file = self.path / "predictions.npz"
         self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
         self.folds = self.path / "cv"
@@ -102,7 +109,9 @@ class Workdir:
         differing = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
             for name in sorted(ours.keys() | theirs.keys())
-            if name not in LOCATIONS + RESOURCES and ours.get(name) != theirs.get(name)
+            if name not in LOCATIONS + RESOURCES
+            and not (name in RECIPE and ours.get(name) is None)
+            and ours.get(name) != theirs.get(name)
         ]
         if differing:
             raise UserError(
@@ -148,7 +157,7 @@ class Workdir:
         the first holds the lock.
 
         Raises:
-            UserError: If another command is at work in the folder.
+            WorkdirInUse: If another command is at work in the folder.
         """
         if not is_writer():
             yield
@@ -182,7 +191,7 @@ def _lock(file: Path) -> TextIO:
             stream.seek(0)
             owner = stream.read() or "a process that just began"
             stream.close()
-            raise UserError(
+            raise WorkdirInUse(
                 f"another command is at work in {file.parent} ({owner}): wait for it, or choose "
                 "another --workdir"
             ) from None

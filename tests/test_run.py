@@ -23,6 +23,18 @@ def run(*arguments):
     )
 
 
+def test_a_config_is_read_without_jax():
+    """Which takes a second to import: help and mistakes need not wait for it."""
+    program = (
+        "import sys; from configs import eurosat; print(eurosat.get_config().benchmark);"
+        "print({'jax', 'grain', 'transformers', 'tensorflow_datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.split() == ["eurosat", "set()"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections.config_dict import placeholder
 from PIL import Image
 
-from fgvpl_jax.apps.default_config import get_config
+from fgvpl_jax.apps.default_config import benchmark_config, get_config
 from fgvpl_jax.apps.experiment import train_and_evaluate
 from fgvpl_jax.apps.run_setup import build_model
 from fgvpl_jax.apps.workdir import Workdir, flatten, read_json
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import (
+    BENCHMARKS,
     ShapesSplit,
     Split,
     UnreadableImage,
@@ -244,22 +245,27 @@ def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Clas
 
 
 def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: Any) -> Classifier:
-    """Trains on one's own photos and measures: `fit("~/photos").predict("new.jpg")`.
+    """Trains on photos and measures: `fit("~/photos").predict("new.jpg")`.
 
     Args:
-        data: A folder of class folders, of train/val/test folders, or a .csv or .jsonl list.
-        workdir: Where the run is kept; None makes a new temporary folder.
+        data: A folder of class folders, of train/val/test folders, or a .csv or .jsonl list; or a
+            benchmark's name, such as "eurosat" (a folder of that name is "./eurosat").
+        workdir: Where the run is kept; None makes a new temporary folder, private to the user.
         **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
-            `data={"templates": ("a photo of a {}.",)}`; `shots` is None by default, which takes
-            all photos.
+            `data={"templates": ("a photo of a {}.",)}`. A benchmark lies where
+            `data={"root": …, "source": …}` says. `shots` is 16 by default for a benchmark, for
+            photos of one's own None, which takes all.
     Returns:
         The classifier; `results` holds the estimate of its accuracy.
     Raises:
         UserError: For every mistake in data or settings.
     """
-    config = get_config()
-    config.benchmark = "folder"
-    config.shots = placeholder(int)  # all there are
+    if data in BENCHMARKS:
+        config = benchmark_config(str(data))
+    else:
+        config = get_config()
+        config.benchmark = "folder"
+        config.shots = placeholder(int)  # all there are
     fields = flatten(config.to_dict())
     unknown = flatten(settings).keys() - fields.keys()
     if unknown:
@@ -273,10 +279,15 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
     empty = [n for n, v in flatten(config.to_dict()).items() if v is None and n != "shots"]
     if empty:  # which a config takes for any field
         raise UserError(f"the setting {empty[0]} is None: give it a value or leave it out")
-    config.data.source = "folder"
-    config.data.root = str(data)
-    # The run makes its folder when it has found no mistake, so that one leaves none behind.
-    temporary = Path(tempfile.gettempdir(), f"fgvpl_{uuid.uuid4().hex}")
-    place = Workdir(workdir or temporary)
-    train_and_evaluate(config, place)
+    if data not in BENCHMARKS:
+        config.data.source = "folder"
+        config.data.root = str(data)
+    place = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
+    try:
+        train_and_evaluate(config, place)
+    except BaseException:
+        if workdir is None:
+            with suppress(OSError):  # what was trained stays
+                place.path.rmdir()
+        raise
     return Classifier(place)

@@ -1,12 +1,11 @@
 """Batches of fixed shape through grain: decoding and augmenting in threads."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import grain
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
@@ -22,6 +21,8 @@ CHECK_BATCH_SIZE = 64
 PADDING = -1  # the place of a row that holds no image
 # What its shape under a transform is taken from.
 BLANK = Image.new("RGB", (1, 1))
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -103,7 +104,7 @@ def train_batches(
     padding = (num_rows or batch_size) - batch_size
     rows = np.pad(order.reshape(-1, batch_size), ((0, 0), (0, padding)), constant_values=PADDING)
     ours = rows[:, share.of(rows.shape[1])]
-    examples = in_threads(grain.MapDataset.source(ours.ravel().tolist()).map(load), ours.shape[1])
+    examples = in_threads(load, ours.ravel().tolist(), ours.shape[1])
     return _batches(examples, ours.shape[1], blank=blank, strict=True)
 
 
@@ -153,8 +154,7 @@ def _eval_batches(
         # Without threads: handing an image over costs more than copying it.
         examples = _kept_examples(split, kept, transform)
         return _batches(examples, batch_size, blank=blank, strict=strict)
-    places = grain.MapDataset.range(len(split))
-    examples = in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
+    examples = in_threads(lambda i: _example(split, i, transform), range(len(split)), batch_size)
     batches = _batches(examples, batch_size, blank=blank, strict=strict)
     return batches if entry is None else _recorded(batches, entry)
 
@@ -188,16 +188,19 @@ def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iter
             yield _example(split, index, transform)
 
 
-def in_threads(dataset: grain.MapDataset, ahead: int) -> grain.IterDataset:
-    """Elements in order, worked on in threads.
+def in_threads(work: Callable[[int], T], places: Sequence[int], ahead: int) -> Iterable[T]:
+    """What `work` makes of each place, in order, made in threads.
 
     Args:
-        dataset: What each element comes from.
-        ahead: Elements made before they are asked for. grain looks at all of them for each it
+        work: Must not raise.
+        places: What it is called with.
+        ahead: Results made before they are asked for. grain looks at all of them for each it
             hands over, so that one batch, enough to be ready when the device is, costs the least.
     """
+    import grain  # brings JAX and more: a second, which reading a config need not wait for
+
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=ahead)
-    return dataset.to_iter_dataset(options)
+    return grain.MapDataset.source(places).map(work).to_iter_dataset(options)
 
 
 def _batches(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fgvpl_jax.data import BENCHMARKS, benchmark_named, read_split_file
+from fgvpl_jax.data.coop import check_folders
 from fgvpl_jax.errors import UserError
 
 # Table 1 of the paper: classes, train, validation, test.
@@ -122,4 +123,5 @@ def test_published_split_files_have_table_1s_counts_and_names(name, real_data):
         pytest.skip(f"{file.name} is not there")
     class_names, parts = read_split_file(file)
     assert class_names == benchmark.class_names
+    check_folders(parts, class_names, file, benchmark)
     assert tuple(len(parts[split]) for split in ("train", "val", "test")) == benchmark.counts

@@ -1,6 +1,7 @@
 """The main job: from a config to a trained, measured classifier in a workdir."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -166,7 +167,7 @@ def select(
 def sum_of_seconds(metrics_file: Path) -> float:
     """Of all epochs, also those before an interruption."""
     lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
+    return round(math.fsum(json.loads(line)["seconds"] for line in lines), 1)
 
 
 def test_scores(

@@ -165,7 +165,7 @@ class Method(nnx.Module):
         """Plain CLIP's logits of the same images (Eq. 1)."""
         raise NotImplementedError
 
-    def __call__(self, inputs: Array, support: Any, **choices: Array) -> Float[Array, "b k"]:
+    def __call__(self, inputs: Array, support: Any, **choices: Any) -> Float[Array, "b k"]:
         """From inputs to logits."""
         return self.logits(self.features(inputs), support, **choices)
 

@@ -45,7 +45,7 @@ def test_tar_is_eq_19_without_its_object_terms(clip, text_features, cache):
         ImageFeatures(features, nothing, nothing, jnp.zeros((4, 4)), jnp.ones((4, 4), bool)),
         text_features,
         cache._replace(object=jnp.zeros((5, 16))),
-        logit_scale=clip.logit_scale,
+        logit_scale=float(clip.logit_scale),
         cache_logit_weight=2.0,
     )
     found = model.logits(features, cache, cache_logit_weight=2.0)

@@ -26,7 +26,7 @@ def clip(tiny_clip_dir):
 @pytest.fixture
 def photos(tmp_path):
     write_photo_folders(tmp_path / "photos", 3)
-    return load_folder(tmp_path / "photos").train
+    return load_folder(str(tmp_path / "photos")).train
 
 
 @pytest.fixture

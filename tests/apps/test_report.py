@@ -110,6 +110,7 @@ def test_markdown_names_its_pictures_and_keeps_its_columns(runs, tmp_path):
         assert len(widths) == 1, table
 
 
+@pytest.mark.slow
 def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_config, tmp_path):
     place = Workdir(tmp_path / "run")
     results = train_and_evaluate(tiny_config, place)

@@ -152,7 +152,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         few_shot = read_few_shot(config.data.few_shot_file, dataset, config.shots)
     else:
         few_shot = draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
-    config = with_recipe(config, few_shot)
+    config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
     workdir.check_is_free_for(config)
     record = few_shot_record(few_shot)
     if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
@@ -182,13 +182,17 @@ def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:
     return method.build(clip, task, config, rngs=nnx.Rngs(config.seed))
 
 
-def with_recipe(config: ConfigDict, few_shot: FewShot) -> ConfigDict:
+def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> ConfigDict:
     """The config with the method's own recipe where it leaves epochs and the like out.
 
     A method that trains nothing has 0 epochs whatever the config says.
+
+    Args:
+        config: Of a run.
+        num_images: Of the support set.
+        num_classes: k.
     """
-    num_images = len(few_shot.support)
-    shots = config.shots or math.ceil(num_images / len(few_shot.class_names))
+    shots = config.shots or math.ceil(num_images / num_classes)
     recipe = method_named(config.method).recipe(config.benchmark, shots, num_images)
     resolved = config.copy_and_resolve_references()
     for name, value in recipe._asdict().items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.experiment import carry_out
+from fgvpl_jax.apps.run_setup import with_recipe
 from fgvpl_jax.apps.sweep_cells import Cell, ConfigNamed, cells_of
 from fgvpl_jax.apps.workdir import Workdir, WorkdirInUse, read_json
 from fgvpl_jax.errors import UserError
@@ -87,8 +88,10 @@ class Worker:
                         progress.status = Status.RUNNING
                         with redirect_stdout(output), redirect_stderr(output):
                             carry_out(cell.config, workdir)
-                    workdir.check_is_free_for(cell.config)
                     results = read_json(workdir.results_file)
+                    workdir.check_is_free_for(
+                        with_recipe(cell.config, results["counts"]["train"], results["num_classes"])
+                    )
                     if not cell.keeps_model:
                         shutil.rmtree(workdir.checkpoints, ignore_errors=True)
                         workdir.support_file.unlink(missing_ok=True)

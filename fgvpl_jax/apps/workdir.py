@@ -30,8 +30,6 @@ LOCATIONS = (
 # How much memory a step takes may change too, up to rounding it computes the same.
 RESOURCES = ("microbatch", "rematerialise")
 
-# Left out, these are as the method's recipe has them.
-RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay")
 LOCK = ".lock"
 
 
@@ -109,9 +107,7 @@ class Workdir:
         differing = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
             for name in sorted(ours.keys() | theirs.keys())
-            if name not in LOCATIONS + RESOURCES
-            and not (name in RECIPE and ours.get(name) is None)
-            and ours.get(name) != theirs.get(name)
+            if name not in LOCATIONS + RESOURCES and ours.get(name) != theirs.get(name)
         ]
         if differing:
             raise UserError(

@@ -136,7 +136,7 @@ def test_a_config_without_numbers_means_the_methods_own(tiny_config):
         config = tiny_config.copy_and_resolve_references()
         config.method, config.benchmark = method, benchmark
         config.update(settings)
-        config = run_setup.with_recipe(config, few_shot)
+        config = run_setup.with_recipe(config, len(few_shot.support), len(few_shot.class_names))
         return config.epochs, config.batch_size, config.learning_rate, config.weight_decay
 
     assert resolved("fg_vpl", "imagenet") == (50, 256, 1e-3, 0.01)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from fgvpl_jax.apps import sweep
+from fgvpl_jax.apps.run_setup import with_recipe
 from fgvpl_jax.apps.sweep_cells import cells_of, sweep_config
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.errors import UserError
@@ -14,7 +15,7 @@ from fgvpl_jax.reporting.live_table import Status
 
 
 class Runs:
-    """Stands in for `train_and_evaluate`: leaves a run's files, and may fail."""
+    """Stands in for `carry_out`: leaves a run's files, and may fail."""
 
     def __init__(self):
         self.done = []
@@ -26,10 +27,15 @@ class Runs:
         print("on the way")
         if name in self.failures:
             raise self.failures[name]
-        workdir.write_config(config, {"sha256": "a" * 64})
+        workdir.write_config(with_recipe(config, 3 * config.shots, 3), {"sha256": "a" * 64})
         workdir.checkpoints.mkdir(exist_ok=True)
         workdir.support_file.write_bytes(b"")
-        results = {"test_accuracy": 0.25, "wall_seconds": 2.0}
+        results = {
+            "test_accuracy": 0.25,
+            "wall_seconds": 2.0,
+            "counts": {"train": 3 * config.shots},
+            "num_classes": 3,
+        }
         workdir.write(workdir.results_file, results)
         return results
 
@@ -37,7 +43,7 @@ class Runs:
 @pytest.fixture
 def runs(monkeypatch):
     stand_in = Runs()
-    monkeypatch.setattr(sweep, "train_and_evaluate", stand_in)
+    monkeypatch.setattr(sweep, "carry_out", stand_in)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.05)
     return stand_in
 

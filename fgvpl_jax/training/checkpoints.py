@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,8 +229,11 @@ class Checkpoints:
         """Finishes what is being saved and releases the folder."""
         try:
             self._wait()
-        finally:
-            self._checkpointer.close()
+        except UserError:
+            with suppress(Exception):  # the same one, in orbax's words
+                self._checkpointer.close()
+            raise
+        self._checkpointer.close()
 
     @property
     def _directory(self) -> Any:

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from fgvpl_jax.apps.find_runs import read_runs
-from fgvpl_jax.reporting.csv_files import write_accuracies
+from fgvpl_jax.reporting import csv_files
 from fgvpl_jax.reporting.panels import averages_of, benchmarks_of, panels_of, spread
 from fgvpl_jax.reporting.tables import (
     average_table,
@@ -223,7 +223,7 @@ def test_a_run_counts_once_and_what_cannot_be_shown_is_named(tmp_path):
 
 
 def test_numbers_for_other_programs(imagenet, tmp_path):
-    write_accuracies(panels(imagenet), tmp_path / "accuracy.csv")
+    csv_files.write_accuracies(panels(imagenet), tmp_path / "accuracy.csv")
     with open(tmp_path / "accuracy.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     (row,) = [r for r in rows if (r["method"], r["shots"]) == ("fg_vpl", "16")]
@@ -231,3 +231,11 @@ def test_numbers_for_other_programs(imagenet, tmp_path):
     assert float(row["deviation"]) == pytest.approx(8**0.5)
     assert (row["seeds"], row["paper"]) == ("2", "75.5")
     assert float(row["difference"]) == pytest.approx(0.5)
+
+
+def test_a_runs_line_has_the_validation_accuracy_of_what_was_chosen(tmp_path):
+    write_run(tmp_path / "run", 0.5)
+    csv_files.write_runs(read_runs([tmp_path], DEFAULTS)[0], tmp_path / "runs.csv")
+    with open(tmp_path / "runs.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["validation_accuracy"], row["test_accuracy"]) == ("0.75", "0.5")

@@ -134,7 +134,7 @@ def train(
                 epoch_start = jax.tree.map(jnp.copy, state.trainable)
             try:
                 with stoppable():
-                    if refreshes:
+                    if epoch_start is not None:
                         cache = build_cache(epoch_start, frozen)
                     batches = inputs.epoch(
                         support,

@@ -38,7 +38,14 @@ PARTS = {
 }
 # All that a finished run leaves.
 NAMES = {
-    *("config.json", "few_shot.json", "metrics.jsonl", "results.json", "support.npz"),
+    *(
+        "config.json",
+        "few_shot.json",
+        "metrics.jsonl",
+        "predictions.npz",
+        "results.json",
+        "support.npz",
+    ),
     *("checkpoints", "cv"),
 }
 KINDS = {

@@ -14,7 +14,8 @@ from tests.comparison import relative_error
 
 torch = pytest.importorskip("torch", reason="compares live with PyTorch: make parity")
 pytestmark = pytest.mark.torch
-from benchmarks.torch_reference import TorchFGVPL, clip_like, to_torch as as_torch  # noqa: E402
+from benchmarks.torch_reference import TorchFGVPL, clip_like  # noqa: E402
+from benchmarks.torch_reference import to_torch as as_torch
 
 CLASSES, LEARNING_RATE, WEIGHT_DECAY = 5, 1e-3, 0.01
 

@@ -2,27 +2,39 @@
 
 import os
 import sys
+from contextlib import nullcontext
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.interruption import handling_signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "data"],
+    ["train", "evaluate", "predict", "data", "sweep", "report"],
     "train: train and evaluate; evaluate: a trained run again; predict: photos named after the "
-    "flags, files or folders, by a trained run; data: check the data, train nothing.",
+    "flags, files or folders, by a trained run; data: check the data, which TFDS prepares first "
+    "where it has not, and train nothing; sweep: many runs; report: tables and figures of all runs "
+    "in the workdir, or in folders named after the flags.",
 )
 TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
 
+# For several processes where neither a TPU VM nor Slurm tells; see docs/multi_gpu.md.
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this job.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+
+RESUMING = ("train", "sweep")
+
 MISTAKE = 2
-INTERRUPTED = 130
+LOST_PROCESS = 3
+INTERRUPTED = 130  # by Ctrl-C; 143 by SIGTERM
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +42,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch aloud
     try:
-        if argv[1:] and MODE.value != "predict":
+        if argv[1:] and MODE.value not in ("predict", "report"):
             raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")
         if WORKDIR.value is None:
             raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
@@ -38,27 +50,50 @@ def main(argv: list[str]) -> int:
             return predict(WORKDIR.value, argv[1:])
         if MODE.value == "data":
             return check_data(WORKDIR.value)
-        print_results(train_or_evaluate(WORKDIR.value))
+        with handling_signals() if MODE.value in RESUMING else nullcontext():
+            if MODE.value == "sweep":
+                return sweep(WORKDIR.value)
+            if MODE.value == "report":
+                return report(WORKDIR.value, argv[1:])
+            train_or_evaluate(WORKDIR.value)
     except UserError as error:
         return complain(error)
     except OSError as error:  # a full disk, a folder that cannot be written
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         goes_on = "; the same command goes on from the last checkpoint"
-        print("interrupted" + goes_on * (MODE.value == "train"), file=sys.stderr)
-        return INTERRUPTED
+        print("interrupted" + goes_on * (MODE.value in RESUMING), file=sys.stderr)
+        return getattr(interruption, "exit_code", INTERRUPTED)
     return 0
 
 
-def train_or_evaluate(place: str) -> dict:
-    """Calls what the flags name."""
+def train_or_evaluate(place: str) -> None:
+    """Calls what the flags name; of several processes the first prints the results."""
+    import jax
+
     from fgvpl_jax.apps import experiment
     from fgvpl_jax.apps.workdir import Workdir
+    from fgvpl_jax.training import is_writer, join_processes
 
+    join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = Workdir(place)
-    if MODE.value == "evaluate":
-        return experiment.evaluate(workdir, CONFIG.value)
-    return experiment.train_and_evaluate(named_config(), workdir)
+    try:
+        if MODE.value == "evaluate":
+            results = experiment.evaluate(workdir, CONFIG.value)
+        else:
+            results = experiment.train_and_evaluate(named_config(), workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # Where jax notices first, it ends the process itself, and says that another task died.
+        reason = str(error).splitlines()[0]
+        complain(
+            f"another process of this job died or cannot be reached ({reason}): start all again by "
+            "the same commands, to go on from the last checkpoint"
+        )
+        os._exit(LOST_PROCESS)  # an ordinary exit would wait for the one that is lost
+    if is_writer():
+        print_results(results)
 
 
 def named_config() -> ConfigDict:
@@ -78,6 +113,33 @@ def check_data(place: str) -> int:
     for problem in problems:
         complain(problem)
     return MISTAKE if problems else 0
+
+
+def sweep(place: str) -> int:
+    """Runs what is left of a sweep; exit code 2 if a cell failed."""
+    from configs import common
+    from fgvpl_jax.apps.sweep import run_sweep
+
+    config = named_config()
+    if "grid" not in config:
+        raise UserError("--config names a single run: sweep with one such as configs/sweep.py")
+    cells = run_sweep(config, place, common.config_named)
+    failed = [cell for cell in cells if cell.problem is not None]
+    if failed:
+        return complain(
+            f"{len(failed)} of {len(cells)} cells failed, the first, {failed[0].name}, because of "
+            f"{failed[0].problem}; all are in {place}/errors, and the same command tries them again"
+        )
+    return 0
+
+
+def report(place: str, folders: list[str]) -> int:
+    """Writes the report, and tells where it is."""
+    from fgvpl_jax.apps.report import write_report
+
+    for line in write_report(place, folders or [place]):
+        print(line)
+    return 0
 
 
 def predict(place: str, arguments: list[str]) -> int:

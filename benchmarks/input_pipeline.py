@@ -27,6 +27,8 @@ from fgvpl_jax.data import ImageCache, Split, Transform, batches, eval_batches
 from fgvpl_jax.data.splits import make_split
 
 SIDE, BATCH_SIZE, WORKERS, ROUNDS = 224, 64, 2, 5
+# For a round of the processes: one that dies would leave the others waiting for ever.
+TIMEOUT = 600.0  # seconds
 # Whose speed is divided by whose.
 PAIRS = (
     ("threads", "pillow_processes"),
@@ -103,9 +105,13 @@ def timed(split: Split, transform: Transform, cache: ImageCache | None) -> float
 
 
 def time_processes(split: Split) -> float:
-    """Seconds of independent Pillow loops, one a process, each over its share of the photos."""
+    """Seconds of independent Pillow loops, one a process, each over its share of the photos.
+
+    Raises:
+        BrokenBarrierError: If one of them died.
+    """
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(WORKERS + 1)
+    barrier = context.Barrier(WORKERS + 1, timeout=TIMEOUT)
     files = [str(split.path(index)) for index in range(len(split))]
     processes = [
         context.Process(target=pillow_loop, args=(files[worker::WORKERS], barrier))

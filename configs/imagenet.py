@@ -10,6 +10,4 @@ from configs import common
 
 
 def get_config():
-    config = common.benchmark_config("imagenet")
-    config.epochs = 50
-    return config
+    return common.benchmark_config("imagenet")

@@ -16,5 +16,4 @@ def get_config():
     config.clip = str(Path(__file__).resolve().parents[1] / "demo" / "clip")
     config.data.source = "shapes"
     config.data.templates = ("a drawing of a {}.",)
-    config.epochs = 40
     return config

@@ -23,6 +23,18 @@ def run(*arguments):
     )
 
 
+def test_a_config_is_read_without_jax():
+    """Which takes a second to import: help and mistakes need not wait for it."""
+    program = (
+        "import sys; from configs import eurosat; print(eurosat.get_config().benchmark);"
+        "print({'jax', 'grain', 'transformers', 'tensorflow_datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.split() == ["eurosat", "set()"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -44,7 +56,19 @@ def run(*arguments):
         (["--config=configs/eurosat.py", "--config.shotz=3"], "unknown config field"),
         (["--config=configs/eurosat.py", "--config.data.rot=3"], '"root" instead of "rot"'),
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
-        (["--config=configs/eurosat.py", "--mode=fly"], "<train|evaluate|predict|data>"),
+        (
+            ["--config=configs/eurosat.py", "--mode=fly"],
+            "<train|evaluate|predict|data|sweep|report>",
+        ),
+        (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
+        (
+            [
+                *("--config=configs/sweep.py", "--mode=sweep", "--workdir=W"),
+                "--config.benchmarks=('eurosad',)",
+            ],
+            "no benchmark 'eurosad'",
+        ),
+        (["--mode=report", "--workdir=/no/such/run"], "no folder '/no/such/run'"),
         (["--config=configs/eurosat.py", "--confg=x"], "confg"),
         (["--config=configs/eurosat.py", "eight"], "'eight'"),
         (["--config=configs/eurosat.py"], "--workdir"),
@@ -116,7 +140,11 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
 
 @pytest.mark.parametrize(
     ("mode", "promise"),
-    [("train", "; the same command goes on from the last checkpoint"), ("predict", "")],
+    [
+        ("train", "; the same command goes on from the last checkpoint"),
+        ("sweep", "; the same command goes on from the last checkpoint"),
+        ("predict", ""),
+    ],
 )
 def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
     import run as command
@@ -126,6 +154,7 @@ def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, m
 
     monkeypatch.setattr(command, "train_or_evaluate", interrupted)
     monkeypatch.setattr(command, "predict", interrupted)
+    monkeypatch.setattr(command, "sweep", interrupted)
     with flagsaver.flagsaver():
         command.parse_flags(["run.py", "--workdir=W", f"--mode={mode}"])
         assert command.main(["run.py"]) == command.INTERRUPTED

@@ -1,13 +1,16 @@
 """`--mode=data`: is the data whole and sound, before anything is trained on it?"""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.run_setup import load_dataset
 from fgvpl_jax.apps.workdir import Workdir
-from fgvpl_jax.data import BENCHMARKS, DataReport, Dataset, check_dataset
+from fgvpl_jax.data import BENCHMARKS, DataReport, Dataset, benchmark_named, check_dataset
+from fgvpl_jax.data.tfds_prepare import prepare_tfds
+from fgvpl_jax.data.tfds_source import find_prepared
 from fgvpl_jax.reporting.contact_sheet import PER_CLASS, draw_contact_sheet, thumbnail
 
 REPORT, SHEET = "data.json", "contact_sheet.jpg"
@@ -16,14 +19,18 @@ REPORT, SHEET = "data.json", "contact_sheet.jpg"
 def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[str]]:
     """Checks the data that a config names; needs no checkpoint.
 
+    What TFDS has not prepared yet is prepared first.
+
     Args:
         config: See `default_config.py`; only `benchmark` and `data` are read.
         workdir: Gets `data.json`, all that was found, and `contact_sheet.jpg`.
     Returns:
         Lines that tell what is there, and lines that tell what is wrong.
     Raises:
-        UserError: If the data cannot be found or makes no sense.
+        UserError: If the data cannot be found or prepared, or makes no sense.
     """
+    if config.data.source == "tfds":
+        prepare_if_missing(config.benchmark, config.data.root)
     dataset = load_dataset(config)
     benchmark = BENCHMARKS.get(config.benchmark)
     published = None if benchmark is None else benchmark.counts._asdict()
@@ -41,7 +48,9 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
             "published": published,
             "unreadable": [line for found in report.unreadable.values() for line in found.values()],
             "duplicates": report.duplicates,
+            "repeats": report.repeats,
             "problems": report.problems,
+            "notes": report.notes,
         },
     )
     draw_contact_sheet(samples(dataset, report)).save(workdir.path / SHEET, quality=90)
@@ -49,9 +58,19 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
     lines.append(f"splits: {dataset.split_protocol}")
     lines.append(f"{PER_CLASS} photos of each class are in {workdir.path / SHEET}")
     lines.append(f"all that was found is in {workdir.path / REPORT}")
+    lines += [f"note: {note}" for note in report.notes]
     if not report.problems:
-        lines.append("nothing is wrong: every image can be read, and none is in two splits")
+        alone = "" if report.duplicates else ", and none is in two splits"
+        lines.append(f"nothing is wrong: every image can be read{alone}")
     return lines, report.problems
+
+
+def prepare_if_missing(name: str, root: str) -> None:
+    """Has TFDS prepare a benchmark where no version of it is prepared below `root`."""
+    examples = benchmark_named(name).tfds
+    if examples is not None and find_prepared(Path(root).expanduser(), examples.name) is None:
+        print(f"{name} is not prepared in {root} yet: preparing it", flush=True)
+        prepare_tfds(name, root)
 
 
 def samples(dataset: Dataset, report: DataReport) -> list[tuple[str, list]]:

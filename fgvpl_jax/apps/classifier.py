@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections.config_dict import placeholder
 from PIL import Image
 
-from fgvpl_jax.apps.default_config import get_config
+from fgvpl_jax.apps.default_config import benchmark_config, get_config
 from fgvpl_jax.apps.experiment import train_and_evaluate
 from fgvpl_jax.apps.run_setup import build_model
-from fgvpl_jax.apps.workdir import Workdir, flatten, read_json
+from fgvpl_jax.apps.workdir import Workdir, flatten, read_arrays, read_json
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import (
+    BENCHMARKS,
     ShapesSplit,
     Split,
     UnreadableImage,
@@ -30,6 +31,7 @@ from fgvpl_jax.data import (
     photos_at,
 )
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods import Task
 from fgvpl_jax.recognition import VisualCache, class_text_features
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
 
@@ -64,16 +66,17 @@ class Prediction:
         name: The photo's path; its place in the list if it came without one.
         class_names: The k best.
         probabilities: Of those, tempered as the run was calibrated; over all classes they sum to 1.
-        attention_map: Significance of each patch of the centred crop that the model saw.
+        attention_map: Significance of each patch of the centred crop that the model saw; None for
+            a method that looks for no object, as is the mask.
         object_mask: The patches of the object.
-        similar: The closest training photos.
+        similar: The closest training photos; none for a method without a visual cache.
     """
 
     name: str
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
-    attention_map: Float[np.ndarray, "gh gw"]
-    object_mask: Bool[np.ndarray, "gh gw"]
+    attention_map: Float[np.ndarray, "gh gw"] | None
+    object_mask: Bool[np.ndarray, "gh gw"] | None
     similar: tuple[Similar, ...]
 
 
@@ -85,6 +88,7 @@ class Classifier:
         class_names: In label order.
         support: The training photos; decoded only when asked for, so they may be gone.
         results: The run's `results.json`.
+        finds_objects: Whether its predictions have attention maps and object masks.
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
@@ -97,30 +101,48 @@ class Classifier:
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
         text_features = class_text_features(self._clip, self.class_names, config.data.templates)
-        model = build_model(config, self._clip, text_features)
+        support = read_arrays(workdir.support_file)
+        task = Task(self.class_names, text_features, support["labels"])
+        model = build_model(config, self._clip, task)
         identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
-        checkpoints = Checkpoints(
-            workdir.checkpoints, Provenance(saved.method, saved.class_names, identity, saved.seed)
-        )
-        restore_model(model, checkpoints, data_mesh())
-        checkpoints.close()
-        with np.load(workdir.support_file) as support:
-            self._cache = VisualCache(*(jnp.asarray(support[name]) for name in VisualCache._fields))
-            kind = ShapesSplit if config.data.source == "shapes" else Split
-            keys = tuple(str(key) for key in support["keys"])
-            self.support = kind(Path(str(support["root"])), keys, support["labels"])
+        provenance = Provenance(saved.method, saved.class_names, identity, saved.seed)
+        with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
+            epoch = restore_model(model, checkpoints, data_mesh())
+        if epoch != config.epochs:  # the final one was damaged, and is trained anew
+            raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
+        kind = ShapesSplit if config.data.source == "shapes" else Split
+        keys = tuple(str(key) for key in support["keys"])
+        self.support = kind(Path(str(support["root"])), keys, support["labels"])
+        self._cache = None
+        if model.uses_cache:
+            self._cache = VisualCache(
+                jnp.asarray(support["image"]),
+                jnp.asarray(support["object"]) if "object" in support else None,
+                jnp.asarray(support["labels"]),
+                jnp.ones(len(keys), bool),
+            )
+        # As float32 scalars, so that nothing is retraced.
+        self._choices = {
+            name: jnp.float32(self.results[name]) for name in model.starting_choices(config)
+        }
+        self.finds_objects = model.finds_objects
         self._grid = self._clip.vision.grid
-        graphdef, state = nnx.split(model)
+        graphdef, state = nnx.split((self._clip.image_encoder, model))
         self._state = jax.device_put(state)
 
         @jax.jit
-        def explain(state, cache, cache_logit_weight, temperature, images):
-            model = nnx.merge(graphdef, state)
-            features = model.features(images)
-            logits = model.logits(features, cache, cache_logit_weight) / temperature
-            affinity = model.affinity(features, cache)
-            similar = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
-            return jax.nn.softmax(logits), features.attention_map, features.object_mask, similar
+        def explain(state, cache, choices, temperature, images):
+            image_encoder, model = nnx.merge(graphdef, state)
+            features = model.features(image_encoder(images) if model.reads_features else images)
+            logits = model.logits(features, cache, **choices) / temperature
+            where = None, None
+            if model.finds_objects:
+                where = features.attention_map, features.object_mask
+            similar = None
+            if cache is not None:
+                affinity = model.affinity(features, cache)
+                similar = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
+            return jax.nn.softmax(logits), *where, similar
 
         self._explain = explain
 
@@ -185,14 +207,9 @@ class Classifier:
         pixels = np.stack([crop for _, crop in crops])
         size = 1 << (len(pixels) - 1).bit_length()  # few shapes, few compilations
         pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
-        probabilities, maps, masks, (similarities, places) = jax.device_get(
-            self._explain(
-                self._state,
-                self._cache,
-                jnp.float32(self.results["cache_logit_weight"]),
-                jnp.float32(self.results["temperature"]),
-                pixels,
-            )
+        temperature = jnp.float32(self.results["temperature"])
+        probabilities, maps, masks, similar = jax.device_get(
+            self._explain(self._state, self._cache, self._choices, temperature, pixels)
         )
         predictions = []
         for row, (name, _) in enumerate(crops):
@@ -202,20 +219,22 @@ class Classifier:
                     name=name,
                     class_names=tuple(self.class_names[c] for c in best),
                     probabilities=tuple(float(probabilities[row, c]) for c in best),
-                    attention_map=maps[row].reshape(self._grid),
-                    object_mask=masks[row].reshape(self._grid),
-                    similar=tuple(
-                        Similar(
-                            int(place),
-                            self.support.keys[place],
-                            self.class_names[self.support.labels[place]],
-                            float(similarity),
-                        )
-                        for place, similarity in zip(places[row], similarities[row], strict=True)
-                    ),
+                    attention_map=None if maps is None else maps[row].reshape(self._grid),
+                    object_mask=None if masks is None else masks[row].reshape(self._grid),
+                    similar=()
+                    if similar is None
+                    else tuple(map(self._similar, similar[1][row], similar[0][row])),
                 )
             )
         return predictions
+
+    def _similar(self, place: np.integer, similarity: np.floating) -> Similar:
+        return Similar(
+            int(place),
+            self.support.keys[place],
+            self.class_names[self.support.labels[place]],
+            float(similarity),
+        )
 
 
 def open_photo(photo: Photo, name: str) -> Image.Image:
@@ -244,22 +263,27 @@ def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Clas
 
 
 def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: Any) -> Classifier:
-    """Trains on one's own photos and measures: `fit("~/photos").predict("new.jpg")`.
+    """Trains on photos and measures: `fit("~/photos").predict("new.jpg")`.
 
     Args:
-        data: A folder of class folders, of train/val/test folders, or a .csv or .jsonl list.
-        workdir: Where the run is kept; None makes a new temporary folder.
+        data: A folder of class folders, of train/val/test folders, or a .csv or .jsonl list; or a
+            benchmark's name, such as "eurosat" (a folder of that name is "./eurosat").
+        workdir: Where the run is kept; None makes a new temporary folder, private to the user.
         **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
-            `data={"templates": ("a photo of a {}.",)}`; `shots` is None by default, which takes
-            all photos.
+            `data={"templates": ("a photo of a {}.",)}`. A benchmark lies where
+            `data={"root": …, "source": …}` says. `shots` is 16 by default for a benchmark, for
+            photos of one's own None, which takes all.
     Returns:
         The classifier; `results` holds the estimate of its accuracy.
     Raises:
         UserError: For every mistake in data or settings.
     """
-    config = get_config()
-    config.benchmark = "folder"
-    config.shots = placeholder(int)  # all there are
+    if data in BENCHMARKS:
+        config = benchmark_config(str(data))
+    else:
+        config = get_config()
+        config.benchmark = "folder"
+        config.shots = placeholder(int)  # all there are
     fields = flatten(config.to_dict())
     unknown = flatten(settings).keys() - fields.keys()
     if unknown:
@@ -270,13 +294,19 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
         config.update(settings)
     except TypeError as error:
         raise UserError(str(error)) from error
-    empty = [n for n, v in flatten(config.to_dict()).items() if v is None and n != "shots"]
+    optional = {"shots", *(name for name, value in fields.items() if value is None)}
+    empty = [n for n, v in flatten(config.to_dict()).items() if v is None and n not in optional]
     if empty:  # which a config takes for any field
         raise UserError(f"the setting {empty[0]} is None: give it a value or leave it out")
-    config.data.source = "folder"
-    config.data.root = str(data)
-    # The run makes its folder when it has found no mistake, so that one leaves none behind.
-    temporary = Path(tempfile.gettempdir(), f"fgvpl_{uuid.uuid4().hex}")
-    place = Workdir(workdir or temporary)
-    train_and_evaluate(config, place)
+    if data not in BENCHMARKS:
+        config.data.source = "folder"
+        config.data.root = str(data)
+    place = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
+    try:
+        train_and_evaluate(config, place)
+    except BaseException:
+        if workdir is None:
+            with suppress(OSError):  # what was trained stays
+                place.path.rmdir()
+        raise
     return Classifier(place)

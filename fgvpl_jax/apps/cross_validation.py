@@ -1,6 +1,5 @@
 """An honest estimate where there are photos to train on and no others."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from scipy.stats import binomtest
 
 from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.selection import choose_on_validation
+from fgvpl_jax.apps.workdir import read_arrays, save_arrays
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.training import Checkpoints
+from fgvpl_jax.training import Checkpoints, is_writer, wait_for_all
 
 CONFIDENCE = 0.95
 
@@ -45,11 +45,25 @@ def cross_validate(run: Run) -> None:
     folds = folds_of(run)
     warn_of_single_photos(run)
     for number, file in enumerate(held_out_files(run)):
-        if not file.exists():
+        if not is_estimated(file):
             print(f"fold {number + 1} of {folds.max() + 1}")
             file.parent.mkdir(parents=True, exist_ok=True)
             save_arrays(file, **predict_fold(run, folds == number, file.parent)._asdict())
-        shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
+        if is_writer():
+            shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
+    wait_for_all("folds")  # the writer's last file is there
+
+
+def is_estimated(file: Path) -> bool:
+    """Whether a fold's predictions are there and intact; damaged ones are told of."""
+    if not file.exists():
+        return False
+    try:
+        read_arrays(file)
+    except UserError as error:
+        logging.warning("%s", error)
+        return False
+    return True
 
 
 def warn_of_single_photos(run: Run) -> None:
@@ -76,8 +90,7 @@ def read_held_out(run: Run) -> HeldOut:
     for file in held_out_files(run):
         if not file.exists():
             raise UserError(f"{file} is missing: estimate again with --mode=train")
-        with np.load(file) as saved:
-            parts.append(HeldOut(**saved))
+        parts.append(HeldOut(**read_arrays(file)))
     return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -95,18 +108,18 @@ def held_out_files(run: Run) -> list[Path]:
 def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
     """Trains on the support images outside the fold and predicts those inside.
 
-    λ is chosen for each fold as for the final model: on the validation images, which are in none.
+    λ and the like are chosen for each fold as for the final model: on the validation images, which
+    are in none.
     """
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
-    model = run.new_model()
-    checkpoints = Checkpoints(place / "checkpoints", run.provenance)
-    run.train(model, rest, checkpoints, place / "metrics.jsonl")
-    checkpoints.close()
+    model = run.new_model(rest)
+    with Checkpoints(place / "checkpoints", run.provenance, to_train=True) as checkpoints:
+        run.train(model, rest, checkpoints, place / "metrics.jsonl")
     evaluator, _ = run.evaluator(model, rest)
     predictions = evaluator.predict(
         support.select(np.flatnonzero(held_out).tolist()),
-        choose_on_validation(evaluator, run).weight,
+        choose_on_validation(evaluator, run).choices,
         name="held out",
     )
     return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)
@@ -133,13 +146,3 @@ def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:
     """95% Wilson interval of an accuracy."""
     interval = binomtest(num_right, num_images).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def save_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Writes an .npz whole or not at all."""
-    temporary = file.with_suffix(".partial.npz")
-    try:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only after a failure

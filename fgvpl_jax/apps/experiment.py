@@ -1,6 +1,7 @@
 """The main job: from a config to a trained, measured classifier in a workdir."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +15,16 @@ from fgvpl_jax.apps.cross_validation import (
     accuracy_interval,
     cross_validate,
     read_held_out,
-    save_arrays,
 )
 from fgvpl_jax.apps.run_setup import Run, prepare
 from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
-from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.apps.workdir import Workdir, save_arrays
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score
-from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.training import Checkpoints, restore_model
+from fgvpl_jax.evaluation import Evaluator, Predictions, answers_of, mask_iou, score
+from fgvpl_jax.methods import Choices
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.training import Checkpoints, restore_model, to_host
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
@@ -33,19 +34,26 @@ def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         config: See `default_config.py`.
         workdir: An empty or new folder, or this very run's, which then goes on.
     Raises:
-        UserError: For every mistake in config or data, before anything is written.
+        UserError: For every mistake in config or data, before anything is written; if another
+            command is at work in the folder.
     """
+    with workdir.locked():
+        return carry_out(config, workdir)
+
+
+def carry_out(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+    """As `train_and_evaluate`, in a folder that the caller holds."""
     started = time.monotonic()
     run = prepare(config, workdir)
     if not workdir.config_file.exists():
         workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
-        workdir.write_config(config, asdict(run.clip.identity))
+        workdir.write_config(run.config, asdict(run.clip.identity))
     if run.dataset.test is None:
         cross_validate(run)
-    checkpoints = Checkpoints(workdir.checkpoints, run.provenance)
-    if checkpoints.latest_epoch != config.epochs:
-        run.train(run.new_model(), run.few_shot.support, checkpoints, workdir.metrics_file)
-    checkpoints.close()
+    support = run.few_shot.support
+    with Checkpoints(workdir.checkpoints, run.provenance, to_train=True) as checkpoints:
+        if checkpoints.latest_epoch != run.config.epochs:
+            run.train(run.new_model(support), support, checkpoints, workdir.metrics_file)
     return measure(run, started)
 
 
@@ -61,13 +69,15 @@ def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, An
     stored = workdir.stored_config()
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{workdir.path} is not trained: use --mode=train with the same config")
-    return measure(prepare(stored if config is None else config, workdir), started)
+    with workdir.locked():
+        return measure(prepare(stored if config is None else config, workdir), started)
 
 
 def measure(run: Run, started: float) -> dict[str, Any]:
     """Restores the final checkpoint, selects on validation, then reads the test split once.
 
-    Nothing is written before all is measured.
+    Nothing is written before the test split is read; `results.json`, by which a run is known to be
+    complete, comes last.
 
     Args:
         run: A run whose training is complete.
@@ -75,19 +85,23 @@ def measure(run: Run, started: float) -> dict[str, Any]:
     """
     config, few_shot = run.config, run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
-    model = run.new_model()
-    checkpoints = Checkpoints(run.workdir.checkpoints, run.provenance)
-    epoch = restore_model(model, checkpoints, run.mesh)
-    checkpoints.close()
+    model = run.new_model(few_shot.support)
+    with Checkpoints(run.workdir.checkpoints, run.provenance) as checkpoints:
+        epoch = restore_model(model, checkpoints, run.mesh)
     if epoch != config.epochs:
         raise UserError(
             f"{run.workdir.path} is trained for {epoch} of {config.epochs} epochs: "
             "finish it with --mode=train and the same config"
         )
     evaluator, cache = run.evaluator(model, few_shot.support)
-    selection = select(evaluator, run, held_out)
+    choices, selection = select(evaluator, run, held_out)
+    tested = (
+        test_scores(evaluator, run, choices, selection["temperature"])
+        if held_out is None
+        else fold_scores(held_out)
+    )
     results = {
-        "method": FGVPL.name,
+        "method": config.method,
         "benchmark": config.benchmark,
         "backbone": asdict(run.clip.identity),
         "shots": config.shots,
@@ -100,15 +114,16 @@ def measure(run: Run, started: float) -> dict[str, Any]:
             "validation": len(few_shot.validation or ()),
             "test": len(run.dataset.test or ()),
         },
+        **model.facts(),
         **selection,
-        **(test_scores(evaluator, run, selection) if held_out is None else fold_scores(held_out)),
+        **tested,
         "train_seconds": sum_of_seconds(run.workdir.metrics_file),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
-    real = np.asarray(cache.valid)
     save_arrays(
         run.workdir.support_file,
-        **{name: np.asarray(column)[real] for name, column in cache._asdict().items()},
+        **cache_columns(cache),
+        labels=few_shot.support.labels,
         keys=np.array(few_shot.support.keys),
         root=np.array(str(few_shot.support.root.absolute())),
     )
@@ -116,12 +131,29 @@ def measure(run: Run, started: float) -> dict[str, Any]:
     return results
 
 
-def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
-    """λ, then the temperature: fitted on validation or, without, on the folds; else 1."""
+def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
+    """The features of a visual cache without padding; none of a method without one."""
+    if cache is None:
+        return {}
+    image, object_, _, valid = to_host(tuple(cache))
+    columns = {"image": image, "object": object_}
+    return {name: np.asarray(x)[valid] for name, x in columns.items() if x is not None}
+
+
+def select(
+    evaluator: Evaluator, run: Run, held_out: HeldOut | None
+) -> tuple[Choices, dict[str, Any]]:
+    """The choices, such as λ; then the temperature.
+
+    The temperature is fitted on validation or, without, on the folds; else it is 1.
+
+    Returns:
+        The choices, and what `results.json` says of all this.
+    """
     chosen = choose_on_validation(evaluator, run)
     selection: dict[str, Any] = {
-        "cache_logit_weight": chosen.weight,
-        "validation_accuracy": {str(w): accuracy for w, accuracy in chosen.accuracies.items()},
+        **chosen.choices,
+        "validation_accuracy": chosen.accuracies,
         "validation_unreadable": list(chosen.unreadable),
         "temperature": 1.0,
     }
@@ -129,21 +161,32 @@ def select(evaluator: Evaluator, run: Run, held_out: HeldOut | None) -> dict[str
         selection |= calibration("validation", chosen.validation)
     elif run.config.calibrate and held_out is not None:
         selection |= calibration("folds", Labelled(held_out.logits, held_out.labels))
-    return selection
+    return chosen.choices, selection
 
 
 def sum_of_seconds(metrics_file: Path) -> float:
     """Of all epochs, also those before an interruption."""
     lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
+    return round(math.fsum(json.loads(line)["seconds"] for line in lines), 1)
 
 
-def test_scores(evaluator: Evaluator, run: Run, selection: dict[str, Any]) -> dict[str, Any]:
+def test_scores(
+    evaluator: Evaluator, run: Run, choices: Choices, temperature: float
+) -> dict[str, Any]:
     """The final figures beside zero-shot CLIP's, from one reading of the test split."""
     test = run.dataset.test
     assert test is not None
-    predictions = evaluator.predict(test, selection["cache_logit_weight"], name="test")
-    tempered = score(predictions.logits / selection["temperature"], predictions.labels)
+    predictions = evaluator.predict(test, choices, name="test")
+    tempered = score(predictions.logits / temperature, predictions.labels)
+    answers = answers_of(
+        predictions.logits,
+        predictions.zero_shot_logits,
+        predictions.labels,
+        predictions.indices,
+        temperature=temperature,
+        class_names=run.dataset.class_names,
+    )
+    save_arrays(run.workdir.predictions_file, **answers._asdict())
     return {
         **scores_of(predictions, "test"),
         "test_nll_tempered": tempered.nll,
@@ -177,7 +220,7 @@ def scores_of(predictions: Predictions | HeldOut, name: str) -> dict[str, float]
 def mask_scores(run: Run, predictions: Predictions) -> dict[str, Any]:
     """IoU of the object masks where the data knows the true ones."""
     test = run.dataset.test
-    if not isinstance(test, ShapesSplit):
+    if predictions.object_masks is None or not isinstance(test, ShapesSplit):
         return {}
     truth = np.stack([test.scene(int(i)).mask for i in predictions.indices])
     return {"mask_iou": mask_iou(predictions.object_masks, truth, run.clip.vision.grid)._asdict()}

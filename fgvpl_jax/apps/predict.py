@@ -51,7 +51,14 @@ def predict_files(
         photos: From `find_photos`.
         top_k: Classes to name.
         overlay_dir: Where to write one PNG a photo; None for none.
+    Raises:
+        UserError: If pictures are wanted of a method that looks for no object.
     """
+    if overlay_dir is not None and not classifier.finds_objects:
+        raise UserError(
+            f"--overlay_dir={overlay_dir}: {classifier.results['method']} looks for no object that "
+            "could be drawn: leave the flag out"
+        )
     folder = None if overlay_dir is None else Path(overlay_dir).expanduser()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +75,8 @@ def predict_files(
 
 def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Image.Image:
     """The picture of one prediction, with the similar training photos that are still there."""
+    assert prediction.attention_map is not None
+    assert prediction.object_mask is not None
     similar = []
     for found in prediction.similar:
         try:
@@ -104,8 +113,9 @@ def as_json(answer: Answer) -> str:
             {"path": s.key, "class": s.class_name, "similarity": round(s.similarity, 6)}
             for s in result.similar
         ],
-        "object_share": round(float(result.object_mask.mean()), 4),
     }
+    if result.object_mask is not None:
+        content["object_share"] = round(float(result.object_mask.mean()), 4)
     if answer.overlay is not None:
         content["overlay"] = str(answer.overlay)
     return json.dumps(content)

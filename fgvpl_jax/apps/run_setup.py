@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from flax import nnx
@@ -18,7 +19,6 @@ from fgvpl_jax.data import (
     ImageCache,
     Split,
     benchmark_named,
-    check_readable,
     default_cache_folder,
     draw_few_shot,
     few_shot_record,
@@ -28,23 +28,31 @@ from fgvpl_jax.data import (
     load_shapes,
     load_tfds,
     read_few_shot,
+    unreadable_images,
 )
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
-from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.recognition import VisualCache, class_text_features
+from fgvpl_jax.methods import Method, Task, method_named
+from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import (
     CacheBuilder,
     Checkpoints,
+    FeatureInputs,
+    Inputs,
+    PixelInputs,
     Provenance,
     batch_size_for,
     data_mesh,
+    gather_texts,
+    kept_text_features,
+    process_share,
     replicate,
     split_model,
     train,
 )
 
 CACHE_REFRESH = ("epoch", "once")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 MOST_SEEDS = 2**63
 AMOUNTS = (
     "text_residual_ratio",
@@ -53,12 +61,12 @@ AMOUNTS = (
     "learning_rate",
     "weight_decay",
 )
-POSITIVE = ("shots", "epochs", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
+POSITIVE = ("shots", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a config resolves to."""
+    """Everything that a config resolves to; the config's own recipe is filled in."""
 
     config: ConfigDict
     workdir: Workdir
@@ -73,52 +81,59 @@ class Run:
     def provenance(self) -> Provenance:
         """What the run's checkpoints must belong to."""
         return Provenance(
-            method=FGVPL.name,
+            method=self.config.method,
             class_names=list(self.dataset.class_names),
             backbone=asdict(self.clip.identity),
             seed=self.config.seed,
         )
 
-    def new_model(self) -> FGVPL:
-        """The model as it is before training, by the seed alone."""
-        return build_model(self.config, self.clip, self.text_features)
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the method reads of the images."""
+        if method_named(self.config.method).reads_features:
+            return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
+        return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
+
+    def new_model(self, support: Split) -> Method:
+        """The model as it is before training on these images, by the seed alone."""
+        task = Task(self.dataset.class_names, self.text_features, support.labels)
+        return build_model(self.config, self.clip, task)
 
     def train(
-        self, model: FGVPL, support: Split, checkpoints: Checkpoints, metrics_file: Path
+        self, model: Method, support: Split, checkpoints: Checkpoints, metrics_file: Path
     ) -> None:
         """Trains a model in place with the run's settings; a finished one is only restored."""
         train(
             model,
             support,
+            self.few_shot.validation,
             self.config,
-            transform=self.clip.resize_and_crop,
-            image_cache=self.image_cache,
-            image_size=self.clip.image_size,
+            inputs=self.inputs,
             checkpoints=checkpoints,
             metrics_file=metrics_file,
             mesh=self.mesh,
         )
 
-    def evaluator(self, model: FGVPL, support: Split) -> tuple[Evaluator, VisualCache]:
-        """An evaluator of a trained model, with the cache of these images under it."""
+    def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
+        """An evaluator of a trained model, with the cache of these images under it, if any."""
         graphdef, trainable, frozen = split_model(model)
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
-        build_cache = CacheBuilder(
-            graphdef,
-            support,
-            transform=self.clip.resize_and_crop,
-            image_cache=self.image_cache,
-            batch_size=batch_size_for(self.mesh, self.config.batch_size, len(support)),
-            mesh=self.mesh,
-        )
-        cache = build_cache(trainable, frozen)
+        cache = None
+        if model.uses_cache:
+            size = self.config.microbatch or self.config.batch_size
+            cache = CacheBuilder(
+                graphdef,
+                support,
+                inputs=self.inputs,
+                batch_size=batch_size_for(self.mesh, size, len(support)),
+                mesh=self.mesh,
+            )(trainable, frozen)
         evaluator = Evaluator(
             graphdef,
             trainable,
             frozen,
             cache,
-            transform=self.clip.resize_and_crop,
-            image_cache=self.image_cache,
+            inputs=self.inputs,
             batch_size=self.config.eval_batch_size,
             mesh=self.mesh,
         )
@@ -132,12 +147,13 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         UserError: For every mistake in config or data.
     """
     check_config(config)
-    workdir.check_is_free_for(config)
     dataset = load_dataset(config)
     if config.data.few_shot_file:
         few_shot = read_few_shot(config.data.few_shot_file, dataset, config.shots)
     else:
         few_shot = draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
+    config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
+    workdir.check_is_free_for(config)
     record = few_shot_record(few_shot)
     if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
         raise UserError(
@@ -148,49 +164,88 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     if workdir.config_file.exists() and workdir.stored_backbone() != clip.identity.sha256:
         raise UserError(
             f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
-            "that one with --config.clip, or choose another --workdir"
+            "that one with --config.clip, fetch it again if its files changed, or choose another "
+            "--workdir"
         )
-    check_readable(few_shot.support, transform=clip.resize_and_crop, cache=image_cache)
-    text_features = class_text_features(clip, dataset.class_names, config.data.templates)
+    check_readable(few_shot.support, clip, image_cache)
+    text_features = kept_text_features(
+        clip, dataset.class_names, config.data.templates, image_cache
+    )
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
-    run.new_model()  # refuses what only the model can judge
+    run.new_model(few_shot.support)  # refuses what only the model can judge
     return run
 
 
-def build_model(config: ConfigDict, clip: CLIP, text_features: Float[Array, "k e"]) -> FGVPL:
-    """The model of a config over these classes, freshly initialised."""
-    return FGVPL(
-        clip,
-        text_features,
-        num_prompts=config.num_prompts,
-        connectivity=config.connectivity,
-        text_residual_ratio=config.text_residual_ratio,
-        object_logit_weight=config.object_logit_weight,
-        object_query=config.object_query,
-        rngs=nnx.Rngs(config.seed),
-    )
+def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:
+    """The model of a config for a task, freshly initialised."""
+    method = method_named(config.method)
+    return method.build(clip, task, config, rngs=nnx.Rngs(config.seed))
+
+
+def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> ConfigDict:
+    """The config with the method's own recipe where it leaves epochs and the like out.
+
+    A method that trains nothing has 0 epochs whatever the config says.
+
+    Args:
+        config: Of a run.
+        num_images: Of the support set.
+        num_classes: k.
+    """
+    shots = config.shots or math.ceil(num_images / num_classes)
+    recipe = method_named(config.method).recipe(config.benchmark, shots, num_images)
+    resolved = config.copy_and_resolve_references()
+    for name, value in recipe._asdict().items():
+        if resolved[name] is None or not recipe.epochs:
+            resolved[name] = value
+    return resolved
 
 
 def check_config(config: ConfigDict) -> None:
     """Refuses values that no run can have."""
-    if config.method != FGVPL.name:
-        raise UserError(f"method is {config.method!r}: this version has {FGVPL.name!r}")
+    method_named(config.method)
     if config.cache_refresh not in CACHE_REFRESH:
         raise UserError(f"cache_refresh is {config.cache_refresh!r}: choose one of {CACHE_REFRESH}")
     if not 0 <= config.seed < MOST_SEEDS:
         raise UserError(f"seed is {config.seed}: give 0 or more, below {MOST_SEEDS}")
-    amounts = [(name, config[name]) for name in AMOUNTS]
+    amounts = [(name, config[name]) for name in AMOUNTS if config[name] is not None]
     amounts += [("a value of cache_logit_weight_grid", v) for v in config.cache_logit_weight_grid]
     for name, value in amounts:
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise UserError(f"{name} is {value!r}: give a number, 0 or more")
+    if config.compute_dtype not in COMPUTE_DTYPES:
+        raise UserError(
+            f"compute_dtype is {config.compute_dtype!r}: choose one of {COMPUTE_DTYPES}"
+        )
+    if config.microbatch < 0:
+        raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
     if config.data.image_cache_gb < 0:
         raise UserError(f"data.image_cache_gb is {config.data.image_cache_gb}: give 0 or more")
-    for name in POSITIVE:
+    # 0 epochs are what `with_recipe` gives a method that trains nothing.
+    trains = method_named(config.method).recipe(config.benchmark, 1, 1).epochs > 0
+    for name in (*POSITIVE, *(["epochs"] if trains else [])):
         if config[name] is not None and config[name] < 1:
             raise UserError(f"{name} is {config[name]}: give 1 or more")
+
+
+def check_readable(support: Split, clip: CLIP, image_cache: ImageCache | None) -> None:
+    """Reads every image once; of several processes each reads its share.
+
+    Raises:
+        UserError: If any cannot be; names them and says how many.
+    """
+    problems = gather_texts(
+        unreadable_images(
+            support, transform=clip.resize_and_crop, cache=image_cache, share=process_share()
+        )
+    )
+    if problems:
+        raise UserError(
+            f"{len(problems)} of the {len(support)} few-shot images cannot be read: "
+            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove them"
+        )
 
 
 def open_image_cache(config: ConfigDict) -> ImageCache | None:

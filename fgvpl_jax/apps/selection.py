@@ -6,10 +6,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fgvpl_jax.apps.run_setup import Run
-from fgvpl_jax.evaluation import Evaluator, choose_cache_logit_weight, fit_temperature, score
+from fgvpl_jax.evaluation import Evaluator, fit_temperature, score
+from fgvpl_jax.methods import Choices, method_named
 
 # With fewer photos a fitted temperature does more harm than none.
 FEWEST_TO_CALIBRATE = 30
+# Candidates whose accuracies are all told; of a larger grid only the best one's is.
+MOST_TOLD = 20
 
 
 class Labelled(NamedTuple):
@@ -19,38 +22,45 @@ class Labelled(NamedTuple):
     labels: Int[np.ndarray, "N"]
 
 
-class CacheWeight(NamedTuple):
-    """λ, and what it was chosen by.
+class Chosen(NamedTuple):
+    """The choices, and what they were chosen by.
 
     Attributes:
-        weight: λ.
-        accuracies: Validation accuracy by λ; empty where there was no image to choose by.
-        validation: The validation images at λ; None where there was none.
+        choices: Such as λ.
+        accuracies: Validation accuracy by candidate; the chosen one's alone where there are many.
+            Empty where there was no image to choose by.
+        validation: The validation images at the choices; None where there was none.
         unreadable: "path: reason" of every validation image that could not be decoded.
     """
 
-    weight: float
-    accuracies: dict[float, float]
+    choices: Choices
+    accuracies: dict[str, float]
     validation: Labelled | None
     unreadable: tuple[str, ...]
 
 
-def choose_on_validation(evaluator: Evaluator, run: Run) -> CacheWeight:
-    """λ by validation accuracy over the config's grid.
+def choose_on_validation(evaluator: Evaluator, run: Run) -> Chosen:
+    """The method's candidate of the highest validation accuracy; of equals its first.
 
-    λ stays the config's where there is no grid or no readable validation image.
+    The choices stay those of training where there is no readable validation image.
     """
-    weight, validation = float(run.config.cache_logit_weight), run.few_shot.validation
+    method, validation = method_named(run.config.method), run.few_shot.validation
+    start = method.starting_choices(run.config)
     if validation is None:
-        return CacheWeight(weight, {}, None, ())
-    grid = [float(w) for w in run.config.cache_logit_weight_grid] or [weight]
-    found = evaluator.logits_by_cache_weight(validation, grid)
+        return Chosen(start, {}, None, ())
+    candidates = method.candidates(run.config)
+    found = evaluator.choose(validation, candidates)
     if not len(found.labels):
-        return CacheWeight(weight, {}, None, found.unreadable)
-    accuracies = {w: score(rows, found.labels).accuracy for w, rows in found.logits.items()}
-    weight = choose_cache_logit_weight(accuracies)
-    at_weight = Labelled(found.logits[weight], found.labels)
-    return CacheWeight(weight, accuracies, at_weight, found.unreadable)
+        return Chosen(start, {}, None, found.unreadable)
+    told = range(len(candidates)) if len(candidates) <= MOST_TOLD else [found.best]
+    accuracies = {described(candidates[i]): float(found.accuracies[i]) for i in told}
+    best = Labelled(found.logits, found.labels)
+    return Chosen(candidates[found.best], accuracies, best, found.unreadable)
+
+
+def described(choices: Choices) -> str:
+    """A candidate in a word or two."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in choices.items()) or "as trained"
 
 
 def calibration(fitted_on: str, photos: Labelled) -> dict[str, Any]:

@@ -1,15 +1,22 @@
 """The folder of one run: whose it is, and the readable files in it."""
 
+import fcntl
 import json
 import os
-import tempfile
+import socket
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import is_writer
 
 # Where things lie may change between two commands on one run; what they are may not: the backbone
 # is compared by its hash, the drawn images by their names.
@@ -20,6 +27,14 @@ LOCATIONS = (
     "data.image_cache_dir",
     "data.image_cache_gb",
 )
+# How much memory a step takes may change too, up to rounding it computes the same.
+RESOURCES = ("microbatch", "rematerialise")
+
+LOCK = ".lock"
+
+
+class WorkdirInUse(UserError):
+    """Another process works in the folder."""
 
 
 class Workdir:
@@ -38,6 +53,7 @@ class Workdir:
         self.few_shot_file = self.path / "few_shot.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.results_file = self.path / "results.json"
+        self.predictions_file = self.path / "predictions.npz"
         self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
         self.folds = self.path / "cv"
@@ -91,7 +107,7 @@ class Workdir:
         differing = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
             for name in sorted(ours.keys() | theirs.keys())
-            if name not in LOCATIONS and ours.get(name) != theirs.get(name)
+            if name not in LOCATIONS + RESOURCES and ours.get(name) != theirs.get(name)
         ]
         if differing:
             raise UserError(
@@ -113,18 +129,99 @@ class Workdir:
         self.write(self.config_file, {"config": content, "backbone": backbone})
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
-        """Writes one JSON file whole or not at all."""
+        """Writes one JSON file whole or not at all; of several processes the first does."""
+        if not is_writer():
+            return
         self.path.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{file.name}.")
+        partial = file.with_suffix(".partial")
         try:
             # A file's name may hold bytes that are no text: Python's escape of them is JSON's too.
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
                 json.dump(content, stream, indent=2, ensure_ascii=False)
                 stream.write("\n")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, file)
         finally:
-            Path(temporary).unlink(missing_ok=True)  # there only after a failure
+            partial.unlink(missing_ok=True)  # there only after a failure
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other commands from writing here; the system ends the lock with the process.
+
+        A folder made for it is removed again if nothing was written. Of several processes of a job
+        the first holds the lock.
+
+        Raises:
+            WorkdirInUse: If another command is at work in the folder.
+        """
+        if not is_writer():
+            yield
+            return
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / LOCK
+        with _lock(file) as stream:
+            stream.truncate(0)
+            stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+                with suppress(OSError):  # what is not empty stays
+                    for folder in made:
+                        folder.rmdir()
+
+
+def _lock(file: Path) -> TextIO:
+    """Opens and locks a file that whoever held it before may be removing."""
+    while True:
+        stream = file.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(file.stat(), os.fstat(stream.fileno())):
+                    return stream
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read() or "a process that just began"
+            stream.close()
+            raise WorkdirInUse(
+                f"another command is at work in {file.parent} ({owner}): wait for it, or choose "
+                "another --workdir"
+            ) from None
+        stream.close()
+
+
+def save_arrays(file: Path, **arrays: np.ndarray) -> None:
+    """Writes an .npz whole or not at all; of several processes the first does."""
+    if not is_writer():
+        return
+    partial = file.with_suffix(".partial")
+    try:
+        with partial.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)  # there only after a failure
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Reads an .npz whole; its format holds a checksum of every array.
+
+    Raises:
+        UserError: If it is not there or not as it was written.
+    """
+    try:
+        with np.load(file) as saved:
+            return dict(saved)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing: go on with --mode=train") from error
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({error}): go on with --mode=train") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Linear(nnx.Module):
-    """x·kernel + bias, kernel [in, out]."""
+    """x·kernel + bias, kernel [in, out]; computed in the type of x."""
 
     def __init__(self, dim_in: int, dim_out: int, *, use_bias: bool = True, rngs: nnx.Rngs):
         self.kernel = Frozen(nnx.initializers.normal(INIT_STD)(rngs.params(), (dim_in, dim_out)))
@@ -39,12 +39,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """x·kernel + bias."""
-        y = x @ self.kernel[...]
-        return y if self.bias is None else y + self.bias[...]
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis, statistics in float32 at least."""
+    """Over the last axis, in float32 at least."""
 
     def __init__(self, dim: int, eps: float):
         self.scale = Frozen(jnp.ones((dim,)))
@@ -56,8 +56,8 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normed = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return normed * self.scale[...] + self.bias[...]
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -82,7 +82,8 @@ class Attention(nnx.Module):
             mask: True where a query may see a key; None for everywhere.
             num_queries: How many of the first tokens ask; None for all.
         Returns:
-            Updates of the asking tokens, and the weights; a masked key's is exactly 0.
+            Updates of the asking tokens, and the weights, which are float32 at least; a masked
+            key's is exactly 0.
         """
 
         def heads(x):
@@ -91,12 +92,12 @@ class Attention(nnx.Module):
         query = heads(self.query(tokens[:, :num_queries]))
         key, value = heads(self.key(tokens)), heads(self.value(tokens))
         scale = 1 / math.sqrt(query.shape[-1])
-        scores = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key)
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        wide = jnp.promote_types(tokens.dtype, jnp.float32)
+        scores = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key, preferred_element_type=wide)
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(tokens.dtype)
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
+        weights = jax.nn.softmax(scores, axis=-1)
+        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(tokens.dtype), value)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from fgvpl_jax.clip.config import read_config
 from fgvpl_jax.clip.convert import build_towers
 from fgvpl_jax.clip.hub import find_checkpoint
+from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.image_input import ImageProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
 from fgvpl_jax.clip.towers import TextTower, VisionTower
@@ -45,6 +46,7 @@ class CLIP:
 
     Attributes:
         vision: The image tower.
+        image_encoder: The same behind the normalisation: uint8 photos in, features out.
         text: The text tower.
         logit_scale: exp(logit_scale) of the checkpoint; 100 for OpenAI's.
         identity: What to record of it.
@@ -71,6 +73,12 @@ class CLIP:
         self.image_mean = image_processor.mean
         self.image_std = image_processor.std
         self.rescale_factor = image_processor.rescale_factor
+        self.image_encoder = ImageEncoder(
+            vision,
+            mean=self.image_mean,
+            std=self.image_std,
+            rescale_factor=self.rescale_factor,
+        )
         self._tokenizer = tokenizer
         self._image_processor = image_processor
         # Splitting once saves its host time at every call.

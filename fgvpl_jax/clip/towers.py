@@ -43,11 +43,15 @@ class VisionTower(nnx.Module):
         """(gh, gw), patches per column and per row."""
         return self.config.grid
 
-    def embed(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b t d"]:
+    def embed(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b t d"]:
         """Class token and patches with positions, after CLIP's pre-LayerNorm.
 
         Args:
             pixels: Normalised images of the tower's size.
+            dtype: Of the tokens, and so of all that the layers compute from them; None for the
+                parameters'. The patches themselves are embedded in the parameters' type.
         Returns:
             t = 1 + n tokens, patches in row-major order.
         """
@@ -67,15 +71,17 @@ class VisionTower(nnx.Module):
         patches = patches.reshape(b, gh * gw, patch * patch * 3) @ kernel
         class_token = jnp.broadcast_to(self.class_embedding[...], (b, 1, patches.shape[2]))
         tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...]
-        return self.pre_norm(tokens)
+        return self.pre_norm(tokens).astype(dtype or tokens.dtype)
 
     def project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """Post-LayerNorm and projection into the shared space, raw."""
         return self.projection(self.post_norm(tokens))
 
-    def __call__(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Raw image features, as transformers returns them."""
-        tokens = self.embed(pixels)
+    def __call__(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b e"]:
+        """Raw image features, as transformers returns them; `dtype` as in `embed`."""
+        tokens = self.embed(pixels, dtype)
         for layer in self.layers:
             tokens, _ = layer(tokens)
         return self.project(tokens[:, 0])
@@ -103,18 +109,31 @@ class TextTower(nnx.Module):
         """
         if token_ids.ndim != 2:
             raise UserError(f"token ids have shape {token_ids.shape}, wanted [texts, tokens]")
-        length = token_ids.shape[1]
+        return self.encode(self.token_embedding[...][token_ids], self.ends(token_ids))
+
+    def ends(self, token_ids: Int[Array, "b c"]) -> Int[Array, "b"]:
+        """Where each text ends, by the checkpoint's convention."""
+        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+            return token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
+        return (token_ids == self.config.eos_token_id).argmax(axis=1)
+
+    def encode(
+        self, embeddings: Float[Array, "b c d"], ends: Int[Array, "b"]
+    ) -> Float[Array, "b e"]:
+        """Raw text features of token embeddings, before positions are added.
+
+        Args:
+            embeddings: Of at most the context length; learnt ones may be among them.
+            ends: Token that is read of each text.
+        """
+        length = embeddings.shape[1]
         if length > self.config.context_length:
             raise UserError(
                 f"texts of {length} tokens exceed this backbone's {self.config.context_length}"
             )
-        tokens = self.token_embedding[...][token_ids] + self.position_embedding[...][:length]
+        tokens = embeddings + self.position_embedding[...][:length]
         for layer in self.layers:
             tokens, _ = layer(tokens, causal=True)
-        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
-            ends = token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
-        else:
-            ends = (token_ids == self.config.eos_token_id).argmax(axis=1)
         pooled = jnp.take_along_axis(tokens, ends[:, None, None], axis=1)[:, 0]
         return self.projection(self.final_norm(pooled))
 

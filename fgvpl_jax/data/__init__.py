@@ -1,12 +1,19 @@
 """Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
 
-from fgvpl_jax.data.batches import Batch, check_readable, eval_batches, train_batches
+from fgvpl_jax.data.batches import (
+    ALL,
+    Batch,
+    Share,
+    eval_batches,
+    train_batches,
+    unreadable_images,
+)
 from fgvpl_jax.data.benchmarks import BENCHMARKS, Benchmark, benchmark_named
 from fgvpl_jax.data.checks import DataReport, check_dataset
 from fgvpl_jax.data.coop import load_coop, read_split_file
 from fgvpl_jax.data.few_shot import FewShot, draw_few_shot, few_shot_record, read_few_shot
 from fgvpl_jax.data.folder import load_folder, photos_at
-from fgvpl_jax.data.image_cache import ImageCache, default_cache_folder
+from fgvpl_jax.data.image_cache import CacheEntry, ImageCache, default_cache_folder, identify
 from fgvpl_jax.data.images import UnreadableImage, as_photo, decode_image
 from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
@@ -15,27 +22,30 @@ from fgvpl_jax.data.tfds_source import load_tfds
 from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
 
 __all__ = [
+    "ALL",
     "BENCHMARKS",
     "Augmentation",
     "Batch",
     "Benchmark",
+    "CacheEntry",
     "DataReport",
     "Dataset",
     "FewShot",
     "ImageCache",
     "ShapesSplit",
+    "Share",
     "Split",
     "Transform",
     "UnreadableImage",
     "as_photo",
     "benchmark_named",
     "check_dataset",
-    "check_readable",
     "decode_image",
     "default_cache_folder",
     "draw_few_shot",
     "eval_batches",
     "few_shot_record",
+    "identify",
     "load_coop",
     "load_folder",
     "load_manifest",
@@ -46,4 +56,5 @@ __all__ = [
     "read_few_shot",
     "read_split_file",
     "train_batches",
+    "unreadable_images",
 ]

@@ -1,23 +1,28 @@
 """Batches of fixed shape through grain: decoding and augmenting in threads."""
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple, TypeVar
 
-import grain
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from fgvpl_jax.data.image_cache import CacheEntry, ImageCache
+from fgvpl_jax.data.image_cache import CHECKSUM, CacheEntry, ImageCache, checksum
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Augmentation, Transform
-from fgvpl_jax.errors import UserError
 
 # Pillow lets go of the interpreter lock while it decodes and resizes, so threads suffice.
 NUM_THREADS = os.cpu_count() or 1
 CHECK_BATCH_SIZE = 64
+PADDING = -1  # the place of a row that holds no image
+# What its shape under a transform is taken from.
+BLANK = Image.new("RGB", (1, 1))
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -38,6 +43,22 @@ class Batch(NamedTuple):
     unreadable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several equal processes reads: part `number` of `count`."""
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, size: int) -> slice:
+        """Its contiguous part of `size` things; the last parts may be short or empty."""
+        part = -(-size // self.count)
+        return slice(min(self.number * part, size), min((self.number + 1) * part, size))
+
+
+ALL = Share()
+
+
 class _Example(NamedTuple):
     place: int
     label: int
@@ -45,7 +66,15 @@ class _Example(NamedTuple):
 
 
 def train_batches(
-    split: Split, batch_size: int, *, augment: Augmentation, seed: int, epoch: int
+    split: Split,
+    batch_size: int,
+    *,
+    augment: Augmentation,
+    seed: int,
+    epoch: int,
+    first_batch: int = 0,
+    num_rows: int | None = None,
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     """One epoch of augmented images, each once, in an order drawn from (seed, epoch) alone.
 
@@ -54,21 +83,31 @@ def train_batches(
 
     Args:
         split: The few-shot images.
-        batch_size: Every batch's size; the last is padded.
+        batch_size: Images of every batch; the last may have fewer.
         augment: From photo and random generator to bytes.
         seed: The run's.
         epoch: Counting from 0.
+        first_batch: Batches to leave out, of an epoch that was begun before.
+        num_rows: Rows that every batch is padded to; None for the batch size.
+        share: Of every batch's rows, which are given; others are not decoded.
     Raises:
         UnreadableImage: At the image that cannot be decoded.
     """
+    blank = augment(BLANK, np.random.default_rng(0))
 
     def load(index: int) -> _Example:
+        if index == PADDING:
+            return _Example(PADDING, 0, blank)
         rng = np.random.default_rng((seed, epoch, index))
         return _example(split, index, lambda image: augment(image, rng))
 
-    order = np.random.default_rng((seed, epoch)).permutation(len(split)).tolist()
-    examples = in_threads(grain.MapDataset.source(order).map(load), batch_size)
-    return _batches(examples, batch_size, blank=None)
+    order = np.random.default_rng((seed, epoch)).permutation(len(split))
+    order = np.pad(order, (0, -len(order) % batch_size), constant_values=PADDING)
+    padding = (num_rows or batch_size) - batch_size
+    rows = np.pad(order.reshape(-1, batch_size), ((0, 0), (0, padding)), constant_values=PADDING)
+    ours = rows[first_batch:, share.of(rows.shape[1])]
+    examples = in_threads(load, ours.ravel().tolist(), ours.shape[1])
+    return _batches(examples, ours.shape[1], blank=blank, strict=True)
 
 
 def eval_batches(
@@ -78,28 +117,59 @@ def eval_batches(
     transform: Transform,
     strict: bool = False,
     cache: ImageCache | None = None,
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     """All images in the split's order under the evaluation transform.
 
+    Of several processes each reads a contiguous part of the split, so that its part in the cache
+    does not depend on the batch size, and all give equally many batches.
+
     Args:
         split: Any split.
-        batch_size: Every batch's size; the last is padded.
+        batch_size: Every batch's size, of all processes together; the last is padded.
         transform: From photo to bytes.
         strict: Raise at an unreadable image, rather than giving it weight 0 and naming it.
         cache: Where images are taken from if they are there, and kept if not; an image that could
             not be read is tried again each time.
+        share: Of the split, which is read.
     """
-    # What an unreadable image is replaced with, so that the compiled program sees one shape.
-    blank = None if strict else transform(Image.new("RGB", (1, 1)))
+    if share.count == 1:
+        return _eval_batches(split, batch_size, transform, strict, cache)
+    part = share.of(len(split))
+    ours = split.select(range(len(split))[part])
+    size = batch_size // share.count
+    batches = _eval_batches(ours, size, transform, strict, cache)
+    largest_part = -(-len(split) // share.count)
+    num_batches = -(-largest_part // size)
+    return _placed(batches, part.start, num_batches, _stack([], size, transform(BLANK)))
+
+
+def _eval_batches(
+    split: Split, batch_size: int, transform: Transform, strict: bool, cache: ImageCache | None
+) -> Iterator[Batch]:
+    if not len(split):
+        return iter(())
+    blank = transform(BLANK)
     entry = None if cache is None else cache.entry(split, transform)
-    kept = None if entry is None else entry.read()
-    if kept is not None:
+    if entry is not None and (kept := entry.read()) is not None:
         # Without threads: handing an image over costs more than copying it.
-        return _batches(_kept_examples(split, kept, transform), batch_size, blank=blank)
-    places = grain.MapDataset.range(len(split))
-    examples = in_threads(places.map(lambda i: _example(split, i, transform)), batch_size)
-    batches = _batches(examples, batch_size, blank=blank)
+        kept_examples = _kept_examples(split, entry, kept, transform)
+        return _batches(kept_examples, batch_size, blank=blank, strict=strict)
+    examples = in_threads(lambda i: _example(split, i, transform), range(len(split)), batch_size)
+    batches = _batches(examples, batch_size, blank=blank, strict=strict)
     return batches if entry is None else _recorded(batches, entry)
+
+
+def _placed(
+    batches: Iterator[Batch], first: int, num_batches: int, padding: Batch
+) -> Iterator[Batch]:
+    """With places in the whole split, and as many batches as every other process has."""
+    given = 0
+    for batch in batches:
+        places = np.where(batch.indices == PADDING, PADDING, batch.indices + np.int32(first))
+        yield batch._replace(indices=places)
+        given += 1
+    yield from repeat(padding, num_batches - given)
 
 
 def _example(split: Split, index: int, transform: Transform) -> _Example:
@@ -111,32 +181,42 @@ def _example(split: Split, index: int, transform: Transform) -> _Example:
         return _Example(index, label, error)
 
 
-def _kept_examples(split: Split, kept: np.ndarray, transform: Transform) -> Iterator[_Example]:
-    for index, (image, readable) in enumerate(zip(kept["image"], kept["readable"], strict=True)):
-        if readable:
-            yield _Example(index, int(split.labels[index]), image)
+def _kept_examples(
+    split: Split, entry: CacheEntry, kept: np.ndarray, transform: Transform
+) -> Iterator[_Example]:
+    damaged = False
+    for index, record in enumerate(kept):
+        intact = checksum(record) == record[CHECKSUM]
+        if not intact and not damaged:
+            damaged = True
+            entry.remove_damaged()
+        if intact and record["readable"]:
+            yield _Example(index, int(split.labels[index]), record["image"])
         else:
             yield _example(split, index, transform)
 
 
-def in_threads(dataset: grain.MapDataset, ahead: int) -> grain.IterDataset:
-    """Elements in order, worked on in threads.
+def in_threads(work: Callable[[int], T], places: Sequence[int], ahead: int) -> Iterable[T]:
+    """What `work` makes of each place, in order, made in threads.
 
     Args:
-        dataset: What each element comes from.
-        ahead: Elements made before they are asked for. grain looks at all of them for each it
+        work: Must not raise.
+        places: What it is called with.
+        ahead: Results made before they are asked for. grain looks at all of them for each it
             hands over, so that one batch, enough to be ready when the device is, costs the least.
     """
+    import grain  # brings JAX and more: a second, which reading a config need not wait for
+
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=ahead)
-    return dataset.to_iter_dataset(options)
+    return grain.MapDataset.source(places).map(work).to_iter_dataset(options)
 
 
 def _batches(
-    examples: Iterable[_Example], batch_size: int, *, blank: np.ndarray | None
+    examples: Iterable[_Example], batch_size: int, *, blank: np.ndarray, strict: bool
 ) -> Iterator[Batch]:
     pending: list[_Example] = []
     for example in examples:
-        if blank is None and isinstance(example.image, UnreadableImage):
+        if strict and isinstance(example.image, UnreadableImage):
             raise example.image
         pending.append(example)
         if len(pending) == batch_size:
@@ -146,19 +226,18 @@ def _batches(
         yield _stack(pending, batch_size, blank)
 
 
-def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray | None) -> Batch:
-    shape = np.asarray(examples[0].image if blank is None else blank).shape
+def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray) -> Batch:
     batch = Batch(
-        np.zeros((batch_size, *shape), np.uint8),
+        np.zeros((batch_size, *blank.shape), np.uint8),
         np.zeros(batch_size, np.int32),
         np.zeros(batch_size, np.float32),
-        np.full(batch_size, -1, np.int32),
+        np.full(batch_size, PADDING, np.int32),
         tuple(str(e.image) for e in examples if isinstance(e.image, UnreadableImage)),
     )
     for row, (place, label, image) in enumerate(examples):
         batch.indices[row] = place
         batch.labels[row] = label
-        if not isinstance(image, UnreadableImage):
+        if place != PADDING and not isinstance(image, UnreadableImage):
             batch.images[row] = image
             batch.weights[row] = 1
     return batch
@@ -167,21 +246,15 @@ def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray | None) 
 def _recorded(batches: Iterator[Batch], entry: CacheEntry) -> Iterator[Batch]:
     with entry.recording() as append:
         for batch in batches:
-            real = batch.indices >= 0
+            real = batch.indices != PADDING
             append(batch.images[real], batch.weights[real] > 0)
             yield batch
 
 
-def check_readable(split: Split, *, transform: Transform, cache: ImageCache | None) -> None:
-    """Reads every image once, as evaluation will.
-
-    Raises:
-        UserError: If any cannot be; names them and says how many.
-    """
-    batches = eval_batches(split, CHECK_BATCH_SIZE, transform=transform, cache=cache)
-    problems = [problem for batch in batches for problem in batch.unreadable]
-    if problems:
-        raise UserError(
-            f"{len(problems)} of the {len(split)} few-shot images cannot be read: "
-            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove them"
-        )
+def unreadable_images(
+    split: Split, *, transform: Transform, cache: ImageCache | None, share: Share = ALL
+) -> list[str]:
+    """Reads every image once, as evaluation will; "path: reason" of those that cannot be."""
+    size = CHECK_BATCH_SIZE * share.count
+    batches = eval_batches(split, size, transform=transform, cache=cache, share=share)
+    return [problem for batch in batches for problem in batch.unreadable]

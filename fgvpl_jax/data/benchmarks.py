@@ -32,8 +32,12 @@ class TfdsExamples:
         splits: Role ("train", "val", "test") in the benchmark's own parting to TFDS split.
         file_feature: Where an example carries its file's name.
         key: CoOp's path of an example, from its {split}, {label} and {file}.
-        folders: Labels that are not CoOp's folders, and those folders.
+        folders: Splits and labels that are not CoOp's folders, and those folders.
         absent: Keys that the builder leaves out on purpose.
+        other_archives: File names of what TFDS lists for the builder, but this version and
+            config do without.
+        own_builder: Module of this project's builder, which names its `ARCHIVE` and needs no
+            TensorFlow; empty where the builder is TFDS's, which unpacks with TensorFlow.
     """
 
     name: str
@@ -42,6 +46,8 @@ class TfdsExamples:
     key: str = "{file}"
     folders: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     absent: frozenset[str] = frozenset()
+    other_archives: frozenset[str] = frozenset()
+    own_builder: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,16 +97,21 @@ class Benchmark:
         Raises:
             UserError: If the benchmark has no such class.
         """
-        folded = self.respell(name).replace("_", " ").casefold()
-        if folded in self.left_out:
-            return None
-        label = self._labels.get(self.renamed.get(folded, folded))
-        if label is None:
+        label = self.find_label(name)
+        if label is None and self._folded(name) not in self.left_out:
             raise UserError(
                 f"{name!r} is no class of {self.name}: it has {len(self.class_names)}, such as "
                 f"{', '.join(self.class_names[:3])}; check the data"
             )
         return label
+
+    def find_label(self, name: str) -> int | None:
+        """As `label_of`, but None too for what is called as no class."""
+        folded = self._folded(name)
+        return self._labels.get(self.renamed.get(folded, folded))
+
+    def _folded(self, name: str) -> str:
+        return self.respell(name).replace("_", " ").casefold()
 
 
 @cache
@@ -150,7 +161,10 @@ _ENTRIES = (
         protocol=SplitProtocol.OWN,
         read_lists=official_lists.imagenet,
         tfds=TfdsExamples(
-            "imagenet2012", {"train": "train", "test": "validation"}, key="{split}/{label}/{file}"
+            "imagenet2012",
+            {"train": "train", "test": "validation"},
+            key="{split}/{label}/{file}",
+            folders={"validation": "val"},
         ),
         names_by_position=True,
     ),
@@ -168,6 +182,7 @@ _ENTRIES = (
             "image/file_name",
             "{label}/{file}",
             folders={"faces": "Faces", "leopards": "Leopards", "motorbikes": "Motorbikes"},
+            other_archives=frozenset({"view"}),
         ),
         renamed={
             "airplanes": "airplane",
@@ -229,7 +244,7 @@ _ENTRIES = (
         image_dir="fgvc_aircraft/images",
         protocol=SplitProtocol.OWN,
         read_lists=official_lists.fgvc_aircraft,
-        tfds=TfdsExamples("fgvc_aircraft", _ALL_THREE),
+        tfds=TfdsExamples("fgvc_aircraft", _ALL_THREE, own_builder="fgvpl_jax.data.fgvc_aircraft"),
     ),
     Benchmark(
         name="sun397",
@@ -269,7 +284,13 @@ _ENTRIES = (
         protocol=SplitProtocol.POOLED,
         read_lists=official_lists.class_folders,
         split_file="eurosat/split_zhou_EuroSAT.json",
-        tfds=TfdsExamples("eurosat/rgb", {"train": "train"}, "filename", "{label}/{file}"),
+        tfds=TfdsExamples(
+            "eurosat/rgb",
+            {"train": "train"},
+            "filename",
+            "{label}/{file}",
+            other_archives=frozenset({"EuroSATallBands.zip"}),
+        ),
         renamed={
             "annualcrop": "annual crop land",
             "herbaceousvegetation": "herbaceous vegetation land",

@@ -1,11 +1,10 @@
-"""Looks at every image of a data set once: can it be read, and is it in two splits?"""
+"""Looks at every image of a data set once: can it be read, and is it there twice?"""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
@@ -24,13 +23,17 @@ class DataReport(NamedTuple):
         counts: Split name to images of each class, in label order.
         unreadable: Split name to "path: reason" by the image's place in the split.
         duplicates: Groups of equal images ("split: key") that are in more than one split.
+        repeats: Groups of equal images that are in one split.
         problems: All that is wrong, one line each; empty for sound data.
+        notes: What should be known and is not the user's to mend, one line each.
     """
 
     counts: dict[str, Int[np.ndarray, "k"]]
     unreadable: dict[str, dict[int, str]]
     duplicates: list[list[str]]
+    repeats: list[list[str]]
     problems: list[str]
+    notes: list[str]
 
 
 def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) -> DataReport:
@@ -41,7 +44,9 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
         published: Images per split ("train", "validation", "test"; 0 for no such split), as the
             benchmark's authors count them; None where nobody says.
     Returns:
-        Equal images are found by their pixels, whatever their files' names and formats.
+        Equal images are found by their pixels, whatever their files' names and formats. In data
+        whose counts are the published ones they are a note even across splits: they were
+        published so, and without them figures would compare with no one's.
     """
     everything = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     splits = {name: split for name, split in everything.items() if split is not None}
@@ -52,12 +57,9 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
     digests, unreadable = {}, {}
     for name, split in splits.items():
         digests[name], unreadable[name] = _digest_all(name, split)
-    duplicates = _in_several(splits, digests)
-    problems = [
-        f"{name} has {found:,} images, but {published[name]:,} are published"
-        for name in everything
-        if published and (found := int(counts.get(name, np.zeros(1)).sum())) != published[name]
-    ]
+    duplicates, repeats = _equal(splits, digests)
+    problems, notes = _count_differences(dataset, counts, published)
+    as_published = published is not None and not problems
     for name, per_class in counts.items():
         lacking = [dataset.class_names[label] for label in np.flatnonzero(per_class == 0)]
         if lacking:
@@ -67,9 +69,32 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
             shown = _some(list(failures.values()))
             problems.append(f"{name} has {len(failures)} images that cannot be read: {shown}")
     if duplicates:
-        shown = _some([" = ".join(group) for group in duplicates])
-        problems.append(f"{len(duplicates)} images are in more than one split: {shown}")
-    return DataReport(counts, unreadable, duplicates, problems)
+        line = f"{len(duplicates)} images are in more than one split: {_some_groups(duplicates)}"
+        if as_published:
+            notes.append(f"{line} (published so; leave them, or figures would not compare)")
+        else:
+            problems.append(line)
+    if repeats:
+        notes.append(f"{len(repeats)} images are in one split twice: {_some_groups(repeats)}")
+    return DataReport(counts, unreadable, duplicates, repeats, problems, notes)
+
+
+def _count_differences(
+    dataset: Dataset, counts: Mapping[str, np.ndarray], published: Mapping[str, int] | None
+) -> tuple[list[str], list[str]]:
+    """Problems, or notes where what the source leaves out explains them."""
+    lacking = {
+        name: number - (int(counts[name].sum()) if name in counts else 0)
+        for name, number in (published or {}).items()
+    }
+    lines = [
+        f"{name} has {number - lacking[name]:,} images, but {number:,} are published"
+        for name, number in (published or {}).items()
+        if lacking[name]
+    ]
+    if min(lacking.values(), default=0) < 0 or sum(lacking.values()) > len(dataset.left_out):
+        return lines, []
+    return [], [f"{line}: the source leaves out {_some(list(dataset.left_out))}" for line in lines]
 
 
 def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
@@ -82,7 +107,7 @@ def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
             return str(error)
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()[:16]
 
-    results = in_threads(grain.MapDataset.range(len(split)).map(digest), PREFETCH)
+    results = in_threads(digest, range(len(split)), PREFETCH)
     digests, unreadable = np.zeros(len(split), "S16"), {}
     progress = tqdm(results, desc=name, total=len(split), unit="image", mininterval=1.0)
     for index, result in enumerate(progress):
@@ -93,17 +118,28 @@ def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
     return digests, unreadable
 
 
-def _in_several(splits: dict[str, Split], digests: dict[str, np.ndarray]) -> list[list[str]]:
+def _equal(
+    splits: dict[str, Split], digests: dict[str, np.ndarray]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Groups of equal images across splits, and within one."""
     keys = [f"{name}: {key}" for name, split in splits.items() for key in split.keys]
     owner = np.repeat(np.arange(len(splits)), [len(split) for split in splits.values()])
-    values, group = np.unique(np.concatenate(list(digests.values())), return_inverse=True)
-    seen_in = np.zeros((len(values), len(splits)), bool)
-    seen_in[group, owner] = True
-    crossing = (seen_in.sum(axis=1) > 1) & (values != b"")
+    values, group, sizes = np.unique(
+        np.concatenate(list(digests.values())), return_inverse=True, return_counts=True
+    )
     members = defaultdict(list)
-    for place in np.flatnonzero(crossing[group]):
-        members[int(group[place])].append(keys[place])
-    return sorted(members.values())
+    for place in np.flatnonzero(((sizes > 1) & (values != b""))[group]):
+        members[int(group[place])].append(place)
+    across: list[list[str]] = []
+    within: list[list[str]] = []
+    for places in members.values():
+        kind = across if len(set(owner[places])) > 1 else within
+        kind.append([keys[place] for place in places])
+    return sorted(across), sorted(within)
+
+
+def _some_groups(groups: list[list[str]]) -> str:
+    return _some([" = ".join(group) for group in groups])
 
 
 def _some(items: list[str]) -> str:

@@ -1,13 +1,23 @@
 """CoOp's layout: images with a `split_zhou_*.json`, or the benchmark's own lists, beside them."""
 
 import json
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fgvpl_jax.data.benchmarks import Benchmark
 from fgvpl_jax.data.official_lists import check_class_names, check_labels
 from fgvpl_jax.data.split_protocol import SPLITS, Parts, refuse_leaks
-from fgvpl_jax.data.splits import Dataset, check_present, class_name, make_split
+from fgvpl_jax.data.splits import (
+    Dataset,
+    check_present,
+    class_name,
+    key_below,
+    make_split,
+    one_spelling,
+    same_name,
+)
 from fgvpl_jax.errors import UserError
 
 
@@ -41,6 +51,7 @@ def load_coop(
         class_names, parts = read_split_file(file)
         if benchmark is not None:
             check_class_names(class_names, benchmark.class_names, file)
+        check_folders(parts, class_names, file, benchmark)
         named_by, described = file, f"split file {split_file}"
     elif benchmark is None or split_file not in ("", benchmark.split_file):
         raise UserError(
@@ -77,29 +88,50 @@ def read_split_file(file: Path) -> tuple[tuple[str, ...], Parts]:
         ) from error
     names: dict[int, str] = {}
     spellings: dict[str, str] = {}
-    for key, label, name in (row for rows in entries.values() for row in rows):
+    for _, label, name in (row for rows in entries.values() for row in rows):
         if names.setdefault(label, name) != name:
             raise UserError(f"{file} calls label {label} both {names[label]!r} and {name!r}")
-        # Two labels of one spelling are ImageNet's own.
-        twin = spellings.setdefault(class_name(name), name)
-        if twin != name:
-            raise UserError(
-                f"{file} has the classes {twin!r} and {name!r}, which are one name in a sentence: "
-                "rename one"
-            )
-        path = PurePosixPath(key)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{file} names {key!r}, which leaves the image folder")
+        one_spelling(name, spellings, file)  # two labels of one spelling are ImageNet's own
     if sorted(names) != list(range(len(names))) or not names:
         raise UserError(f"{file} has labels {sorted(names)[:5]} …: they must count from 0 upwards")
-    parts = {s: [(key, label) for key, label, _ in rows] for s, rows in entries.items()}
+    parts = {
+        split: [(key_below(key, file), label) for key, label, _ in rows]
+        for split, rows in entries.items()
+    }
     refuse_leaks(parts, str(file))
     class_names = tuple(class_name(names[label]) for label in range(len(names)))
     return class_names, parts
+
+
+def check_folders(
+    parts: Parts, class_names: Sequence[str], file: Path, benchmark: Benchmark | None
+) -> None:
+    """Refuses a split file that puts photos in one class's folder under another class.
+
+    Folders that are called as no class, such as `cars_train`, say nothing.
+
+    Raises:
+        UserError: Naming the first such photo.
+    """
+    labels = {same_name(name): label for label, name in enumerate(class_names)}
+
+    @cache
+    def label_of(folder: str) -> int | None:
+        if benchmark is not None:
+            return benchmark.find_label(folder)
+        return labels.get(same_name(PurePosixPath(folder).name.replace("_", " ")))
+
+    for key, label in (pair for images in parts.values() for pair in images):
+        theirs = label_of(str(PurePosixPath(key).parent))
+        if theirs is not None and class_names[theirs] != class_names[label]:
+            raise UserError(
+                f"{file} calls {key} {class_names[label]!r}, but its folder is that of class "
+                f"{class_names[theirs]!r}: restore the split file, or the folders"
+            )
 
 
 def _entry(raw: Any) -> tuple[str, int, str]:
     key, label, name = raw
     if not (isinstance(key, str) and isinstance(name, str) and type(label) is int):
         raise ValueError(f"entry {raw}")
-    return str(PurePosixPath(key)), label, name  # one spelling, or a leak would not show
+    return key, label, name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import logging
 
-from fgvpl_jax.data.splits import Dataset, Split, class_name, make_split, same_name
+from fgvpl_jax.data.splits import Dataset, Split, make_split, one_spelling, same_name
 from fgvpl_jax.errors import UserError
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
@@ -137,17 +137,10 @@ def warn_of_loose_photos(place: Path) -> None:
 
 def class_folders(place: Path) -> dict[str, Path]:
     """Class name to folder, in folder-name order."""
-    found: dict[str, Path] = {}
-    for folder in visible_folders(place):
-        name = class_name(folder.name)
-        twin = next((n for n in found if same_name(n) == same_name(name)), None)
-        if twin is not None:
-            raise UserError(
-                f"the folders {found[twin].name!r} and {folder.name!r} in {place} are both class "
-                f"{name!r}: rename or merge them"
-            )
-        found[name] = folder
-    return found
+    spellings: dict[str, str] = {}
+    return {
+        one_spelling(folder.name, spellings, place): folder for folder in visible_folders(place)
+    }
 
 
 def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:

@@ -1,8 +1,8 @@
-"""Images as the evaluation transform leaves them, kept on disk so that only the first run decodes.
+"""What the first run makes of images, kept on disk for the next: decoded images, their features.
 
-A split is one file of fixed-size records, memory-mapped to read. Files are never changed: a run
-writes a partial file of its own and renames it when it is whole, so that runs side by side, or one
-that is killed, leave either a whole file or none.
+A split, decoded or encoded in one way, is one file of fixed-size records, memory-mapped to read.
+Files are never changed: a run writes a partial file of its own and renames it when it is whole, so
+that runs side by side, or one that is killed, leave either a whole file or none.
 """
 
 import errno
@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,21 +21,21 @@ from pathlib import Path
 import numpy as np
 import PIL
 from absl import logging
-from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
 
-FORMAT = 1  # counts up when records, or the bytes that `decode_image` gives, change
+FORMAT = 2  # counts up when records, or the bytes that `decode_image` gives, change
 # Endings of our own: only what bears them is ever removed.
 WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
 # A partial file grows with every batch; one that has not for so long belongs to a killed run.
 ABANDONED_SECONDS = 3600
+CHECKSUM = "crc32"  # a record's last field
 # Width and height of the photos by which transforms are told apart.
 PROBES = ((40, 31), (427, 640), (1000, 523))
 
-Append = Callable[[UInt8[np.ndarray, "b H W 3"], Bool[np.ndarray, "b"]], None]
+Append = Callable[..., None]
 
 
 def default_cache_folder() -> Path:
@@ -61,15 +62,23 @@ class ImageCache:
         Files count as the same while path, size and times are, transforms while they treat some
         random photos alike.
         """
-        fingerprint = split.fingerprint()
-        if fingerprint is None:
+        identity = identify(split, transform)
+        if identity is None:
             return None
-        outputs = [transform(photo) for photo in _probes()]
-        probed = hashlib.sha256(b"".join(output.tobytes() for output in outputs)).hexdigest()
-        identity = [FORMAT, PIL.__version__, fingerprint, outputs[0].shape, probed]
+        record = np.dtype([("image", np.uint8, identity[3]), ("readable", np.bool_)])
+        return self.place(identity, record, len(split))
+
+    def place(self, identity: list, record: np.dtype, length: int) -> "CacheEntry":
+        """The place of records.
+
+        Args:
+            identity: All that they depend on, as JSON has it.
+            record: Of one image.
+            length: Number of images.
+        """
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        record = np.dtype([("image", np.uint8, outputs[0].shape), ("readable", np.bool_)])
-        return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, len(split))
+        record = np.dtype([*((n, record[n]) for n in record.names or ()), (CHECKSUM, np.uint32)])
+        return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, length)
 
     def make_room(self, size: int) -> None:
         """Removes what killed runs left and, where needed, the least recently used files.
@@ -108,12 +117,13 @@ class ImageCache:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One split under one transform, in the cache or not yet.
+    """The records of one split, in the cache or not yet.
 
     Attributes:
         cache: Whose it is.
         file: There only when whole.
-        record: "image", uint8 [H, W, 3], and "readable".
+        record: Of one image, such as "image", uint8 [H, W, 3], and "readable"; last comes "crc32"
+            of the others.
         length: Records in the file.
     """
 
@@ -123,18 +133,38 @@ class CacheEntry:
     length: int
 
     def read(self) -> np.ndarray | None:
-        """The records, memory-mapped; None where they are not in the cache."""
+        """The records, memory-mapped, to be checked one by one; None where they are not there."""
         try:
             records = np.memmap(self.file, self.record, "r", shape=(self.length,))
-        except (OSError, ValueError):  # ValueError: a damaged disk left it too short
+        except OSError:
+            return None
+        except ValueError:  # too short
+            self.remove_damaged()
             return None
         with suppress(OSError):  # a cache that may only be read
             os.utime(self.file)
         return records
 
+    def read_checked(self) -> np.ndarray | None:
+        """The records, all of them intact; None where they are not there, or were damaged."""
+        records = self.read()
+        if records is None:
+            return None
+        if any(checksum(record) != record[CHECKSUM] for record in records):
+            self.remove_damaged()
+            return None
+        return records
+
+    def remove_damaged(self) -> None:
+        """Tells of a file that is not as it was written, and removes it."""
+        logging.warning("%s is damaged: what it held is made anew", self.file)
+        _remove(self.file)
+
     @contextmanager
     def recording(self) -> Iterator[Append]:
-        """Gives what to call with every batch of the split, in order; at the end the file is there.
+        """Gives what to call with the record's columns of every batch, in the split's order.
+
+        At the end the file is there.
 
         If the block is left by an error there is none. A file that cannot be written is told of
         in one line, and the calls go on without effect.
@@ -152,7 +182,7 @@ class CacheEntry:
                 failed = True
                 _remove(partial)  # at once: others may need the space
                 logging.warning(
-                    "the image cache in %s cannot keep %d images (%s): they are decoded anew each "
+                    "the image cache in %s cannot keep %d images (%s): they are made anew each "
                     "time; free some space, or change --config.data.image_cache_gb or "
                     "--config.data.image_cache_dir",
                     self.cache.folder,
@@ -160,9 +190,12 @@ class CacheEntry:
                     error.strerror or error,
                 )
 
-        def append(images: UInt8[np.ndarray, "b H W 3"], readable: Bool[np.ndarray, "b"]) -> None:
-            records = np.empty(len(images), self.record)
-            records["image"], records["readable"] = images, readable
+        def append(*columns: np.ndarray) -> None:
+            records = np.empty(len(columns[0]), self.record)
+            names = [name for name in self.record.names or () if name != CHECKSUM]
+            for name, column in zip(names, columns, strict=True):
+                records[name] = column
+            records[CHECKSUM] = [checksum(record) for record in records]
             attempt(lambda: _append(partial, records))
 
         attempt(lambda: self.cache.make_room(self.length * self.record.itemsize))
@@ -173,6 +206,28 @@ class CacheEntry:
             attempt(lambda: self.cache.make_room(0))
         finally:
             _remove(partial)
+
+
+def identify(split: Split, transform: Transform) -> list | None:
+    """What images under a transform depend on, as JSON has it; None where a change would not show.
+
+    The fourth element is the shape of an image.
+    """
+    fingerprint = split.fingerprint()
+    if fingerprint is None:
+        return None
+    outputs = [transform(photo) for photo in _probes()]
+    probed = hashlib.sha256(b"".join(output.tobytes() for output in outputs)).hexdigest()
+    return [FORMAT, PIL.__version__, fingerprint, outputs[0].shape, probed]
+
+
+def checksum(record: np.void) -> int:
+    """CRC-32 of all that a record holds beside it."""
+    value = 0
+    for name in record.dtype.names or ():
+        if name != CHECKSUM:
+            value = zlib.crc32(np.ascontiguousarray(record[name]).data, value)
+    return value
 
 
 def _append(file: Path, records: np.ndarray) -> None:

@@ -3,11 +3,18 @@
 import csv
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fgvpl_jax.data.folder import SPLIT_FOLDERS
-from fgvpl_jax.data.splits import Dataset, check_present, class_name, make_split, same_name
+from fgvpl_jax.data.splits import (
+    Dataset,
+    check_present,
+    class_name,
+    key_below,
+    make_split,
+    one_spelling,
+)
 from fgvpl_jax.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
@@ -39,17 +46,12 @@ def load_manifest(manifest: str) -> Dataset:
                 f"{where}: needs a path, a label and, if any, a split of train, val or test; "
                 f"found {row}"
             )
-        key = PurePosixPath(str(path))
-        if key.is_absolute() or ".." in key.parts:
-            raise UserError(f"{where}: {path!r} leaves the list's folder")
-        if str(key) in seen:
-            raise UserError(f"{where}: {path!r} is there twice, in {seen[str(key)]} and in {role}")
-        seen[str(key)] = role
-        name = class_name(str(label))
-        twin = spellings.setdefault(same_name(name), name)
-        if twin != name:
-            raise UserError(f"{where}: {name!r} and {twin!r} are one class: spell them alike")
-        rows[role].append((str(key), name))
+        key = key_below(str(path), where)
+        if key in seen:
+            raise UserError(f"{where}: {path!r} is there twice, in {seen[key]} and in {role}")
+        seen[key] = role
+        # In a list of one's own, "red_fox" and "red fox" may stand for one class.
+        rows[role].append((key, one_spelling(class_name(str(label)), spellings, where)))
     names = sorted({name for _, name in rows["train"]})
     if len(names) < 2:
         raise UserError(

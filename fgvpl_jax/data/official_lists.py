@@ -33,7 +33,7 @@ ListReader = Callable[[Path, Path, ClassTable], Parts]
 
 def class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
     """Caltech101, Food101, DTD, EuroSAT: all images, by folder."""
-    labels = {folder: classes.label_of(folder.name) for folder in visible_folders(images)}
+    labels = {f: _label_or_none(classes, f.name, f) for f in visible_folders(images)}
     found = set(labels.values())
     for label, name in enumerate(classes.class_names):
         if label not in found:
@@ -200,9 +200,13 @@ def _matlab(file: Path, name: str) -> np.ndarray:
 
 
 def _label(classes: ClassTable, name: str, file: Path) -> int:
-    try:
-        label = classes.label_of(name)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
+    label = _label_or_none(classes, name, file)
     assert label is not None
     return label
+
+
+def _label_or_none(classes: ClassTable, name: str, place: Path) -> int | None:
+    try:
+        return classes.label_of(name)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error

@@ -164,12 +164,12 @@ class ShapesSplit(Split):
 def load_shapes() -> Dataset:
     """The benchmark: 10 classes, 400 / 100 / 600 scenes."""
     names = [f"{UNREAD_WORDS.get(colour, colour)} {shape}" for colour, shape in BENCHMARK_PAIRS]
-    splits = {
-        split: ShapesSplit(
+    train, validation, test = (
+        ShapesSplit(
             Path(),
             tuple(f"{split}/{name}/{i:03}" for name in names for i in range(size)),
             np.repeat(np.arange(len(names), dtype=np.int32), size),
         )
         for split, size in SPLIT_SIZES.items()
-    }
-    return Dataset(tuple(names), **splits, split_protocol="drawn, see data/shapes.py")
+    )
+    return Dataset(tuple(names), train, validation, test, "drawn, see data/shapes.py")

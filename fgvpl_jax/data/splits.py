@@ -68,6 +68,7 @@ class Dataset:
         validation: Where λ is chosen; None where the data has none.
         test: Read once, at the end; None where the data has none.
         split_protocol: Who made the splits and how, for people and `results.json`.
+        left_out: Keys of published images that the source lacks on purpose.
     """
 
     class_names: tuple[str, ...]
@@ -75,6 +76,7 @@ class Dataset:
     validation: Split | None
     test: Split | None
     split_protocol: str
+    left_out: tuple[str, ...] = ()
 
 
 def class_name(raw: str) -> str:
@@ -94,6 +96,41 @@ def class_name(raw: str) -> str:
 def same_name(name: str) -> str:
     """What two spellings of one class have in common."""
     return unicodedata.normalize("NFKC", name).casefold()
+
+
+def one_spelling(raw: str, spellings: dict[str, str], origin: object) -> str:
+    """A class's name, as `class_name`; refuses a second spelling of one class.
+
+    Args:
+        raw: As a list, a split file or a folder spells it.
+        spellings: What was seen so far; gets this one.
+        origin: What spells it so, for errors.
+    Raises:
+        UserError: If another spelling of this name came before, or it is no name.
+    """
+    name = class_name(raw)
+    twin = spellings.setdefault(same_name(name), raw)
+    if twin != raw:
+        raise UserError(
+            f"{origin} has the classes {twin!r} and {raw!r}, which are one name in a sentence: "
+            "spell them alike if they are one class, else rename one"
+        )
+    return name
+
+
+def key_below(raw: str, origin: object) -> str:
+    """A photo's path as a key, one spelling for one file.
+
+    Raises:
+        UserError: If it leaves the folder that it starts from.
+    """
+    path = PurePosixPath(raw)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"{origin} names {raw!r}, which leaves the folder of its photos: name them by their "
+            "paths below it"
+        )
+    return str(path)
 
 
 def fingerprint_files(files: Iterable[Path]) -> str | None:

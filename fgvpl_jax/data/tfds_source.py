@@ -3,11 +3,11 @@
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from fgvpl_jax.errors import UserError
 
 # TFDS writes it last.
 INFO_FILE = "dataset_info.json"
+# The one that is read without TensorFlow.
+FORMAT = "array_record"
 INDEX_PREFIX = "fgvpl_index-"
 
 
@@ -115,7 +117,12 @@ def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
 
     train, validation, test = (split(parts[name]) for name in SPLITS)
     return Dataset(
-        benchmark.class_names, train, validation if len(validation) else None, test, described
+        benchmark.class_names,
+        train,
+        validation if len(validation) else None,
+        test,
+        described,
+        tuple(sorted(examples.absent - index.records.keys())),
     )
 
 
@@ -134,18 +141,56 @@ def prepared_folder(data_dir: Path, benchmark: str, name: str) -> Path:
     Raises:
         UserError: If there is none, or preparing it broke off.
     """
-    builder, _, config = name.partition("/")
-    parent = data_dir / builder.partition(":")[0] / config
-    versions = {
-        tuple(map(int, folder.name.split("."))): folder
-        for folder in parent.glob("*.*.*")
-        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / INFO_FILE).is_file()
-    }
-    if versions:
-        return versions[max(versions)]
+    found = find_prepared(data_dir, name)
+    if found is not None:
+        return found
+    parent = _parent(data_dir, name)
     state = "was not prepared to the end" if any(parent.glob("*incomplete*")) else "is not there"
     raise UserError(
         f"{benchmark} {state} in {parent}: `{prepare_command(benchmark, data_dir)}` prepares it"
+    )
+
+
+def find_prepared(data_dir: Path, name: str) -> Path | None:
+    """As `prepared_folder`, but None if there is none."""
+    versions = {
+        tuple(map(int, folder.name.split("."))): folder
+        for folder in _parent(data_dir, name).glob("*.*.*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / INFO_FILE).is_file()
+    }
+    return versions[max(versions)] if versions else None
+
+
+def _parent(data_dir: Path, name: str) -> Path:
+    builder, _, config = name.partition("/")
+    return data_dir / builder.partition(":")[0] / config
+
+
+def open_prepared(place: Path, again: str) -> Any:
+    """TFDS's builder of a prepared folder.
+
+    Args:
+        place: The folder of a version.
+        again: How to prepare it anew.
+    Raises:
+        UserError: If its metadata are damaged, or it has no `array_record` files; says how to
+            convert them.
+    """
+    import tensorflow_datasets as tfds  # seconds, and only this source needs it
+
+    try:
+        builder = tfds.builder_from_directory(place)
+        formats = {file_format.value for file_format in builder.info.available_file_formats()}
+        if FORMAT in formats:  # perhaps beside another, which TFDS would take
+            builder.info.set_file_format(FORMAT, override=True, override_if_initialized=True)
+            return builder
+    except Exception as error:  # TFDS has a dozen kinds for damaged or foreign metadata
+        raise UserError(f"{place} is not as TFDS leaves it ({error!r}): {again}") from error
+    raise UserError(
+        f"{place} holds {' and '.join(sorted(formats))} files, which only TensorFlow reads: "
+        "convert them (`python -m tensorflow_datasets.scripts.convert_format "
+        f"--dataset_version_dir={place} --out_file_format={FORMAT}`, which needs TensorFlow and "
+        f"apache-beam), or {again}"
     )
 
 
@@ -197,12 +242,16 @@ def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExa
                     f"{place}: record {record} of {split} has label {position} of {len(names)} "
                     f"classes: {again}"
                 )
-            label, folder = labels[position], examples.folders.get(names[position], names[position])
+            label = labels[position]
             if label is None:
                 continue
             key = f"{split}/{record:07}"
             if has_file_names:
-                key = examples.key.format(split=split, label=folder, file=file.lstrip("/"))
+                key = examples.key.format(
+                    split=examples.folders.get(split, split),
+                    label=examples.folders.get(names[position], names[position]),
+                    file=file.lstrip("/"),
+                )
             parts[role].append((key, label))
             records[key] = (len(sources), record)
         sources.append(source)
@@ -211,18 +260,15 @@ def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExa
 
 def _open(place: Path, again: str, examples: TfdsExamples) -> tuple[Any, dict[str, Any]]:
     """TFDS's builder of a prepared folder, and what keeps it from decoding photos."""
-    import tensorflow_datasets as tfds  # seconds, and only this source needs it
+    import tensorflow_datasets as tfds
 
+    builder = open_prepared(place, again)
     try:
-        builder = tfds.builder_from_directory(place)
-        formats = builder.info.available_file_formats()
         shards = [
             p for split in examples.splits.values() for p in builder.info.splits[split].filepaths
         ]
-    except Exception as error:  # TFDS has a dozen kinds for damaged or foreign metadata
+    except Exception as error:  # a split that is not there, in whatever way TFDS says it
         raise UserError(f"{place} is not as TFDS leaves it ({error!r}): {again}") from error
-    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
-        raise UserError(f"{place} is in a format that only TensorFlow reads: {again}")
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise UserError(f"{place} lacks {len(missing)} of its files, such as {missing[0]}: {again}")
@@ -242,21 +288,32 @@ def _rows(
     Records hold them beside the photo, so that reading them is reading everything (ImageNet: 140
     GB): they are kept in a file beside the records, where that may be written.
     """
-    if file.is_file():
-        with np.load(file) as kept:
-            rows = list(zip(kept["labels"].tolist(), kept["names"].tolist(), strict=True))
-        if len(rows) == len(source):  # else of another preparation
-            return rows
+    rows = _kept_rows(file)
+    if len(rows) == len(source):  # else of another preparation
+        return rows
     rows = []
     for example in tqdm(source, desc=f"listing {file.parent.name}", unit="photo", leave=False):
         name = example[examples.file_feature].decode() if has_file_names else ""
         rows.append((int(example["label"]), name))
     labels, names = zip(*rows, strict=True)
-    with suppress(OSError), NamedTemporaryFile(dir=file.parent, delete=False) as whole_or_not:
-        np.savez(whole_or_not, labels=np.array(labels), names=np.array(names))
-        os.chmod(whole_or_not.name, 0o644)
-        os.replace(whole_or_not.name, file)
+    partial = file.with_suffix(f".{uuid.uuid4().hex}.partial")
+    with suppress(OSError):
+        try:
+            with partial.open("wb") as stream:
+                np.savez(stream, labels=np.array(labels), names=np.array(names))
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)  # there only after a failure
     return rows
+
+
+def _kept_rows(file: Path) -> list[tuple[int, str]]:
+    """What an earlier run kept; nothing where it kept none or the file is damaged."""
+    try:
+        with np.load(file) as kept:
+            return list(zip(kept["labels"].tolist(), kept["names"].tolist(), strict=True))
+    except Exception:  # numpy, zipfile and zlib have a dozen kinds for damage
+        return []
 
 
 def _without_absent(parts: Parts, index: _Index, examples: TfdsExamples, file: Path) -> Parts:

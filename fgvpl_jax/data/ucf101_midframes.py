@@ -31,6 +31,7 @@ def convert(videos: str, photos: str) -> list[str]:
         The videos that could not be read, with the reason.
     Raises:
         UserError: If there is no video, or PyAV is missing.
+        OSError: If a photo cannot be written.
     """
     root, target = Path(videos).expanduser(), Path(photos).expanduser()
     files = sorted(root.glob("*/*.avi"))
@@ -52,9 +53,12 @@ def convert(videos: str, photos: str) -> list[str]:
             frame = middle_frame(video)
         except UserError as error:
             return str(error)
-        whole_or_not = photo.with_suffix(".partial")
-        frame.save(whole_or_not, format="JPEG", quality=QUALITY)
-        os.replace(whole_or_not, photo)
+        partial = photo.with_suffix(".partial")
+        try:
+            frame.save(partial, format="JPEG", quality=QUALITY)
+            os.replace(partial, photo)
+        finally:
+            partial.unlink(missing_ok=True)  # there only after a failure
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -91,6 +95,8 @@ def main(arguments: list[str]) -> int:
         problems = convert(*arguments)
     except UserError as error:
         problems = [str(error)]
+    except OSError as error:
+        problems = [f"{error.filename or arguments[1]}: {error.strerror or error}"]
     for problem in problems:
         print("error:", problem, file=sys.stderr)
     return 2 if problems else 0

@@ -1,9 +1,9 @@
-"""Runs a trained model over a split: one jitted program from uint8 pixels to logits."""
+"""Runs a trained model over a split: one jitted program from its inputs to logits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,20 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from fgvpl_jax.data import ImageCache, Split, Transform, eval_batches
+from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import batch_size_for, replicate, split_batch
+from fgvpl_jax.training import (
+    Inputs,
+    batch_size_for,
+    gather_texts,
+    is_writer,
+    process_share,
+    replicate,
+    split_batch,
+    to_host,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Predictions:
         logits: The trained model's.
         zero_shot_logits: Plain CLIP's, from the same pixels.
         labels: True classes.
-        object_masks: Patches of the object, row-major.
+        object_masks: Patches of the object, row-major; None where the method has none.
         indices: Places of the images in the split.
         unreadable: "path: reason" of every image that could not be decoded.
     """
@@ -35,22 +45,26 @@ class Predictions:
     logits: Float[np.ndarray, "N k"]
     zero_shot_logits: Float[np.ndarray, "N k"]
     labels: Int[np.ndarray, "N"]
-    object_masks: Bool[np.ndarray, "N n"]
+    object_masks: Bool[np.ndarray, "N n"] | None
     indices: Int[np.ndarray, "N"]
     unreadable: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Logits of the readable images of a split at each λ; perhaps of none.
+class Selection:
+    """What a validation split says of a method's candidates; perhaps nothing.
 
     Attributes:
-        logits: By λ.
+        accuracies: Of each candidate; empty where not one image is readable.
+        best: Place of the first of the highest accuracy; 0 where there is none.
+        logits: At the best.
         labels: True classes.
         unreadable: "path: reason" of every image that could not be decoded.
     """
 
-    logits: dict[float, Float[np.ndarray, "N k"]]
+    accuracies: Float[np.ndarray, "c"]
+    best: int
+    logits: Float[np.ndarray, "N k"]
     labels: Int[np.ndarray, "N"]
     unreadable: tuple[str, ...]
 
@@ -59,14 +73,16 @@ class Programs(NamedTuple):
     """What an evaluator runs on the device; the first argument is (trainable, frozen).
 
     Attributes:
-        outputs: From images to logits, zero-shot logits and object masks.
-        features: From images to features.
+        outputs: From inputs to logits, zero-shot logits and object masks or None.
+        features: From inputs to features.
         logits_of: From features to logits.
+        hits: From features and arrays of choices to the number of right answers by each.
     """
 
     outputs: Callable
     features: Callable
     logits_of: Callable
+    hits: Callable
 
 
 @cache
@@ -74,21 +90,32 @@ def compile_programs(graphdef: nnx.GraphDef) -> Programs:
     """The programs of one model structure, shared by all evaluators of it."""
 
     @jax.jit
-    def outputs(state, support, cache_logit_weight, images):
+    def outputs(state, support, choices, inputs):
         model = nnx.merge(graphdef, *state)
-        features = model.features(images)
-        logits = model.logits(features, support, cache_logit_weight)
-        return logits, model.zero_shot_logits(images), features.object_mask
+        features = model.features(inputs)
+        logits = model.logits(features, support, **choices)
+        masks = features.object_mask if model.finds_objects else None
+        return logits, model.zero_shot_logits(inputs), masks
 
     @jax.jit
-    def features(state, images):
-        return nnx.merge(graphdef, *state).features(images)
+    def features(state, inputs):
+        return nnx.merge(graphdef, *state).features(inputs)
 
     @jax.jit
-    def logits_of(state, support, cache_logit_weight, features):
-        return nnx.merge(graphdef, *state).logits(features, support, cache_logit_weight)
+    def logits_of(state, support, choices, features):
+        return nnx.merge(graphdef, *state).logits(features, support, **choices)
 
-    return Programs(outputs, features, logits_of)
+    @jax.jit
+    def hits(state, support, candidates, features, labels, weights):
+        model = nnx.merge(graphdef, *state)
+
+        def of_one(choices):
+            guesses = model.logits(features, support, **choices).argmax(axis=1)
+            return jnp.sum((guesses == labels) * weights)
+
+        return jax.lax.map(of_one, candidates)
+
+    return Programs(outputs, features, logits_of, hits)
 
 
 class Evaluator:
@@ -98,9 +125,8 @@ class Evaluator:
         graphdef: Structure of the model.
         trainable: Final parameters.
         frozen: The rest.
-        cache: Built with the final parameters.
-        transform: The checkpoint's own evaluation transform.
-        image_cache: Where images under the transform are kept.
+        cache: Built with the final parameters; None for a method without one.
+        inputs: What the model reads of the images.
         batch_size: Images a step.
         mesh: Devices; the frozen variables and the cache must already be on them.
     """
@@ -110,87 +136,108 @@ class Evaluator:
         graphdef: nnx.GraphDef,
         trainable: nnx.State,
         frozen: nnx.State,
-        cache: VisualCache,
+        cache: VisualCache | None,
         *,
-        transform: Transform,
-        image_cache: ImageCache | None,
+        inputs: Inputs,
         batch_size: int,
         mesh: Mesh,
     ):
         self._state = (trainable, frozen)
         self._cache = cache
-        self._transform = transform
-        self._image_cache = image_cache
+        self._inputs = inputs
         self._batch_size = batch_size
         self._mesh = mesh
         self._programs = compile_programs(graphdef)
 
-    def predict(self, split: Split, cache_logit_weight: float, *, name: str) -> Predictions:
+    def predict(self, split: Split, choices: Choices, *, name: str) -> Predictions:
         """Logits of every readable image of a split.
 
         Args:
             split: Read once, in order.
-            cache_logit_weight: λ.
+            choices: See `Method.candidates`.
             name: What the progress line calls the split.
         Raises:
             UserError: If not one image is readable.
         """
-        weight = self._scalar(cache_logit_weight)
-        columns: list[tuple[np.ndarray, ...]] = []
+        values = self._on_devices(choices)
+        columns: list[Any] = []
         unreadable: list[str] = []
         for batch in self._batches(split, name):
             unreadable += batch.unreadable
-            images = split_batch(self._mesh, batch.images)
-            outputs = jax.device_get(
-                self._programs.outputs(self._state, self._cache, weight, images)
+            inputs, weights, labels, indices = split_batch(
+                self._mesh, (batch.inputs, batch.weights, batch.labels, batch.indices)
             )
-            real = batch.weights > 0
-            columns.append(tuple(x[real] for x in (*outputs, batch.labels, batch.indices)))
-        logits, zero_shot, masks, labels, indices = (
-            np.concatenate(column) for column in zip(*columns, strict=True)
-        )
+            outputs = self._programs.outputs(self._state, self._cache, values, inputs)
+            columns.append(readable_rows(weights, (*outputs, labels, indices)))
+        logits, zero_shot, masks, labels, indices = in_order_of_last(columns)
+        unreadable = gather_texts(unreadable)
         if not len(labels):
             raise UserError(f"none of the {len(split)} {name} images can be read: {unreadable[0]}")
         return Predictions(logits, zero_shot, labels, masks, indices, tuple(unreadable))
 
-    def logits_by_cache_weight(
-        self, split: Split, cache_logit_weights: Sequence[float]
-    ) -> Candidates:
-        """Logits of the validation split at each λ.
+    def choose(self, split: Split, candidates: Sequence[Choices]) -> Selection:
+        """Compares candidates by their accuracy on a validation split.
 
-        The images are encoded once and nothing is retraced.
+        The images are encoded once, nothing is retraced, and all candidates are one program.
+
+        Args:
+            split: Never the test split.
+            candidates: At least one; of equally good ones the first wins.
         """
-        rows: dict[float, list[np.ndarray]] = {weight: [] for weight in cache_logit_weights}
-        labels: list[np.ndarray] = []
+        grid = self._on_devices({name: [c[name] for c in candidates] for name in candidates[0]})
+        hits = np.zeros(len(candidates))
+        encoded: list[tuple] = []
         unreadable: list[str] = []
         for batch in self._batches(split, "validation"):
             unreadable += batch.unreadable
-            images = split_batch(self._mesh, batch.images)
-            features = self._programs.features(self._state, images)
-            real = batch.weights > 0
-            labels.append(batch.labels[real])
-            for weight in cache_logit_weights:
-                logits = self._programs.logits_of(
-                    self._state, self._cache, self._scalar(weight), features
+            inputs, *answers = split_batch(
+                self._mesh, (batch.inputs, batch.labels, batch.weights, batch.indices)
+            )
+            features = self._programs.features(self._state, inputs)
+            encoded.append((features, *answers))
+            if len(candidates) > 1:
+                hits += to_host(
+                    self._programs.hits(self._state, self._cache, grid, features, *answers[:2])
                 )
-                rows[weight].append(np.asarray(logits)[real])
-        logits = {weight: np.concatenate(r) for weight, r in rows.items()}
-        return Candidates(logits, np.concatenate(labels), tuple(unreadable))
+        best = int(hits.argmax())
+        chosen = self._on_devices(candidates[best])
+        columns = []
+        for features, labels, weights, indices in encoded:
+            logits = self._programs.logits_of(self._state, self._cache, chosen, features)
+            columns.append(readable_rows(weights, (logits, labels, indices)))
+        logits, truth, _ = in_order_of_last(columns)
+        if len(candidates) == 1:
+            hits[0] = (logits.argmax(axis=1) == truth).sum()
+        accuracies = hits / len(truth) if len(truth) else np.empty(0)
+        return Selection(accuracies, best, logits, truth, tuple(gather_texts(unreadable)))
 
     def _batches(self, split: Split, name: str):
         size = batch_size_for(self._mesh, self._batch_size, len(split))
-        with tqdm(total=len(split), desc=name, unit="image", mininterval=1.0) as progress:
-            for batch in eval_batches(
-                split, size, transform=self._transform, cache=self._image_cache
-            ):
+        share = process_share()
+        with tqdm(
+            total=len(range(len(split))[share.of(len(split))]),
+            desc=name,
+            unit="image",
+            mininterval=1.0,
+            disable=not is_writer(),
+        ) as progress:
+            for batch in self._inputs.evaluation(split, size):
                 yield batch
                 progress.update(int((batch.indices >= 0).sum()))
 
-    def _scalar(self, value: float) -> jax.Array:
-        return replicate(self._mesh, jnp.asarray(value, jnp.float32))
+    def _on_devices(self, choices: Any) -> dict[str, jax.Array]:
+        arrays = {name: jnp.asarray(value, jnp.float32) for name, value in choices.items()}
+        return replicate(self._mesh, arrays)
 
 
-def choose_cache_logit_weight(accuracies: dict[float, float]) -> float:
-    """The λ of the highest validation accuracy; of equals, the one nearest 1."""
-    best = max(accuracies.values())
-    return min((w for w, a in accuracies.items() if a == best), key=lambda w: abs(w - 1.0))
+def readable_rows(weights: jax.Array, columns: tuple) -> tuple:
+    """The rows of weight above 0, of all processes, on the host; a column may be None."""
+    readable, rows = to_host((weights > 0, columns))
+    return jax.tree.map(lambda column: column[readable], rows)
+
+
+def in_order_of_last(batches: list[tuple]) -> tuple:
+    """The columns of all batches, sorted by the last: processes read different parts of a split."""
+    columns = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+    order = np.argsort(columns[-1])
+    return jax.tree.map(lambda column: column[order], columns)

@@ -49,8 +49,12 @@ def log_softmax(logits: Float[np.ndarray, "N k"]) -> Float[np.ndarray, "N k"]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def confidence_bins(confidence: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """Number of each confidence's bin; bin i is (i/15, (i+1)/15]."""
+    return np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+
+
 def expected_calibration_error(confidence: Float[np.ndarray, "N"], correct: np.ndarray) -> float:
-    """Mean over images of |accuracy - confidence| of their bin; bins are (i/15, (i+1)/15]."""
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    gap = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
+    """Mean over images of |accuracy - confidence| of their bin."""
+    gap = np.bincount(confidence_bins(confidence), weights=correct - confidence, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / len(confidence))

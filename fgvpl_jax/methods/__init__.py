@@ -1,5 +1,43 @@
-"""The methods of the paper's tables."""
+"""The methods of the paper's tables, each one file behind `Method`, by the name in the config."""
 
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods.clip_adapter import ClipAdapter
+from fgvpl_jax.methods.clip_lora import ClipLoRA
+from fgvpl_jax.methods.coop import CoOp
 from fgvpl_jax.methods.fg_vpl import FGVPL
+from fgvpl_jax.methods.fvp import FVP
+from fgvpl_jax.methods.interface import Choices, Method, Recipe, Task
+from fgvpl_jax.methods.linear_probe import LinearProbe
+from fgvpl_jax.methods.tar import TAR
+from fgvpl_jax.methods.tip_adapter import TipAdapter
+from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
+from fgvpl_jax.methods.zero_shot import ZeroShot
 
-__all__ = ["FGVPL"]
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        ZeroShot,
+        LinearProbe,
+        ClipAdapter,
+        CoOp,
+        TipAdapter,
+        TipAdapterF,
+        FVP,
+        TAR,
+        FGVPL,
+        ClipLoRA,
+    )
+}
+
+__all__ = ["FGVPL", "METHODS", "Choices", "Method", "Recipe", "Task", "method_named"]
+
+
+def method_named(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"method is {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]

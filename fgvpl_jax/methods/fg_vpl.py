@@ -1,15 +1,20 @@
 """FG-VPL as a whole: uint8 images in, logits out, one traceable function."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize
-from fgvpl_jax.variables import Frozen
+from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
+
+# Section 4.2; "shapes" is this project's own.
+EPOCHS = {"imagenet": 50, "eurosat": 400, "shapes": 40}
+OTHER_EPOCHS = 100
 
 
 class SupportFeatures(NamedTuple):
@@ -19,17 +24,18 @@ class SupportFeatures(NamedTuple):
     object: Float[Array, "b e"]
 
 
-class FGVPL(nnx.Module):
+class FGVPL(PixelMethod):
     """The fine-grained image encoder and the two-pathway head over one set of classes.
 
     Attributes:
         encoder: Section 3.1; its prompt and fine-grained layer are trained.
         head: Section 3.2; its adapters p and q are trained.
-        text_features: w [k, e], frozen, unit vectors.
-        logit_scale: The backbone's exp(logit_scale), frozen.
     """
 
     name = "fg_vpl"
+    title = "FG-VPL"
+    finds_objects = True
+    uses_cache = True
 
     def __init__(
         self,
@@ -41,10 +47,19 @@ class FGVPL(nnx.Module):
         text_residual_ratio: float = 0.05,
         object_logit_weight: float = 0.5,
         object_query: str = "class_token",
+        leave_one_out: bool = False,
+        compute_dtype: str | None = None,
+        rematerialise: bool = False,
         rngs: nnx.Rngs,
     ):
+        super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision, num_prompts, connectivity=connectivity, rngs=rngs
+            clip.vision,
+            num_prompts,
+            connectivity=connectivity,
+            compute_dtype=compute_dtype,
+            rematerialise=rematerialise,
+            rngs=rngs,
         )
         self.head = TwoPathwayHead(
             text_features.shape[1],
@@ -53,55 +68,88 @@ class FGVPL(nnx.Module):
             object_query=object_query,
             rngs=rngs,
         )
-        self.text_features = Frozen(text_features)
-        self.logit_scale = Frozen(jnp.asarray(clip.logit_scale))
-        self.pixel_scale = Frozen(jnp.asarray(clip.rescale_factor / clip.image_std))
-        self.pixel_shift = Frozen(jnp.asarray(-clip.image_mean / clip.image_std))
+        self.leave_one_out = leave_one_out
 
-    def normalize_pixels(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
-        """(images · rescale_factor - mean) / std with the checkpoint's numbers."""
-        scale = self.pixel_scale[...]
-        return images.astype(scale.dtype) * scale + self.pixel_shift[...]
+    @classmethod
+    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "FGVPL":
+        """The model; see `Method.build`."""
+        return cls(
+            clip,
+            task.text_features,
+            num_prompts=config.num_prompts,
+            connectivity=config.connectivity,
+            text_residual_ratio=config.text_residual_ratio,
+            object_logit_weight=config.object_logit_weight,
+            object_query=config.object_query,
+            compute_dtype=config.compute_dtype,
+            rematerialise=config.rematerialise,
+            leave_one_out=config.cache_leave_one_out,
+            rngs=rngs,
+        )
 
-    def features(self, images: UInt8[Array, "b H W 3"]) -> ImageFeatures:
+    @classmethod
+    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
+        """Section 4.2."""
+        return fg_vpl_recipe(benchmark)
+
+    @classmethod
+    def starting_choices(cls, config: ConfigDict) -> Choices:
+        """λ of the config."""
+        return cache_weight(config)
+
+    @classmethod
+    def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
+        """λ of the config's grid."""
+        return cache_weight_grid(config)
+
+    def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
         """Raw features, attention maps and object masks."""
-        return self.encoder(self.normalize_pixels(images))
+        return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
-    def support_features(self, images: UInt8[Array, "b H W 3"]) -> SupportFeatures:
+    def support_features(self, inputs: UInt8[Array, "b H W 3"]) -> SupportFeatures:
         """The features that a cache holds of its images."""
-        features = self.features(images)
+        features = self.features(inputs)
         return SupportFeatures(features.image, features.object_patches)
 
     def logits(
         self,
         features: ImageFeatures,
-        cache: VisualCache,
+        support: VisualCache,
         cache_logit_weight: Float[Array, ""] | float = 1.0,
+        own_places: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b k"]:
         """Eq. 19 for features already at hand."""
         return self.head(
             features,
             self.text_features[...],
-            cache,
+            support,
             logit_scale=self.logit_scale[...],
             cache_logit_weight=cache_logit_weight,
+            own_places=own_places,
         )
 
-    def affinity(self, features: ImageFeatures, cache: VisualCache) -> Float[Array, "b s"]:
+    def affinity(self, features: ImageFeatures, support: VisualCache) -> Float[Array, "b s"]:
         """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
         adapt = self.head.visual_adapter
-        return adapt(features.image) @ adapt(cache.image).T
+        return adapt(features.image) @ adapt(support.image).T
 
-    def __call__(
-        self,
-        images: UInt8[Array, "b H W 3"],
-        cache: VisualCache,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
-    ) -> Float[Array, "b k"]:
-        """From pixels to logits (Eq. 19)."""
-        return self.logits(self.features(images), cache, cache_logit_weight)
 
-    def zero_shot_logits(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b k"]:
-        """Plain CLIP's logits: no prompt, no adapters, no cache (Eq. 1)."""
-        features = normalize(self.encoder.vision(self.normalize_pixels(images)))
-        return self.logit_scale[...] * features @ self.text_features[...].T
+def fg_vpl_recipe(benchmark: str) -> Recipe:
+    """Section 4.2, also for what the paper takes out of FG-VPL."""
+    return Recipe(
+        epochs=EPOCHS.get(benchmark, OTHER_EPOCHS),
+        batch_size=256,
+        learning_rate=1e-3,
+        weight_decay=0.01,
+    )
+
+
+def cache_weight(config: ConfigDict) -> Choices:
+    """λ in training."""
+    return {"cache_logit_weight": float(config.cache_logit_weight)}
+
+
+def cache_weight_grid(config: ConfigDict) -> Sequence[Choices]:
+    """The config's grid of λ, nearest to 1 first; without a grid, λ stays that of training."""
+    grid = sorted(map(float, config.cache_logit_weight_grid), key=lambda weight: abs(weight - 1))
+    return [{"cache_logit_weight": weight} for weight in grid] or [cache_weight(config)]

@@ -1,13 +1,14 @@
 """Section 3.2: features to logits, by text and by the support images."""
 
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
-from fgvpl_jax.recognition.head import TwoPathwayHead
+from fgvpl_jax.recognition.head import TwoPathwayHead, TwoPathways
 from fgvpl_jax.recognition.text_features import class_text_features
 from fgvpl_jax.recognition.visual_cache import VisualCache
 
 __all__ = [
     "FeatureAdapter",
     "TwoPathwayHead",
+    "TwoPathways",
     "VisualCache",
     "class_text_features",
     "normalize",

@@ -1,8 +1,10 @@
 """Two-pathway adaptive recognition: features to logits (section 3.2)."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
@@ -11,14 +13,60 @@ from fgvpl_jax.variables import Frozen
 from fgvpl_jax.visual_prompt import ImageFeatures
 
 
-class TwoPathwayHead(nnx.Module):
-    """Logits from text (path 1) and from the support images (path 2), image and object.
+class TwoPathways(nnx.Module):
+    """The adapters p and q, and the logits that one kind of feature gets from both pathways.
 
     Attributes:
         text_adapter: p of Eq. 10.
         visual_adapter: q of Eqs. 13-16, one for set and query, image and object.
         text_residual_ratio: α; an array of the frozen state, so changing it retraces nothing.
-        object_logit_weight: β; likewise.
+    """
+
+    def __init__(self, dim: int, text_residual_ratio: float = 0.05, *, rngs: nnx.Rngs):
+        self.text_adapter = FeatureAdapter(dim, rngs=rngs)
+        self.visual_adapter = FeatureAdapter(dim, rngs=rngs)
+        self.text_residual_ratio = Frozen(jnp.asarray(text_residual_ratio, jnp.float32))
+
+    def class_weights(self, text_features: Float[Array, "k e"]) -> Float[Array, "k e"]:
+        """w_new, unit vectors (Eq. 10)."""
+        ratio = self.text_residual_ratio[...].astype(text_features.dtype)
+        return self.text_adapter(text_features, ratio)
+
+    def both_paths(
+        self,
+        queries: Float[Array, "b e"],
+        class_weights: Float[Array, "k e"],
+        path2_queries: Float[Array, "b e"],
+        keys: Float[Array, "s e"],
+        cache: VisualCache,
+        *,
+        logit_scale: Float[Array, ""] | float,
+        cache_logit_weight: Float[Array, ""] | float,
+        own_places: Int[Array, "b"] | None = None,
+    ) -> Float[Array, "b k"]:
+        """path1 + λ·path2 of one kind of feature, raw.
+
+        Args:
+            queries: What path 1 compares with the class weights (Eqs. 11-12).
+            class_weights: From `class_weights`.
+            path2_queries: What path 2 compares with the keys (Eqs. 17-18).
+            keys: The cache's features of that kind.
+            cache: Supplies labels and validity.
+            logit_scale: Scale of path 1's cosines.
+            cache_logit_weight: λ.
+            own_places: See `class_votes`.
+        """
+        path1 = logit_scale * normalize(queries) @ class_weights.T
+        affinity = self.visual_adapter(path2_queries) @ self.visual_adapter(keys).T
+        path2 = class_votes(affinity, cache, class_weights.shape[0], own_places)
+        return path1 + cache_logit_weight * path2
+
+
+class TwoPathwayHead(TwoPathways):
+    """Logits from text (path 1) and from the support images (path 2), image and object.
+
+    Attributes:
+        object_logit_weight: β; like α an array of the frozen state.
         object_query: Where path 2 takes the query's object feature: "class_token" (f_O, the
             fine-grained branch) or "object_patches".
     """
@@ -34,9 +82,7 @@ class TwoPathwayHead(nnx.Module):
     ):
         if object_query not in OBJECT_QUERIES:
             raise UserError(f"object_query is {object_query!r}: choose one of {OBJECT_QUERIES}")
-        self.text_adapter = FeatureAdapter(dim, rngs=rngs)
-        self.visual_adapter = FeatureAdapter(dim, rngs=rngs)
-        self.text_residual_ratio = Frozen(jnp.asarray(text_residual_ratio, jnp.float32))
+        super().__init__(dim, text_residual_ratio, rngs=rngs)
         self.object_logit_weight = Frozen(jnp.asarray(object_logit_weight, jnp.float32))
         self.object_query = object_query
 
@@ -48,6 +94,7 @@ class TwoPathwayHead(nnx.Module):
         *,
         logit_scale: Float[Array, ""] | float,
         cache_logit_weight: Float[Array, ""] | float = 1.0,
+        own_places: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b k"]:
         """Eq. 19: path1_I + λ·path2_I + β·(path1_O + λ·path2_O).
 
@@ -57,22 +104,21 @@ class TwoPathwayHead(nnx.Module):
             cache: Raw features of the support set.
             logit_scale: Scale of path 1's cosines, the backbone's exp(logit_scale).
             cache_logit_weight: λ.
+            own_places: See `class_votes`.
         """
+        assert cache.object is not None
         dtype = features.image.dtype
-        num_classes = text_features.shape[0]
-        logit_scale = jnp.asarray(logit_scale, dtype)
-        cache_logit_weight = jnp.asarray(cache_logit_weight, dtype)
-        weights = self.text_adapter(text_features, self.text_residual_ratio[...].astype(dtype))
-
-        def both_paths(query, path2_query, keys):
-            path1 = logit_scale * normalize(query) @ weights.T  # Eqs. 11-12
-            affinity = self.visual_adapter(path2_query) @ self.visual_adapter(keys).T
-            path2 = class_votes(affinity, cache, num_classes)  # Eqs. 17-18
-            return path1 + cache_logit_weight * path2
-
+        both_paths = partial(
+            self.both_paths,
+            cache=cache,
+            logit_scale=jnp.asarray(logit_scale, dtype),
+            cache_logit_weight=jnp.asarray(cache_logit_weight, dtype),
+            own_places=own_places,
+        )
+        weights = self.class_weights(text_features)
         path2_object = (
             features.object if self.object_query == "class_token" else features.object_patches
         )
-        image_logits = both_paths(features.image, features.image, cache.image)
-        object_logits = both_paths(features.object, path2_object, cache.object)
+        image_logits = both_paths(features.image, weights, features.image, cache.image)
+        object_logits = both_paths(features.object, weights, path2_object, cache.object)
         return image_logits + self.object_logit_weight[...].astype(dtype) * object_logits

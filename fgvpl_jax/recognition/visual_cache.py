@@ -15,19 +15,23 @@ class VisualCache(NamedTuple):
 
     Attributes:
         image: f(x_set).
-        object: Object-patch means of the set, as the paper defines them in section 3.2.
+        object: Object-patch means of the set, as the paper defines them in section 3.2; None for a
+            method without objects.
         labels: Class of each image; any class in range where `valid` is false.
         valid: False for padding, which contributes nothing.
     """
 
     image: Float[Array, "s e"]
-    object: Float[Array, "s e"]
+    object: Float[Array, "s e"] | None
     labels: Int[Array, "s"]
     valid: Bool[Array, "s"]
 
 
 def class_votes(
-    affinity: Float[Array, "b s"], cache: VisualCache, num_classes: int
+    affinity: Float[Array, "b s"],
+    cache: VisualCache,
+    num_classes: int,
+    own_places: Int[Array, "b"] | None = None,
 ) -> Float[Array, "b k"]:
     """Sums phi(affinity) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
 
@@ -39,12 +43,21 @@ def class_votes(
         affinity: Cosine of each query with each cached image.
         cache: Supplies labels and validity.
         num_classes: k.
+        own_places: Where each query's own image is in the cache: it neither votes for the query
+            nor counts. None where queries are not in the cache, and in the paper, whose training
+            lets an image match itself.
     Returns:
         Path-2 logits, before λ.
     """
     votes = jnp.exp(affinity - 1.0)
     members = jax.nn.one_hot(cache.labels, num_classes, dtype=affinity.dtype)
     members = members * cache.valid[:, None].astype(affinity.dtype)
-    counts = members.sum(axis=0)
-    mean_count = counts.sum() / jnp.maximum(jnp.count_nonzero(counts), 1).astype(counts.dtype)
-    return (votes @ members) * (mean_count / jnp.maximum(counts, 1.0))
+    if own_places is None:
+        totals, counts = votes @ members, members.sum(axis=0)[None]
+    else:
+        others = jnp.arange(votes.shape[1]) != own_places[:, None]
+        others = others.astype(affinity.dtype)
+        totals, counts = (votes * others) @ members, others @ members
+    present = jnp.count_nonzero(counts, axis=1, keepdims=True)
+    mean_count = counts.sum(axis=1, keepdims=True) / jnp.maximum(present, 1).astype(counts.dtype)
+    return totals * (mean_count / jnp.maximum(counts, 1.0))

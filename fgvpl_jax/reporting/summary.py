@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from fgvpl_jax.methods import method_named
+
 MOST_NAMED = 5
+# Whatever any method chooses on validation.
+CHOSEN = ("cache_logit_weight", "alpha", "beta", "inverse_regularisation")
 
 
 def summary_lines(results: dict[str, Any]) -> list[str]:
@@ -11,12 +15,13 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
     Args:
         results: As `train_and_evaluate` returns them.
     """
+    title = method_named(results["method"]).title
     lines = [f"splits: {results['split_protocol']}"]
     lines += [
-        f"validation accuracy at cache_logit_weight {weight}: {accuracy:.2%}"
-        for weight, accuracy in results["validation_accuracy"].items()
+        f"validation accuracy at {candidate}: {accuracy:.2%}"
+        for candidate, accuracy in results["validation_accuracy"].items()
     ]
-    lines.append(f"cache_logit_weight: {results['cache_logit_weight']}")
+    lines += [f"{name}: {results[name]:.6g}" for name in CHOSEN if name in results]
     for split, unreadable in (
         ("validation", results["validation_unreadable"]),
         ("test", results["unreadable"]),
@@ -41,7 +46,7 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
         low, high = results["cv_interval"]
         lines.append(_scores(results, "zero_shot", "zero-shot CLIP", "held-out photos"))
         lines.append(
-            _scores(results, "cv", "FG-VPL", "held-out photos")
+            _scores(results, "cv", title, "held-out photos")
             + f"; 95% interval of the accuracy {low:.1%} to {high:.1%}"
         )
         lines.append(
@@ -51,7 +56,7 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
     else:
         images = f"{results['test_images_read']} test images"
         lines.append(_scores(results, "zero_shot", "zero-shot CLIP", images))
-        line = _scores(results, "test", "FG-VPL", images)
+        line = _scores(results, "test", title, images)
         if "temperature_fitted_on" in results:
             line += (
                 f"; with the temperature NLL {results['test_nll_tempered']:.3f}, ECE "

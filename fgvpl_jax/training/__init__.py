@@ -2,22 +2,56 @@
 
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Provenance
+from fgvpl_jax.training.inputs import (
+    FeatureInputs,
+    FewShotInputs,
+    InputBatch,
+    Inputs,
+    PixelInputs,
+    kept_text_features,
+)
 from fgvpl_jax.training.loop import restore_model, train
-from fgvpl_jax.training.mesh import batch_size_for, data_mesh, replicate, split_batch
-from fgvpl_jax.training.step import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training.mesh import (
+    batch_layout,
+    batch_size_for,
+    data_mesh,
+    replicate,
+    split_batch,
+    to_host,
+)
+from fgvpl_jax.training.processes import (
+    gather_texts,
+    is_writer,
+    join_processes,
+    process_share,
+    wait_for_all,
+)
+from fgvpl_jax.training.step import TrainState, make_train_step, split_model
 
 __all__ = [
     "CacheBuilder",
     "Checkpoints",
+    "FeatureInputs",
+    "FewShotInputs",
+    "InputBatch",
+    "Inputs",
+    "PixelInputs",
     "Provenance",
     "TrainState",
+    "batch_layout",
     "batch_size_for",
     "data_mesh",
-    "make_optimizer",
+    "gather_texts",
+    "is_writer",
+    "join_processes",
+    "kept_text_features",
     "make_train_step",
+    "process_share",
     "replicate",
     "restore_model",
     "split_batch",
     "split_model",
+    "to_host",
     "train",
+    "wait_for_all",
 ]

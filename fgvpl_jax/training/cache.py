@@ -1,16 +1,21 @@
 """Builds the visual cache from the support images under the current parameters."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array
 
-from fgvpl_jax.data import Batch, ImageCache, Split, Transform, eval_batches
+from fgvpl_jax.data import Split
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training.mesh import replicate, split_batch
+from fgvpl_jax.training.inputs import Inputs
+from fgvpl_jax.training.mesh import split_batch, split_rows, to_host
+from fgvpl_jax.training.processes import process_share
 
 
 @cache
@@ -18,16 +23,24 @@ def compile_support_features(graphdef: nnx.GraphDef) -> Callable:
     """One compiled program a model structure, however many sets are encoded with it."""
 
     @jax.jit
-    def support_features(trainable, frozen, images):
-        return nnx.merge(graphdef, trainable, frozen).support_features(images)
+    def support_features(trainable, frozen, inputs):
+        return nnx.merge(graphdef, trainable, frozen).support_features(inputs)
 
     return support_features
+
+
+@partial(jax.jit, static_argnums=0)
+def reorder(mesh: Mesh, order: Array, parts: list[Any]) -> Any:
+    """The rows of all parts at the places `order`, split over the devices."""
+    rows = jax.tree.map(lambda *columns: jnp.concatenate(columns)[order], *parts)
+    return jax.lax.with_sharding_constraint(rows, split_rows(mesh))
 
 
 class CacheBuilder:
     """Support images decoded once under the evaluation transform, encoded at every call.
 
-    The images stay on the host as uint8: 150 KB each at 224 px.
+    The images stay on the host as uint8: 150 KB each at 224 px; of several processes each keeps its
+    share.
     """
 
     def __init__(
@@ -35,27 +48,29 @@ class CacheBuilder:
         graphdef: nnx.GraphDef,
         support: Split,
         *,
-        transform: Transform,
-        image_cache: ImageCache | None,
+        inputs: Inputs,
         batch_size: int,
         mesh: Mesh,
     ):
         self.mesh = mesh
-        self.batches: Sequence[Batch] = list(
-            eval_batches(support, batch_size, transform=transform, strict=True, cache=image_cache)
-        )
+        batches = list(inputs.evaluation(support, batch_size, strict=True))
+        self._inputs = [batch.inputs for batch in batches]
+        places = np.concatenate([to_host(split_batch(mesh, batch.indices)) for batch in batches])
+        self._order = np.argsort(np.where(places < 0, len(places), places), kind="stable")
+        labels = np.pad(support.labels, (0, len(places) - len(support)))
+        valid = np.arange(len(places)) < len(support)
+        ours = process_share().of(len(places))
+        self._labels, self._valid = split_batch(mesh, (labels[ours], valid[ours]))
         self._support_features = compile_support_features(graphdef)
 
     def __call__(self, trainable: nnx.State, frozen: nnx.State) -> VisualCache:
-        """Features of every support image, without gradient, padded to whole batches."""
+        """Features of every support image, without gradient, padded to whole batches.
+
+        Rows are in the order of the support set and split over the devices.
+        """
         features = [
-            self._support_features(trainable, frozen, split_batch(self.mesh, batch.images))
-            for batch in self.batches
+            self._support_features(trainable, frozen, split_batch(self.mesh, inputs))
+            for inputs in self._inputs
         ]
-        support = VisualCache(
-            image=jnp.concatenate([f.image for f in features]),
-            object=jnp.concatenate([f.object for f in features]),
-            labels=jnp.concatenate([jax.device_put(b.labels) for b in self.batches]),
-            valid=jnp.concatenate([jax.device_put(b.weights > 0) for b in self.batches]),
-        )
-        return replicate(self.mesh, support)
+        image, object_ = reorder(self.mesh, self._order, features)
+        return VisualCache(image, object_, self._labels, self._valid)

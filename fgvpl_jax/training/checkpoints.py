@@ -1,16 +1,26 @@
 """Checkpoints of what training changes; the frozen backbone is named, not copied."""
 
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.training.step import TrainState
+from fgvpl_jax.training.step import StepMetrics, TrainState
 
 KEEP_LAST = 2
+EPOCH_START = "epoch_start"
+
+Arrays = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -31,118 +41,323 @@ class Provenance:
     seed: int
 
 
+@dataclass(frozen=True)
+class Position:
+    """How far training is.
+
+    Attributes:
+        epoch: Whole epochs done.
+        steps: Metrics of the steps done since, on the host.
+        seconds: What those steps took.
+    """
+
+    epoch: int = 0
+    steps: Sequence[StepMetrics] = ()
+    seconds: float = 0.0
+
+
+class Restored(NamedTuple):
+    """What training goes on from.
+
+    Attributes:
+        state: On the devices.
+        position: How far it is.
+        epoch_start: The trainable variables as they were when the unfinished epoch began, from
+            which its cache was built; None where they were not saved.
+    """
+
+    state: TrainState
+    position: Position
+    epoch_start: nnx.State | None
+
+
+class _DamagedError(Exception):
+    """Why a checkpoint cannot be used."""
+
+
 class Checkpoints:
-    """The `checkpoints/` folder of one run: the state after whole epochs.
+    """The `checkpoints/` folder of one run; each is named by the number of its steps.
+
+    A checkpoint appears whole or not at all and carries the hash of its content. The last ones are
+    kept; since training ends with one, the final is never removed.
 
     Args:
         directory: Created if absent.
         provenance: Written beside every state and compared before one is restored.
+        to_train: Removes what a kill left unfinished, and what is damaged after the newest intact
+            checkpoint, which is then gone on from. Only for who alone writes there.
+    Raises:
+        UserError: If there are checkpoints to train on from, and none is intact.
     """
 
-    def __init__(self, directory: Path, provenance: Provenance):
+    def __init__(self, directory: Path, provenance: Provenance, *, to_train: bool = False):
         self.provenance = provenance
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP_LAST),
+            cleanup_tmp_directories=to_train,
         )
+        self._saving: Any = None
+        if to_train:
+            self._remove_damaged()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Number of steps of the newest checkpoint; None where there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
 
     @property
     def latest_epoch(self) -> int | None:
-        """Number of finished epochs in the newest checkpoint; None where there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        """Number of whole epochs in the newest checkpoint; None where there is none."""
+        step = self.latest_step
+        if step is None:
+            return None
+        try:
+            return int(self._checkpointer.checkpointables_metadata(step).custom_metadata["epoch"])
+        except Exception as error:  # orbax has an error of its own for each kind of damage
+            raise _unusable(self._directory, step, error) from error
 
     @staticmethod
     def read_provenance(directory: Path) -> Provenance:
         """What the newest checkpoint in a folder belongs to.
 
         Raises:
-            UserError: If there is none.
+            UserError: If there is none, or it is damaged.
         """
         with ocp.training.Checkpointer(directory.absolute()) as checkpointer:
             latest = checkpointer.latest
             if latest is None:
                 raise UserError(f"no checkpoint in {directory}: train first (--mode=train)")
-            saved = checkpointer.metadata(latest.step).custom_metadata
-        return Provenance(**{field.name: saved[field.name] for field in fields(Provenance)})
+            try:
+                saved = checkpointer.checkpointables_metadata(latest.step).custom_metadata
+                return Provenance(**{field.name: saved[field.name] for field in fields(Provenance)})
+            except Exception as error:  # as above
+                raise _unusable(directory, latest.step, error) from error
 
-    def save(self, epoch: int, state: TrainState) -> None:
-        """Keeps the state after `epoch` whole epochs; returns once it is on disk."""
-        self._checkpointer.save_checkpointables(
-            epoch,
-            {name: _by_path(tree) for name, tree in state._asdict().items()},
-            custom_metadata={**asdict(self.provenance), "epoch": epoch},
-        )
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        position: Position,
+        epoch_start: nnx.State | None = None,
+    ) -> None:
+        """Begins to keep a state; it is on disk when the next call, or `close`, returns.
 
-    def restore(self, state: TrainState) -> TrainState:
+        Args:
+            step: Steps done since training began; one that is there already is kept.
+            state: After so many steps; copied, so the caller may donate it.
+            position: The same place, told by epochs.
+            epoch_start: See `Restored`.
+        Raises:
+            FloatingPointError: If anything in the state is not finite; nothing is written.
+            UserError: If it, or the one before it, cannot be written.
+        """
+        self._wait()
+        if step == self.latest_step:
+            return
+        trees: dict[str, Any] = state._asdict()
+        if epoch_start is not None:
+            trees[EPOCH_START] = epoch_start
+        # On the host: whole, whatever number of devices will read it. The epoch is there since
+        # orbax refuses what is empty, as a state may be.
+        arrays = {name: leaves for name, tree in trees.items() if (leaves := _by_path(tree))}
+        arrays["epoch"] = {"epoch": np.asarray(position.epoch)}
+        for leaves in arrays.values():
+            for path, leaf in leaves.items():
+                if not np.isfinite(leaf).all():
+                    raise FloatingPointError(f"{path} is not finite")
+        metadata = {
+            **asdict(self.provenance),
+            "epoch": position.epoch,
+            "steps": [[float(value) for value in metrics] for metrics in position.steps],
+            "seconds": position.seconds,
+        }
+        metadata["sha256"] = content_hash(arrays, metadata)
+        try:
+            self._saving = self._checkpointer.save_checkpointables_async(
+                step, arrays, custom_metadata=metadata
+            )
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def restore(self, state: TrainState) -> Restored:
         """The newest saved state.
 
         Args:
             state: A state of the run's structure, whose shapes and shardings are taken over. A
-                None in it is not read: evaluation needs no optimizer.
+                None in it stays: evaluation needs no optimizer.
         Raises:
             UserError: If there is no checkpoint, it is damaged, or it belongs to another method,
                 class list, backbone or seed.
         """
-        directory, epoch = self._checkpointer.directory, self.latest_epoch
-        if epoch is None:
-            raise UserError(f"no checkpoint in {directory}: train first (--mode=train)")
+        self._wait()
+        step = self.latest_step
+        if step is None:
+            raise UserError(f"no checkpoint in {self._directory}: train first (--mode=train)")
         try:
-            saved = self._checkpointer.metadata(epoch).custom_metadata or {}
-        except Exception as error:  # as below
-            raise _damaged(directory, epoch, error) from error
+            arrays, saved = self._read(step)
+        except _DamagedError as error:
+            raise _unusable(self._directory, step, error) from error
+        self._check_provenance(saved)
+        try:
+            restored = state._replace(
+                **{
+                    name: _filled(tree, arrays.get(name, {}))
+                    for name, tree in state._asdict().items()
+                    if tree is not None
+                }
+            )
+            epoch_start = None
+            if EPOCH_START in arrays:
+                epoch_start = _filled(state.trainable, arrays[EPOCH_START])
+        except (KeyError, ValueError) as error:
+            raise _unusable(self._directory, step, error) from error
+        steps = [
+            StepMetrics(*(np.asarray(value, np.float32) for value in row)) for row in saved["steps"]
+        ]
+        position = Position(saved["epoch"], steps, saved["seconds"])
+        return Restored(restored, position, epoch_start)
+
+    def close(self) -> None:
+        """Finishes what is being saved and releases the folder."""
+        try:
+            self._wait()
+        except UserError:
+            with suppress(Exception):  # the same one, in orbax's words
+                self._checkpointer.close()
+            raise
+        self._checkpointer.close()
+
+    @property
+    def _directory(self) -> Any:
+        return self._checkpointer.directory
+
+    def _wait(self) -> None:
+        saving, self._saving = self._saving, None
+        try:
+            if saving is not None:
+                saving.result()
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> UserError:
+        """A full disk, in the words of whichever library met it."""
+        return UserError(
+            f"a checkpoint cannot be written to {self._directory} ({_first_line(error)}): make "
+            "room, and the same command goes on from the one before it"
+        )
+
+    def _read(self, step: int) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and metadata of an intact checkpoint."""
+        try:
+            saved = dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
+            arrays = self._checkpointer.load_checkpointables(step)
+            expected = saved.pop("sha256", "")
+            found = content_hash(arrays, saved)
+        except Exception as error:  # as above
+            raise _DamagedError(_first_line(error)) from error
+        if not expected:
+            raise _DamagedError("it has no content hash")
+        if found != expected:
+            raise _DamagedError(
+                f"its content has sha256 {found[:12]}…, and had {expected[:12]}… when it was saved"
+            )
+        return arrays, saved
+
+    def _remove_damaged(self) -> None:
+        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        damaged: dict[int, _DamagedError] = {}
+        for step in reversed(steps):
+            try:
+                self._read(step)
+                break
+            except _DamagedError as error:
+                damaged[step] = error
+        if damaged and len(damaged) == len(steps):
+            newest, reason = next(iter(damaged.items()))
+            raise UserError(
+                f"none of the checkpoints in {self._directory} is intact "
+                f"(step {newest}: {reason}): remove that folder to train anew, or use the "
+                "version that made it"
+            )
+        for step, reason in damaged.items():
+            print(
+                f"the checkpoint of step {step} in {self._directory} is damaged ({reason}): "
+                "removed, training goes on from the one before it",
+                file=sys.stderr,
+            )
+            self._checkpointer.delete(step)
+
+    def _check_provenance(self, saved: dict[str, Any]) -> None:
         for name, ours in asdict(self.provenance).items():
             if name not in saved:
                 raise UserError(
-                    f"the checkpoint in {directory} is not of this program: it has no {name}"
+                    f"the checkpoint in {self._directory} is not of this program: it has no {name}"
                 )
             theirs = saved[name]
             # A backbone is the same wherever it lies: its content decides.
             same = theirs["sha256"] == ours["sha256"] if name == "backbone" else theirs == ours
             if not same:
                 raise UserError(
-                    f"the checkpoint in {directory} was trained with {name} {theirs}, this run has "
-                    f"{ours}: use that run's config or another --workdir"
+                    f"the checkpoint in {self._directory} was trained with {name} {theirs}, this "
+                    f"run has {ours}: use that run's config or another --workdir"
                 )
-        wanted = {
-            name: {
-                path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-                for path, leaf in _by_path(tree).items()
-            }
-            for name, tree in state._asdict().items()
-            if tree is not None
-        }
-        try:
-            restored = self._checkpointer.load_checkpointables(epoch, wanted)
-        except Exception as error:  # orbax has an error of its own for each kind of damage
-            raise _damaged(directory, epoch, error) from error
-        return state._replace(
-            **{name: _filled(getattr(state, name), restored[name]) for name in wanted}
-        )
-
-    def close(self) -> None:
-        """Releases the folder."""
-        self._checkpointer.close()
 
 
-def _damaged(directory: Any, epoch: int, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _unusable(directory: Any, step: int, error: Exception) -> UserError:
     return UserError(
-        f"the checkpoint of epoch {epoch} in {directory} is damaged or of another program "
-        f"({reason}): remove that epoch's folder to go on from an earlier one"
+        f"the checkpoint of step {step} in {directory} is damaged or of another program "
+        f"({_first_line(error)}): --mode=train with the run's config goes on from the newest "
+        "intact one"
     )
+
+
+def content_hash(arrays: Arrays, metadata: dict[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes in alphabetical order, and the metadata."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, leaves in sorted(arrays.items()):
+        for path, leaf in sorted(leaves.items()):
+            digest.update(json.dumps([name, path, str(leaf.dtype), leaf.shape]).encode())
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _by_path(tree: Any) -> dict[str, jax.Array]:
-    """Leaves under readable names; orbax refuses to save an empty one, such as no prompt."""
+def _by_path(tree: Any) -> dict[str, np.ndarray]:
+    """Copies of the leaves under readable names; orbax saves no empty one, such as no prompt."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves if leaf.size}
+    # Copies: on a CPU the plain conversion looks into the very memory that a step may overwrite.
+    return {_name(path): np.array(leaf, copy=True) for path, leaf in leaves if leaf.size}
 
 
-def _filled(tree: Any, leaves: dict[str, jax.Array]) -> Any:
-    """The tree with its leaves replaced by those of `_by_path`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(_name(path), leaf), tree)
+def _filled(tree: Any, leaves: dict[str, np.ndarray]) -> Any:
+    """The tree with its leaves replaced by those of `_by_path`.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: If one has another shape or type.
+    """
+
+    def fill(path: Any, leaf: jax.Array) -> jax.Array:
+        if not leaf.size:
+            return leaf
+        saved = leaves[_name(path)]
+        if (saved.shape, saved.dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(f"{_name(path)} is {saved.dtype} {saved.shape}, not {leaf.shape}")
+        return jax.device_put(saved, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(fill, tree)

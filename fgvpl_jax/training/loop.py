@@ -1,41 +1,45 @@
 """The training loop: epochs of steps, cache refresh, metrics, checkpoints."""
 
 import json
-import math
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fgvpl_jax.data import ImageCache, Split, Transform, random_crop_and_flip, train_batches
+from fgvpl_jax import interruption
+from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods import Method
+from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
-from fgvpl_jax.training.checkpoints import Checkpoints
-from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.checkpoints import Checkpoints, Position
+from fgvpl_jax.training.inputs import FewShotInputs, Inputs
+from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate, split_batch
+from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
 from fgvpl_jax.training.step import (
     StepBatch,
     StepMetrics,
     TrainState,
-    make_optimizer,
     make_train_step,
     split_model,
 )
 
 
 def train(
-    model: FGVPL,
+    model: Method,
     support: Split,
+    validation: Split | None,
     config: ConfigDict,
     *,
-    transform: Transform,
-    image_cache: ImageCache | None,
-    image_size: int,
+    inputs: Inputs,
     checkpoints: Checkpoints,
     metrics_file: Path,
     mesh: Mesh,
@@ -45,87 +49,138 @@ def train(
     Args:
         model: Freshly initialised from the run's seed.
         support: The few-shot images.
-        config: See `configs/common.py`.
-        transform: The evaluation transform, under which the cache sees the images.
-        image_cache: Where images under the transform are kept.
-        image_size: Side of the augmented images.
+        validation: For what a method chooses before it is trained; None where there are none.
+        config: See `configs/common.py`; with the recipe filled in.
+        inputs: What the method reads of the images.
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
         mesh: Devices.
     Raises:
-        UserError: If the loss of an epoch is not finite.
+        UserError: If a loss or a parameter is not finite; the last checkpoint is.
+        Interrupted: If a signal asked for the end; the step that it came upon is done and saved.
     """
-    batch_size = batch_size_for(mesh, config.batch_size, len(support))
+    batch_size = min(config.batch_size, len(support))
+    layout = batch_layout(mesh, batch_size, config.microbatch)
     steps_per_epoch = -(-len(support) // batch_size)
-    optimizer = make_optimizer(
-        config.learning_rate, config.weight_decay, config.epochs * steps_per_epoch
-    )
+    if checkpoints.latest_step is None:
+        model.initialise(FewShotInputs(inputs, support, validation, batch_size))
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))
-    build_cache = CacheBuilder(
-        graphdef,
-        support,
-        transform=transform,
-        image_cache=image_cache,
-        batch_size=batch_size,
-        mesh=mesh,
-    )
-    cache = build_cache(trainable, frozen)  # with cache_refresh "once" this one stays
+    if not config.epochs:
+        if is_writer():
+            keep_first_lines(metrics_file, 0)
+        checkpoints.save(0, TrainState(trainable, None), Position())
+        return
+    schedule = model.schedule(config.learning_rate, config.epochs, steps_per_epoch)
+    optimizer = model.optimizer(schedule, config.weight_decay)
+    build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
+    if model.uses_cache:
+        size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
+        build_cache = CacheBuilder(graphdef, support, inputs=inputs, batch_size=size, mesh=mesh)
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
-    first_epoch = 0
-    if checkpoints.latest_epoch is not None:
-        state, first_epoch = checkpoints.restore(state), checkpoints.latest_epoch
-        print(f"going on after epoch {first_epoch} of {config.epochs}")
-    keep_first_lines(metrics_file, first_epoch)
+    cache = build_cache(trainable, frozen) if config.cache_refresh == "once" else None
+    position, epoch_start = Position(), None
+    if checkpoints.latest_step is not None:
+        state, position, epoch_start = checkpoints.restore(state)
+        begun = f" and {len(position.steps)} steps" if position.steps else ""
+        if is_writer():
+            print(f"going on after epoch {position.epoch}{begun} of {config.epochs}")
+    if is_writer():
+        keep_first_lines(metrics_file, position.epoch)
 
-    train_step = make_train_step(graphdef, optimizer)
-    cache_logit_weight = replicate(mesh, jnp.asarray(config.cache_logit_weight, jnp.float32))
+    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+    choices = replicate(
+        mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
+    )
     progress = tqdm(
-        range(first_epoch, config.epochs),
+        range(position.epoch, config.epochs),
         desc="training",
         unit="epoch",
-        initial=first_epoch,
+        initial=position.epoch,
         total=config.epochs,
         mininterval=1.0,
+        disable=not is_writer(),
     )
-    for epoch in progress:
-        started = time.monotonic()
-        if config.cache_refresh == "epoch" and epoch > 0:
-            cache = build_cache(state.trainable, frozen)
-        per_step = []
-        for batch in train_batches(
-            support,
-            batch_size,
-            augment=random_crop_and_flip(image_size),
-            seed=config.seed,
-            epoch=epoch,
-        ):
-            device_batch = split_batch(mesh, StepBatch(batch.images, batch.labels, batch.weights))
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, frozen, cache, cache_logit_weight, device_batch)
-            per_step.append(metrics)
-        line = epoch_line(epoch, jax.device_get(per_step), started)
-        if not math.isfinite(line["loss"]):
-            raise UserError(
-                f"the loss of epoch {epoch + 1} is {line['loss']}: lower --config.learning_rate "
-                f"({config.learning_rate} now); the last checkpoint is of epoch "
-                f"{checkpoints.latest_epoch or 0}"
-            )
-        with metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        progress.set_postfix_str(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.3f}")
-        done = epoch + 1
-        if done % config.checkpoint_every_epochs == 0 or done == config.epochs:
-            checkpoints.save(done, state)
+
+    def keep() -> None:
+        step = position.epoch * steps_per_epoch + len(position.steps)
+        try:
+            checkpoints.save(step, state, position, epoch_start)
+        except FloatingPointError as error:
+            raise diverged(str(error), step) from error
+
+    def diverged(problem: str, step: int) -> UserError:
+        last = checkpoints.latest_epoch
+        kept = f"the checkpoint of epoch {last} is finite" if last else "no checkpoint is there yet"
+        return UserError(
+            f"{problem} at step {step} (epoch {-(-step // steps_per_epoch)}), where the learning "
+            f"rate is {schedule(step - 1):.3g}; {kept}: begin anew in another --workdir with a "
+            f"lower --config.learning_rate ({config.learning_rate} now), and see that --mode=data "
+            "finds nothing wrong"
+        )
+
+    with interruption.deferred():
+        for epoch in progress:
+            started = time.monotonic() - position.seconds
+            if config.cache_refresh == "epoch" and model.uses_cache:
+                if epoch_start is None:
+                    # A copy: steps give the state's memory away, and who goes on in the midst of
+                    # the epoch needs the cache that it began with.
+                    epoch_start = jax.tree.map(jnp.copy, state.trainable)
+                try:
+                    with stoppable():
+                        cache = build_cache(epoch_start, frozen)
+                except interruption.Interrupted:
+                    keep()
+                    raise
+            per_step = list(position.steps)
+            for batch in inputs.epoch(
+                support,
+                batch_size,
+                epoch,
+                first_batch=len(per_step),
+                num_rows=layout.num_rows,
+            ):
+                device_batch = split_batch(
+                    mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
+                )
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, frozen, cache, choices, device_batch)
+                per_step.append(metrics)
+                if agree_to_stop():
+                    break
+            per_step = jax.device_get(per_step)
+            for number, metrics in enumerate(per_step, start=epoch * steps_per_epoch + 1):
+                if not np.isfinite(metrics.loss):
+                    raise diverged(f"the loss is {metrics.loss}", number)
+            if len(per_step) == steps_per_epoch:
+                line = epoch_line(epoch, per_step, started)
+                if is_writer():
+                    append_line(metrics_file, line)
+                loss, accuracy = line["loss"], line["accuracy"]
+                progress.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}")
+                position, epoch_start = Position(epoch + 1), None
+                due = (epoch + 1) % config.checkpoint_every_epochs == 0
+                if due or epoch + 1 == config.epochs or interruption.requested():
+                    keep()
+            else:
+                position = Position(epoch, per_step, time.monotonic() - started)
+                keep()
+            if interruption.requested():
+                break
     nnx.update(model, state.trainable)
 
 
-def restore_model(model: FGVPL, checkpoints: Checkpoints, mesh: Mesh) -> int | None:
-    """Puts the newest checkpoint's parameters into a model; returns its number of epochs."""
+def no_cache(trainable: nnx.State, frozen: nnx.State) -> None:
+    """The cache of a method without one."""
+
+
+def restore_model(model: Method, checkpoints: Checkpoints, mesh: Mesh) -> int:
+    """Puts the newest checkpoint's parameters into a model; returns its number of whole epochs."""
     _, trainable, _ = split_model(model)
-    state = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
-    nnx.update(model, state.trainable)
-    return checkpoints.latest_epoch
+    restored = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
+    nnx.update(model, restored.state.trainable)
+    return restored.position.epoch
 
 
 def epoch_line(epoch: int, per_step: list[StepMetrics], started: float) -> dict[str, float | int]:
@@ -147,7 +202,17 @@ def epoch_line(epoch: int, per_step: list[StepMetrics], started: float) -> dict[
     }
 
 
+def append_line(file: Path, line: dict[str, float | int]) -> None:
+    """Adds a line; it is on the disk before the checkpoint that counts it."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def keep_first_lines(file: Path, count: int) -> None:
     """Cuts a metrics file to its first `count` lines, creating it where it is missing."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    file.write_text("".join(text.splitlines(keepends=True)[:count]), encoding="utf-8")
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(text.splitlines(keepends=True)[:count]), encoding="utf-8")
+    os.replace(partial, file)  # a kill leaves all lines or these

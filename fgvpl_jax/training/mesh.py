@@ -1,29 +1,90 @@
 """Where arrays live: batches split over all devices, everything else on each of them."""
 
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fgvpl_jax.errors import UserError
 
 Tree = TypeVar("Tree")
 
 
 def data_mesh() -> Mesh:
-    """All devices along one axis named `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """All devices of all processes along one axis named `data`, those of a process together.
+
+    `jax.make_mesh` may order them otherwise on TPUs; a process's rows would then not be contiguous.
+
+    Raises:
+        UserError: If processes have different numbers of devices.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) != jax.process_count() * jax.local_device_count():
+        raise UserError(
+            f"process {jax.process_index()} has {jax.local_device_count()} of {len(devices)} "
+            f"devices: give each of the {jax.process_count()} processes equally many"
+        )
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Axis `axis` split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-    """Puts a copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a copy of every array, which all processes hold alike, on every device."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # device_put would first send every array around, to see that all processes hold the same.
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), x.shape), tree
+    )
 
 
-def split_batch(mesh: Mesh, tree: Tree) -> Tree:
-    """Splits the leading axis of every array over the devices, which must divide it."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+def split_batch(mesh: Mesh, tree: Any) -> Any:
+    """Puts each process's rows on its devices, which must divide them: arrays of all the rows."""
+    return jax.make_array_from_process_local_data(split_rows(mesh), tree)
+
+
+def to_host(tree: Tree) -> Tree:
+    """All rows of arrays that are split, as NumPy arrays; every process must call it."""
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def batch_size_for(mesh: Mesh, wanted: int, num_images: int) -> int:
     """min(wanted, num_images), rounded up to a multiple of the number of devices."""
     size = min(wanted, num_images)
     return size + -size % mesh.size
+
+
+class BatchLayout(NamedTuple):
+    """How the images of a step lie on the devices.
+
+    Attributes:
+        num_rows: Images and padding; a multiple of num_passes and of the number of devices.
+        num_passes: Forward and backward passes whose gradients are summed.
+    """
+
+    num_rows: int
+    num_passes: int
+
+
+def batch_layout(mesh: Mesh, batch_size: int, microbatch: int) -> BatchLayout:
+    """Lays out batches of `batch_size` images, which padding does not change.
+
+    Args:
+        mesh: Devices.
+        batch_size: Images of a step.
+        microbatch: The most images in one pass, rounded up to the number of devices; 0 for all.
+    """
+    num_passes = -(-batch_size // (microbatch or batch_size))
+    return BatchLayout(batch_size + -batch_size % (num_passes * mesh.size), num_passes)

@@ -1,7 +1,10 @@
 """The fine-grained image encoder: CLIP's vision tower, a prompt and a second last layer."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -43,7 +46,14 @@ class FGImageEncoder(nnx.Module):
     """
 
     def __init__(
-        self, vision: VisionTower, num_prompts: int = 1, *, connectivity: int = 2, rngs: nnx.Rngs
+        self,
+        vision: VisionTower,
+        num_prompts: int = 1,
+        *,
+        connectivity: int = 2,
+        compute_dtype: str | None = None,
+        rematerialise: bool = False,
+        rngs: nnx.Rngs,
     ):
         """Adds the trainable parts to a tower.
 
@@ -51,6 +61,10 @@ class FGImageEncoder(nnx.Module):
             vision: A frozen tower of at least two layers.
             num_prompts: Prompt tokens m; 0 leaves the tower as it was pre-trained.
             connectivity: 2 or 1, see `object_mask`.
+            compute_dtype: What the layers compute in; None for the parameters' type. Features,
+                attention map and mask are float32 at least.
+            rematerialise: Compute a layer's activations anew in the backward pass instead of
+                keeping them: the same gradients from less memory.
             rngs: The `params` stream draws the prompt: normal, std 0.02.
         """
         if len(vision.layers) < 2:
@@ -64,6 +78,8 @@ class FGImageEncoder(nnx.Module):
             raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
         self.vision = vision
         self.connectivity = connectivity
+        self.compute_dtype = compute_dtype
+        self.rematerialise = rematerialise
         last_layer = vision.layers[-1]
         self.fine_grained_layer = trainable_copy(last_layer)
         width = vision.config.width
@@ -74,7 +90,7 @@ class FGImageEncoder(nnx.Module):
     def __call__(self, pixels: Float[Array, "b H W 3"]) -> ImageFeatures:
         """Encodes normalised images; every step has a static shape and stays on the device."""
         num_prompts = self.prompt.shape[0]
-        tokens = self.vision.embed(pixels)
+        tokens = self.vision.embed(pixels, self.compute_dtype)
         prompt = jnp.broadcast_to(
             self.prompt[...].astype(tokens.dtype), (tokens.shape[0], *self.prompt.shape)
         )
@@ -83,13 +99,13 @@ class FGImageEncoder(nnx.Module):
         *shared_layers, last_layer = self.vision.layers
         attentions = []
         for layer in shared_layers:
-            tokens, attention = layer(tokens)
+            tokens, attention = self._run(layer, tokens)
             attentions.append(attention)
         significance = attention_map(attentions, num_prompts)  # Eqs. 5-7
         mask = object_mask(significance, self.vision.grid, self.connectivity)
 
-        original, _ = last_layer(tokens)  # Eq. 8
-        patches = self.vision.project(original[:, 1 : 1 + mask.shape[1]])
+        original, _ = self._run(last_layer, tokens)  # Eq. 8
+        patches = self._project(original[:, 1 : 1 + mask.shape[1]])
 
         class_or_prompt = jnp.ones((mask.shape[0], 1), bool)
         key_mask = jnp.concatenate(
@@ -97,15 +113,24 @@ class FGImageEncoder(nnx.Module):
             axis=1,
         )
         # Eq. 9. Only the class token is read, so it is the only query.
-        fine_grained, _ = self.fine_grained_layer(tokens, key_mask=key_mask, num_queries=1)
+        fine_grained, _ = self._run(
+            partial(self.fine_grained_layer, num_queries=1), tokens, key_mask
+        )
 
         return ImageFeatures(
-            image=self.vision.project(original[:, 0]),
-            object=self.vision.project(fine_grained[:, 0]),
+            image=self._project(original[:, 0]),
+            object=self._project(fine_grained[:, 0]),
             object_patches=masked_mean(patches, mask),
             attention_map=significance,
             object_mask=mask,
         )
+
+    def _run(self, layer: Callable, *inputs: Array) -> tuple[Array, Array]:
+        return (jax.checkpoint(layer) if self.rematerialise else layer)(*inputs)
+
+    def _project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        features = self.vision.project(tokens)
+        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
 
 def masked_mean(tokens: Float[Array, "b n e"], mask: Bool[Array, "b n"]) -> Float[Array, "b e"]:

@@ -4,14 +4,18 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from configs import common
 from fgvpl_jax.apps.check_data import check_data
 from fgvpl_jax.apps.workdir import Workdir
-from fgvpl_jax.data import BENCHMARKS
+from fgvpl_jax.data import BENCHMARKS, tfds_prepare
 from fgvpl_jax.data.benchmarks import Counts
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.contact_sheet import CAPTION, CELL, GAP, PER_CLASS, SIDE
 from tests.conftest import COLOURS, write_photo_folders
+from tests.data.tfds_builders import write_aircraft_archive
 
 
 def test_a_report_of_everything(tmp_path, tiny_config, monkeypatch):
@@ -39,7 +43,36 @@ def test_a_report_of_everything(tmp_path, tiny_config, monkeypatch):
     assert stored["counts"][0] == {"class": "blue square", "train": 6, "test": 2}
     assert stored["problems"] == problems
     assert len(stored["unreadable"]) == 1
-    assert stored["duplicates"] == []
+    assert stored["duplicates"] == stored["repeats"] == stored["notes"] == []
+
+
+def test_what_tfds_has_not_prepared_is_prepared_and_then_checked(tmp_path, capsys):
+    archive = tmp_path / "tfds" / "downloads" / "manual" / "fgvc-aircraft-2013b.tar.gz"
+    archive.parent.mkdir(parents=True)
+    write_aircraft_archive(archive)
+    config = common.benchmark_config("fgvc_aircraft")
+    config.data.source, config.data.root = "tfds", str(tmp_path / "tfds")
+    _, problems = check_data(config, Workdir(tmp_path / "W"))
+    assert "fgvc_aircraft is not prepared in" in capsys.readouterr().out
+    assert problems == [
+        f"{split} has 100 images, but {count:,} are published"
+        for split, count in (("train", 3334), ("validation", 3333), ("test", 3333))
+    ]
+    archive.unlink()
+    assert check_data(config, Workdir(tmp_path / "W"))[1] == problems  # prepared once
+    assert "not prepared" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_prepared_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_prepare, "find_spec", lambda name: None)
+    config = common.benchmark_config("food101")
+    config.data.source, config.data.root = "tfds", str(tmp_path)
+    with pytest.raises(UserError, match="TFDS needs TensorFlow to prepare food101"):
+        check_data(config, Workdir(tmp_path / "W"))
+    config.benchmark = "ucf101"
+    with pytest.raises(UserError, match="TFDS has no photos of ucf101"):
+        check_data(config, Workdir(tmp_path / "W"))
+    assert not (tmp_path / "W").exists()
 
 
 def test_the_contact_sheet_shows_each_class_in_its_place(tmp_path, tiny_config):

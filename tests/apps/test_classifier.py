@@ -16,6 +16,9 @@ from fgvpl_jax.apps.workdir import Workdir, read_json
 from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.errors import UserError
 
+EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"]
+EUROSAT += ["Pasture", "PermanentCrop", "Residential", "River", "SeaLake"]
+
 
 @pytest.fixture(scope="module")
 def workdir(tiny_clip_dir, photos_dir, tmp_path_factory):
@@ -214,6 +217,39 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
     assert len(classifier.predict(photos_dir / "test" / "red_square" / "000.png")) == 1
 
 
+def test_a_folder_that_fit_makes_is_private(tiny_clip_dir, photos_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = fg.fit(photos_dir, clip=tiny_clip_dir, epochs=1, shots=1).workdir
+    assert made.parent == tmp_path
+    assert made.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def eurosat(tmp_path):
+    """EuroSAT in CoOp's layout, so few that its own protocol leaves five images for training."""
+    rng = np.random.default_rng(0)
+    for name in EUROSAT:
+        folder = tmp_path / "eurosat" / "2750" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            photo = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            photo.save(folder / f"{name}_{i}.jpg")
+    return tmp_path
+
+
+def test_fit_takes_a_benchmark_by_its_name(eurosat, tiny_clip_dir, tmp_path):
+    data = {"root": str(eurosat)}
+    with pytest.raises(UserError, match="fewer than 16 training images in 10 of 10 classes"):
+        fg.fit("eurosat", clip=tiny_clip_dir, data=data)
+    fitted = fg.fit(
+        "eurosat", clip=tiny_clip_dir, data=data, shots=2, epochs=1, workdir=tmp_path / "W"
+    )
+    assert fitted.class_names[0] == "Annual Crop Land"
+    assert fitted.results["counts"] == {"train": 20, "validation": 20, "test": 30}
+    config = read_json(tmp_path / "W" / "config.json")["config"]
+    assert config["data"]["templates"] == ["a centered satellite photo of {}."]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -221,7 +257,7 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
         ({"data": {"rot": 3, "templates": ()}}, r"unknown setting \['data\.rot'\]"),
         ({"data": "photos"}, r"unknown setting \['data'\]"),
         ({"shots": "many"}, "many"),
-        ({"epochs": None}, "epochs is None"),
+        ({"seed": None}, "seed is None"),
         ({"clip": 3}, "int"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -88,7 +88,7 @@ def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatc
     assert "red square" in caplog.text
 
 
-def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch):
+def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch, caplog):
     original = cross_validation.predict_fold
     calls = []
 
@@ -104,3 +104,8 @@ def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, m
         experiment.train_and_evaluate(folder_config, workdir)
     experiment.train_and_evaluate(folder_config, workdir)
     assert calls == ["fold_1", "fold_2", "fold_2", "fold_3"]
+    file = tmp_path / "W" / "cv" / "fold_2" / "held_out.npz"
+    file.write_bytes(file.read_bytes()[:-9])
+    experiment.train_and_evaluate(folder_config, workdir)
+    assert calls[4:] == ["fold_2"]
+    assert f"{file} is damaged" in caplog.text

@@ -1,18 +1,26 @@
 """Whole runs on a tiny CLIP: results, resuming, refusing, and the untouched test split."""
 
 import json
+import os
 import shutil
+import signal
+from contextlib import nullcontext
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgvpl_jax import load_classifier
 from fgvpl_jax.apps import experiment
 from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation import Evaluator
+from fgvpl_jax.interruption import Interrupted, handling_signals
 from fgvpl_jax.reporting.summary import summary_lines
-from fgvpl_jax.training import loop
+from fgvpl_jax.training import CacheBuilder, inputs, loop
 from tests.tiny_clip import write_tiny_clip
 
 
@@ -96,20 +104,111 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ):
     tiny_config.cache_refresh = cache_refresh
     whole = run(tiny_config, tmp_path / "whole")
-    original = loop.train_batches
+    original = inputs.train_batches
 
     def interrupted(*args, epoch, **kwargs):
         if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) is done again
             raise KeyboardInterrupt
         return original(*args, epoch=epoch, **kwargs)
 
-    monkeypatch.setattr(loop, "train_batches", interrupted)
+    monkeypatch.setattr(inputs, "train_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_config, tmp_path / "cut")
-    monkeypatch.setattr(loop, "train_batches", original)
+    monkeypatch.setattr(inputs, "train_batches", original)
     resumed = run(tiny_config, tmp_path / "cut")
     assert without_times(resumed) == without_times(whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def signal_in_epoch(number):
+    """Wraps `train_batches`: SIGTERM when one batch of the epoch is handed out."""
+    original = loop.train_batches
+
+    def batches(*args, epoch, **kwargs):
+        for place, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
+            if (epoch, place) == (number, 1):
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    return batches
+
+
+def signal_at_cache(number):
+    """Wraps the cache builder: SIGTERM when the cache of an epoch is built."""
+    original = CacheBuilder.__call__
+    calls = []
+
+    def build(*args):
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        calls.append(None)
+        return original(*args)
+
+    return build
+
+
+@pytest.mark.parametrize("cache_refresh", ["epoch", "once"])
+def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
+    tiny_config, tmp_path, monkeypatch, cache_refresh, capsys
+):
+    tiny_config.cache_refresh = cache_refresh
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(loop, "train_batches", signal_in_epoch(2))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps and 2 steps
+    assert [line["epoch"] for line in metrics(tmp_path / "cut")] == [1, 2]
+    resumed = run(tiny_config, tmp_path / "cut")
+    assert "going on after epoch 2 and 2 steps of 4" in capsys.readouterr().out
+    assert without_times(resumed) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_run_terminated_while_its_cache_is_built_has_lost_no_epoch(
+    finished, tmp_path, monkeypatch
+):
+    config, path, results = finished
+    monkeypatch.setattr(CacheBuilder, "__call__", signal_at_cache(3))
+    with pytest.raises(Interrupted), handling_signals():
+        run(config, tmp_path / "W")
+    monkeypatch.undo()
+    assert (tmp_path / "W" / "checkpoints" / "9").exists()
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+def test_a_run_terminated_in_evaluation_ends_at_once(finished, tmp_path, monkeypatch):
+    config, _, results = finished
+    monkeypatch.setattr(Evaluator, "predict", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted), handling_signals():
+        run(config, tmp_path / "W")
+    monkeypatch.undo()
+    assert not (tmp_path / "W" / "results.json").exists()
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+
+
+def test_a_line_that_a_kill_cut_short_is_written_anew(finished, tmp_path):
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
+    file = tmp_path / "W" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    run(config, tmp_path / "W")
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+def test_a_second_run_in_the_folder_is_refused(finished):
+    config, path, _ = finished
+    with (
+        Workdir(path).locked(),
+        pytest.raises(UserError, match=rf"another command .*pid {os.getpid()} on "),
+    ):
+        run(config, path)
+    with Workdir(path).locked(), pytest.raises(UserError, match="another command"):
+        experiment.evaluate(Workdir(path))
+    with Workdir(path).locked():
+        load_classifier(path)  # which only reads
 
 
 def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, monkeypatch):
@@ -179,7 +278,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("method", "coop", "method is 'coop'"),
+        ("method", "blip", "method is 'blip': choose one of zero_shot,"),
         ("epochs", 0, "epochs is 0"),
         ("seed", -1, "seed is -1"),
         ("cv_folds", 1, "cv_folds is 1"),
@@ -228,7 +327,7 @@ def test_an_unfinished_run_is_not_measured(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "measure", lambda *a: {})
     run(tiny_config, tmp_path / "W")
     monkeypatch.undo()
-    shutil.rmtree(tmp_path / "W" / "checkpoints" / "4")
+    shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
     with pytest.raises(UserError, match="2 of 4 epochs"):
         experiment.evaluate(Workdir(tmp_path / "W"))
     shutil.rmtree(tmp_path / "W" / "checkpoints")
@@ -280,10 +379,37 @@ def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
+    """Steps 1 and 2 of 12 learn at 1e30·(1 + cos(π·i/12))/2 = 1e30 and 9.83e29."""
     tiny_config.learning_rate = 1e30
-    with pytest.raises(UserError, match=r"the loss of epoch \d is nan: lower --config"):
+    message = (
+        r"the loss is (nan|inf) at step 2 \(epoch 1\), where the learning rate is 9\.83e\+29; "
+        r"no checkpoint is there yet: .*lower --config\.learning_rate"
+    )
+    with pytest.raises(UserError, match=message):
         run(tiny_config, tmp_path / "W")
     assert not (tmp_path / "W" / "results.json").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, monkeypatch):
+    original = loop.make_train_step
+
+    def broken(*args):
+        step = original(*args)
+
+        def poisoned(state, *rest):
+            state, metrics = step(state, *rest)
+            count = int(jax.tree.leaves(state.optimizer)[0])
+            factor = jnp.float32(jnp.nan if count == 12 else 1)  # after the last loss was seen
+            return state._replace(trainable=jax.tree.map(lambda x: x * factor, state[0])), metrics
+
+        return poisoned
+
+    monkeypatch.setattr(loop, "make_train_step", broken)
+    monkeypatch.setattr(jax, "transfer_guard", lambda _: nullcontext())
+    message = r"is not finite at step 12 \(epoch 4\), .*; the checkpoint of epoch 2 is finite: "
+    with pytest.raises(UserError, match=message):
+        run(tiny_config, tmp_path / "W")
+    assert [f.name for f in (tmp_path / "W" / "checkpoints").iterdir()] == ["6"]
 
 
 def test_a_folder_of_something_else_is_refused(tiny_config, tiny_clip_dir, tmp_path):
@@ -326,17 +452,37 @@ def test_another_backbone_is_refused_before_the_first_checkpoint(finished, tmp_p
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_said(finished, tmp_path, damage):
-    _, path, _ = finished
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gone_on_from(
+    finished, tmp_path, damage, capsys
+):
+    config, path, results = finished
     shutil.copytree(path, tmp_path / "W")
-    for file in (tmp_path / "W" / "checkpoints" / "4").rglob("*"):
+    for file in (tmp_path / "W" / "checkpoints" / "12").rglob("*"):
         if file.is_file() and "metadata" not in file.name.lower():
             if damage == "remove":
                 file.unlink()
             else:
                 file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"checkpoint of epoch 4 .* is damaged"):
+    with pytest.raises(UserError, match=r"checkpoint of step 12 .* is damaged"):
         experiment.evaluate(Workdir(tmp_path / "W"))
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+    captured = capsys.readouterr()
+    assert "the checkpoint of step 12" in captured.err
+    assert "going on after epoch 2 of 4" in captured.out
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+def test_a_damaged_support_file_is_said_and_written_anew(finished, tmp_path):
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    file = tmp_path / "W" / "support.npz"
+    content = bytearray(file.read_bytes())
+    content[300] ^= 4  # among the first array's numbers
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*--mode=train"):
+        load_classifier(tmp_path / "W")
+    run(config, tmp_path / "W")
+    load_classifier(tmp_path / "W")
 
 
 def test_a_failed_evaluation_touches_nothing(finished, photos_dir, tmp_path):

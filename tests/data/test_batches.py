@@ -5,16 +5,17 @@ import pytest
 from PIL import Image
 
 from fgvpl_jax.data import (
+    ImageCache,
+    Share,
     UnreadableImage,
     batches,
-    check_readable,
     eval_batches,
     random_crop_and_flip,
     train_batches,
+    unreadable_images,
 )
 from fgvpl_jax.data.splits import make_split
 from fgvpl_jax.data.transforms import random_box
-from fgvpl_jax.errors import UserError
 
 SIZE = 16
 
@@ -70,6 +71,16 @@ def test_seed_and_epoch_decide_everything(split, monkeypatch):
     assert order != [b.indices.tolist() for b in epoch(split, seed=2)]
 
 
+@pytest.mark.parametrize("first_batch", [1, 2, 3])
+def test_an_epoch_that_was_begun_goes_on_with_the_batches_left(split, first_batch):
+    augment = random_crop_and_flip(SIZE)
+    rest = list(train_batches(split, 4, augment=augment, seed=1, epoch=0, first_batch=first_batch))
+    for a, b in zip(rest, epoch(split)[first_batch:], strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.indices, b.indices)
+        np.testing.assert_array_equal(a.weights, b.weights)
+
+
 def test_the_batch_size_changes_no_image(split):
     small, large = by_image(epoch(split, 3)), by_image(epoch(split, 7))
     assert small.keys() == large.keys()
@@ -93,8 +104,8 @@ def test_an_unreadable_image_is_named_or_raised(split):
         list(eval_batches(split, 4, transform=centre, strict=True))
     with pytest.raises(UnreadableImage, match=r"5\.png"):
         epoch(split)
-    with pytest.raises(UserError, match=r"1 of the 10 few-shot images.*5\.png"):
-        check_readable(split, transform=centre, cache=None)
+    (problem,) = unreadable_images(split, transform=centre, cache=None)
+    assert "5.png: the file is empty" in problem
 
 
 def test_a_batch_of_nothing_readable_keeps_its_shape(split):
@@ -135,3 +146,56 @@ def test_half_of_the_images_are_flipped():
     augment, rng = random_crop_and_flip(SIZE), np.random.default_rng(0)
     flipped = [bool(a[0, 0, 0] > a[0, -1, 0]) for a in (augment(image, rng) for _ in range(400))]
     assert 0.42 < np.mean(flipped) < 0.58
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_shares_of_training_batches_make_up_the_whole(split, count):
+    """10 images in batches of 4, padded to 12 rows."""
+    augment = random_crop_and_flip(SIZE)
+
+    def rows(share):
+        return list(
+            train_batches(split, 4, augment=augment, seed=1, epoch=0, num_rows=12, share=share)
+        )
+
+    whole = rows(Share())
+    assert [b.weights.sum() for b in whole] == [4, 4, 2]
+    assert [len(b.images) for b in whole] == [12, 12, 12]
+    parts = [rows(Share(number, count)) for number in range(count)]
+    for all_rows, *shares in zip(whole, *parts, strict=True):
+        for name in ("images", "labels", "weights", "indices"):
+            together = np.concatenate([getattr(share, name) for share in shares])
+            np.testing.assert_array_equal(together, getattr(all_rows, name))
+    unpadded = epoch(split)
+    for padded, plain in zip(whole, unpadded, strict=True):
+        np.testing.assert_array_equal(padded.images[:4], plain.images)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("num_images", "count", "num_files"), [(10, 2, 2), (10, 3, 3), (4, 3, 2), (1, 2, 1)]
+)
+def test_shares_of_an_evaluation_make_up_the_whole(
+    split, num_images, count, num_files, kept, tmp_path
+):
+    split = split.select(range(num_images))
+    cache = ImageCache(tmp_path / "cache", 10**6) if kept else None
+    for _ in range(1 + kept):
+        parts = [
+            list(eval_batches(split, 4 * count, transform=centre, cache=cache, share=share))
+            for share in (Share(number, count) for number in range(count))
+        ]
+        assert len({len(part) for part in parts}) == 1
+        assert {b.images.shape for part in parts for b in part} == {(4, SIZE, SIZE, 3)}
+        seen = {}
+        for batch in (b for part in parts for b in part):
+            real = batch.indices >= 0
+            np.testing.assert_array_equal(real, batch.weights > 0)
+            assert not set(batch.indices[real].tolist()) & seen.keys()
+            seen |= dict(zip(batch.indices[real].tolist(), batch.images[real], strict=True))
+            np.testing.assert_array_equal(split.labels[batch.indices[real]], batch.labels[real])
+        assert seen.keys() == set(range(num_images))
+        for index, image in seen.items():
+            np.testing.assert_array_equal(image, centre(split.image(index)))
+        if kept:  # a file for each share that is not empty
+            assert len(list((tmp_path / "cache").iterdir())) == num_files

@@ -1,11 +1,13 @@
 """The table of benchmarks against Table 1, TFDS's own lists and CoOp's files."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from fgvpl_jax.data import BENCHMARKS, benchmark_named, read_split_file
+from fgvpl_jax.data.coop import check_folders
 from fgvpl_jax.errors import UserError
 
 # Table 1 of the paper: classes, train, validation, test.
@@ -114,12 +116,68 @@ def test_the_names_of_tfds_are_all_known(name):
     assert sorted(known) == list(range(len(benchmark.class_names)))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_split_files_have_table_1s_counts_and_names(name, real_data):
-    benchmark = benchmark_named(name)
+def test_tfds_numbers_imagenets_classes_in_the_order_of_their_codes():
+    """As CoOp's list must; its names are no help, so the place alone says the class."""
+    import tensorflow_datasets as tfds
+
+    file = Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
+    codes = file.read_text().split()
+    assert codes == sorted(set(codes))
+    names = dict(zip(codes, benchmark_named("imagenet").class_names, strict=True))
+    some = {"n01440764": "tench", "n02510455": "giant panda", "n15075141": "toilet paper"}
+    assert {code: names[code] for code in some} == some
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_class_names_are_the_published_ones(name, real_data):
+    file = real_data / "class_names" / f"{name}.json"
+    if not file.exists():
+        pytest.skip(f"{file.name} is not there")
+    theirs = json.loads(file.read_text(encoding="utf-8"))
+    assert [name.replace("_", " ") for name in theirs] == list(benchmark_named(name).class_names)
+
+
+def published_split(benchmark, real_data):
     file = real_data / "coop_splits" / Path(benchmark.split_file).name
     if not file.exists():
         pytest.skip(f"{file.name} is not there")
-    class_names, parts = read_split_file(file)
+    return file, *read_split_file(file)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_split_files_have_table_1s_counts_and_names(name, real_data):
+    benchmark = benchmark_named(name)
+    file, class_names, parts = published_split(benchmark, real_data)
     assert class_names == benchmark.class_names
+    check_folders(parts, class_names, file, benchmark)
     assert tuple(len(parts[split]) for split in ("train", "val", "test")) == benchmark.counts
+
+
+@pytest.mark.parametrize("name", ["caltech101", "eurosat"])
+def test_labels_of_tfds_become_the_folders_of_the_published_split(name, real_data):
+    benchmark = benchmark_named(name)
+    _, _, parts = published_split(benchmark, real_data)
+    published = {key.split("/")[0]: label for images in parts.values() for key, label in images}
+    found = {
+        benchmark.tfds.folders.get(theirs, theirs): benchmark.label_of(theirs)
+        for theirs in names_of_tfds(name)
+    }
+    assert {folder: label for folder, label in found.items() if label is not None} == published
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "file"),
+    [
+        ("stanford_cars", "train", "00001"),
+        ("stanford_cars", "test", "08041"),
+        ("oxford_pets", "test", "Abyssinian_122.jpg"),
+        ("oxford_flowers", "validation", "image_00190.jpg"),
+        ("dtd", "train", "banded/banded_0133.jpg"),
+    ],
+)
+def test_file_names_of_tfds_become_the_keys_of_the_published_split(name, split, file, real_data):
+    """Spelled as its builders' sources spell them."""
+    benchmark = benchmark_named(name)
+    _, _, parts = published_split(benchmark, real_data)
+    key = benchmark.tfds.key.format(split=split, label="", file=file)
+    assert any(key == published for images in parts.values() for published, _ in images)

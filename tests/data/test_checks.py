@@ -1,5 +1,7 @@
 """What is wrong with a data set is found, all of it, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,13 +80,50 @@ def test_equal_pixels_in_two_splits_are_found_whatever_the_file(root):
     photo = Image.open(root / "train" / "0_0.png")
     photo.save(root / "test" / "1_9.bmp")
     photo.save(root / "validation" / "0_9.tif")
-    Image.open(root / "train" / "1_1.png").save(root / "train" / "1_9.png")  # harmless
     report = check_dataset(load(root))
     assert report.duplicates == [
         ["train: train/0_0.png", "validation: validation/0_9.tif", "test: test/1_9.bmp"]
     ]
     (problem,) = report.problems
     assert "1 images are in more than one split: train: train/0_0.png = " in problem
+
+
+def test_equal_pixels_in_one_split_are_a_note(root):
+    Image.open(root / "train" / "1_1.png").save(root / "train" / "1_9.png")
+    report = check_dataset(load(root))
+    assert (report.problems, report.duplicates) == ([], [])
+    assert report.repeats == [["train: train/1_1.png", "train: train/1_9.png"]]
+    assert report.notes == [
+        "1 images are in one split twice: train: train/1_1.png = train: train/1_9.png"
+    ]
+
+
+def test_what_is_in_two_splits_as_published_is_a_note(root):
+    """One that is there beside the published images is not."""
+    Image.open(root / "train" / "0_0.png").save(root / "test" / "1_2.png")
+    published = {name: 2 * count for name, count in COUNTS.items()}
+    report = check_dataset(load(root), published)
+    assert report.problems == []
+    assert "train/0_0.png = test: test/1_2.png (published so" in report.notes[0]
+    Image.open(root / "train" / "0_0.png").save(root / "test" / "1_9.png")
+    report = check_dataset(load(root), published)
+    assert [problem.split(":")[0] for problem in report.problems] == [
+        "test has 7 images, but 6 are published",
+        "1 images are in more than one split",
+    ]
+
+
+def test_what_the_source_leaves_out_is_a_note(root):
+    (root / "test" / "1_0.png").unlink()
+    published = {name: 2 * count for name, count in COUNTS.items()}
+    dataset = replace(load(root), left_out=("odd/1.jpg", "odd/2.jpg"))
+    report = check_dataset(dataset, published)
+    assert report.problems == []
+    assert report.notes == [
+        "test has 5 images, but 6 are published: the source leaves out odd/1.jpg; odd/2.jpg"
+    ]
+    assert len(check_dataset(dataset, {**published, "train": 10}).problems) == 2  # 3 lack, not 2
+    assert len(check_dataset(dataset, {**published, "train": 7}).problems) == 2  # 1 too many
 
 
 def test_a_turned_image_is_another(root):

@@ -18,7 +18,7 @@ from fgvpl_jax.data.image_cache import ABANDONED_SECONDS, PARTIAL, WHOLE, defaul
 from fgvpl_jax.data.splits import make_split
 
 SIZE = 16
-RECORD = SIZE * SIZE * 3 + 1
+RECORD = SIZE * SIZE * 3 + 1 + 4
 COUNT = 10
 
 
@@ -207,6 +207,22 @@ def test_a_shortened_file_is_built_again(split, cache, decoded):
     decoded.clear()
     read(split, cache)
     assert not decoded
+
+
+@pytest.mark.parametrize("place", [0, 5 * RECORD + 100, 9 * RECORD + SIZE * SIZE * 3, -1])
+def test_a_changed_bit_is_noticed_and_that_image_decoded(split, cache, decoded, caplog, place):
+    fresh = read(split, cache)
+    (file,) = files(cache)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    decoded.clear()
+    assert_equal(read(split, cache), fresh)
+    assert decoded == [f"{place // RECORD % COUNT}.bmp"]
+    assert "is damaged" in caplog.text
+    assert not files(cache)
+    assert_equal(read(split, cache), fresh)
+    assert files(cache) == [file]
 
 
 def test_the_least_recently_used_makes_room(split, tmp_path, decoded):

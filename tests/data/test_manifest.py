@@ -54,6 +54,11 @@ def test_spaces_and_capitals_that_programs_leave_are_no_matter(photos):
     assert dataset.train.keys == ("a 1.png", "c.png")
 
 
+def test_a_class_may_be_spelled_with_spaces_or_underscores(photos):
+    text = "path,label\na 1.png,red_fox\nc.png,red fox\nd.png,owl\n"
+    assert load_manifest(write_csv(photos, text)).class_names == ("owl", "red fox")
+
+
 def test_blank_lines_are_counted(photos):
     rows = [json.dumps({"path": "a 1.png", "label": "x"}), "", json.dumps({"path": "c.png"})]
     (photos / "list.jsonl").write_text("\n".join(rows))
@@ -73,14 +78,17 @@ def test_blank_lines_are_counted(photos):
         ("path,label\na 1.png,x\nc.png,\n", "line 3: needs a path, a label"),
         ("file,label\na 1.png,x\n", "line 2: needs a path"),
         ("path,label,split\na 1.png,x,later\n", "line 2: needs"),
-        ("path,label\na 1.png,x\n../c.png,y\n", "leaves the list's folder"),
+        ("path,label\na 1.png,x\n../c.png,y\n", r"line 3 names '\.\./c\.png', which leaves"),
         ("path,label\na 1.png,x\ngone.png,y\n", r"1 images.*gone\.png"),
         (
             "path,label,split\na 1.png,x,train\nc.png,y,train\nc.png,y,test\n",
             "in train and in test",
         ),
         ("path,label\na 1.png,x\nc.png,y\nc.png,x\n", "line 4: 'c.png' is there twice"),
-        ("path,label\na 1.png,Cat\nc.png,cat\n", "'cat' and 'Cat' are one class"),
+        (
+            "path,label\na 1.png,Cat\nc.png,cat\n",
+            "line 3 has the classes 'Cat' and 'cat', which are one name",
+        ),
         ("path,label,split\na 1.png,x,train\nc.png,y,train\nd.png,z,test\n", r"lacks: \['z'\]"),
     ],
 )

@@ -178,7 +178,11 @@ def remove_class(root):
     ("name", "harm", "message"),
     [
         ("dtd", remove_class, "no folder of class 'banded'"),
-        ("dtd", lambda root: touch(root / "dtd/images/furry/1.jpg"), "'furry' is no class of dtd"),
+        (
+            "dtd",
+            lambda root: touch(root / "dtd/images/furry/1.jpg"),
+            r"images/furry: 'furry' is no class of dtd",
+        ),
         (
             "fgvc_aircraft",
             lambda root: (root / "fgvc_aircraft/images/0000004.jpg").unlink(),

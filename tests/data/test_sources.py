@@ -2,12 +2,14 @@
 
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fgvpl_jax.data import benchmark_named, load_coop, load_folder
+from fgvpl_jax.data.coop import check_folders
 from fgvpl_jax.errors import UserError
 
 
@@ -63,6 +65,7 @@ def change(rows, **splits):
         ({"val": [["b/2.png", 1, "sea"]] * 2}, r"'b/2\.png' twice, in val and in val"),
         ({"test": [["./a//1.png", 0, "Annual_Crop"]]}, r"'a/1\.png' twice, in train and in test"),
         ({"val": [["b/3.png", 2, "Annual Crop"]]}, "'Annual_Crop' and 'Annual Crop'"),
+        ({"val": [["b/3.png", 2, "Sea"]]}, "'sea' and 'Sea', which are one name"),
         ({"val": [["b/3.png", 2, "_"]]}, "a class is called '_'"),
         ({"test": []}, "no test image"),
     ],
@@ -107,6 +110,46 @@ def test_a_split_file_of_other_classes_is_refused(coop):
     root, rows = coop
     with pytest.raises(UserError, match=r"class 0 'Annual Crop', the benchmark 'Annual Crop Land'"):
         load_coop(*write(root, rows), benchmark_named("eurosat"))
+
+
+def test_a_split_file_against_the_names_of_the_folders_is_refused(coop):
+    root, _ = coop
+    for name in ("a", "deep/b"):
+        touch_image(root / "set" / "images" / name / "7.png")
+    named = {
+        "train": [["a/7.png", 0, "a"], ["b/1.png", 1, "b"]],
+        "val": [],
+        "test": [["b/2.png", 1, "b"]],
+    }
+    assert load_coop(*write(root, named)).class_names == ("a", "b")
+    named["test"].append(["deep/b/7.png", 0, "a"])
+    with pytest.raises(UserError, match=r"calls deep/b/7\.png 'a', but its folder is .* class 'b'"):
+        load_coop(*write(root, named))
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "key", "name", "folder_of"),
+    [
+        ("eurosat", "AnnualCrop/1.jpg", "Annual Crop Land", None),
+        ("eurosat", "AnnualCrop/1.jpg", "Forest", "Annual Crop Land"),
+        ("sun397", "a/apse/indoor/sun_x.jpg", "indoor apse", None),
+        ("sun397", "a/apse/indoor/sun_x.jpg", "abbey", "indoor apse"),
+        ("ucf101", "Yo_Yo/v_YoYo_g01_c01.jpg", "Yo Yo", None),
+        ("ucf101", "Yo_Yo/v_YoYo_g01_c01.jpg", "Archery", "Yo Yo"),
+        ("stanford_cars", "cars_train/00001.jpg", "2012 Acura RL Sedan", None),
+        ("oxford_pets", "Abyssinian_1.jpg", "beagle", None),
+    ],
+)
+def test_folders_are_known_as_the_benchmark_knows_them(benchmark, key, name, folder_of):
+    entry = benchmark_named(benchmark)
+    folded = [known.replace("_", " ").casefold() for known in entry.class_names]
+    parts = {"train": [(key, folded.index(name.casefold()))]}
+    where = (parts, entry.class_names, Path("split.json"), entry)
+    if folder_of is None:
+        check_folders(*where)
+    else:
+        with pytest.raises(UserError, match=f"(?i)folder is that of class '{folder_of}'"):
+            check_folders(*where)
 
 
 def test_links_are_followed_wherever_they_lead(coop, tmp_path_factory):
@@ -189,8 +232,8 @@ def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["sea_lion/1.png", "Sea  lion/1.png"], "'Sea  lion' and 'sea_lion'.*both class"),
-        (["cafe\u0301/1.png", "caf\u00e9/1.png"], "both class"),
+        (["sea_lion/1.png", "Sea  lion/1.png"], "'Sea  lion' and 'sea_lion'.*one name"),
+        (["cafe\u0301/1.png", "caf\u00e9/1.png"], "one name"),
         (["only/1.png"], "1 class"),
         (["1.png"], "0 class"),
         (["a/1.png", "b/readme.txt"], "b holds no image"),

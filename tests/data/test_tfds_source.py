@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fgvpl_jax.data import UnreadableImage, benchmark_named, decode_image, load_coop, load_tfds
 from fgvpl_jax.errors import UserError
@@ -106,6 +107,42 @@ def test_a_listing_of_another_preparation_is_made_anew(copy):
     for file in copy.rglob("fgvpl_index-*.npz"):
         np.savez(file, labels=np.zeros(1, int), names=np.array(["x"]))
     assert load_tfds(str(copy), "", DTD).train.keys == first.train.keys
+
+
+def test_a_damaged_listing_is_made_anew(copy):
+    first = load_tfds(str(copy), "", DTD)
+    kept = {file: file.read_bytes() for file in copy.rglob("fgvpl_index-*.npz")}
+    for harm in (lambda data: data[:40], lambda data: b"", lambda data: data[:-9] + b"x" * 9):
+        for file, data in kept.items():
+            file.write_bytes(harm(data))
+        assert load_tfds(str(copy), "", DTD).train.keys == first.train.keys
+        assert {file: file.read_bytes() for file in kept} == kept
+
+
+def test_a_listing_that_cannot_be_kept_leaves_nothing(copy, monkeypatch):
+    def full(stream, **arrays):
+        stream.write(b"half")
+        raise OSError("No space left on device")
+
+    before = sorted(copy.rglob("*"))
+    monkeypatch.setattr("fgvpl_jax.data.tfds_source.np.savez", full)
+    assert len(load_tfds(str(copy), "", DTD).train) == 235
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_folder_with_tfrecord_too_is_read(copy):
+    info = copy / "dtd/3.0.1/dataset_info.json"
+    content = json.loads(info.read_text())
+    content |= {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+    info.write_text(json.dumps(content))
+    assert load_tfds(str(copy), "", DTD).train.image(0).size == (12, 10)
+
+
+def test_a_folder_of_tfrecord_is_refused_with_how_to_convert_it(copy):
+    info = copy / "dtd/3.0.1/dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"holds tfrecord files.*scripts\.convert_format"):
+        load_tfds(str(copy), "", DTD)
 
 
 def test_selected_images_are_those(copy):
@@ -233,8 +270,13 @@ def test_tfds_own_builders_are_read_as_pillow_reads_their_archives(name, real_da
     splits = [s for s in (dataset.train, dataset.validation, dataset.test) if s is not None]
     found = {key: split.image(i) for split in splits for i, key in enumerate(split.keys)}
     assert found
-    if name == "sun397":
-        return  # TFDS shrinks its photos
+    if name == "imagenet":
+        assert {key.split("/")[0] for key in found} == {"train", "val"}  # CoOp's folders
+    if name == "sun397":  # whose photos TFDS compresses anew
+        for key, data in stored(dataset.train.root, benchmark.tfds).items():
+            with Image.open(BytesIO(data)) as image:
+                np.testing.assert_array_equal(np.asarray(found.pop(key)), np.asarray(image))
+        assert not found
     files = originals(archives)
     for key, image in found.items():
         matching = [data for path, data in files.items() if path.endswith(key)]
@@ -254,6 +296,18 @@ def test_the_complete_eurosat_is_the_same_by_tfds_and_in_coops_layout(real_data,
     tfds = load_tfds(str(tmp_path), eurosat.split_file, eurosat)
     assert coop.split_protocol == tfds.split_protocol
     same(coop, tfds, step=7)
+
+
+def stored(place, examples):
+    """File name to the bytes that TFDS stored, read by TFDS."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(place)
+    return {
+        example[examples.file_feature].decode().lstrip("/"): example["image"]
+        for split in examples.splits.values()
+        for example in builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    }
 
 
 def originals(archives):

@@ -60,6 +60,13 @@ def test_damage_is_named_and_the_rest_converted(tmp_path, capsys):
     assert [file.name for file in photos.rglob("*.*")] == ["v_YoYo_g01_c01.jpg"]
 
 
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    write_video(tmp_path / "UCF-101" / "YoYo" / "v_YoYo_g01_c01.avi", 1)
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "UCF-101"), str(tmp_path / "file")]) == 2
+    assert re.search(r"error: .*file/Yo_Yo: Not a directory\n$", capsys.readouterr().err)
+
+
 def test_a_folder_without_videos(tmp_path):
     with pytest.raises(UserError, match=r"holds no <action>/<video>\.avi"):
         convert(str(tmp_path), str(tmp_path / "frames"))

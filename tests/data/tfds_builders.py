@@ -1,5 +1,6 @@
 """Small data sets as TFDS's builders would leave them, and its own builders on example archives."""
 
+import tarfile
 from io import BytesIO
 from pathlib import Path
 from unittest import mock
@@ -7,6 +8,8 @@ from unittest import mock
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from fgvpl_jax.data import benchmark_named
 
 
 def jpeg(seed, size=(12, 10)):
@@ -44,6 +47,30 @@ def write_dtd(data_dir, class_names, splits, with_names=True, file_format="array
                 yield name, example | ({"file_name": name} if with_names else {})
 
     Dtd(data_dir=data_dir, file_format=file_format).download_and_prepare()
+    return photos
+
+
+def write_aircraft_archive(file, lists=("train", "val", "test")):
+    """Aircraft's official layout: data/images, data/images_variant_*.txt; a photo a variant."""
+    class_names = benchmark_named("fgvc_aircraft").class_names
+    photos = {}
+    with tarfile.open(file, "w:gz") as archive:
+
+        def add(name, data):
+            member = tarfile.TarInfo(f"fgvc-aircraft-2013b/data/{name}")
+            member.size = len(data)
+            archive.addfile(member, BytesIO(data))
+
+        for part, split in enumerate(lists):
+            lines = []
+            for label, variant in enumerate(class_names):
+                name = f"{part}{label:06}"
+                photos[f"{name}.jpg"] = jpeg(len(photos), size=(16, 30))
+                add(f"images/{name}.jpg", photos[f"{name}.jpg"])
+                lines.append(f"{name} {variant}\n")
+            add(f"images_variant_{split}.txt", "".join(lines).encode())
+        add("images/9999999.jpg", jpeg(0))
+        add("families.txt", b"Boeing 707\n")
     return photos
 
 

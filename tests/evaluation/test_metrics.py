@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fgvpl_jax.evaluation import choose_cache_logit_weight, score
+from fgvpl_jax.evaluation import score
 
 
 def test_scores_by_hand():
@@ -30,15 +30,3 @@ def test_a_class_without_images_is_left_out_of_the_mean():
 def test_huge_logits_do_not_overflow():
     scores = score(np.array([[1e4, -1e4]]), np.array([1]))
     assert scores.nll == pytest.approx(2e4)
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "expected"),
-    [
-        ({0.0: 0.5, 1.0: 0.5, 4.0: 0.5}, 1.0),
-        ({0.0: 0.5, 1.0: 0.4, 4.0: 0.6}, 4.0),
-        ({0.0: 0.6, 0.5: 0.6, 8.0: 0.6}, 0.5),
-    ],
-)
-def test_lambda_is_the_best_and_of_equals_the_nearest_one(accuracies, expected):
-    assert choose_cache_logit_weight(accuracies) == expected

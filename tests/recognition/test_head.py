@@ -171,3 +171,19 @@ def test_gradients_stay_finite_with_zero_padding():
 def test_an_unknown_object_query_is_refused():
     with pytest.raises(UserError, match=r"'patches'.*class_token"):
         TwoPathwayHead(DIM, object_query="patches", rngs=nnx.Rngs(0))
+
+
+def test_without_its_own_image_a_query_is_judged_by_the_others():
+    """As if its column were taken out of the cache, and its class's count with it."""
+    rng = np.random.default_rng(4)
+    head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 3), make_text(rng, 3)
+    cache = make_cache(rng, [0, 0, 0, 1, 2], valid=[1, 1, 1, 1, 1])
+    own_places = jnp.array([1, 3, -1])  # the second is its class's only image; padding has none
+    found = head(features, text, cache, logit_scale=14.0, own_places=own_places)
+    for row, place in enumerate([1, 3, -1]):
+        query = jax.tree.map(lambda x, row=row: x[row : row + 1], features)
+        others = cache._replace(valid=cache.valid & (jnp.arange(5) != place))
+        expected = head(query, text, others, logit_scale=14.0)
+        np.testing.assert_allclose(found[row], expected[0], rtol=1e-5)
+    assert not np.allclose(found, head(features, text, cache, logit_scale=14.0))

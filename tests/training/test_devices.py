@@ -1,51 +1,185 @@
-"""Eight simulated devices give what one gives."""
+"""Eight simulated devices, or two processes of two, give what one gives."""
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-PROGRAM = """
-import json, sys
-from ml_collections import ConfigDict
-from fgvpl_jax.apps.experiment import train_and_evaluate
-from fgvpl_jax.apps.workdir import Workdir
-import jax
-config = ConfigDict(json.loads(sys.argv[1]))
-results = train_and_evaluate(config, Workdir(sys.argv[2]))
-print(json.dumps({"devices": jax.device_count(), **results}))
+ROOT = Path(__file__).parents[2]
+LONGEST_SECONDS = 300  # for what would hang
+
+STEP = """
+import sys
+import jax, numpy as np, optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+from fgvpl_jax import VisualCache, load_clip
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.training import (
+    TrainState, batch_layout, data_mesh, make_train_step, replicate, split_batch, split_model
+)
+from fgvpl_jax.training.step import StepBatch
+
+clip = load_clip(sys.argv[1])
+model = FGVPL(clip, class_text_features(clip, ("a", "b"), ("a {}.",)), rngs=nnx.Rngs(0))
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (7, clip.image_size, clip.image_size, 3), dtype=np.uint8)
+labels = (np.arange(8) % 2).astype(np.int32)
+features = model.support_features(images[[0, 1, 2, 3, 4, 5, 6, 0]])
+cache = VisualCache(*features, labels, np.arange(8) < 6)
+graphdef, *state = split_model(model)
+
+def step(mesh, microbatch):
+    rows, passes = batch_layout(mesh, 7, microbatch)
+    pad = [(0, rows - 7)]
+    batch = StepBatch(
+        np.pad(images, pad + 3 * [(0, 0)]), np.pad(labels[:7], pad), np.pad(np.ones(7), pad)
+    )
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda x: x.astype(np.float64) if x.dtype == np.float32 else np.asarray(x),
+            jax.device_get((state, cache)),
+        )
+        (trainable, frozen), support = replicate(mesh, wide[0]), split_batch(mesh, wide[1])
+        optimizer = optax.sgd(1.0)
+        new, metrics = make_train_step(graphdef, optimizer, mesh, passes)(
+            replicate(mesh, TrainState(trainable, optimizer.init(trainable))),
+            frozen, support, {"cache_logit_weight": np.float64(1)}, split_batch(mesh, batch),
+        )
+        assert metrics.weight == 7 and metrics.loss.dtype == np.float64
+        return jax.device_get((jax.tree.leaves(new.trainable), metrics))
+
+assert data_mesh().size == 8
+one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+expected, metrics = step(one, 0)
+found, other_metrics = step(data_mesh(), 4)  # two passes of a row a device
+np.testing.assert_allclose(metrics, other_metrics, rtol=1e-10)
+for a, b in zip(expected, found, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 """
 
 
-def run(config, workdir: Path, devices: int) -> tuple[dict, list[dict]]:
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
+def environment(num_devices: int) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
+    """Seven images in two padded passes, and a cache of eight, in float64."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(config.to_dict()), str(workdir)],
-        env=environment,
+        [sys.executable, "-c", STEP, str(tiny_clip_dir)],
+        env=environment(8),
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def arguments(tiny_clip_dir, photos_dir):
+    """Of run.py; nine images in batches of four: neither divides by the devices."""
+    return [
+        "--config=configs/folder.py",
+        f"--config.clip={tiny_clip_dir}",
+        f"--config.data.root={photos_dir}",
+        "--config.shots=3",
+        "--config.batch_size=4",
+        "--config.eval_batch_size=8",
+        "--config.checkpoint_every_epochs=2",
+    ]
+
+
+def start(arguments: list[str], workdir: Path, *, devices: int, processes: int = 1):
+    """The processes of one job, on this machine."""
+    jobs = [[]]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        jobs = [
+            [
+                f"--coordinator_address={address}",
+                f"--num_processes={processes}",
+                f"--process_id={number}",
+            ]
+            for number in range(processes)
+        ]
+    return [
+        subprocess.Popen(
+            [sys.executable, "run.py", f"--workdir={workdir}", *arguments, *job],
+            env=environment(devices),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for job in jobs
+    ]
+
+
+def finish(jobs) -> list[str]:
+    """Waits for all; what each printed."""
+    outputs = []
+    for job in jobs:
+        out, err = job.communicate(timeout=LONGEST_SECONDS)
+        assert job.returncode == 0, err
+        outputs.append(out)
+    return outputs
+
+
+def losses(workdir: Path) -> list[float]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return json.loads(done.stdout.splitlines()[-1]), [json.loads(line) for line in lines]
+    return [json.loads(line)["loss"] for line in lines]
 
 
 @pytest.mark.slow
-def test_eight_devices_equal_one(tiny_config, tmp_path):
-    tiny_config.batch_size = 8
-    one, one_metrics = run(tiny_config, tmp_path / "one", 1)
-    eight, eight_metrics = run(tiny_config, tmp_path / "eight", 8)
-    assert (one["devices"], eight["devices"]) == (1, 8)
-    np.testing.assert_allclose(
-        [m["loss"] for m in one_metrics], [m["loss"] for m in eight_metrics], rtol=1e-4
+@pytest.mark.parametrize(("devices", "processes"), [(8, 1), (2, 2)])
+def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_path):
+    arguments.append("--config.epochs=4")
+    finish(start(arguments, tmp_path / "one", devices=1))
+    outputs = finish(start(arguments, tmp_path / "many", devices=devices, processes=processes))
+    assert ["test images" in output for output in outputs] == [True] + [False] * (processes - 1)
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-4)
+    one, many = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "many")
     )
-    assert one["test_accuracy"] == pytest.approx(eight["test_accuracy"], abs=0.1)
+    assert many["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.1)
+    assert many["test_images_read"] == one["test_images_read"] == 15
+    with np.load(tmp_path / "one/support.npz") as a, np.load(tmp_path / "many/support.npz") as b:
+        assert a["keys"].tolist() == b["keys"].tolist()
+        np.testing.assert_array_equal(a["labels"], b["labels"])
+        np.testing.assert_allclose(a["image"], b["image"], atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed, tmp_path):
+    workdir = tmp_path / "run"
+    arguments.append("--config.epochs=20")
+    jobs = start(arguments, workdir, devices=2, processes=2)
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while not (workdir / "checkpoints" / "4").exists():
+        assert time.monotonic() < deadline and all(job.poll() is None for job in jobs)
+        time.sleep(0.1)
+    jobs[killed].send_signal(signal.SIGKILL)
+    survivor = jobs[1 - killed]
+    _, err = survivor.communicate(timeout=LONGEST_SECONDS)
+    jobs[killed].communicate()
+    assert survivor.returncode != 0
+    assert re.search("another (process of this job|task) died", err)
+    assert not (workdir / "results.json").exists()
+    done = len(losses(workdir))
+    outputs = finish(start(arguments, workdir, devices=2, processes=2))
+    assert "going on after epoch" in outputs[0]
+    assert 0 < done < 20 == len(losses(workdir))
+    assert (workdir / "results.json").exists()

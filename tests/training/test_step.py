@@ -9,8 +9,15 @@ from flax import nnx
 
 from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
-from fgvpl_jax.training import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training import (
+    TrainState,
+    data_mesh,
+    make_train_step,
+    replicate,
+    split_model,
+)
 from fgvpl_jax.training.step import StepBatch, weighted_loss
 from fgvpl_jax.variables import Frozen, Trainable
 
@@ -40,7 +47,7 @@ def make_batch(clip, size, seed=0, weights=None):
 
 def make_cache(model, clip):
     batch = make_batch(clip, 6, seed=9)
-    features = model.support_features(batch.images)
+    features = model.support_features(batch.inputs)
     return VisualCache(*features, jnp.arange(6, dtype=jnp.int32) % 3, jnp.ones(6, bool))
 
 
@@ -50,14 +57,16 @@ def copy_of(tree):
 
 def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     graphdef, trainable, frozen = split_model(model)
-    optimizer = make_optimizer(1e-3, 0.01, 10)
-    step = make_train_step(graphdef, optimizer)
+    optimizer = adamw(cosine(1e-3, 10), 0.01)
+    mesh = data_mesh()
+    step = make_train_step(graphdef, optimizer, mesh)
     cache = make_cache(model, clip)
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
-    state = TrainState(copy_of(trainable), optimizer.init(trainable))
+    state = replicate(mesh, TrainState(copy_of(trainable), optimizer.init(trainable)))
+    choices = {"cache_logit_weight": jnp.float32(1)}
     compiled = step._cache_size()  # perhaps not 0: equal models share the step
     for seed in range(3):
-        state, metrics = step(state, frozen, cache, jnp.float32(1), make_batch(clip, 4, seed))
+        state, metrics = step(state, frozen, cache, choices, make_batch(clip, 4, seed))
     assert np.isfinite(metrics.loss)
     for old, new in zip(jax.tree.leaves(before["frozen"]), jax.tree.leaves(frozen), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -80,7 +89,7 @@ def test_the_partition_is_complete(model):
 
 def test_the_optimizer_holds_state_for_trainables_only(model):
     _, trainable, _ = split_model(model)
-    state = make_optimizer(1e-3, 0.01, 10).init(trainable)
+    state = adamw(cosine(1e-3, 10), 0.01).init(trainable)
     count = sum(x.size for x in jax.tree.leaves(trainable))
     assert sum(x.size for x in jax.tree.leaves(state) if x.ndim or x.size > 1) == 2 * count
 
@@ -89,12 +98,12 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
     graphdef, trainable, frozen = split_model(model)
     cache = make_cache(model, clip)
     padded = make_batch(clip, 6, weights=[1, 1, 1, 1, 0, 0])
-    real = StepBatch(*(x[:4] for x in padded))
+    real = StepBatch(*(x[:4] for x in padded[:3]))
 
     @jax.jit
     @jax.value_and_grad
     def loss(trainable, batch):
-        logits = nnx.merge(graphdef, trainable, frozen)(batch.images, cache)
+        logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, cache)
         return weighted_loss(logits, batch)[0]
 
     value, gradient = loss(trainable, real)
@@ -105,7 +114,7 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
 
 
 def test_the_schedule_is_a_cosine_to_zero_with_decay():
-    optimizer = make_optimizer(0.1, 0.5, total_steps=4)
+    optimizer = adamw(cosine(0.1, 4), 0.5)
     params = jnp.ones(())
     state = optimizer.init(params)
     for step in range(4):
@@ -120,7 +129,7 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
     """Every trainable, object mask and cached features held fixed."""
     batch = make_batch(clip, 2)
     cache = make_cache(model, clip)
-    mask = model.features(batch.images).object_mask
+    mask = model.features(batch.inputs).object_mask
     assert 0 < mask.mean() < 1
     monkeypatch.setattr("fgvpl_jax.visual_prompt.encoder.object_mask", lambda *_: mask)
     with jax.enable_x64(True):
@@ -136,7 +145,7 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
 
         @jax.jit
         def loss(trainable):
-            logits = nnx.merge(graphdef, trainable, frozen)(wide.images, cache)
+            logits = nnx.merge(graphdef, trainable, frozen)(wide.inputs, cache)
             return weighted_loss(logits, wide)[0]
 
         gradients = jax.jit(jax.grad(loss))(trainable)
@@ -155,3 +164,59 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
             analytic = jnp.sum(gradient * direction)
             # The key bias of softmax attention has gradient 0; the absolute term is for it.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i])
+
+
+def as_float64(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+@pytest.mark.parametrize(("num_passes", "rematerialise"), [(3, False), (2, True)])
+def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, rematerialise):
+    """Plain gradient descent, so that parameters differ by no more than gradients do."""
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    # Unequal weights in the parts, and a part of padding alone.
+    batch = make_batch(clip, 6, weights=[1, 1, 1, 0, 0, 0])
+    mesh, optimizer = data_mesh(), optax.sgd(1.0)
+
+    def step(num_passes, rematerialise):
+        model = FGVPL(clip, text, rematerialise=rematerialise, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = split_model(model)
+        cache = make_cache(model, clip)
+        with jax.enable_x64(True):
+            trainable, frozen, cache, wide = as_float64((trainable, frozen, cache, batch))
+            state = TrainState(copy_of(trainable), optimizer.init(trainable))
+            run = make_train_step(graphdef, optimizer, mesh, num_passes)
+            state, metrics = run(state, frozen, cache, {"cache_logit_weight": jnp.float64(1)}, wide)
+            moved = jax.tree.map(jnp.subtract, state.trainable, trainable)
+            return jax.device_get((jax.tree.leaves(moved), metrics))
+
+    plain, plain_metrics = step(1, False)
+    ours, metrics = step(num_passes, rematerialise)
+    assert metrics.weight == 3
+    np.testing.assert_allclose(metrics, plain_metrics, rtol=1e-10)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_leaves_parameters_loss_and_gradients_in_float32(clip):
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    mesh, optimizer = data_mesh(), optax.sgd(1e-3)
+    batch = make_batch(clip, 8)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        model = FGVPL(clip, text, compute_dtype=dtype, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = split_model(model)
+        cache = make_cache(model, clip)
+        assert {cache.image.dtype, cache.object.dtype} == {jnp.dtype("float32")}
+        state = TrainState(copy_of(trainable), optimizer.init(trainable))
+        step = make_train_step(graphdef, optimizer, mesh)
+        state, metrics = step(state, frozen, cache, {"cache_logit_weight": jnp.float32(1)}, batch)
+        assert {x.dtype for x in jax.tree.leaves((state.trainable, metrics))} == {
+            jnp.dtype("float32")
+        }
+        losses[dtype] = float(metrics.loss)
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)

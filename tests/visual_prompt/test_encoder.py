@@ -9,6 +9,7 @@ from flax import nnx
 from fgvpl_jax import FGImageEncoder, load_clip
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen, Trainable
+from tests.comparison import relative_error
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,36 @@ def test_the_mask_stays_inside_the_program(clip, pixels):
     graphdef, state = nnx.split(encoder)
     text = str(jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(state, pixels))
     assert "callback" not in text
+
+
+def test_rematerialising_keeps_less_for_the_way_back(clip, pixels):
+    def kept(rematerialise):
+        encoder = FGImageEncoder(clip.vision, rematerialise=rematerialise, rngs=nnx.Rngs(0))
+        graphdef, trainable, frozen = nnx.split(encoder, Trainable, Frozen)
+
+        def way_back(trainable):
+            encode = lambda t: nnx.merge(graphdef, t, frozen)(pixels).object  # noqa: E731
+            return jax.vjp(encode, trainable)[1]
+
+        residuals = jax.tree.leaves(jax.eval_shape(way_back, trainable))
+        return sum(leaf.size for leaf in residuals if leaf.shape[:1] == pixels.shape[:1])
+
+    assert kept(True) < kept(False) / 3
+
+
+def test_bfloat16_is_near_float32_and_leaves_it_at_the_softmax(clip, pixels):
+    wide = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
+    narrow = FGImageEncoder(clip.vision, compute_dtype="bfloat16", rngs=nnx.Rngs(0))
+    tokens, weights = narrow.vision.layers[0](narrow.vision.embed(pixels, "bfloat16"))
+    assert (tokens.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)  # not rounded to 8 bits
+    ours, expected = narrow(pixels), wide(pixels)
+    for name in ("image", "object", "object_patches", "attention_map"):
+        value = getattr(ours, name)
+        assert value.dtype == jnp.float32
+    for name in ("image", "attention_map"):  # the others depend on the mask
+        error = relative_error(getattr(ours, name), getattr(expected, name))
+        assert 0 < error < 0.05
 
 
 def test_mistakes_are_named(clip):

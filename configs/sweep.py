@@ -1,0 +1,31 @@
+"""Tables 2 and 3 and Figures 3 and 4: every method at 1, 2, 4, 8 and 16 shots, three seeds.
+
+    python run.py --mode=sweep --config=configs/sweep.py --workdir=runs/sweep \
+      --config.benchmarks="('eurosat','dtd')" --config.run.data.root=DATA
+    python run.py --mode=report --workdir=runs/sweep
+
+Zero-shot CLIP is measured within every run, so that it needs none of its own. Table 3's
+backbones: --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
+"""
+
+from fgvpl_jax.apps.sweep_cells import sweep_config
+
+METHODS = (
+    "linear_probe",
+    "clip_adapter",
+    "coop",
+    "tip_adapter",
+    "tip_adapter_f",
+    "fvp",
+    "tar",
+    "fg_vpl",
+    "clip_lora",
+)
+
+
+def get_config():
+    config = sweep_config(METHODS)
+    config.benchmarks = ("imagenet",)
+    config.grid.shots = (1, 2, 4, 8, 16)
+    config.grid.seed = (1, 2, 3)
+    return config

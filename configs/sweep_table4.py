@@ -1,0 +1,18 @@
+"""Table 4: FG-VPL at 16 shots by alpha of Eq. 10.
+
+    python run.py --mode=sweep --config=configs/sweep_table4.py --workdir=runs/sweep \
+      --config.run.data.root=DATA
+
+In the folder of `configs/sweep.py` it shares the cells at the paper's setting.
+"""
+
+from fgvpl_jax.apps.sweep_cells import sweep_config
+
+
+def get_config():
+    config = sweep_config(("fg_vpl",))
+    config.benchmarks = ("imagenet",)
+    config.grid.shots = (16,)
+    config.grid.seed = (1, 2, 3)
+    config.grid.text_residual_ratio = (0.01, 0.05, 0.10, 0.15, 0.20)
+    return config

@@ -1,0 +1,18 @@
+"""Table 5: FG-VPL at 16 shots by beta of Eq. 19.
+
+    python run.py --mode=sweep --config=configs/sweep_table5.py --workdir=runs/sweep \
+      --config.run.data.root=DATA
+
+In the folder of `configs/sweep.py` it shares the cells at the paper's setting.
+"""
+
+from fgvpl_jax.apps.sweep_cells import sweep_config
+
+
+def get_config():
+    config = sweep_config(("fg_vpl",))
+    config.benchmarks = ("imagenet",)
+    config.grid.shots = (16,)
+    config.grid.seed = (1, 2, 3)
+    config.grid.object_logit_weight = (0.1, 0.3, 0.5, 0.7, 0.9)
+    return config

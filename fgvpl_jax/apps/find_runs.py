@@ -1,0 +1,132 @@
+"""From folders to the finished runs in them."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fgvpl_jax.apps.workdir import LOCATIONS, Workdir, flatten, read_json
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.reporting.names import benchmark_order, method_order
+from fgvpl_jax.reporting.records import RunRecord, shots_order
+
+# What tells runs apart by itself, and what does not change what a run computes.
+OWN_COLUMNS = ("benchmark", "method", "shots", "seed")
+NO_DIFFERENCE = (
+    *LOCATIONS,
+    "eval_batch_size",
+    "checkpoint_every_epochs",
+)
+
+
+def read_runs(
+    places: Iterable[Path], defaults: Mapping[str, Any]
+) -> tuple[list[RunRecord], list[str]]:
+    """All finished runs in some folders, in the order of the paper's tables.
+
+    Args:
+        places: Runs' folders, or folders with such at any depth.
+        defaults: Settings that need not be told in a table, under names with dots.
+    Returns:
+        The runs, and a line for each that is left out. One of several that agree in all settings
+        is enough: they are the same run.
+    """
+    found: dict[Any, RunRecord] = {}
+    left_out = []
+    for folder in sorted({folder for place in places for folder in _run_folders(place)}):
+        workdir = Workdir(folder)
+        try:
+            results = read_json(workdir.results_file)
+            record = _record(folder, flatten(read_json(workdir.config_file)["config"]), results)
+        except (OSError, UserError, KeyError) as error:
+            left_out.append(f"{folder}: no run of this program ({error!r})")
+            continue
+        if results["test_accuracy"] is None:
+            left_out.append(f"{folder}: has no test split, only a cross-validated estimate")
+            continue
+        fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
+        sha256 = results["backbone"]["sha256"]
+        found.setdefault(
+            (record.benchmark, sha256, record.method, record.shots, record.seed, fields), record
+        )
+    records = _with_variants(_with_distinct_backbones(list(found.values())), defaults)
+    records.sort(
+        key=lambda r: (
+            benchmark_order(r.benchmark),
+            r.backbone,
+            method_order(r.method),
+            len(r.variant),  # the default first
+            str(r.variant),
+            shots_order(r.shots),
+            r.seed,
+        )
+    )
+    return records, left_out
+
+
+def _run_folders(place: Path) -> Iterable[Path]:
+    for folder, subfolders, files in os.walk(place):
+        if "results.json" in files:
+            subfolders.clear()  # a run's folders hold no other run
+            yield Path(folder).absolute()
+
+
+def _record(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any]) -> RunRecord:
+    benchmark = config["benchmark"]
+    if config["data.source"] == "folder":
+        benchmark = Path(config["data.root"]).name or benchmark
+    hidden = {*OWN_COLUMNS, *NO_DIFFERENCE}
+    return RunRecord(
+        folder=folder,
+        benchmark=benchmark,
+        backbone=Path(config["clip"]).name,
+        method=config["method"],
+        shots=config["shots"],
+        seed=config["seed"],
+        settings={name: value for name, value in config.items() if name not in hidden},
+        results=results,
+    )
+
+
+def _with_distinct_backbones(records: Sequence[RunRecord]) -> list[RunRecord]:
+    hashes = defaultdict(set)
+    for record in records:
+        hashes[record.backbone].add(record.results["backbone"]["sha256"])
+    return [
+        record
+        if len(hashes[record.backbone]) == 1
+        else replace(
+            record, backbone=f"{record.backbone}@{record.results['backbone']['sha256'][:8]}"
+        )
+        for record in records
+    ]
+
+
+def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) -> list[RunRecord]:
+    """Finds the settings that were varied: in which runs of one method, shots and seed differ.
+
+    What differs only from shots to shots, as epochs may, makes no row of its own.
+    """
+    beside = defaultdict(list)
+    for record in records:
+        key = (record.benchmark, record.backbone, record.method, record.shots, record.seed)
+        beside[key].append(record)
+    varied = defaultdict(set)
+    for (benchmark, backbone, method, _, _), group in beside.items():
+        for name in {name for record in group for name in record.settings}:
+            if len({repr(record.settings.get(name)) for record in group}) > 1:
+                varied[benchmark, backbone, method].add(name)
+    missing = object()
+    return [
+        replace(
+            record,
+            variant=tuple(
+                (name, record.settings.get(name))
+                for name in sorted(varied[record.benchmark, record.backbone, record.method])
+                if record.settings.get(name) != defaults.get(name, missing)
+            ),
+        )
+        for record in records
+    ]

@@ -1,0 +1,38 @@
+"""Photos as bytes to image features, the normalisation included."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from fgvpl_jax.clip.towers import VisionTower
+from fgvpl_jax.variables import Frozen
+
+
+class ImageEncoder(nnx.Module):
+    """The frozen vision tower behind the checkpoint's own normalisation.
+
+    Attributes:
+        vision: The tower, shared with whoever else uses it.
+    """
+
+    def __init__(
+        self,
+        vision: VisionTower,
+        *,
+        mean: Float[np.ndarray, "3"],
+        std: Float[np.ndarray, "3"],
+        rescale_factor: float | np.floating,
+    ):
+        self.vision = vision
+        self.pixel_scale = Frozen(jnp.asarray(rescale_factor / std))
+        self.pixel_shift = Frozen(jnp.asarray(-mean / std))
+
+    def normalize_pixels(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+        """(images · rescale_factor - mean) / std with the checkpoint's numbers."""
+        scale = self.pixel_scale[...]
+        return images.astype(scale.dtype) * scale + self.pixel_shift[...]
+
+    def __call__(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
+        """Raw image features."""
+        return self.vision(self.normalize_pixels(images))

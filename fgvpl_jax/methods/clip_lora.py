@@ -1,0 +1,113 @@
+"""CLIP-LoRA: low-rank updates of queries, keys and values in both towers."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
+from fgvpl_jax.clip.layers import Linear
+from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
+from fgvpl_jax.recognition import normalize
+from fgvpl_jax.variables import Frozen, Trainable
+
+RANK = 2
+ALPHA = 1.0
+BATCH_SIZE = 32
+ITERATIONS_PER_SHOT = 500
+
+# Uniform within ±1/sqrt(inputs).
+_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class LoRALinear(nnx.Module):
+    """x·kernel + bias + (α / sqrt(rank)) · x·down·up, with α = 1.
+
+    Attributes:
+        base: Frozen.
+        down: [in, rank].
+        up: [rank, out], initially zero, so that training begins at CLIP.
+    """
+
+    def __init__(self, base: Linear, *, rngs: nnx.Rngs):
+        dim_in, dim_out = base.kernel.shape
+        self.base = base
+        self.down = Trainable(_kernel(rngs.params(), (dim_in, RANK)))
+        self.up = Trainable(jnp.zeros((RANK, dim_out)))
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        """The layer with its update."""
+        update = x @ self.down[...] @ self.up[...]
+        return self.base(x) + ALPHA / math.sqrt(RANK) * update
+
+
+class ClipLoRA(PixelMethod):
+    """Cosines of both adapted towers' features; the dropout of its paper (0.25) is left out.
+
+    Attributes:
+        adapted_encoder: The image encoder with updates.
+        adapted_text: The text tower with updates.
+        token_ids: [k, c] of the first template with each class name.
+    """
+
+    name = "clip_lora"
+    title = "CLIP-LoRA"
+
+    def __init__(
+        self,
+        clip: CLIP,
+        class_names: tuple[str, ...],
+        template: str,
+        text_features: Float[Array, "k e"],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(clip, text_features)
+        self.adapted_encoder: ImageEncoder = with_updates(clip.image_encoder, rngs)
+        self.adapted_text: TextTower = with_updates(clip.text, rngs)
+        token_ids = clip.tokenize(
+            [template.replace("{}", n.replace("_", " ")) for n in class_names]
+        )
+        # What follows the longest text is seen by nothing that is read.
+        longest = int(np.asarray(clip.text.ends(jnp.asarray(token_ids))).max()) + 1
+        self.token_ids = Frozen(jnp.asarray(token_ids[:, :longest]))
+
+    @classmethod
+    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ClipLoRA":
+        """The model; see `Method.build`."""
+        template = config.data.templates[0]
+        return cls(clip, task.class_names, template, task.text_features, rngs=rngs)
+
+    @classmethod
+    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
+        """500 iterations per shot, rounded up to whole epochs."""
+        steps_per_epoch = math.ceil(num_images / BATCH_SIZE)
+        return Recipe(
+            epochs=math.ceil(ITERATIONS_PER_SHOT * shots / steps_per_epoch),
+            batch_size=BATCH_SIZE,
+            learning_rate=2e-4,
+            weight_decay=0.01,
+        )
+
+    def features(self, inputs: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
+        """Raw features of the adapted image tower."""
+        return self.adapted_encoder(inputs)
+
+    def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
+        """Scaled cosines of both adapted towers' features."""
+        weights = normalize(self.adapted_text(self.token_ids[...]))
+        return self.logit_scale[...] * normalize(features) @ weights.T
+
+
+def with_updates(module, rngs: nnx.Rngs):
+    """A copy of a frozen module, in whose attention queries, keys and values have updates."""
+    copy = nnx.clone(module)
+    tower = copy.vision if isinstance(copy, ImageEncoder) else copy
+    for layer in tower.layers:
+        attention = layer.attention
+        for part in ("query", "key", "value"):
+            setattr(attention, part, LoRALinear(getattr(attention, part), rngs=rngs))
+    return copy

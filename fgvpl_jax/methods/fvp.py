@@ -1,0 +1,76 @@
+"""FVP, the fine-grained visual prompt alone: FG-VPL without adapters and without the cache."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
+from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
+from fgvpl_jax.variables import Frozen
+from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
+
+
+class FVP(PixelMethod):
+    """Logits = scale · f·wᵀ + β · scale · f_O·wᵀ (path 1 of Eq. 19 with the plain text weights).
+
+    Attributes:
+        encoder: Section 3.1; its prompt and fine-grained layer are trained.
+        object_logit_weight: β.
+    """
+
+    name = "fvp"
+    title = "FVP"
+    finds_objects = True
+
+    def __init__(
+        self,
+        clip: CLIP,
+        text_features: Float[Array, "k e"],
+        *,
+        num_prompts: int = 1,
+        connectivity: int = 2,
+        object_logit_weight: float = 0.5,
+        compute_dtype: str | None = None,
+        rematerialise: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(clip, text_features)
+        self.encoder = FGImageEncoder(
+            clip.vision,
+            num_prompts,
+            connectivity=connectivity,
+            compute_dtype=compute_dtype,
+            rematerialise=rematerialise,
+            rngs=rngs,
+        )
+        self.object_logit_weight = Frozen(jnp.asarray(object_logit_weight, jnp.float32))
+
+    @classmethod
+    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "FVP":
+        """The model; see `Method.build`."""
+        return cls(
+            clip,
+            task.text_features,
+            num_prompts=config.num_prompts,
+            connectivity=config.connectivity,
+            object_logit_weight=config.object_logit_weight,
+            compute_dtype=config.compute_dtype,
+            rematerialise=config.rematerialise,
+            rngs=rngs,
+        )
+
+    @classmethod
+    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
+        """FG-VPL's."""
+        return fg_vpl_recipe(benchmark)
+
+    def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
+        """Raw features, attention maps and object masks."""
+        return self.encoder(self.image_encoder.normalize_pixels(inputs))
+
+    def logits(self, features: ImageFeatures, support: None) -> Float[Array, "b k"]:
+        """Both branches against the text weights."""
+        beta = self.object_logit_weight[...].astype(features.image.dtype)
+        return self.text_logits(features.image) + beta * self.text_logits(features.object)

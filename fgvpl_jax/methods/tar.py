@@ -1,0 +1,100 @@
+"""TAR, the two-pathway adaptive recognition alone: on CLIP's plain image feature."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.methods.fg_vpl import cache_weight, cache_weight_grid, fg_vpl_recipe
+from fgvpl_jax.methods.interface import Choices, FeatureMethod, Recipe, Task
+from fgvpl_jax.recognition import TwoPathways, VisualCache
+
+
+class SupportFeatures(NamedTuple):
+    """What the cache keeps of support images; there are no objects."""
+
+    image: Float[Array, "b e"]
+    object: None
+
+
+class TAR(FeatureMethod):
+    """Eq. 19 without prompt and object branch: path1_I + λ·path2_I.
+
+    Attributes:
+        pathways: Section 3.2; its adapters p and q are trained.
+    """
+
+    name = "tar"
+    title = "TAR"
+    uses_cache = True
+
+    def __init__(
+        self,
+        clip: CLIP,
+        text_features: Float[Array, "k e"],
+        *,
+        text_residual_ratio: float = 0.05,
+        leave_one_out: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(clip, text_features)
+        self.pathways = TwoPathways(text_features.shape[1], text_residual_ratio, rngs=rngs)
+        self.leave_one_out = leave_one_out
+
+    @classmethod
+    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "TAR":
+        """The model; see `Method.build`."""
+        return cls(
+            clip,
+            task.text_features,
+            text_residual_ratio=config.text_residual_ratio,
+            leave_one_out=config.cache_leave_one_out,
+            rngs=rngs,
+        )
+
+    @classmethod
+    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
+        """FG-VPL's."""
+        return fg_vpl_recipe(benchmark)
+
+    @classmethod
+    def starting_choices(cls, config: ConfigDict) -> Choices:
+        """λ of the config."""
+        return cache_weight(config)
+
+    @classmethod
+    def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
+        """λ of the config's grid."""
+        return cache_weight_grid(config)
+
+    def support_features(self, inputs: Float[Array, "b e"]) -> SupportFeatures:
+        """The inputs."""
+        return SupportFeatures(inputs, None)
+
+    def logits(
+        self,
+        features: Float[Array, "b e"],
+        support: VisualCache,
+        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        own_places: Int[Array, "b"] | None = None,
+    ) -> Float[Array, "b k"]:
+        """Both pathways of the image feature."""
+        return self.pathways.both_paths(
+            features,
+            self.pathways.class_weights(self.text_features[...]),
+            features,
+            support.image,
+            support,
+            logit_scale=self.logit_scale[...],
+            cache_logit_weight=jnp.asarray(cache_logit_weight, features.dtype),
+            own_places=own_places,
+        )
+
+    def affinity(self, features: Float[Array, "b e"], support: VisualCache) -> Float[Array, "b s"]:
+        """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
+        adapt = self.pathways.visual_adapter
+        return adapt(features) @ adapt(support.image).T

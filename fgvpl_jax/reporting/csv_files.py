@@ -1,0 +1,85 @@
+"""The report's numbers for other programs: one line a run, a row, a class, a comparison."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fgvpl_jax.reporting.panels import Panel
+from fgvpl_jax.reporting.records import RunRecord, variant_label
+from fgvpl_jax.reporting.tables import paper_of
+from fgvpl_jax.reporting.verdicts import Verdict
+
+SCORES = (
+    "test_accuracy",
+    "test_mean_class_accuracy",
+    "test_nll",
+    "test_ece",
+    "test_nll_tempered",
+    "test_ece_tempered",
+    "zero_shot_accuracy",
+)
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes rows under a heading; None is an empty field."""
+    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_runs(records: Sequence[RunRecord], file: Path) -> None:
+    """One line a run, with its scores as fractions."""
+    own = ("benchmark", "backbone", "method", "settings", "shots", "seed", "epochs")
+    write_csv(
+        file,
+        (*own, *SCORES, "folder"),
+        (
+            (
+                *(r.benchmark, r.backbone, r.method, variant_label(r.variant), r.shots, r.seed),
+                r.results.get("epochs"),
+                *(r.results.get(name) for name in SCORES),
+                r.folder,
+            )
+            for r in records
+        ),
+    )
+
+
+def write_accuracies(panels: Sequence[Panel], file: Path) -> None:
+    """One line a row and column of the tables, in percent."""
+    columns = ("benchmark", "backbone", "method", "settings", "shots")
+    rows: list[Sequence[object]] = []
+    for panel in panels:
+        where = (panel.benchmark, panel.backbone)
+        rows.append((*where, "zero_shot", "", None, panel.zero_shot, None, None, None, None))
+        for row in panel.rows:
+            for shots in panel.shots:
+                found = row.spread(shots)
+                if found is not None:
+                    paper = paper_of(panel, row, shots)
+                    rows.append(
+                        (
+                            *(*where, row.method, variant_label(row.variant), shots),
+                            *(found.mean, found.deviation, found.seeds),
+                            *(paper, None if paper is None else found.mean - paper),
+                        )
+                    )
+    numbers = ("mean", "deviation", "seeds", "paper", "difference")
+    write_csv(file, (*columns, *numbers), rows)
+
+
+def write_verdicts(verdicts: Mapping[Panel, Sequence[Verdict]], file: Path) -> None:
+    """One line a comparison, in points."""
+    write_csv(
+        file,
+        (
+            *("benchmark", "backbone", "shots", "method", "rival", "difference", "low", "high"),
+            *("seeds", "seeds_ahead", "p_value", "images"),
+        ),
+        (
+            (panel.benchmark, panel.backbone, v.shots, v.row, v.rival, *v.comparison, v.images)
+            for panel, found in verdicts.items()
+            for v in found
+        ),
+    )

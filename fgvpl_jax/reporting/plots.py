@@ -1,0 +1,265 @@
+"""The figures; one style, readable without colour, and the same bytes for the same runs."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Int
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fgvpl_jax.reporting.names import FG_VPL, METHODS, ZERO_SHOT, benchmark_label, method_label
+from fgvpl_jax.reporting.panels import Panel, ResultRow, Row, drawn_rows
+from fgvpl_jax.reporting.per_class import Reliability
+from fgvpl_jax.reporting.records import shots_label
+
+# Okabe and Ito's colours, which those who confuse red and green can tell apart; markers and dashes
+# say the same again.
+COLOURS = {
+    "linear_probe": "#999999",
+    "clip_adapter": "#56B4E9",
+    "coop": "#E69F00",
+    "tip_adapter": "#009E73",
+    "tip_adapter_f": "#0072B2",
+    "clip_lora": "#8C564B",
+    "fvp": "#CC79A7",
+    "tar": "#882255",
+    "fg_vpl": "#D55E00",
+}
+MARKERS = dict(zip(METHODS, "*sv^DPXh<o", strict=True))
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+BASELINE, GRID, INK = "#555555", "#E3E3E3", "#222222"
+PANELS_A_LINE = 3
+STYLE: Mapping[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "font.size": 9.5,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "svg.hashsalt": "fgvpl_jax",  # else the identifiers in an SVG are random
+    "text.parse_math": False,  # a class may be called "$5 note"
+}
+# Of Linux, macOS and Windows; the first has the alphabets, the others Chinese, Japanese, Korean.
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei")
+
+
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Writes `<stem>.png` and `<stem>.svg`."""
+    with matplotlib.rc_context(rc=_style()), warnings.catch_warnings():
+        # Where no font has a class's letters, the tables still do.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(stem.with_suffix(".png"), dpi=150)
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def accuracy_figure(panels: Sequence[Panel]) -> Figure:
+    """Figure 4: accuracy against shots, a small plot for each benchmark, error bars of the seeds.
+
+    Args:
+        panels: Of one backbone; averages among them.
+    """
+    keys = drawn_rows(panels)
+    figure, axes = _grid_of(len(panels), height=2.9)
+    with matplotlib.rc_context(rc=_style()):
+        for ax, panel in zip(axes, panels, strict=True):
+            places = {n: x for x, n in enumerate(panel.shots)}
+            ax.axhline(panel.zero_shot, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
+            for key in keys:
+                row = panel.row(key)
+                found = [] if row is None else [(n, row.spread(n)) for n in panel.shots]
+                points = [(places[n], s) for n, s in found if s is not None]
+                if points:
+                    ax.errorbar(
+                        [x for x, _ in points],
+                        [s.mean for _, s in points],
+                        [s.deviation or 0.0 for _, s in points],
+                        **_line_style(key, keys),
+                    )
+            ax.set_title(benchmark_label(panel.benchmark))
+            ax.set_xticks(
+                range(len(panel.shots)), ["all" if n is None else str(n) for n in panel.shots]
+            )
+            ax.set_xlim(-0.3, len(panel.shots) - 0.7)
+            ax.set_xlabel("training images per class")
+            ax.set_ylabel("test accuracy (%)")
+        _legend(figure, axes[0], keys)
+    return figure
+
+
+def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
+    """Points above zero-shot CLIP at the most shots: a small plot for each benchmark."""
+    keys = drawn_rows(panels)
+    figure, axes = _grid_of(len(panels), height=0.9 + 0.27 * len(keys))
+    with matplotlib.rc_context(rc=_style()):
+        for ax, panel in zip(axes, panels, strict=True):
+            bars = []
+            for key in keys:
+                row = panel.row(key)
+                found = None if row is None else row.spread(panel.most_shots)
+                if found is not None:
+                    gain = found.mean - panel.zero_shot
+                    bars.append((ResultRow(*key).label, gain, found.deviation, _colour(key)))
+            bars.sort(key=lambda bar: bar[1])
+            _bars(ax, bars)
+            ax.set_title(f"{benchmark_label(panel.benchmark)}, {shots_label(panel.most_shots)}")
+    return figure
+
+
+def gains_by_benchmark_figure(panels: Sequence[Panel]) -> Figure | None:
+    """Figure 3: FG-VPL's points above zero-shot CLIP, a bar for each benchmark of several."""
+    bars = []
+    for panel in panels:
+        row = panel.row((FG_VPL, ()))
+        found = None if row is None else row.spread(panel.most_shots)
+        if found is not None:
+            label = f"{benchmark_label(panel.benchmark)} ({shots_label(panel.most_shots)})"
+            bars.append((label, found.mean - panel.zero_shot, found.deviation, COLOURS[FG_VPL]))
+    if len(bars) < 2:
+        return None
+    bars.sort(key=lambda bar: bar[1])
+    figure, (ax,) = _grid_of(1, height=1.0 + 0.3 * len(bars))
+    with matplotlib.rc_context(rc=_style()):
+        _bars(ax, bars)
+        ax.set_title(f"{method_label(FG_VPL)} beside zero-shot CLIP")
+    return figure
+
+
+def confusion_figure(
+    confusion: Int[np.ndarray, "k k"], class_names: Sequence[str], title: str
+) -> Figure:
+    """Share of each true class's images (row) by predicted class (column)."""
+    k = len(class_names)
+    totals = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    shares = 100 * confusion / totals
+    with matplotlib.rc_context(rc=_style() | {"axes.grid": False}):
+        side = 2.6 + 0.36 * k
+        figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+        ax = figure.subplots()
+        image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+        names = [_shortened(name) for name in class_names]
+        ax.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_yticks(range(k), names)
+        ax.set_xlabel("predicted")
+        ax.set_ylabel("true")
+        ax.set_title(title)
+        for i, j in itertools.product(range(k), range(k)) if k <= 20 else ():
+            if confusion[i, j]:
+                colour = "white" if shares[i, j] < 55 else "black"
+                ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", color=colour, size=8)
+        figure.colorbar(image, label="% of the true class", shrink=0.8)
+    return figure
+
+
+def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
+    """Accuracy against confidence, one small plot a curve; below it, how many images are there."""
+    with matplotlib.rc_context(rc=_style()):
+        figure = Figure(figsize=(3.4 * len(curves), 4.0), layout="constrained")
+        axes = figure.subplots(
+            2, len(curves), squeeze=False, sharex=True, height_ratios=(4, 1), sharey="row"
+        )
+        for (label, curve), ax, below in zip(curves.items(), axes[0], axes[1], strict=True):
+            bins = len(curve.share)
+            middles = (np.arange(bins) + 0.5) / bins
+            ax.plot([0, 1], [0, 1], color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
+            ax.plot(curve.confidence, curve.accuracy, "o-", color=COLOURS[FG_VPL], markersize=4)
+            ax.set_title(f"{label}\nECE {curve.ece:.3f}")
+            below.bar(middles, 100 * curve.share, 0.9 / bins, color="#56B4E9")
+            below.set_xlabel("confidence")
+            ax.set_xlim(0, 1)
+            ax.set_ylim(-0.02, 1.02)
+        axes[0, 0].set_ylabel("accuracy")
+        axes[1, 0].set_ylabel("% of images")
+    return figure
+
+
+def _style() -> Any:
+    installed = set(font_manager.get_font_names())
+    return dict(STYLE) | {"font.family": [name for name in FONTS if name in installed]}
+
+
+def _grid_of(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Small plots, at most three a line."""
+    columns = min(count, PANELS_A_LINE)
+    lines = math.ceil(count / columns)
+    width = 5.6 if count == 1 else 4.0 * columns
+    with matplotlib.rc_context(rc=_style()):
+        figure = Figure(figsize=(width, lines * height + 0.4), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _colour(key: Row) -> str:
+    return COLOURS.get(key[0], "#7A7A7A")
+
+
+def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
+    """FG-VPL is the thickest and on top; settings of one method differ in their dashes."""
+    variants = [other for other in keys if other[0] == key[0]]
+    is_ours = key[0] == FG_VPL
+    return {
+        "label": ResultRow(*key).label,
+        "color": _colour(key),
+        "marker": MARKERS.get(key[0], "p"),
+        "linestyle": DASHES[variants.index(key) % len(DASHES)],
+        "linewidth": 2.2 if is_ours else 1.3,
+        "markersize": 6 if is_ours else 5,
+        "capsize": 2.5,
+        "elinewidth": 1.0,
+        "zorder": 3 if is_ours else 2,
+    }
+
+
+def _legend(figure: Figure, ax: Axes, keys: Sequence[Row]) -> None:
+    """One for all small plots, below them."""
+    handles = [Line2D([], [], color=BASELINE, linestyle=(0, (4, 3)), label=method_label(ZERO_SHOT))]
+    for key in keys:
+        style = _line_style(key, keys)
+        names = ("label", "color", "marker", "linestyle", "linewidth", "markersize")
+        handles.append(Line2D([], [], **{name: style[name] for name in names}))
+    width = figure.get_size_inches()[0]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(width / (0.6 + 0.075 * longest)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def _bars(ax: Axes, bars: Sequence[tuple[str, float, float | None, str]]) -> None:
+    """Horizontal bars (label, length, deviation, colour), the first at the bottom."""
+    places = range(len(bars))
+    lengths = [length for _, length, _, _ in bars]
+    ax.barh(
+        places,
+        lengths,
+        xerr=[deviation or 0.0 for _, _, deviation, _ in bars],
+        color=[colour for *_, colour in bars],
+        error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
+        height=0.7,
+    )
+    ax.set_yticks(places, [_shortened(label, 34) for label, *_ in bars])
+    ax.grid(axis="y", visible=False)
+    ax.axvline(0, color=BASELINE, linewidth=1.0)
+    ax.set_xlabel("points above zero-shot CLIP")
+    ax.margins(x=0.25)  # of which the numbers take a part
+    gap = 0.015 * np.ptp(ax.get_xlim())
+    for y, (_, length, deviation, _) in zip(places, bars, strict=True):
+        # To the right in any case: on the left are the names.
+        end = max(0.0, length + (deviation or 0.0)) + gap
+        ax.text(end, y, f"{length:+.1f}", va="center", size=8.5)
+
+
+def _shortened(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,80 @@
+"""Finished runs, as tables and figures want them."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgvpl_jax.evaluation import Answers, read_answers
+
+PREDICTIONS = "predictions.npz"
+
+Variant = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, eq=False)  # a key by itself, as its fields hold dicts
+class RunRecord:
+    """A finished run with a test accuracy.
+
+    Attributes:
+        folder: Where it lies.
+        benchmark: As in its config; a folder of photos by the folder's name.
+        backbone: Last part of the hub id or folder, with some of its hash where two have one name.
+        method: As in its config.
+        shots: Training images per class; None for all.
+        seed: Of the draw and the training.
+        settings: All other fields that make a difference, under names with dots.
+        results: Its `results.json`.
+        variant: Those settings in which it differs from the default and from runs beside it.
+    """
+
+    folder: Path
+    benchmark: str
+    backbone: str
+    method: str
+    shots: int | None
+    seed: int
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+    variant: Variant = ()
+
+    @property
+    def accuracy(self) -> float:
+        """On the test split, in percent."""
+        return 100 * self.results["test_accuracy"]
+
+    @property
+    def row(self) -> tuple[str, Variant]:
+        """What has a row of its own in a table of one benchmark and backbone."""
+        return self.method, self.variant
+
+    def answers(self) -> Answers | None:
+        """What it said of each test image; None where that was not kept."""
+        try:
+            return read_answers(self.folder / PREDICTIONS)
+        except (OSError, ValueError, KeyError):  # a run of an older version, or a damaged file
+            return None
+
+
+def shots_order(shots: int | None) -> float:
+    """Sorts shots; all images come last."""
+    return float("inf") if shots is None else float(shots)
+
+
+def shots_label(shots: int | None) -> str:
+    """Shots in words."""
+    return "all images" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
+
+
+def variant_label(variant: Variant) -> str:
+    """Settings in a table."""
+    return ", ".join(f"{name}={value}" for name, value in variant)
+
+
+def by_panel(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
+    """The runs of each benchmark and backbone: what may stand in one table."""
+    panels: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        panels[record.benchmark, record.backbone].append(record)
+    return dict(panels)

@@ -1,0 +1,159 @@
+"""What workers do with a sweep's cells; the cells' own work is done by a stand-in."""
+
+import json
+import shutil
+import threading
+
+import pytest
+
+from fgvpl_jax.apps import sweep
+from fgvpl_jax.apps.run_setup import with_recipe
+from fgvpl_jax.apps.sweep_cells import cells_of, sweep_config
+from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.reporting.live_table import Status
+
+
+class Runs:
+    """Stands in for `carry_out`: leaves a run's files, and may fail."""
+
+    def __init__(self):
+        self.done = []
+        self.failures = {}
+
+    def __call__(self, config, workdir):
+        name = f"shots={config.shots},seed={config.seed}"
+        self.done.append(name)
+        print("on the way")
+        if name in self.failures:
+            raise self.failures[name]
+        workdir.write_config(with_recipe(config, 3 * config.shots, 3), {"sha256": "a" * 64})
+        workdir.checkpoints.mkdir(exist_ok=True)
+        workdir.support_file.write_bytes(b"")
+        results = {
+            "test_accuracy": 0.25,
+            "wall_seconds": 2.0,
+            "counts": {"train": 3 * config.shots},
+            "num_classes": 3,
+        }
+        workdir.write(workdir.results_file, results)
+        return results
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    stand_in = Runs()
+    monkeypatch.setattr(sweep, "carry_out", stand_in)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.05)
+    return stand_in
+
+
+@pytest.fixture
+def config(tiny_config):
+    config = sweep_config(("fg_vpl",))
+    config.benchmarks = ("squares",)
+    config.run.clip = tiny_config.clip
+    config.grid.shots = (1, 2)
+    config.grid.seed = (1, 2)
+    return config
+
+
+@pytest.fixture
+def named(tiny_config):
+    return lambda name: tiny_config
+
+
+ALL = ["shots=1,seed=1", "shots=2,seed=1", "shots=1,seed=2", "shots=2,seed=2"]
+CELLS = "cells/squares/tiny_clip0/fg_vpl"
+
+
+def folders(place):
+    return {path.name: path for path in (place / "cells").glob("*/*/*/*")}
+
+
+def test_a_sweep_does_what_is_left_and_keeps_one_model(config, named, runs, tmp_path, capsys):
+    progress = sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == ALL
+    assert [cell.status for cell in progress] == 4 * [Status.DONE]
+    told = capsys.readouterr().out
+    assert "4 of 4 done, 0 running" in told
+    assert "on the way" not in told
+    assert [n for n, path in folders(tmp_path).items() if Workdir(path).checkpoints.exists()] == [
+        "shots=2,seed=1"
+    ]
+    (folders(tmp_path)["shots=1,seed=2"] / "results.json").unlink()
+    sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == [*ALL, "shots=1,seed=2"]
+
+
+def test_a_failing_cell_is_told_recorded_and_tried_again(config, named, runs, tmp_path, capsys):
+    runs.failures = {ALL[0]: UserError("no such photo: buy one"), ALL[2]: MemoryError("2 TB")}
+    progress = sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == ALL
+    assert [cell.problem for cell in progress] == [
+        *("no such photo: buy one", None),
+        *("MemoryError: 2 TB", None),
+    ]
+    assert "shots=1,seed=1: no such photo: buy one" in capsys.readouterr().out
+    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("errors/*/*/*/*")}
+    assert set(records) == {ALL[0], ALL[2]}
+    assert records[ALL[2]]["output"] == ["on the way"]
+    assert records[ALL[2]]["traceback"][-1] == "MemoryError: 2 TB"
+    runs.failures = {}
+    assert all(cell.status is Status.DONE for cell in sweep.run_sweep(config, tmp_path, named))
+    assert runs.done == [*ALL, ALL[0], ALL[2]]
+    assert not list(tmp_path.glob("errors/*/*/*/*"))
+
+
+def test_an_interruption_ends_the_sweep(config, named, runs, tmp_path):
+    runs.failures = {ALL[1]: KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == ALL[:2]
+    assert not (tmp_path / "errors").exists()
+
+
+def test_a_finished_cell_of_other_settings_is_no_cell_of_this_sweep(config, named, runs, tmp_path):
+    sweep.run_sweep(config, tmp_path, named)
+    config.run.learning_rate = 0.5
+    progress = sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == ALL
+    assert all("learning_rate (0.001 there, 0.5 now)" in cell.problem for cell in progress)
+
+
+def test_a_cell_that_another_worker_holds_is_left_to_it(config, named, runs, tmp_path):
+    """It finishes one held cell; the other it leaves behind, and this worker takes it over."""
+    sweep.run_sweep(config, tmp_path / "other", named)
+    runs.done.clear()
+    first, second = cells_of(config, named)[:2]
+    held = [Workdir(tmp_path / "cells" / cell.name) for cell in (first, second)]
+    worker = threading.Thread(target=sweep.run_sweep, args=(config, tmp_path, named))
+    with held[1].locked(), held[0].locked():
+        worker.start()
+        while len(runs.done) < 2:
+            assert worker.is_alive()
+        assert runs.done == ALL[2:]
+        shutil.copytree(tmp_path / "other" / "cells" / first.name, held[0].path, dirs_exist_ok=True)
+    worker.join(timeout=60)
+    assert not worker.is_alive()
+    assert runs.done == [*ALL[2:], ALL[1]]
+
+
+def test_a_cell_that_failed_in_another_workers_hands_is_not_tried_beside_it(
+    config, named, runs, tmp_path
+):
+    cells = cells_of(config, named)
+    worker = sweep.Worker(tmp_path, cells)
+    runs.failures = {ALL[0]: UserError("broken")}
+    sweep.run_sweep(config, tmp_path, named)
+    runs.done.clear()
+    for cell, progress in zip(cells, worker.progress, strict=True):
+        worker.advance(cell, progress)
+    assert runs.done == []
+    assert [cell.problem for cell in worker.progress] == ["broken", None, None, None]
+    later = sweep.Worker(tmp_path, cells)  # it begins after the failure, and may try again
+    runs.failures = {}
+    sweep.run_sweep(config, tmp_path, named)
+    for cell, progress in zip(cells, later.progress, strict=True):
+        later.advance(cell, progress)
+    assert all(cell.status is Status.DONE for cell in later.progress)

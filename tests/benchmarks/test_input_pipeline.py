@@ -1,0 +1,15 @@
+"""The benchmark of the input pipeline ends, also where a process of it dies."""
+
+from threading import BrokenBarrierError
+
+import pytest
+
+from benchmarks import input_pipeline
+from fgvpl_jax.data.splits import make_split
+
+
+def test_a_process_that_dies_does_not_leave_the_others_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_pipeline, "TIMEOUT", 5.0)
+    gone = make_split(tmp_path, [("gone.jpg", 0), ("gone too.jpg", 0)])
+    with pytest.raises(BrokenBarrierError):
+        input_pipeline.time_processes(gone)

@@ -1,0 +1,59 @@
+"""What several methods' tests ask of a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fgvpl_jax.training import split_model
+from fgvpl_jax.training.step import StepBatch, weighted_loss
+
+CLASSES = ("red square", "green_circle", "b")
+STEP = 1e-5
+
+
+def in_float64(tree):
+    def widen(x):
+        x = jnp.asarray(x)
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widen, tree)
+
+
+def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05):
+    """Of the loss by every trainable variable, moved off its initial value, in float64."""
+    with jax.enable_x64(True):
+        graphdef, trainable, frozen = split_model(model)
+        trainable, frozen = in_float64((trainable, frozen))
+        rng = np.random.default_rng(0)
+        trainable = jax.tree.map(lambda x: x + spread * rng.normal(size=x.shape), trainable)
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = jnp.asarray(inputs, jnp.float64)
+        batch = StepBatch(inputs, jnp.asarray(labels), jnp.ones(len(labels), jnp.float64))
+
+        @jax.jit
+        def loss(trainable):
+            logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, None)
+            return weighted_loss(logits, batch)[0]
+
+        gradients = jax.jit(jax.grad(loss))(trainable)
+        leaves, structure = jax.tree.flatten(trainable)
+        assert leaves
+        names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(trainable)]
+        for i, gradient in enumerate(jax.tree.leaves(gradients)):
+            direction = jnp.asarray(rng.normal(size=gradient.shape))
+
+            def at(distance, i=i, direction=direction):
+                moved = [x + distance * direction if j == i else x for j, x in enumerate(leaves)]
+                return loss(jax.tree.unflatten(structure, moved))
+
+            numeric = (at(STEP) - at(-STEP)) / (2 * STEP)
+            analytic = jnp.sum(gradient * direction)
+            assert gradient.dtype == jnp.float64
+            # The absolute term is for the keys of attention, whose effect all but vanishes.
+            np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-7, err_msg=names[i])
+
+
+def unit(x):
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)

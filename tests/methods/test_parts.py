@@ -1,0 +1,70 @@
+"""FVP and TAR: FG-VPL's parts alone; and what λ is chosen from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from fgvpl_jax import TwoPathwayHead, VisualCache
+from fgvpl_jax.methods import FGVPL, METHODS
+from fgvpl_jax.methods.fvp import FVP
+from fgvpl_jax.methods.tar import TAR
+from fgvpl_jax.visual_prompt import ImageFeatures
+from tests.methods.checks import unit
+
+
+def test_fvp_is_both_branches_against_the_texts(clip, text_features):
+    model = FVP(clip, text_features, object_logit_weight=0.7, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, clip.image_size, clip.image_size, 3), dtype=np.uint8)
+    features = model.features(jnp.asarray(images))
+    w = np.asarray(text_features, np.float64)
+    scale = float(clip.logit_scale)
+    expected = scale * unit(features.image) @ w.T + 0.7 * scale * unit(features.object) @ w.T
+    np.testing.assert_allclose(model.logits(features, None), expected, rtol=1e-5, atol=1e-4)
+    full = FGVPL(clip, text_features, rngs=nnx.Rngs(0)).features(jnp.asarray(images))
+    np.testing.assert_array_equal(features.image, full.image)  # the same encoder of the same seed
+
+
+@pytest.fixture
+def cache():
+    rng = np.random.default_rng(2)
+    image = jnp.asarray(rng.normal(size=(5, 16)), jnp.float32)
+    return VisualCache(image, None, jnp.array([0, 1, 1, 2, 0]), jnp.array([1, 1, 1, 1, 0], bool))
+
+
+def test_tar_is_eq_19_without_its_object_terms(clip, text_features, cache):
+    model = TAR(clip, text_features, text_residual_ratio=0.3, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(3)
+    features = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
+    head = TwoPathwayHead(16, 0.3, 0.0, rngs=nnx.Rngs(0))
+    nothing = jnp.zeros((4, 16))
+    whole = head(
+        ImageFeatures(features, nothing, nothing, jnp.zeros((4, 4)), jnp.ones((4, 4), bool)),
+        text_features,
+        cache._replace(object=jnp.zeros((5, 16))),
+        logit_scale=float(clip.logit_scale),
+        cache_logit_weight=2.0,
+    )
+    found = model.logits(features, cache, cache_logit_weight=2.0)
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+
+
+def test_tar_computes_nothing_of_objects(clip, text_features, cache):
+    """Five matrix products: p, path 1, q twice, affinity; and the votes make six."""
+    model = TAR(clip, text_features, rngs=nnx.Rngs(0))
+    program = jax.make_jaxpr(lambda f: model.logits(f, cache))(jnp.ones((4, 16)))
+    assert str(program).count("dot_general") == 6
+
+
+def test_of_equal_lambdas_the_one_nearest_to_one_comes_first():
+    config = common.get_config()
+    config.cache_logit_weight_grid = (0.0, 0.5, 4.0, 1.0, 8.0)
+    for name in ("fg_vpl", "tar"):
+        order = [c["cache_logit_weight"] for c in METHODS[name].candidates(config)]
+        assert order == [1.0, 0.5, 0.0, 4.0, 8.0]
+        config.cache_logit_weight_grid = ()
+        assert METHODS[name].candidates(config) == [{"cache_logit_weight": 1.0}]
+        config.cache_logit_weight_grid = (0.0, 0.5, 4.0, 1.0, 8.0)

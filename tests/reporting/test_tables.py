@@ -1,0 +1,189 @@
+"""Tables of runs written by hand: means and deviations are computed on paper."""
+
+import csv
+
+import pytest
+
+from fgvpl_jax.apps.find_runs import read_runs
+from fgvpl_jax.reporting.csv_files import write_accuracies
+from fgvpl_jax.reporting.panels import averages_of, benchmarks_of, panels_of, spread
+from fgvpl_jax.reporting.tables import (
+    average_table,
+    backbone_table,
+    gains_table,
+    setting_tables,
+    shots_table,
+)
+from tests.reporting.run_folders import write_run
+
+DEFAULTS = {"text_residual_ratio": 0.05, "object_logit_weight": 0.5}
+
+
+def write_runs(root, rows, **fields):
+    """Runs of {(method, shots): accuracies of seeds 1, 2, …}."""
+    for (method, shots), accuracies in rows.items():
+        for seed, accuracy in enumerate(accuracies, start=1):
+            config = {"method": method, "shots": shots, "seed": seed, **fields.get("config", {})}
+            place = root / f"{len(list(root.glob('*')))}"
+            write_run(place, accuracy, **{**fields, "config": config})
+
+
+def panels(root):
+    records, left_out = read_runs([root], DEFAULTS)
+    assert left_out == []
+    return panels_of(records)
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    rows = {
+        ("fg_vpl", 1): (0.70, 0.71, 0.75),
+        ("fg_vpl", 16): (0.74, 0.78),
+        ("tip_adapter_f", 16): (0.73,),
+    }
+    write_runs(tmp_path, rows, zero_shot=0.687, config={"benchmark": "imagenet", "epochs": 20})
+    return tmp_path
+
+
+def test_deviation_is_of_the_sample():
+    # Of 2, 4, 4, 4, 5, 5, 7, 9 the squares about 5 add to 32; 32 / 7 = 4.5714.
+    assert spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]) == (5.0, pytest.approx(2.13809), 8)
+    assert spread([3.0]) == (3.0, None, 1)
+
+
+def test_methods_by_shots_with_the_papers_numbers_beside(imagenet):
+    (panel,) = panels(imagenet)
+    table = shots_table(panel)
+    assert table.columns == ["method", "1 shot", "16 shots"]
+    assert table.rows == [
+        ["Zero-shot CLIP", "68.70 (paper 68.7, +0.00)", "68.70 (paper 68.7, +0.00)"],
+        ["Tip-Adapter-F", "-", "73.00 (paper 73.7, -0.70)"],
+        # Squares of -2, -1 and 3 about 72 add to 14, of -2 and 2 about 76 to 8.
+        ["FG-VPL", "72.00 ± 2.65 (paper 70.3, +1.70)", "76.00 ± 2.83 (paper 75.5, +0.50)"],
+    ]
+    assert table.notes == [
+        "Accuracy on the test split in %, mean ± standard deviation over 3 seeds.",
+        "Fewer seeds so far: Tip-Adapter-F at 16 shots: 1; FG-VPL at 16 shots: 2.",
+        "Tip-Adapter-F: 20 epochs.",
+        "FG-VPL: 20 epochs; the paper has 50.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"benchmark": "eurosat"}, {"benchmark": "imagenet", "clip": "photo-clip-64"}],
+)
+def test_other_data_and_backbones_have_no_paper_beside_them(tmp_path, config):
+    write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=config)
+    (panel,) = panels(tmp_path)
+    assert "paper" not in str(shots_table(panel).rows)
+
+
+def test_epochs_that_change_with_shots_are_named_and_make_no_row(tmp_path):
+    for shots, epochs in ((1, 100), (2, 100), (16, 400)):
+        rows = {("fg_vpl", shots): (0.5,)}
+        write_runs(tmp_path, rows, config={"epochs": epochs})
+    (panel,) = panels(tmp_path)
+    table = shots_table(panel)
+    assert [row[0] for row in table.rows] == ["Zero-shot CLIP", "FG-VPL"]
+    assert table.notes[-1] == (
+        "FG-VPL: 100 epochs at 1 and 2 shots; 400 epochs at 16 shots; the paper has 400."
+    )
+
+
+def test_varied_settings_have_rows_and_the_shape_of_tables_4_and_5(tmp_path):
+    for alpha, beta, accuracies in (
+        (0.01, 0.5, (0.75, 0.77)),
+        (0.05, 0.5, (0.76, 0.78)),
+        (0.1, 0.5, (0.72,)),
+        (0.05, 0.9, (0.6,)),
+    ):
+        config = {"benchmark": "imagenet", "text_residual_ratio": alpha}
+        config["object_logit_weight"] = beta
+        write_runs(tmp_path, {("fg_vpl", 16): accuracies}, config=config)
+    (panel,) = panels(tmp_path)
+    assert [row.label for row in panel.rows] == [
+        "FG-VPL",
+        "FG-VPL (object_logit_weight=0.9)",
+        "FG-VPL (text_residual_ratio=0.01)",
+        "FG-VPL (text_residual_ratio=0.1)",
+    ]
+    beta_table, alpha_table = setting_tables(panel)
+    assert alpha_table.title.endswith("text_residual_ratio at 16 shots")
+    assert alpha_table.columns == ["method", "0.01", "0.05", "0.1"]
+    assert alpha_table.rows == [
+        [
+            "FG-VPL",
+            "76.00 ± 1.41 (paper 75.2, +0.80)",
+            "77.00 ± 1.41 (paper 75.5, +1.50)",
+            "72.00 (paper 75.3, -3.30)",
+        ]
+    ]
+    assert beta_table.columns == ["method", "0.5", "0.9"]
+
+
+def test_averages_are_of_methods_that_were_run_on_every_benchmark(tmp_path):
+    for benchmark, rows in {
+        "eurosat": {("fg_vpl", 4): (0.8, 0.9), ("tip_adapter_f", 4): (0.7, 0.7)},
+        "dtd": {("fg_vpl", 4): (0.4, 0.6), ("tip_adapter_f", 4): (0.5, 0.5), ("tar", 4): (0.9,)},
+    }.items():
+        zero_shot = {"eurosat": 0.5, "dtd": 0.4}[benchmark]
+        write_runs(tmp_path, rows, zero_shot=zero_shot, config={"benchmark": benchmark})
+    found = panels(tmp_path)
+    (average,) = averages_of(found)
+    table = average_table(average, benchmarks_of(found, average.backbone))
+    # Seed by seed: (80 + 40) / 2 and (90 + 60) / 2; squares of -7.5 and 7.5 add to 112.5.
+    assert table.rows == [
+        ["Zero-shot CLIP", "45.00"],
+        ["Tip-Adapter-F", "60.00 ± 0.00"],
+        ["FG-VPL", "67.50 ± 10.61"],
+        ["FG-VPL above Tip-Adapter-F", "+7.50"],
+    ]
+
+
+def test_backbones_side_by_side_and_apart_if_only_their_hash_differs(tmp_path):
+    config = {"benchmark": "imagenet"}
+    b32 = config | {"clip": "openai/clip-vit-base-patch32"}
+    write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, zero_shot=0.6, config=b32)
+    write_runs(tmp_path, {("fg_vpl", 16): (0.76,)}, config=config, sha256="b" * 64)
+    table = backbone_table(panels(tmp_path))
+    assert table.columns == ["method", "clip-vit-base-patch16", "clip-vit-base-patch32"]
+    assert table.rows[1] == ["FG-VPL", "76.00 (paper 75.5, +0.50)", "70.00 (paper 70.1, -0.10)"]
+    write_runs(tmp_path, {("fg_vpl", 16): (0.1,)}, config=config, sha256="c" * 64)
+    assert [panel.backbone for panel in panels(tmp_path)] == [
+        "clip-vit-base-patch16@bbbbbbbb",
+        "clip-vit-base-patch16@cccccccc",
+        "clip-vit-base-patch32",
+    ]
+
+
+def test_gains_over_zero_shot(tmp_path):
+    rows = {("fg_vpl", 1): (0.5,), ("fg_vpl", 16): (0.9, 0.94)}
+    write_runs(tmp_path, rows, zero_shot=0.45)
+    table = gains_table(panels(tmp_path))
+    assert table.rows == [
+        ["EuroSAT, clip-vit-base-patch16, 16 shots", "+47.00 ± 2.83 (paper +45.7, +1.30)"]
+    ]
+
+
+def test_a_run_counts_once_and_what_cannot_be_shown_is_named(tmp_path):
+    write_run(tmp_path / "a" / "W", 0.5)
+    write_run(tmp_path / "b" / "W", 0.5, config={"data.root": "elsewhere"})
+    write_run(tmp_path / "photos", None)
+    (write_run(tmp_path / "broken", 0.5) / "config.json").write_text("{")
+    records, left_out = read_runs([tmp_path, tmp_path / "a"], DEFAULTS)
+    assert len(records) == 1
+    assert len(left_out) == 2
+    assert "broken" in left_out[0]
+    assert "photos: has no test split" in left_out[1]
+
+
+def test_numbers_for_other_programs(imagenet, tmp_path):
+    write_accuracies(panels(imagenet), tmp_path / "accuracy.csv")
+    with open(tmp_path / "accuracy.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    (row,) = [r for r in rows if (r["method"], r["shots"]) == ("fg_vpl", "16")]
+    assert float(row["mean"]) == pytest.approx(76.0)
+    assert float(row["deviation"]) == pytest.approx(8**0.5)
+    assert (row["seeds"], row["paper"]) == ("2", "75.5")
+    assert float(row["difference"]) == pytest.approx(0.5)

@@ -1,0 +1,196 @@
+"""Runs killed at random moments end as if nothing had happened.
+
+run.py is started as a process, ended by a signal at a seeded random moment of an undisturbed run's
+time, and started again by the same command until it has results; then what it left is compared with
+the undisturbed run's. `-s` shows what each signal came upon.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fgvpl_jax import load_classifier
+from tests.conftest import write_photo_folders
+
+ROOT = Path(__file__).parents[1]
+LONGEST_SECONDS = 300  # of one process; a bound for what hangs, not for what is slow
+# Writes the stacks of all threads when asked to, from the C level: also in the midst of XLA.
+TRACED = """
+import faulthandler, runpy, signal, sys
+faulthandler.register(signal.SIGUSR1, open(sys.argv[1], "w"))
+sys.argv = ["run.py", *sys.argv[2:]]
+runpy.run_path("run.py", run_name="__main__")
+"""
+# What of a stack tells the part of the run; the first that matches.
+PARTS = {
+    "saving": (") in save\n", ") in close\n", "_wait"),
+    "restoring": ("in restore\n", "_remove_damaged"),
+    "cache building": ("training/cache.py",),
+    "evaluation": ("in measure\n", "evaluator.py"),
+    "training": ("training/loop.py",),
+    "preparing": ("in prepare\n",),
+}
+# All that a finished run leaves.
+NAMES = {
+    *("config.json", "few_shot.json", "metrics.jsonl", "results.json", "support.npz"),
+    *("checkpoints", "cv"),
+}
+KINDS = {
+    "short": ["--config.epochs=10"],
+    "epoch": ["--config.epochs=200"],
+    "once": ["--config.epochs=200", "--config.cache_refresh=once"],
+    "folds": ["--config.epochs=60", "--config.cv_folds=2"],  # no test split: trained three times
+}
+
+
+class Kind:
+    """One setting: its command, and what an undisturbed run of it leaves."""
+
+    def __init__(self, name: str, clip: Path, photos: Path, place: Path):
+        self.settings = [
+            "--config=configs/folder.py",
+            f"--config.clip={clip}",
+            f"--config.data.root={photos}",
+            "--config.shots=5",
+            "--config.batch_size=4",
+            "--config.checkpoint_every_epochs=3",
+            "--config.eval_batch_size=2",
+            *KINDS[name],
+        ]
+        self.photos = sorted(photos.rglob("*.png"))[:10]
+        started = time.monotonic()
+        run = self.start(place)
+        assert run.wait(LONGEST_SECONDS) == 0, log_of(place)
+        self.seconds = time.monotonic() - started
+        self.outcome = self.outcome_of(place)
+
+    def start(self, place: Path) -> subprocess.Popen:
+        place.mkdir(exist_ok=True)
+        (place / "stacks").unlink(missing_ok=True)
+        images = f"--config.data.image_cache_dir={place / 'images'}"
+        command = [sys.executable, "-c", TRACED, str(place / "stacks"), *self.settings, images]
+        with (place / "log").open("a") as log:
+            return subprocess.Popen(
+                [*command, f"--workdir={place / 'W'}"], cwd=ROOT, stdout=log, stderr=log
+            )
+
+    def outcome_of(self, place: Path) -> dict:
+        """Results, metrics and predictions, times apart."""
+        files = sorted((place / "W").rglob("metrics.jsonl"))
+        return {
+            "results": without_times(json.loads((place / "W" / "results.json").read_text())),
+            "metrics": [
+                [without_times(json.loads(line)) for line in file.read_text().splitlines()]
+                for file in files
+            ],
+            "predictions": [
+                (p.class_names, p.probabilities, p.attention_map.tolist(), p.similar)
+                for p in load_classifier(place / "W").predict(self.photos)
+            ],
+        }
+
+    def compare(self, place: Path) -> None:
+        assert self.outcome_of(place) == self.outcome
+        assert {file.name for file in (place / "W").iterdir()} <= NAMES
+        assert len(list((place / "W" / "checkpoints").iterdir())) == 2
+
+    def interrupt(self, place: Path, signum: int, after: float) -> str | None:
+        """Starts and signals; the part of the run that it came upon, None if it was through."""
+        fresh, unfinished = not place.exists(), saves(place)
+        run = self.start(place)
+        try:
+            run.wait(after)
+            assert run.returncode == 0, log_of(place)
+            if fresh:
+                self.seconds = min(self.seconds, after)  # the first one also compiled
+            return None
+        except subprocess.TimeoutExpired:
+            part = "saving" if saves(place) - unfinished else part_of(run, place)
+            run.send_signal(signum)
+        run.wait(LONGEST_SECONDS)
+        if signum == signal.SIGTERM and part != "starting":
+            assert run.returncode in (143, 0), log_of(place)  # 0: in the last moment
+        return part
+
+
+def without_times(content: dict) -> dict:
+    return {key: value for key, value in content.items() if "second" not in key}
+
+
+def log_of(place: Path) -> str:
+    return (place / "log").read_text()[-3000:]
+
+
+def saves(place: Path) -> set[Path]:
+    """What is being saved, or was when a kill came."""
+    return set((place / "W").rglob("*.orbax-checkpoint-tmp*"))
+
+
+def part_of(run: subprocess.Popen, place: Path) -> str:
+    stacks = place / "stacks"
+    run.send_signal(signal.SIGUSR1)
+    for _ in range(20):
+        time.sleep(0.01)
+        if stacks.exists() and stacks.stat().st_size:
+            break
+    text = stacks.read_text() if stacks.exists() else ""
+    for part, marks in PARTS.items():
+        if any(mark in text for mark in marks):
+            return part
+    return "ending" if (place / "W" / "results.json").exists() else "starting"
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny_clip_dir, photos_dir, tmp_path_factory):
+    """Made when first asked for."""
+    unsplit = tmp_path_factory.mktemp("unsplit")
+    write_photo_folders(unsplit, 5)
+    made: dict[str, Kind] = {}
+
+    def kind(name: str) -> Kind:
+        if name not in made:
+            photos = unsplit if name == "folds" else photos_dir
+            made[name] = Kind(name, tiny_clip_dir, photos, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return kind
+
+
+def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
+    """Each start gets a signal, until its run has results; then it is compared, a new one begun."""
+    rng = random.Random(seed)
+    parts: list[str] = []
+    runs = 0
+    while len(parts) < len(signals):
+        run = place / str(runs)
+        part = kind.interrupt(run, signals[len(parts)], rng.uniform(0, kind.seconds))
+        if part is not None:
+            parts.append(f"{signal.Signals(signals[len(parts)]).name} {part}")
+        if (run / "W" / "results.json").exists() or len(parts) == len(signals):
+            assert kind.start(run).wait(LONGEST_SECONDS) == 0, log_of(run)
+            kind.compare(run)
+            runs += 1
+    print(f"\n{runs} runs of {kind.seconds:.1f} s ended equal after {', '.join(parts)}")
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(kinds, tmp_path):
+    check_chain(kinds("short"), tmp_path, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["epoch", "once", "folds"])
+def test_many_kills(kinds, tmp_path, name, seed):
+    check_chain(kinds(name), tmp_path, 10 * [signal.SIGKILL], seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["epoch", "once", "folds"])
+def test_many_terminations(kinds, tmp_path, name):
+    check_chain(kinds(name), tmp_path, 4 * [signal.SIGTERM], 3)

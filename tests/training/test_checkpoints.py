@@ -1,0 +1,176 @@
+"""What is restored is what was saved, or it is refused."""
+
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import Checkpoints, Provenance, TrainState
+from fgvpl_jax.training.checkpoints import KEEP_LAST, Position
+from fgvpl_jax.training.step import StepMetrics
+from fgvpl_jax.variables import Trainable
+
+PROVENANCE = Provenance("fg_vpl", ["a", "b"], {"name": "x", "sha256": "1"}, 1)
+
+
+class Weights(nnx.Module):
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.kernel = Trainable(jnp.asarray(rng.normal(size=(7, 5)), jnp.float32))
+        self.prompt = Trainable(jnp.zeros((0, 5)))  # of a model without a prompt
+
+
+def state_of(seed):
+    trainable = nnx.state(Weights(seed), Trainable)
+    return TrainState(trainable, optax.adamw(1e-3).init(trainable))
+
+
+def saved(directory, steps, to_train=True):
+    with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state_of(step), Position(step))
+
+
+def restored(directory, *, to_train=True):
+    with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
+        return checkpoints.restore(state_of(99))
+
+
+def assert_same(tree, other):
+    for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_unfinished_epoch_comes_back_to_the_last_bit(tmp_path):
+    steps = [StepMetrics(*np.float32([0.1, 2, 4])), StepMetrics(*np.float32([1 / 3, 3, 4]))]
+    start = state_of(5).trainable
+    with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
+        checkpoints.save(8, state_of(1), Position(3, steps, 1.25), start)
+    state, position, epoch_start = restored(tmp_path)
+    assert_same(state, state_of(1))
+    assert_same(epoch_start, start)
+    assert (position.epoch, position.seconds) == (3, 1.25)
+    assert position.steps == steps
+
+
+def test_a_state_without_anything_to_train_is_kept(tmp_path):
+    empty = TrainState(nnx.State({}), None)
+    with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
+        checkpoints.save(0, empty, Position())
+    with Checkpoints(tmp_path, PROVENANCE) as checkpoints:
+        assert checkpoints.latest_epoch == 0
+        assert not jax.tree.leaves(checkpoints.restore(empty).state)
+
+
+def test_memory_that_the_next_step_takes_is_not_saved(tmp_path):
+    state = state_of(1)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
+    with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
+        checkpoints.save(1, state, Position(1))
+        overwrite(state)
+    assert_same(restored(tmp_path).state, state_of(1))
+
+
+def test_the_last_ones_stay(tmp_path):
+    saved(tmp_path, range(1, 6))
+    names = {int(folder.name) for folder in tmp_path.iterdir()}
+    assert names == {5 - i for i in range(KEEP_LAST)}
+    saved(tmp_path, [5])  # nothing new
+    assert restored(tmp_path).position.epoch == 5
+
+
+def files_of(folder):
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with the checkpoints 1 and 2."""
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    saved(directory, [1, 2])
+    return directory
+
+
+def flip(file, rng):
+    content = bytearray(file.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    file.write_bytes(content)
+
+
+def truncate(file, rng):
+    file.write_bytes(file.read_bytes()[: rng.integers(file.stat().st_size)])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_damage_anywhere_is_noticed_or_without_effect(two, tmp_path, capsys, damage):
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for number in range(len(files_of(two / "2"))):
+        copy = tmp_path / str(number)
+        shutil.copytree(two, copy)
+        damage(files_of(copy / "2")[number], rng)
+        state, position, _ = restored(copy)
+        told = "step 2" in capsys.readouterr().err
+        noticed += told
+        assert position.epoch == (1 if told else 2)
+        assert (copy / "2").exists() != told
+        assert_same(state, state_of(position.epoch))
+    assert noticed > 3
+
+
+def test_arrays_changed_under_valid_checksums_are_noticed(two, tmp_path, capsys):
+    """As a file of another checkpoint in its place would be."""
+    shutil.copytree(two, tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "2" / "trainable")
+    shutil.copytree(two / "1" / "trainable", tmp_path / "c" / "2" / "trainable")
+    with pytest.raises(UserError, match=r"step 2 .* is damaged .*sha256"):
+        restored(tmp_path / "c", to_train=False)
+    assert (tmp_path / "c" / "2").exists()
+    assert_same(restored(tmp_path / "c").state, state_of(1))
+
+
+def test_where_none_is_intact_nothing_is_removed(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    for step in ("1", "2"):
+        shutil.rmtree(tmp_path / "c" / step / "optimizer")
+    with pytest.raises(UserError, match=r"none of the checkpoints .* is intact"):
+        restored(tmp_path / "c")
+    assert {folder.name for folder in (tmp_path / "c").iterdir()} == {"1", "2"}
+
+
+def test_what_a_kill_left_unfinished_is_removed_by_who_trains(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
+    shutil.copytree(two / "2", unfinished)
+    assert restored(tmp_path / "c", to_train=False).position.epoch == 2
+    assert unfinished.exists()  # perhaps of a run that is at work
+    assert restored(tmp_path / "c").position.epoch == 2
+    assert not unfinished.exists()
+
+
+def test_a_disk_without_room_is_told_of(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            saved(tmp_path / "c", [3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert restored(tmp_path / "c").position.epoch == 2
+
+
+def test_what_is_not_finite_is_never_saved(tmp_path):
+    state = state_of(1)
+    state.trainable["kernel"][...] = state.trainable["kernel"][...].at[2, 3].set(jnp.nan)
+    with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
+        with pytest.raises(FloatingPointError, match="kernel"):
+            checkpoints.save(1, state, Position(1))
+        assert checkpoints.latest_step is None
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,157 @@
+"""Frozen features: what they are of, what is kept, and when it is made anew."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgvpl_jax import load_clip
+from fgvpl_jax.data import ImageCache, Split, load_folder, random_crop_and_flip, train_batches
+from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.training import (
+    FeatureInputs,
+    FewShotInputs,
+    PixelInputs,
+    data_mesh,
+    kept_text_features,
+)
+from tests.conftest import write_photo_folders
+from tests.tiny_clip import write_tiny_clip
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_dir):
+    return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_photo_folders(tmp_path / "photos", 3)
+    return load_folder(str(tmp_path / "photos")).train
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return ImageCache(tmp_path / "kept", 10**9)
+
+
+def features_of(clip, images):
+    return np.asarray(clip.encode_image(clip.image_encoder.normalize_pixels(jnp.asarray(images))))
+
+
+def decoding(monkeypatch):
+    calls, image = [], Split.image
+    monkeypatch.setattr(Split, "image", lambda split, i: calls.append(i) or image(split, i))
+    return calls
+
+
+def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photos, kept):
+    inputs = FeatureInputs(clip, 5, kept, data_mesh())
+    augment = random_crop_and_flip(clip.image_size)
+    for _ in range(2):  # made, then kept
+        for epoch in range(2):
+            pixels = list(train_batches(photos, 4, augment=augment, seed=5, epoch=epoch))
+            batches = list(inputs.epoch(photos, 4, epoch))
+            assert len(batches) == len(pixels) == 3
+            for batch, of_pixels in zip(batches, pixels, strict=True):
+                for name in ("labels", "weights", "indices"):
+                    np.testing.assert_array_equal(getattr(batch, name), getattr(of_pixels, name))
+                real = batch.weights > 0
+                expected = features_of(clip, of_pixels.images)[real]
+                np.testing.assert_allclose(batch.inputs[real], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_has_the_features_of_the_checkpoints_own_transform(clip, photos, kept):
+    inputs = FeatureInputs(clip, 5, kept, data_mesh())
+    expected = features_of(
+        clip, np.stack([clip.resize_and_crop(photos.image(i)) for i in range(len(photos))])
+    )
+    for _ in range(2):
+        batches = list(inputs.evaluation(photos, 4))
+        found = np.concatenate([batch.inputs[batch.weights > 0] for batch in batches])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert [batch.indices.tolist() for batch in batches][-1] == [8, -1, -1, -1]
+
+
+def test_what_is_kept_is_shared_and_neither_decoded_nor_encoded_again(
+    clip, photos, kept, monkeypatch
+):
+    first = FeatureInputs(clip, 5, kept, data_mesh())
+    made = FewShotInputs(first, photos, photos, 9)
+    before = made.augmented(0), made.plain(), made.validation()[0]
+    second = FeatureInputs(clip, 5, kept, data_mesh())
+    monkeypatch.setattr(second, "_encoder", lambda _: pytest.fail("encoded again"))
+    calls = decoding(monkeypatch)
+    again = FewShotInputs(second, photos, photos, 9)
+    after = again.augmented(0), again.plain(), again.validation()[0]
+    assert not calls
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("other", ["seed", "epoch", "backbone", "settings", "photos"])
+def test_anything_that_features_depend_on_makes_them_anew(
+    clip, photos, kept, tmp_path, monkeypatch, other
+):
+    list(FeatureInputs(clip, 5, kept, data_mesh()).epoch(photos, 9, 0))
+    seed, epoch = 5, 0
+    if other == "seed":
+        seed = 6
+    elif other == "epoch":
+        epoch = 1
+    elif other == "photos":
+        photos = photos.select([1, 0, *range(2, 9)])
+    else:  # the weights' hash alone would miss an epsilon
+        overrides = {"vision_config": {"layer_norm_eps": 1e-3}} if other == "settings" else {}
+        write_tiny_clip(tmp_path / "clip", seed=int(other == "backbone"), **overrides)
+        same = load_clip(tmp_path / "clip").identity.sha256 == clip.identity.sha256
+        assert same == (other == "settings")
+        clip = load_clip(tmp_path / "clip")
+    calls = decoding(monkeypatch)
+    list(FeatureInputs(clip, seed, kept, data_mesh()).epoch(photos, 9, epoch))
+    assert len(calls) == 9
+
+
+def test_an_unreadable_image_is_named_each_time_until_it_is_mended(clip, photos, kept):
+    victim = photos.path(4)
+    content = victim.read_bytes()
+    victim.write_bytes(b"")
+    for _ in range(2):
+        (batch,) = FeatureInputs(clip, 5, kept, data_mesh()).evaluation(photos, 9)
+        assert batch.weights.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]
+        assert "the file is empty" in batch.unreadable[0]
+    victim.write_bytes(content)
+    (batch,) = FeatureInputs(clip, 5, kept, data_mesh()).evaluation(photos, 9)
+    assert batch.weights.all()
+    assert not batch.unreadable
+
+
+def test_without_a_cache_nothing_is_written(clip, photos, tmp_path):
+    inputs = FeatureInputs(clip, 5, None, data_mesh())
+    list(inputs.epoch(photos, 4, 0))
+    list(inputs.evaluation(photos, 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_few_shot_inputs_are_in_the_splits_order_without_the_unreadable(clip, photos):
+    photos.path(2).write_bytes(b"")
+    few_shot = FewShotInputs(PixelInputs(clip, 5, None), photos.select([0, 1, 3, 5]), photos, 3)
+    expected = [clip.resize_and_crop(photos.image(i)) for i in (0, 1, 3, 5)]
+    np.testing.assert_array_equal(few_shot.plain(), expected)
+    inputs, labels = few_shot.validation()
+    assert len(inputs) == len(labels) == 8
+    np.testing.assert_array_equal(labels, np.delete(photos.labels, 2))
+
+
+def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, kept, monkeypatch):
+    names = ("a", "b")
+    first = kept_text_features(clip, names, ("a {}.",), kept)
+    np.testing.assert_array_equal(first, class_text_features(clip, names, ("a {}.",)))
+    calls, encode = [], clip.encode_text
+    monkeypatch.setattr(clip, "encode_text", lambda ids: calls.append(1) or encode(ids))
+    np.testing.assert_array_equal(first, kept_text_features(clip, names, ("a {}.",), kept))
+    assert not calls
+    other = kept_text_features(clip, names, ("one {}.",), kept)
+    assert calls
+    assert not np.array_equal(first, other)
+    kept_text_features(clip, ("b", "a"), ("a {}.",), kept)
+    assert len(calls) == 2

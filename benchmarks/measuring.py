@@ -1,6 +1,7 @@
-"""What all benchmarks share: taking turns, shapes of real models, the peak that is there, a report."""
+"""What benchmarks share: taking turns, shapes of real models, counting, a report."""
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, ImageEncoder
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
@@ -44,14 +45,18 @@ def random_model(shape: str, num_classes: int) -> tuple[FGVPL, CLIP]:
     text_config = TextConfig(
         width=64, num_layers=1, num_heads=1, mlp_width=64, vocab_size=64, context_length=8
     )
+    vision = VisionTower(vision_config, rngs=nnx.Rngs(0))
     clip = SimpleNamespace(
-        vision=VisionTower(vision_config, rngs=nnx.Rngs(0)),
+        vision=vision,
         text=TextTower(text_config, rngs=nnx.Rngs(1)),
         logit_scale=np.float32(100),
         image_size=vision_config.image_size,
-        rescale_factor=1 / 255,
-        image_mean=np.array([0.48, 0.46, 0.41], np.float32),
-        image_std=np.array([0.27, 0.26, 0.28], np.float32),
+        image_encoder=ImageEncoder(
+            vision,
+            mean=np.array([0.48, 0.46, 0.41], np.float32),
+            std=np.array([0.27, 0.26, 0.28], np.float32),
+            rescale_factor=1 / 255,
+        ),
     )
     text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
@@ -110,6 +115,4 @@ def report(result: dict[str, Any]) -> None:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))

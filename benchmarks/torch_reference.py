@@ -54,8 +54,9 @@ class TorchFGVPL(nn.Module):
         self.text_residual_ratio = float(model.head.text_residual_ratio[...])
         self.object_logit_weight = float(model.head.object_logit_weight[...])
         self.logit_scale = float(model.logit_scale[...])
-        for name in ("text_features", "pixel_scale", "pixel_shift"):
-            self.register_buffer(name, to_torch(getattr(model, name)[...]))
+        self.register_buffer("text_features", to_torch(model.text_features[...]))
+        for name in ("pixel_scale", "pixel_shift"):
+            self.register_buffer(name, to_torch(getattr(model.image_encoder, name)[...]))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """For the optimizer."""
@@ -149,7 +150,7 @@ def largest_area(significance: np.ndarray, connectivity: int) -> np.ndarray:
 
 
 def clip_like(vision: VisionTower, text: TextTower) -> CLIPModel:
-    """transformers' model with the same weights, attention weights included in its outputs."""
+    """Transformers' model with the same weights, attention weights included in its outputs."""
     sizes = {
         name: {
             "hidden_size": tower.config.width,

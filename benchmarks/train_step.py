@@ -20,8 +20,9 @@ from flax import nnx
 from benchmarks.measuring import SHAPES, layer_flops, random_model, ratio, report, take_turns
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
 from fgvpl_jax.training.step import StepBatch
 
 CLASSES, SHOTS, LEARNING_RATE, WEIGHT_DECAY = 100, 16, 1e-3, 0.01
@@ -77,18 +78,18 @@ def main(shape: str, batch: int, rounds: int, with_torch: bool) -> dict[str, Any
 def ours(model: FGVPL, images, labels, keys, key_labels) -> dict[str, Callable[[], Any]]:
     """Our train step and evaluation program, with everything on the device."""
     graphdef, trainable, frozen = split_model(model)
-    optimizer = make_optimizer(LEARNING_RATE, WEIGHT_DECAY, 1000)
-    train_step = make_train_step(graphdef, optimizer)
+    mesh, optimizer = data_mesh(), adamw(cosine(LEARNING_RATE, 1000), WEIGHT_DECAY)
+    train_step = make_train_step(graphdef, optimizer, mesh)
     cache = VisualCache(
         *map(jnp.asarray, keys), jnp.asarray(key_labels), jnp.ones(len(keys[0]), bool)
     )
     batch = StepBatch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
-    weight = jnp.float32(1)
+    choices = {"cache_logit_weight": jnp.float32(1)}
     copied = jax.tree.map(jnp.copy, trainable)
-    state = [TrainState(copied, optimizer.init(copied))]
+    state = [replicate(mesh, TrainState(copied, optimizer.init(copied)))]
 
     def train():
-        state[0], metrics = train_step(state[0], frozen, cache, weight, batch)
+        state[0], metrics = train_step(state[0], frozen, cache, choices, batch)
         return metrics, state[0].trainable
 
     @jax.jit

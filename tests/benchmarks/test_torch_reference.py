@@ -8,14 +8,15 @@ from flax import nnx
 
 from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.training import TrainState, make_optimizer, make_train_step, split_model
+from fgvpl_jax.methods.optimizers import adamw, cosine
+from fgvpl_jax.training import TrainState, data_mesh, make_train_step, split_model
 from fgvpl_jax.training.step import StepBatch
 from tests.comparison import relative_error
 
 torch = pytest.importorskip("torch", reason="compares live with PyTorch: make parity")
 pytestmark = pytest.mark.torch
-from benchmarks.torch_reference import TorchFGVPL, clip_like  # noqa: E402
-from benchmarks.torch_reference import to_torch as as_torch
+torch_reference = pytest.importorskip("benchmarks.torch_reference")
+as_torch = torch_reference.to_torch
 
 CLASSES, LEARNING_RATE, WEIGHT_DECAY = 5, 1e-3, 0.01
 
@@ -28,7 +29,7 @@ def both(tiny_clip_dir):
     text = rng.normal(size=(CLASSES, clip.vision.config.embed_dim)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     model = FGVPL(clip, jnp.asarray(text), rngs=nnx.Rngs(0))
-    reference = TorchFGVPL(clip_like(clip.vision, clip.text), model)
+    reference = torch_reference.TorchFGVPL(torch_reference.clip_like(clip.vision, clip.text), model)
     side = clip.image_size
     images = jnp.asarray(rng.integers(0, 256, (6, side, side, 3), dtype=np.uint8))
     labels = jnp.asarray(rng.integers(0, CLASSES, 6), jnp.int32)
@@ -54,7 +55,7 @@ def test_features_masks_and_logits_agree(both):
         (ours.image, image),
         (ours.object, object_),
         (ours.object_patches, patches),
-        (model(images, cache, 2.0), logits),
+        (model(images, cache, cache_logit_weight=2.0), logits),
         (model.zero_shot_logits(images), zero_shot),
     ):
         assert relative_error(one, other.numpy()) < 1e-5
@@ -63,11 +64,11 @@ def test_features_masks_and_logits_agree(both):
 def test_a_training_step_agrees(both):
     model, reference, images, labels, cache, their_cache = both
     graphdef, trainable, frozen = split_model(model)
-    optimizer = make_optimizer(LEARNING_RATE, WEIGHT_DECAY, 10)
+    optimizer = adamw(cosine(LEARNING_RATE, 10), WEIGHT_DECAY)
     state = TrainState(jax.tree.map(jnp.copy, trainable), optimizer.init(trainable))
-    batch = StepBatch(images, labels, np.ones(len(labels), np.float32))
-    (after, _), metrics = make_train_step(graphdef, optimizer)(
-        state, frozen, cache, jnp.float32(1), batch
+    batch = StepBatch(images, labels, jnp.ones(len(labels)))
+    (after, _), metrics = make_train_step(graphdef, optimizer, data_mesh())(
+        state, frozen, cache, {"cache_logit_weight": jnp.float32(1)}, batch
     )
     theirs = torch.optim.AdamW(
         reference.trainable_parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY

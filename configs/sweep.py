@@ -9,22 +9,11 @@ backbones: --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-
 """
 
 from fgvpl_jax.apps.sweep_cells import sweep_config
-
-METHODS = (
-    "linear_probe",
-    "clip_adapter",
-    "coop",
-    "tip_adapter",
-    "tip_adapter_f",
-    "fvp",
-    "tar",
-    "fg_vpl",
-    "clip_lora",
-)
+from fgvpl_jax.methods import METHODS
 
 
 def get_config():
-    config = sweep_config(METHODS)
+    config = sweep_config(tuple(name for name in METHODS if name != "zero_shot"))
     config.benchmarks = ("imagenet",)
     config.grid.shots = (1, 2, 4, 8, 16)
     config.grid.seed = (1, 2, 3)

@@ -8,9 +8,6 @@ from ml_collections.config_dict import placeholder
 
 from fgvpl_jax.data import benchmark_named
 
-# Where the paper trains for other than 100 (section 4.2).
-EPOCHS = {"imagenet": 50, "eurosat": 400}
-
 
 def benchmark_config(name: str) -> ConfigDict:
     """The paper's settings for a benchmark of the table, wherever it lies.
@@ -21,7 +18,6 @@ def benchmark_config(name: str) -> ConfigDict:
     benchmark = benchmark_named(name)
     config = get_config()
     config.benchmark = name
-    config.epochs = EPOCHS.get(name, config.epochs)
     config.data.split_file = benchmark.split_file
     config.data.image_dir = benchmark.image_dir
     config.data.templates = benchmark.templates

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fgvpl_jax.apps.workdir import LOCATIONS, Workdir, flatten, read_json
+from fgvpl_jax.apps.workdir import LOCATIONS, RESOURCES, Workdir, flatten, read_json
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods import METHODS
 from fgvpl_jax.reporting.names import benchmark_order, method_order
 from fgvpl_jax.reporting.records import RunRecord, shots_order
 
@@ -16,6 +17,7 @@ from fgvpl_jax.reporting.records import RunRecord, shots_order
 OWN_COLUMNS = ("benchmark", "method", "shots", "seed")
 NO_DIFFERENCE = (
     *LOCATIONS,
+    *RESOURCES,
     "eval_batch_size",
     "checkpoint_every_epochs",
 )
@@ -85,7 +87,7 @@ def _record(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any])
         method=config["method"],
         shots=config["shots"],
         seed=config["seed"],
-        settings={name: value for name, value in config.items() if name not in hidden},
+        settings={n: _hashable(value) for n, value in config.items() if n not in hidden},
         results=results,
     )
 
@@ -118,15 +120,35 @@ def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) ->
         for name in {name for record in group for name in record.settings}:
             if len({repr(record.settings.get(name)) for record in group}) > 1:
                 varied[benchmark, backbone, method].add(name)
-    missing = object()
-    return [
-        replace(
-            record,
-            variant=tuple(
-                (name, record.settings.get(name))
-                for name in sorted(varied[record.benchmark, record.backbone, record.method])
-                if record.settings.get(name) != defaults.get(name, missing)
-            ),
+    found = []
+    for record in records:
+        own = varied[record.benchmark, record.backbone, record.method]
+        expected = {n: _hashable(value) for n, value in {**defaults, **_recipe(record)}.items()}
+        other = [
+            (name, value)
+            for name, value in sorted(record.settings.items())
+            if name not in expected or value not in (None, expected[name])
+        ]
+        found.append(
+            replace(
+                record,
+                variant=tuple((name, value) for name, value in other if name in own),
+                shared=tuple(
+                    (name, value) for name, value in other if name in expected and name not in own
+                ),
+            )
         )
-        for record in records
-    ]
+    return found
+
+
+def _hashable(value: Any) -> Any:
+    """A setting's value; a list, as JSON has tuples, as a tuple."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _recipe(record: RunRecord) -> Mapping[str, Any]:
+    """The method's own settings, but for the epochs, which a table's notes tell."""
+    if record.method not in METHODS:
+        return {}
+    recipe = METHODS[record.method].recipe(record.benchmark, record.shots or 1, 1)
+    return {name: value for name, value in recipe._asdict().items() if name != "epochs"}

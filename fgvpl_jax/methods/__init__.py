@@ -1,4 +1,7 @@
-"""The methods of the paper's tables, each one file behind `Method`, by the name in the config."""
+"""The methods of the paper's tables, each one file behind `Method`, by the name in the config.
+
+Their order is that of tables and figures.
+"""
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.clip_adapter import ClipAdapter
@@ -22,10 +25,10 @@ METHODS: dict[str, type[Method]] = {
         CoOp,
         TipAdapter,
         TipAdapterF,
+        ClipLoRA,
         FVP,
         TAR,
         FGVPL,
-        ClipLoRA,
     )
 }
 

@@ -21,7 +21,7 @@ class FVP(PixelMethod):
     """
 
     name = "fvp"
-    title = "FVP"
+    title = "FVP alone"
     finds_objects = True
 
     def __init__(

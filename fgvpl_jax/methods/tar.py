@@ -29,7 +29,7 @@ class TAR(FeatureMethod):
     """
 
     name = "tar"
-    title = "TAR"
+    title = "TAR alone"
     uses_cache = True
 
     def __init__(

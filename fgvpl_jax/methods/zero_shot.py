@@ -12,7 +12,7 @@ class ZeroShot(FeatureMethod):
     """Cosines of image and text features (Eq. 1); nothing is trained."""
 
     name = "zero_shot"
-    title = "zero-shot CLIP"
+    title = "Zero-shot CLIP"
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ZeroShot":

@@ -33,11 +33,12 @@ def write_runs(records: Sequence[RunRecord], file: Path) -> None:
     own = ("benchmark", "backbone", "method", "settings", "shots", "seed", "epochs")
     write_csv(
         file,
-        (*own, *SCORES, "folder"),
+        (*own, "validation_accuracy", *SCORES, "folder"),
         (
             (
                 *(r.benchmark, r.backbone, r.method, variant_label(r.variant), r.shots, r.seed),
                 r.results.get("epochs"),
+                max(r.results.get("validation_accuracy", {}).values(), default=None),
                 *(r.results.get(name) for name in SCORES),
                 r.folder,
             )

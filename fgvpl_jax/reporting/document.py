@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -56,7 +57,7 @@ def write_markdown(title: str, sections: Sequence[Section], file: Path) -> None:
             rows = [table.columns, ["---"] * len(table.columns), *table.rows]
             blocks.append("\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in rows))
             blocks += [_escaped(note) for note in table.notes]
-        blocks += [f"![{_escaped(p.caption)}]({p.file})" for p in section.pictures]
+        blocks += [f"![{_escaped(p.caption)}]({quote(p.file)})" for p in section.pictures]
     file.write_text("\n\n".join(blocks) + "\n", encoding="utf-8", errors="backslashreplace")
 
 

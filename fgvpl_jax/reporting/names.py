@@ -1,17 +1,7 @@
 """What people call methods and benchmarks, and in which order the paper has them."""
 
-METHODS = {
-    "zero_shot": "Zero-shot CLIP",
-    "linear_probe": "Linear probe",
-    "clip_adapter": "CLIP-Adapter",
-    "coop": "CoOp",
-    "tip_adapter": "Tip-Adapter",
-    "tip_adapter_f": "Tip-Adapter-F",
-    "clip_lora": "CLIP-LoRA",
-    "fvp": "FVP alone",
-    "tar": "TAR alone",
-    "fg_vpl": "FG-VPL",
-}
+from fgvpl_jax.methods import METHODS
+
 ZERO_SHOT, FG_VPL = "zero_shot", "fg_vpl"
 
 BENCHMARKS = {
@@ -30,8 +20,8 @@ BENCHMARKS = {
 
 
 def method_label(method: str) -> str:
-    """The name of a method in a table; its own where it is none of the paper's."""
-    return METHODS.get(method, method)
+    """The name of a method in a table; its own where this program has none of it."""
+    return METHODS[method].title if method in METHODS else method
 
 
 def benchmark_label(benchmark: str) -> str:
@@ -40,7 +30,7 @@ def benchmark_label(benchmark: str) -> str:
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Sorts methods as the paper's tables do, and others behind them."""
+    """Sorts methods as `METHODS` does, which is the tables' order, and others behind them."""
     return (list(METHODS).index(method) if method in METHODS else len(METHODS), method)
 
 

@@ -75,7 +75,7 @@ class Panel:
         shots: All that any row has, in order.
         rows: In the paper's order, without zero-shot CLIP.
         zero_shot: Accuracy of zero-shot CLIP in percent, which has neither shots nor seeds.
-        records: The runs; of a mean none.
+        records: The runs; of a mean those of all its benchmarks.
     """
 
     benchmark: str
@@ -168,7 +168,8 @@ def averages_of(panels: Sequence[Panel]) -> list[Panel]:
         if rows:
             benchmark = f"Average over {len(members)} benchmarks"
             zero_shot = statistics.fmean(panel.zero_shot for panel in members)
-            averages.append(Panel(benchmark, backbone, shots, rows, zero_shot))
+            records = [record for panel in members for record in panel.records]
+            averages.append(Panel(benchmark, backbone, shots, rows, zero_shot, records))
     return averages
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fgvpl_jax.reporting.names import FG_VPL, METHODS, ZERO_SHOT, benchmark_label, method_label
+from fgvpl_jax.reporting.names import FG_VPL, ZERO_SHOT, benchmark_label, method_label
 from fgvpl_jax.reporting.panels import Panel, ResultRow, Row, drawn_rows
 from fgvpl_jax.reporting.per_class import Reliability
 from fgvpl_jax.reporting.records import shots_label
@@ -33,7 +33,17 @@ COLOURS = {
     "tar": "#882255",
     "fg_vpl": "#D55E00",
 }
-MARKERS = dict(zip(METHODS, "*sv^DPXh<o", strict=True))
+MARKERS = {
+    "linear_probe": "s",
+    "clip_adapter": "v",
+    "coop": "^",
+    "tip_adapter": "D",
+    "tip_adapter_f": "P",
+    "clip_lora": "X",
+    "fvp": "h",
+    "tar": "<",
+    "fg_vpl": "o",
+}
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 BASELINE, GRID, INK = "#555555", "#E3E3E3", "#222222"
 PANELS_A_LINE = 3

@@ -27,6 +27,7 @@ class RunRecord:
         settings: All other fields that make a difference, under names with dots.
         results: Its `results.json`.
         variant: Those settings in which it differs from the default and from runs beside it.
+        shared: Those in which it differs from the default as all runs beside it do.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class RunRecord:
     settings: Mapping[str, Any]
     results: Mapping[str, Any]
     variant: Variant = ()
+    shared: Variant = ()
 
     @property
     def accuracy(self) -> float:

@@ -32,8 +32,9 @@ class Comparison(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """Whether both the interval and the test of every seed tell the two apart."""
-        return not self.low <= 0 <= self.high and self.p_value < 1 - CONFIDENCE
+        """Whether the interval and the test of every seed tell the two apart, the same way."""
+        agree = self.seeds_ahead == (self.seeds if self.difference > 0 else 0)
+        return agree and not self.low <= 0 <= self.high and self.p_value < 1 - CONFIDENCE
 
 
 def compare(first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"]) -> Comparison:

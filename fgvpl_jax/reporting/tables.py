@@ -14,7 +14,7 @@ from fgvpl_jax.reporting.paper_numbers import (
     paper_gain,
     paper_setting,
 )
-from fgvpl_jax.reporting.records import shots_label, shots_order
+from fgvpl_jax.reporting.records import Variant, shots_label, shots_order, variant_label
 
 NOTHING = "-"
 
@@ -44,7 +44,8 @@ def shots_table(panel: Panel) -> Table:
         for row in panel.rows
     ]
     columns = ["method", *map(shots_label, panel.shots)]
-    return Table(panel.title, columns, rows, [*seed_notes(panel), *epoch_notes(panel)])
+    notes = [*seed_notes(panel), *epoch_notes(panel), *shared_notes(panel)]
+    return Table(panel.title, columns, rows, notes)
 
 
 def average_table(panel: Panel, benchmarks: frozenset[str]) -> Table:
@@ -57,7 +58,9 @@ def average_table(panel: Panel, benchmarks: frozenset[str]) -> Table:
     rows = [[method_label(ZERO_SHOT), *[f"{panel.zero_shot:.2f}"] * len(panel.shots)]]
     for row in panel.rows:
         paper = [
-            None if row.variant else paper_average(benchmarks, panel.backbone, row.method, n)
+            paper_average(benchmarks, panel.backbone, row.method, n)
+            if has_default_settings(panel, row, n)
+            else None
             for n in panel.shots
         ]
         entries = [entry(row.spread(n), p) for n, p in zip(panel.shots, paper, strict=True)]
@@ -68,13 +71,19 @@ def average_table(panel: Panel, benchmarks: frozenset[str]) -> Table:
         for n in panel.shots:
             first, second = ours.spread(n), rival.spread(n)
             lead = first and second and Spread(first.mean - second.mean, None, first.seeds)
-            leads.append(entry(lead, paper_average_lead(benchmarks, panel.backbone, n), "+"))
+            paper_lead = (
+                paper_average_lead(benchmarks, panel.backbone, n)
+                if all(has_default_settings(panel, row, n) for row in (ours, rival))
+                else None
+            )
+            leads.append(entry(lead, paper_lead, "+"))
         rows.append([f"{ours.label} above {rival.label}", *leads])
     columns = ["method", *map(shots_label, panel.shots)]
     names = ", ".join(benchmark_label(name) for name in sorted(benchmarks))
     notes = [
         f"Mean over {names}; only of methods that were run on all of them.",
         *seed_notes(panel),
+        *shared_notes(panel),
     ]
     return Table(panel.title, columns, rows, notes)
 
@@ -109,11 +118,14 @@ def setting_tables(panel: Panel) -> list[Table]:
     tables = []
     for name in sorted({name for row in panel.rows for name, _ in row.variant}):
         found: dict[str, dict[object, list[float]]] = {}
+        methods_as_in_paper = {r.method for r in panel.records} - {
+            r.method for r in panel.records if r.shared
+        }
         for record in panel.records:
             others = {other for other, _ in record.variant} - {name}
             if record.shots == shots and not others and name in record.settings:
                 by_value = found.setdefault(record.method, defaultdict(list))
-                by_value[_hashable(record.settings[name])].append(record.accuracy)
+                by_value[record.settings[name]].append(record.accuracy)
         found = {method: by_value for method, by_value in found.items() if len(by_value) > 1}
         if not found:
             continue
@@ -125,7 +137,9 @@ def setting_tables(panel: Panel) -> list[Table]:
                 *(
                     entry(
                         spread(by_value[value]) if value in by_value else None,
-                        paper_setting(*where, method, shots, name, value),
+                        paper_setting(*where, method, shots, name, value)
+                        if method in methods_as_in_paper
+                        else None,
                     )
                     for value in values
                 ),
@@ -148,9 +162,10 @@ def gains_table(panels: Sequence[Panel]) -> Table:
             row = panel.row(key)
             value = None if row is None else row.spread(shots)
             gain = value and value._replace(mean=value.mean - panel.zero_shot)
-            method, variant = key
-            paper = paper_gain(panel.benchmark, panel.backbone, method, shots)
-            entries.append(entry(gain, None if variant else paper, sign="+"))
+            paper = None
+            if row is not None and has_default_settings(panel, row, shots):
+                paper = paper_gain(panel.benchmark, panel.backbone, row.method, shots)
+            entries.append(entry(gain, paper, sign="+"))
         rows.append([f"{panel.title}, {shots_label(shots)}", *entries])
     columns = ["benchmark", *(ResultRow(*key).label for key in keys)]
     return Table("Points above zero-shot CLIP", columns, rows)
@@ -164,9 +179,16 @@ def zero_shot_entry(panel: Panel, shots: int | None) -> str:
 
 def paper_of(panel: Panel, row: ResultRow, shots: int | None) -> float | None:
     """The paper's number beside a row's; none beside settings that are not the default."""
-    if row.variant:
+    if not has_default_settings(panel, row, shots):
         return None
     return paper_accuracy(panel.benchmark, panel.backbone, row.method, shots)
+
+
+def has_default_settings(panel: Panel, row: ResultRow, shots: int | None) -> bool:
+    """Whether all runs behind an entry have the default settings, but for the epochs."""
+    return not row.variant and not any(
+        record.shared for record in panel.records if (record.row, record.shots) == (row.key, shots)
+    )
 
 
 def entry(value: Spread | None, paper: float | None = None, sign: str = "") -> str:
@@ -228,17 +250,25 @@ def epoch_notes(panel: Panel) -> list[str]:
     return [f"{', '.join(labels)}: {note}." for note, labels in rows_by_note.items()]
 
 
+def shared_notes(panel: Panel) -> list[str]:
+    """Settings other than the default that all runs of a method have, so that no row names them."""
+    labels_by_setting: dict[Variant, list[str]] = defaultdict(list)
+    for method in dict.fromkeys(row.method for row in panel.rows):
+        for shared in dict.fromkeys(r.shared for r in panel.records if r.method == method):
+            if shared:
+                labels_by_setting[shared].append(method_label(method))
+    return [
+        f"{', '.join(labels)}: {variant_label(shared)}, which is not the default."
+        for shared, labels in labels_by_setting.items()
+    ]
+
+
 def _listed(shots: Sequence[int | None]) -> str:
     """1, 2 and 4 shots."""
     *first, last = map(shots_label, shots)
     return ", ".join(label.removesuffix(" shots").removesuffix(" shot") for label in first) + (
         f" and {last}" if first else last
     )
-
-
-def _hashable(value: object) -> object:
-    """A setting's value; a list, as JSON has tuples, as a tuple."""
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _by_size(value: object) -> tuple[int, float, str]:

@@ -122,7 +122,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 def signal_in_epoch(number):
     """Wraps `train_batches`: SIGTERM when one batch of the epoch is handed out."""
-    original = loop.train_batches
+    original = inputs.train_batches
 
     def batches(*args, epoch, **kwargs):
         for place, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
@@ -153,7 +153,7 @@ def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
 ):
     tiny_config.cache_refresh = cache_refresh
     whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(loop, "train_batches", signal_in_epoch(2))
+    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2))
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fgvpl_jax as fg
-from fgvpl_jax.apps import experiment, run_setup
+from fgvpl_jax.apps import default_config, experiment, run_setup
 from fgvpl_jax.apps.predict import as_json, predict_files
 from fgvpl_jax.apps.workdir import Workdir, read_json
 from fgvpl_jax.errors import UserError
@@ -148,3 +148,26 @@ def test_a_config_without_numbers_means_the_methods_own(tiny_config):
     assert resolved("tip_adapter_f", "dtd") == (20, 256, 1e-3, 0.01)
     assert resolved("clip_lora", "dtd") == (1500, 32, 2e-4, 0.01)  # nine images are one step
     assert resolved("zero_shot", "dtd", epochs=7)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "eurosat", "imagenet"),
+    [
+        ("zero_shot", 0, 0),
+        ("linear_probe", 0, 0),
+        ("clip_adapter", 200, 50),
+        ("coop", 200, 50),
+        ("tip_adapter", 0, 0),
+        ("tip_adapter_f", 100, 20),
+        ("fvp", 400, 50),
+        ("tar", 400, 50),
+        ("fg_vpl", 400, 50),
+        ("clip_lora", 1600, 16),  # 8,000 steps, of which 5 and 500 are an epoch
+    ],
+)
+def test_a_benchmarks_config_leaves_every_method_its_own_epochs(name, eurosat, imagenet):
+    for benchmark, num_classes, epochs in (("eurosat", 10, eurosat), ("imagenet", 1000, imagenet)):
+        config = default_config.benchmark_config(benchmark)
+        config.method = name
+        resolved = run_setup.with_recipe(config, 16 * num_classes, num_classes)
+        assert resolved.epochs == epochs

@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def runs(tmp_path):
                             "method": method,
                             "shots": shots,
                             "seed": seed,
+                            "clip": "my clip (old)",
                         },
                         answers={
                             "labels": labels,
@@ -103,8 +105,9 @@ def test_markdown_names_its_pictures_and_keeps_its_columns(runs, tmp_path):
     text = (out / "report.md").read_text()
     assert "<script" not in text
     assert "a \\| b" in text
-    for file in re.findall(r"\]\(([^)]+)\)", text):
-        assert (out / file).is_file()
+    for address in re.findall(r"\]\((\S+)\)\n", text + "\n"):
+        assert (out / unquote(address)).is_file()
+    assert text.count("![") == text.count("my%20clip%20%28old%29.svg") == 7
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table

@@ -56,6 +56,30 @@ def test_logits_are_the_formula(model, text_features, alpha, beta):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "beta", "alpha", "first_alpha"),
+    [
+        ("imagenet", 7, 3, 1.17),
+        ("caltech101", 12, 5, 3),
+        ("oxford_pets", 7, 3, 1.17),
+        ("stanford_cars", 20, 10, 3),
+        ("oxford_flowers", 50, 50, 10),
+        ("food101", 10, 10, 1.17),
+        ("fgvc_aircraft", 30, 30, 5),
+        ("sun397", 12, 10, 1.17),
+        ("dtd", 13, 13, 2),
+        ("eurosat", 12, 10, 2),
+        ("ucf101", 7, 3, 3),
+    ],
+)
+def test_limits_and_first_values_are_tip_adapters(benchmark, beta, alpha, first_alpha):
+    config = common.benchmark_config(benchmark)
+    method = METHODS["tip_adapter_f"]
+    last = {"beta": 0.1 + (beta - 0.1) * 199 / 200, "alpha": 0.1 + (alpha - 0.1) * 19 / 20}
+    assert method.candidates(config)[-1] == pytest.approx(last)
+    assert method.starting_choices(config) == {"alpha": first_alpha, "beta": 1.0}
+
+
 def test_the_search_is_the_papers():
     config = common.benchmark_config("eurosat")
     method = METHODS["tip_adapter_f"]

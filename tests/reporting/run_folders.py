@@ -42,6 +42,7 @@ def write_run(
         "shots": settings.shots,
         "seed": settings.seed,
         "epochs": settings.epochs,
+        "validation_accuracy": {"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
         "test_accuracy": accuracy,
         "test_ece": 0.1,
         "test_ece_tempered": 0.05,

@@ -62,6 +62,19 @@ def test_difference_seeds_ahead_and_the_least_favourable_seed():
     assert compare(first[:2], second[:2]).is_significant
 
 
+def test_seeds_that_contradict_each_other_are_no_verdict():
+    """Each seed alone is significant, and so is the mean, but one seed says the opposite."""
+    first = np.stack([right(90, 100), right(90, 100), right(40, 100)])
+    second = np.stack([right(40, 100), right(40, 100), right(60, 100)])
+    found = compare(first, second)
+    assert found.p_value < 1e-5
+    assert found.low > 0
+    assert found.seeds_ahead == 2
+    assert not found.is_significant
+    assert compare(first[:2], second[:2]).is_significant
+    assert compare(second[:2], first[:2]).is_significant
+
+
 def test_equal_answers_are_no_difference():
     same = right(30, 100)[None]
     found = compare(same, same)

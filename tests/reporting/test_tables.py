@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from fgvpl_jax.apps.find_runs import read_runs
-from fgvpl_jax.reporting.csv_files import write_accuracies
+from fgvpl_jax.reporting import csv_files
 from fgvpl_jax.reporting.panels import averages_of, benchmarks_of, panels_of, spread
 from fgvpl_jax.reporting.tables import (
     average_table,
@@ -16,7 +16,11 @@ from fgvpl_jax.reporting.tables import (
 )
 from tests.reporting.run_folders import write_run
 
-DEFAULTS = {"text_residual_ratio": 0.05, "object_logit_weight": 0.5}
+DEFAULTS = {
+    "text_residual_ratio": 0.05,
+    "object_logit_weight": 0.5,
+    "object_query": "class_token",
+}
 
 
 def write_runs(root, rows, **fields):
@@ -77,6 +81,46 @@ def test_other_data_and_backbones_have_no_paper_beside_them(tmp_path, config):
     write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=config)
     (panel,) = panels(tmp_path)
     assert "paper" not in str(shots_table(panel).rows)
+
+
+def test_settings_that_all_runs_share_are_named_and_have_no_paper_beside_them(tmp_path):
+    config = {"benchmark": "imagenet", "object_query": "object_patches", "microbatch": 32}
+    for alpha in (0.05, 0.1):
+        alphas = config | {"text_residual_ratio": alpha}
+        write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=alphas)
+    recipe = {"learning_rate": 2e-3, "weight_decay": 5e-4, "batch_size": 32}  # CoOp's own
+    write_runs(tmp_path, {("coop", 16): (0.7,)}, config={"benchmark": "imagenet"} | recipe)
+    (panel,) = panels(tmp_path)
+    table = shots_table(panel)
+    assert [row[0] for row in table.rows[1:]] == [
+        *("CoOp", "FG-VPL", "FG-VPL (text_residual_ratio=0.1)"),
+    ]
+    assert [row[1] for row in table.rows[1:]] == ["70.00 (paper 71.9, -1.90)", "70.00", "70.00"]
+    assert table.notes[-1] == "FG-VPL: object_query=object_patches, which is not the default."
+    assert "paper" not in str(setting_tables(panel)[0].rows)
+    assert "paper" not in str(gains_table([panel]).rows)
+
+
+def test_settings_that_are_lists_make_rows_and_are_named(tmp_path):
+    for template in ("a {}.", "b {}."):
+        config = {"data.templates": (template,), "cache_logit_weight_grid": (1.0, 2.0)}
+        write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=config)
+    defaults = DEFAULTS | {"cache_logit_weight_grid": [0.0, 1.0]}
+    (panel,) = panels_of(read_runs([tmp_path], defaults)[0])
+    assert [row.label for row in panel.rows] == [
+        "FG-VPL (data.templates=('a {}.',))",
+        "FG-VPL (data.templates=('b {}.',))",
+    ]
+    note = "FG-VPL: cache_logit_weight_grid=(1.0, 2.0), which is not the default."
+    assert shots_table(panel).notes[-1] == note
+    assert setting_tables(panel)[0].columns == ["method", "('a {}.',)", "('b {}.',)"]
+
+
+def test_a_learning_rate_beside_the_recipes_makes_a_row(tmp_path):
+    for rate in (1e-3, 0.5):
+        write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config={"learning_rate": rate})
+    (panel,) = panels(tmp_path)
+    assert [row.label for row in panel.rows] == ["FG-VPL", "FG-VPL (learning_rate=0.5)"]
 
 
 def test_epochs_that_change_with_shots_are_named_and_make_no_row(tmp_path):
@@ -179,7 +223,7 @@ def test_a_run_counts_once_and_what_cannot_be_shown_is_named(tmp_path):
 
 
 def test_numbers_for_other_programs(imagenet, tmp_path):
-    write_accuracies(panels(imagenet), tmp_path / "accuracy.csv")
+    csv_files.write_accuracies(panels(imagenet), tmp_path / "accuracy.csv")
     with open(tmp_path / "accuracy.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     (row,) = [r for r in rows if (r["method"], r["shots"]) == ("fg_vpl", "16")]
@@ -187,3 +231,11 @@ def test_numbers_for_other_programs(imagenet, tmp_path):
     assert float(row["deviation"]) == pytest.approx(8**0.5)
     assert (row["seeds"], row["paper"]) == ("2", "75.5")
     assert float(row["difference"]) == pytest.approx(0.5)
+
+
+def test_a_runs_line_has_the_validation_accuracy_of_what_was_chosen(tmp_path):
+    write_run(tmp_path / "run", 0.5)
+    csv_files.write_runs(read_runs([tmp_path], DEFAULTS)[0], tmp_path / "runs.csv")
+    with open(tmp_path / "runs.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["validation_accuracy"], row["test_accuracy"]) == ("0.75", "0.5")

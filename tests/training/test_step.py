@@ -7,8 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
+from configs import common
 from fgvpl_jax import VisualCache, load_clip
-from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods import FGVPL, METHODS, Task
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training import (
@@ -111,6 +112,35 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
     np.testing.assert_allclose(padded_value, value, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(padded_gradient), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_one_out):
+    config = common.get_config()
+    config.cache_leave_one_out = leave_one_out
+    labels = np.arange(6, dtype=np.int32) % 3
+    text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
+    whole, model = (
+        METHODS[name].build(clip, Task(CLASSES, text, labels), config, rngs=nnx.Rngs(0))
+        for name in ("fg_vpl", "tar")
+    )
+    assert whole.leave_one_out == leave_one_out
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(6, text.shape[1])), jnp.float32)
+    cache = VisualCache(features, None, jnp.asarray(labels), jnp.ones(6, bool))
+    places = np.array([4, 0, -1], np.int32)  # the last is padding
+    expected = 0.0
+    for place in places[:2]:
+        valid = cache.valid.at[place].set(not leave_one_out)
+        logits = model.logits(features[place][None], cache._replace(valid=valid))
+        expected -= float(jax.nn.log_softmax(logits)[0, labels[place]])
+    graphdef, trainable, frozen = split_model(model)
+    optimizer, mesh = adamw(cosine(1e-3, 10), 0.01), data_mesh()
+    state = replicate(mesh, TrainState(trainable, optimizer.init(trainable)))
+    batch = StepBatch(
+        features[places], jnp.asarray(labels[places]), jnp.array([1.0, 1.0, 0.0]), places
+    )
+    _, metrics = make_train_step(graphdef, optimizer, mesh)(state, frozen, cache, {}, batch)
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
 def test_the_schedule_is_a_cosine_to_zero_with_decay():

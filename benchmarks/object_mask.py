@@ -1,6 +1,6 @@
 """The object mask inside the program, beside scikit-image's functions in a loop on the host.
 
-    python benchmarks/object_mask.py [--batch=256]
+    python -m benchmarks.object_mask [--batch=256]
 
 Smooth maps at the grids of B/32, B/16 and L/14@336; the masks of both are compared as well.
 """

@@ -1,6 +1,6 @@
 """The attention roll-out by its class row, beside full matrix products, and beside the forward.
 
-    python benchmarks/roll_out.py [--shape=B/16] [--batch=8]
+    python -m benchmarks.roll_out [--shape=B/16] [--batch=8]
 
 Also what roll-out and object mask take together, beside the plain tower's forward pass.
 """

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -32,7 +33,7 @@ from fgvpl_jax.data import (
 )
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
-from fgvpl_jax.methods import Method, Task, method_named
+from fgvpl_jax.methods import METHODS, Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import (
     CacheBuilder,
@@ -53,6 +54,7 @@ from fgvpl_jax.training import (
 
 CACHE_REFRESH = ("epoch", "once")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+ENCODER_SETTINGS = {"compute_dtype": "float32", "rematerialise": False}
 MOST_SEEDS = 2**63
 AMOUNTS = (
     "text_residual_ratio",
@@ -147,6 +149,11 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         UserError: For every mistake in config or data.
     """
     check_config(config)
+    if method_named(config.method).reads_features and jax.process_count() > 1:
+        raise UserError(
+            f"{config.method} reads features that one process makes, and this job has "
+            f"{jax.process_count()}: start a single one, which may have several devices"
+        )
     dataset = load_dataset(config)
     if config.data.few_shot_file:
         few_shot = read_few_shot(config.data.few_shot_file, dataset, config.shots)
@@ -203,7 +210,7 @@ def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> Config
 
 def check_config(config: ConfigDict) -> None:
     """Refuses values that no run can have."""
-    method_named(config.method)
+    method = method_named(config.method)
     if config.cache_refresh not in CACHE_REFRESH:
         raise UserError(f"cache_refresh is {config.cache_refresh!r}: choose one of {CACHE_REFRESH}")
     if not 0 <= config.seed < MOST_SEEDS:
@@ -217,6 +224,13 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"compute_dtype is {config.compute_dtype!r}: choose one of {COMPUTE_DTYPES}"
         )
+    for name, default in ENCODER_SETTINGS.items():
+        if config[name] != default and not method.tunable_encoder:
+            heeding = [other for other in METHODS if METHODS[other].tunable_encoder]
+            raise UserError(
+                f"{name} is {config[name]!r}, which {config.method} does not heed: leave it at "
+                f"{default!r}, or choose one of {', '.join(heeding)}"
+            )
     if config.microbatch < 0:
         raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
     if config.cv_folds < 2:
@@ -224,7 +238,7 @@ def check_config(config: ConfigDict) -> None:
     if config.data.image_cache_gb < 0:
         raise UserError(f"data.image_cache_gb is {config.data.image_cache_gb}: give 0 or more")
     # 0 epochs are what `with_recipe` gives a method that trains nothing.
-    trains = method_named(config.method).recipe(config.benchmark, 1, 1).epochs > 0
+    trains = method.recipe(config.benchmark, 1, 1).epochs > 0
     for name in (*POSITIVE, *(["epochs"] if trains else [])):
         if config[name] is not None and config[name] < 1:
             raise UserError(f"{name} is {config[name]}: give 1 or more")

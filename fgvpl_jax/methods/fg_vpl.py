@@ -35,6 +35,7 @@ class FGVPL(PixelMethod):
     name = "fg_vpl"
     title = "FG-VPL"
     finds_objects = True
+    tunable_encoder = True
     uses_cache = True
 
     def __init__(

@@ -23,6 +23,7 @@ class FVP(PixelMethod):
     name = "fvp"
     title = "FVP alone"
     finds_objects = True
+    tunable_encoder = True
 
     def __init__(
         self,

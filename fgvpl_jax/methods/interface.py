@@ -78,6 +78,7 @@ class Method(nnx.Module):
         title: In tables.
         reads_features: Whether it reads CLIP's frozen image features, [b, e], or pixels.
         finds_objects: Whether its features have an `attention_map` and an `object_mask`.
+        tunable_encoder: Whether its image encoder heeds `compute_dtype` and `rematerialise`.
         uses_cache: Whether its logits need a `VisualCache` of the support images.
         leave_one_out: Whether in training an image is kept from matching itself in that cache:
             then `logits` is given `own_places`.
@@ -89,6 +90,7 @@ class Method(nnx.Module):
     title: ClassVar[str]
     reads_features: ClassVar[bool]
     finds_objects: ClassVar[bool] = False
+    tunable_encoder: ClassVar[bool] = False
     uses_cache: ClassVar[bool] = False
     leave_one_out: bool = False
 

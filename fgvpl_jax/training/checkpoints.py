@@ -15,6 +15,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.training.processes import is_writer, wait_for_all
 from fgvpl_jax.training.step import StepMetrics, TrainState
 
 KEEP_LAST = 2
@@ -116,6 +117,7 @@ class Checkpoints:
     @property
     def latest_epoch(self) -> int | None:
         """Number of whole epochs in the newest checkpoint; None where there is none."""
+        self._wait()
         step = self.latest_step
         if step is None:
             return None
@@ -280,6 +282,7 @@ class Checkpoints:
                 break
             except _DamagedError as error:
                 damaged[step] = error
+        wait_for_all("checkpoints are read")  # none is removed under another process's eyes
         if damaged and len(damaged) == len(steps):
             newest, reason = next(iter(damaged.items()))
             raise UserError(
@@ -288,11 +291,12 @@ class Checkpoints:
                 "version that made it"
             )
         for step, reason in damaged.items():
-            print(
-                f"the checkpoint of step {step} in {self._directory} is damaged ({reason}): "
-                "removed, training goes on from the one before it",
-                file=sys.stderr,
-            )
+            if is_writer():
+                print(
+                    f"the checkpoint of step {step} in {self._directory} is damaged ({reason}): "
+                    "removed, training goes on from the one before it",
+                    file=sys.stderr,
+                )
             self._checkpointer.delete(step)
 
     def _check_provenance(self, saved: dict[str, Any]) -> None:

@@ -67,7 +67,10 @@ class Inputs(Protocol):
         first_batch: int = 0,
         num_rows: int | None = None,
     ) -> Iterator[InputBatch]:
-        """One augmented epoch, from 0, as `train_batches` orders, draws, begins and pads it."""
+        """One augmented epoch, from 0, as `train_batches` orders, draws, begins and pads it.
+
+        What takes longer than a step is done before the first batch is asked for.
+        """
 
     def evaluation(
         self, split: Split, batch_size: int, *, strict: bool = False
@@ -175,9 +178,14 @@ class FeatureInputs:
         """See `Inputs`."""
         features = self._augmented(split, epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(split))
-        for start in range(first_batch * batch_size, len(order), batch_size):
-            places = order[start : start + batch_size]
-            yield _padded(features[places], split.labels[places], places, num_rows or batch_size)
+        parts = (
+            order[start : start + batch_size]
+            for start in range(first_batch * batch_size, len(order), batch_size)
+        )
+        return (
+            _padded(features[places], split.labels[places], places, num_rows or batch_size)
+            for places in parts
+        )
 
     def evaluation(
         self, split: Split, batch_size: int, *, strict: bool = False

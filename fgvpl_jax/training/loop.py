@@ -63,13 +63,17 @@ def train(
     layout = batch_layout(mesh, batch_size, config.microbatch)
     steps_per_epoch = -(-len(support) // batch_size)
     if checkpoints.latest_step is None:
-        model.initialise(FewShotInputs(inputs, support, validation, batch_size))
+        size = batch_size_for(mesh, config.batch_size, len(support))
+        model.initialise(FewShotInputs(inputs, support, validation, size))
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))
     if not config.epochs:
         if is_writer():
             keep_first_lines(metrics_file, 0)
-        checkpoints.save(0, TrainState(trainable, None), Position())
+        if checkpoints.latest_step is None:
+            checkpoints.save(0, TrainState(trainable, None), Position())
+        else:
+            restore_model(model, checkpoints, mesh)
         return
     schedule = model.schedule(config.learning_rate, config.epochs, steps_per_epoch)
     optimizer = model.optimizer(schedule, config.weight_decay)
@@ -122,32 +126,36 @@ def train(
     with interruption.deferred():
         for epoch in progress:
             started = time.monotonic() - position.seconds
-            if config.cache_refresh == "epoch" and model.uses_cache:
-                if epoch_start is None:
-                    # A copy: steps give the state's memory away, and who goes on in the midst of
-                    # the epoch needs the cache that it began with.
-                    epoch_start = jax.tree.map(jnp.copy, state.trainable)
-                try:
-                    with stoppable():
-                        cache = build_cache(epoch_start, frozen)
-                except interruption.Interrupted:
-                    keep()
-                    raise
             per_step = list(position.steps)
-            for batch in inputs.epoch(
-                support,
-                batch_size,
-                epoch,
-                first_batch=len(per_step),
-                num_rows=layout.num_rows,
-            ):
+            refreshes = config.cache_refresh == "epoch" and model.uses_cache
+            if refreshes and epoch_start is None:
+                # A copy: steps give the state's memory away, and who goes on in the midst of
+                # the epoch needs the cache that it began with.
+                epoch_start = jax.tree.map(jnp.copy, state.trainable)
+            try:
+                with stoppable():
+                    if epoch_start is not None:
+                        cache = build_cache(epoch_start, frozen)
+                    batches = inputs.epoch(
+                        support,
+                        batch_size,
+                        epoch,
+                        first_batch=len(per_step),
+                        num_rows=layout.num_rows,
+                    )
+            except interruption.Interrupted:
+                keep()
+                raise
+            for batch in batches:
                 device_batch = split_batch(
                     mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
                 )
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, frozen, cache, choices, device_batch)
                 per_step.append(metrics)
-                if agree_to_stop():
+                # What comes later is for the next step: all processes must go the same way.
+                stopping = agree_to_stop()
+                if stopping:
                     break
             per_step = jax.device_get(per_step)
             for number, metrics in enumerate(per_step, start=epoch * steps_per_epoch + 1):
@@ -161,12 +169,12 @@ def train(
                 progress.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}")
                 position, epoch_start = Position(epoch + 1), None
                 due = (epoch + 1) % config.checkpoint_every_epochs == 0
-                if due or epoch + 1 == config.epochs or interruption.requested():
+                if due or epoch + 1 == config.epochs or stopping:
                     keep()
             else:
                 position = Position(epoch, per_step, time.monotonic() - started)
                 keep()
-            if interruption.requested():
+            if stopping:
                 break
     nnx.update(model, state.trainable)
 

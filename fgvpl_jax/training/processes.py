@@ -40,6 +40,8 @@ def join_processes(
     given = (coordinator_address, num_processes, process_id)
     if given == (None, None, None) and os.environ.get("SLURM_NTASKS") == "1":
         return  # jax would take one GPU for a Slurm task, though there is no other task
+    # It would take SIGTERM for itself, from whoever handles it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         with warnings.catch_warnings():
             # In a Kubernetes pod without its Python client jax tells that it cannot look there.

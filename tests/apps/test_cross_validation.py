@@ -88,6 +88,22 @@ def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatc
     assert "red square" in caplog.text
 
 
+@pytest.mark.parametrize("method", ["linear_probe", "tip_adapter", "tip_adapter_f"])
+def test_a_fold_stopped_between_training_and_prediction_is_the_same(
+    method, folder_config, tmp_path, monkeypatch
+):
+    folder_config.method = method
+    whole = experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "whole"))
+    monkeypatch.setattr(cross_validation, "choose_on_validation", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "cut"))
+    monkeypatch.undo()
+    assert any((tmp_path / "cut" / "cv" / "fold_1" / "checkpoints").iterdir())
+    cut = experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "cut"))
+    for name in ("cv_nll", "cv_accuracy", "zero_shot_nll"):
+        assert cut[name] == whole[name]
+
+
 def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch, caplog):
     original = cross_validation.predict_fold
     calls = []

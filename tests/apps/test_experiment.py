@@ -120,13 +120,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
-def signal_in_epoch(number):
+def signal_in_epoch(number, place=1):
     """Wraps `train_batches`: SIGTERM when one batch of the epoch is handed out."""
     original = inputs.train_batches
 
     def batches(*args, epoch, **kwargs):
-        for place, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
-            if (epoch, place) == (number, 1):
+        for current, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
+            if (epoch, current) == (number, place):
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
@@ -289,6 +289,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
         ("data.few_shot_file", "/no/such/file", "/no/such/file"),
         ("clip", "./no/such/clip", "no/such/clip"),
         ("connectivity", 3, "3"),
+        ("compute_dtype", "float16", "compute_dtype is 'float16'"),
         ("object_query", "patch", "object_query is 'patch'"),
         ("cache_refresh", "never", "cache_refresh is 'never'"),
         ("data.templates", ("a photo",), "a photo"),
@@ -304,6 +305,40 @@ def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, 
     with pytest.raises(UserError, match=message):
         run(tiny_config, tmp_path / "W")
     assert not (tmp_path / "W").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("compute_dtype", "bfloat16"), ("rematerialise", True)]
+)
+def test_what_a_method_would_not_heed_is_refused(tiny_config, tmp_path, field, value):
+    tiny_config.method = "tip_adapter"
+    tiny_config[field] = value
+    with pytest.raises(UserError, match=rf"{field} is .*tip_adapter does not heed.* fvp, fg_vpl$"):
+        run(tiny_config, tmp_path / "W")
+    assert not (tmp_path / "W").exists()
+
+
+def test_frozen_features_are_for_one_process(tiny_config, tmp_path, monkeypatch):
+    tiny_config.method = "tar"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"tar reads features .* this job has 2: start a single"):
+        run(tiny_config, tmp_path / "W")
+    assert not (tmp_path / "W").exists()
+
+
+def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
+    tiny_config, tmp_path, monkeypatch
+):
+    tiny_config.method = "clip_adapter"
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2, place=0))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / "6").exists()  # 2 epochs of 3 steps, no step more
+    assert not (tmp_path / "cut" / "checkpoints" / "7").exists()
+    assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir):

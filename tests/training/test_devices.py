@@ -142,6 +142,73 @@ def losses(workdir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+def wait_for_checkpoint(workdir: Path, jobs) -> None:
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while not any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*")):
+        assert time.monotonic() < deadline and all(job.poll() is None for job in jobs)
+        time.sleep(0.05)
+
+
+SIGNALLED = """
+import os, signal, socket, time
+from fgvpl_jax import interruption
+from fgvpl_jax.training import join_processes
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+with interruption.handling_signals(), interruption.deferred():
+    join_processes(address, 1, 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    print(interruption.requested(), flush=True)
+    os._exit(0)
+"""
+
+
+def test_sigterm_reaches_a_process_that_joined_a_job():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED],
+        env=environment(1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == str(int(signal.SIGTERM)), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_process_ends_all_after_the_same_step(arguments, signalled, tmp_path):
+    arguments.append("--config.epochs=60")
+    finish(start(arguments, tmp_path / "whole", devices=2, processes=2))
+    jobs = start(arguments, tmp_path / "cut", devices=2, processes=2)
+    wait_for_checkpoint(tmp_path / "cut", jobs)
+    jobs[signalled].send_signal(signal.SIGTERM)
+    ends = [(job.communicate(timeout=LONGEST_SECONDS), job.returncode) for job in jobs]
+    assert [code for _, code in ends] == [143, 143], ends
+    assert not (tmp_path / "cut" / "results.json").exists()
+    outputs = finish(start(arguments, tmp_path / "cut", devices=2, processes=2))
+    assert "going on after epoch" in outputs[0]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    cut, whole = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole")
+    )
+    assert cut["test_nll"] == whole["test_nll"]
+
+
+@pytest.mark.slow
+def test_features_of_images_that_devices_do_not_divide(arguments, tmp_path):
+    """A method that computes from all nine images at once."""
+    arguments += ["--config.method=linear_probe", "--config.batch_size=256"]
+    for name, devices in (("one", 1), ("eight", 8)):
+        finish(start(arguments, tmp_path / name, devices=devices))
+    one, eight = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "eight")
+    )
+    assert eight["test_nll"] == pytest.approx(one["test_nll"], rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "processes"), [(8, 1), (2, 2)])
 def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_path):
@@ -167,10 +234,7 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed,
     workdir = tmp_path / "run"
     arguments.append("--config.epochs=20")
     jobs = start(arguments, workdir, devices=2, processes=2)
-    deadline = time.monotonic() + LONGEST_SECONDS
-    while not (workdir / "checkpoints" / "4").exists():
-        assert time.monotonic() < deadline and all(job.poll() is None for job in jobs)
-        time.sleep(0.1)
+    wait_for_checkpoint(workdir, jobs)
     jobs[killed].send_signal(signal.SIGKILL)
     survivor = jobs[1 - killed]
     _, err = survivor.communicate(timeout=LONGEST_SECONDS)

@@ -31,10 +31,14 @@ class TorchFGVPL(nn.Module):
         prompt, fine_grained_layer, text_adapter, visual_adapter: Trained; everything else is not.
     """
 
+    text_features: Tensor
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
     def __init__(self, clip: CLIPModel, model: FGVPL):
         """Takes every parameter over from a JAX model whose backbone `clip` equals."""
         super().__init__()
-        self.vision = clip.vision_model
+        self.vision: Any = clip.vision_model
         self.projection = clip.visual_projection
         self.requires_grad_(False)
         self.fine_grained_layer = copy.deepcopy(self.vision.encoder.layers[-1])
@@ -135,7 +139,7 @@ class TorchFGVPL(nn.Module):
         return F.normalize(torch.relu(self.visual_adapter(unit)) + unit, dim=1)
 
 
-def block(layer: nn.Module, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def block(layer: Any, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One layer of transformers' encoder, with its attention weights."""
     update, weights = layer.self_attn(layer.layer_norm1(tokens), attention_mask=bias)
     tokens = tokens + update
@@ -171,7 +175,7 @@ def clip_like(vision: VisionTower, text: TextTower) -> CLIPModel:
         "max_position_embeddings": text.config.context_length,
         "eos_token_id": text.config.eos_token_id,
     }
-    config = CLIPConfig(**sizes, projection_dim=vision.config.embed_dim)
+    config = CLIPConfig.from_dict({**sizes, "projection_dim": vision.config.embed_dim})
     model = CLIPModel._from_config(config, attn_implementation="eager")
     tensors = {name: to_torch(value) for name, value in hugging_face_tensors(vision, text).items()}
     unfilled = model.load_state_dict(tensors, strict=False)

@@ -80,9 +80,9 @@ def ours(model: FGVPL, images, labels, keys, key_labels) -> dict[str, Callable[[
     graphdef, trainable, frozen = split_model(model)
     mesh, optimizer = data_mesh(), adamw(cosine(LEARNING_RATE, 1000), WEIGHT_DECAY)
     train_step = make_train_step(graphdef, optimizer, mesh)
-    cache = VisualCache(
-        *map(jnp.asarray, keys), jnp.asarray(key_labels), jnp.ones(len(keys[0]), bool)
-    )
+    image_keys, object_keys = map(jnp.asarray, keys)
+    valid = jnp.ones(len(key_labels), bool)
+    cache = VisualCache(image_keys, object_keys, jnp.asarray(key_labels), valid)
     batch = StepBatch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
     choices = {"cache_logit_weight": jnp.float32(1)}
     copied = jax.tree.map(jnp.copy, trainable)
@@ -95,11 +95,11 @@ def ours(model: FGVPL, images, labels, keys, key_labels) -> dict[str, Callable[[
     @jax.jit
     def evaluation(trainable, frozen, cache, images):
         merged = nnx.merge(graphdef, trainable, frozen)
-        return merged(images, cache), merged.zero_shot_logits(images)
+        return merged(images, cache, **choices), merged.zero_shot_logits(images)
 
     return {
         "train_step": train,
-        "evaluation": lambda: evaluation(trainable, frozen, cache, batch.images),
+        "evaluation": lambda: evaluation(trainable, frozen, cache, batch.inputs),
     }
 
 

@@ -104,7 +104,10 @@ class FGImageEncoder(nnx.Module):
         significance = attention_map(attentions, num_prompts)  # Eqs. 5-7
         mask = object_mask(significance, self.vision.grid, self.connectivity)
 
-        original, _ = self._run(last_layer, tokens)  # Eq. 8
+        # Eq. 8. The class token by itself: a program that reads no patch, such as a training step,
+        # then computes none; one that reads both shares keys and values.
+        class_token, _ = self._run(partial(last_layer, num_queries=1), tokens)
+        original, _ = self._run(last_layer, tokens)
         patches = self._project(original[:, 1 : 1 + mask.shape[1]])
 
         class_or_prompt = jnp.ones((mask.shape[0], 1), bool)
@@ -118,7 +121,7 @@ class FGImageEncoder(nnx.Module):
         )
 
         return ImageFeatures(
-            image=self._project(original[:, 0]),
+            image=self._project(class_token[:, 0]),
             object=self._project(fine_grained[:, 0]),
             object_patches=masked_mean(patches, mask),
             attention_map=significance,

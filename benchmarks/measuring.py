@@ -1,0 +1,118 @@
+"""What benchmarks share: taking turns, shapes of real models, counting, a report."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fgvpl_jax.clip import CLIP, ImageEncoder
+from fgvpl_jax.clip.config import TextConfig, VisionConfig
+from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.methods import FGVPL
+
+SHAPES = {
+    "B/32": VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072, patch_size=32),
+    "B/16": VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072),
+    "L/14": VisionConfig(
+        width=1024, num_layers=24, num_heads=16, mlp_width=4096, patch_size=14, embed_dim=768
+    ),
+    "L/14@336": VisionConfig(
+        width=1024,
+        num_layers=24,
+        num_heads=16,
+        mlp_width=4096,
+        image_size=336,
+        patch_size=14,
+        embed_dim=768,
+    ),
+}
+
+
+def random_model(shape: str, num_classes: int) -> tuple[FGVPL, CLIP]:
+    """FG-VPL over a random backbone of a real model's shape; the text tower is a stub of it."""
+    vision_config = SHAPES[shape]
+    text_config = TextConfig(
+        width=64, num_layers=1, num_heads=1, mlp_width=64, vocab_size=64, context_length=8
+    )
+    vision = VisionTower(vision_config, rngs=nnx.Rngs(0))
+    clip = SimpleNamespace(
+        vision=vision,
+        text=TextTower(text_config, rngs=nnx.Rngs(1)),
+        logit_scale=np.float32(100),
+        image_size=vision_config.image_size,
+        image_encoder=ImageEncoder(
+            vision,
+            mean=np.array([0.48, 0.46, 0.41], np.float32),
+            std=np.array([0.27, 0.26, 0.28], np.float32),
+            rescale_factor=1 / 255,
+        ),
+    )
+    text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    backbone = cast(CLIP, clip)
+    return FGVPL(backbone, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2)), backbone
+
+
+def take_turns(
+    contestants: dict[str, Callable[[], Any]], rounds: int = 7
+) -> dict[str, list[float]]:
+    """Seconds of each call, round by round, so that other work on the machine meets all alike.
+
+    Args:
+        contestants: Each returns only when its work is done, JAX arrays excepted.
+        rounds: After one that warms up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-1, rounds):
+        for name, call in contestants.items():
+            started = time.perf_counter()
+            jax.block_until_ready(call())
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, reference: str) -> float:
+    """Median over the rounds of our time divided by the reference's."""
+    pairs = zip(seconds[ours], seconds[reference], strict=True)
+    return statistics.median(one / other for one, other in pairs)
+
+
+def layer_flops(tokens: int, queries: int, width: int, mlp_width: int) -> int:
+    """Of a transformer layer's matrix products for one image, 2 per multiply and add.
+
+    Keys and values of all tokens, everything else of the queries only.
+    """
+    keys_and_values = 4 * tokens * width**2
+    query_and_out = 4 * queries * width**2
+    attention = 4 * queries * tokens * width
+    return keys_and_values + query_and_out + attention + 4 * queries * width * mlp_width
+
+
+def report(result: dict[str, Any]) -> None:
+    """Prints a result as text and as one JSON line, with where and when it was measured."""
+    device = jax.devices()[0]
+    result |= {
+        "date": date.today().isoformat(),
+        "device": f"{device.platform} {device.device_kind} x{jax.device_count()}",
+        "machine": f"{platform.machine()}, {_cores()} cores",
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+    }
+    for name, value in result.items():
+        print(f"{name:44} {f'{value:.4g}' if isinstance(value, float) else value}")
+    print(json.dumps(result))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

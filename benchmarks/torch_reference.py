@@ -1,0 +1,229 @@
+"""FG-VPL as one would write it in PyTorch: the reference that speed is measured against.
+
+transformers' CLIP with its weights frozen, attention rolled out by full matrix products, each
+image's mask by scikit-image on the host, and a fine-grained layer over all tokens. It computes
+what `fgvpl_jax.methods.FGVPL` computes; a test holds the two together.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.filters import threshold_otsu
+from skimage.measure import label
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip.convert import hugging_face_tensors
+from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.methods import FGVPL
+
+
+class TorchFGVPL(nn.Module):
+    """Pixels to logits (Eqs. 2-19) for a given visual cache.
+
+    Attributes:
+        prompt, fine_grained_layer, text_adapter, visual_adapter: Trained; everything else is not.
+    """
+
+    text_features: Tensor
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(self, clip: CLIPModel, model: FGVPL):
+        """Takes every parameter over from a JAX model whose backbone `clip` equals."""
+        super().__init__()
+        self.vision: Any = clip.vision_model
+        self.projection = clip.visual_projection
+        self.requires_grad_(False)
+        self.fine_grained_layer = copy.deepcopy(self.vision.encoder.layers[-1])
+        self.prompt = nn.Parameter(to_torch(model.encoder.prompt[...]))
+        dim = self.projection.out_features
+        self.text_adapter, self.visual_adapter = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        with torch.no_grad():
+            for ours, theirs in (
+                (self.text_adapter, model.head.text_adapter),
+                (self.visual_adapter, model.head.visual_adapter),
+            ):
+                ours.weight.copy_(to_torch(theirs.kernel[...]).T)
+                ours.bias.copy_(to_torch(theirs.bias[...]))
+        self.fine_grained_layer.requires_grad_(True)
+        self.grid = model.encoder.vision.grid
+        self.connectivity = model.encoder.connectivity
+        self.text_residual_ratio = float(model.head.text_residual_ratio[...])
+        self.object_logit_weight = float(model.head.object_logit_weight[...])
+        self.logit_scale = float(model.logit_scale[...])
+        self.register_buffer("text_features", to_torch(model.text_features[...]))
+        for name in ("pixel_scale", "pixel_shift"):
+            self.register_buffer(name, to_torch(getattr(model.image_encoder, name)[...]))
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """For the optimizer."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def forward(
+        self, images: Tensor, cache: Sequence[Tensor], cache_logit_weight: float = 1.0
+    ) -> Tensor:
+        """Logits [b, k] of uint8 images [b, H, W, 3]; `cache` is (image [s, e], object, labels)."""
+        image, object_, _, _ = self.features(images)
+        keys, object_keys, labels = cache
+        members = F.one_hot(labels, len(self.text_features)).to(image.dtype)
+        text = F.normalize(self.text_features, dim=1)
+        text = F.normalize(
+            self.text_residual_ratio * torch.relu(self.text_adapter(text)) + text, dim=1
+        )
+
+        def both_paths(query, keys):
+            path1 = self.logit_scale * F.normalize(query, dim=1) @ text.T
+            affinity = self.adapt(query) @ self.adapt(keys).T
+            return path1 + cache_logit_weight * (torch.exp(affinity - 1) @ members)
+
+        return both_paths(image, keys) + self.object_logit_weight * both_paths(object_, object_keys)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """f(x), f_O(x), object-patch means [b, e] each, and the masks [b, n]."""
+        tokens = self.embed(images)
+        tokens = torch.cat([tokens, self.prompt.to(tokens.dtype).expand(len(tokens), -1, -1)], 1)
+        attentions = []
+        for layer in self.vision.encoder.layers[:-1]:
+            tokens, weights = block(layer, tokens)
+            attentions.append(weights.detach())
+        mask = self.object_mask(attentions)
+        original, _ = block(self.vision.encoder.layers[-1], tokens)
+        projected = self.projection(self.vision.post_layernorm(original))
+        weights = mask.to(projected.dtype)
+        patches = projected[:, 1 : 1 + mask.shape[1]]
+        means = (patches * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+        kept = F.pad(F.pad(mask, (1, 0), value=True), (0, len(self.prompt)), value=True)
+        bias = torch.zeros(kept.shape, dtype=tokens.dtype, device=tokens.device)
+        bias = bias.masked_fill(~kept, -torch.inf)[:, None, None]
+        fine_grained, _ = block(self.fine_grained_layer, tokens, bias)
+        object_ = self.projection(self.vision.post_layernorm(fine_grained[:, 0]))
+        return projected[:, 0], object_, means, mask
+
+    def zero_shot_logits(self, images: Tensor) -> Tensor:
+        """Plain CLIP's logits."""
+        tokens = self.embed(images)
+        for layer in self.vision.encoder.layers:
+            tokens, _ = block(layer, tokens)
+        image = self.projection(self.vision.post_layernorm(tokens[:, 0]))
+        return self.logit_scale * F.normalize(image, dim=1) @ self.text_features.T
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised pixels as tokens, after the pre-LayerNorm."""
+        pixels = images.to(self.pixel_scale.dtype) * self.pixel_scale + self.pixel_shift
+        dtype = self.projection.weight.dtype
+        embedded = self.vision.embeddings(pixels.permute(0, 3, 1, 2).to(dtype))
+        return self.vision.pre_layrnorm(embedded)
+
+    @torch.no_grad()
+    def object_mask(self, attentions: list[Tensor]) -> Tensor:
+        """Roll-out by full products (Eqs. 6-7), then scikit-image for each image."""
+        rolled = attentions[0].float()
+        for weights in attentions[1:]:
+            rolled = weights.float() @ rolled
+        gh, gw = self.grid
+        maps = rolled[:, :, 0, 1 : 1 + gh * gw].sum(1).cpu().numpy().reshape(-1, gh, gw)
+        masks = [largest_area(one, self.connectivity).ravel() for one in maps]
+        return torch.from_numpy(np.stack(masks)).to(rolled.device)
+
+    def adapt(self, features: Tensor) -> Tensor:
+        """L2, adapter and residual, L2."""
+        unit = F.normalize(features, dim=1)
+        return F.normalize(torch.relu(self.visual_adapter(unit)) + unit, dim=1)
+
+
+def block(layer: Any, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One layer of transformers' encoder, with its attention weights."""
+    update, weights = layer.self_attn(layer.layer_norm1(tokens), attention_mask=bias)
+    tokens = tokens + update
+    return tokens + layer.mlp(layer.layer_norm2(tokens)), weights
+
+
+def largest_area(significance: np.ndarray, connectivity: int) -> np.ndarray:
+    """Above Otsu's threshold, the largest connected area; everything where there is none."""
+    areas = label(significance > threshold_otsu(significance), connectivity=connectivity)
+    sizes = np.bincount(areas.ravel())[1:]
+    return areas == 1 + sizes.argmax() if len(sizes) else np.ones_like(areas, bool)
+
+
+def clip_like(vision: VisionTower, text: TextTower) -> CLIPModel:
+    """Transformers' model with the same weights, attention weights included in its outputs."""
+    sizes = {
+        name: {
+            "hidden_size": tower.config.width,
+            "intermediate_size": tower.config.mlp_width,
+            "num_hidden_layers": tower.config.num_layers,
+            "num_attention_heads": tower.config.num_heads,
+            "hidden_act": tower.config.activation,
+            "layer_norm_eps": tower.config.layer_norm_eps,
+        }
+        for name, tower in (("vision_config", vision), ("text_config", text))
+    }
+    sizes["vision_config"] |= {
+        "image_size": vision.config.image_size,
+        "patch_size": vision.config.patch_size,
+    }
+    sizes["text_config"] |= {
+        "vocab_size": text.config.vocab_size,
+        "max_position_embeddings": text.config.context_length,
+        "eos_token_id": text.config.eos_token_id,
+    }
+    config = CLIPConfig.from_dict({**sizes, "projection_dim": vision.config.embed_dim})
+    model = CLIPModel._from_config(config, attn_implementation="eager")
+    tensors = {name: to_torch(value) for name, value in hugging_face_tensors(vision, text).items()}
+    unfilled = model.load_state_dict(tensors, strict=False)
+    assert not unfilled.unexpected_keys, unfilled
+    assert set(unfilled.missing_keys) <= {"logit_scale"}, unfilled
+    return model.eval()
+
+
+def to_torch(array) -> Tensor:
+    """A copy of an array as a tensor on the host."""
+    return torch.from_numpy(np.array(array))
+
+
+def contestants(
+    clip: CLIP,
+    model: FGVPL,
+    images: np.ndarray,
+    labels: np.ndarray,
+    cache: Sequence[np.ndarray],
+    learning_rate: float,
+    weight_decay: float,
+) -> dict[str, Callable[[], Any]]:
+    """The reference's train step and evaluation, warm, on as many threads as there are cores."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    reference = TorchFGVPL(clip_like(clip.vision, clip.text), model)
+    batch, targets = to_torch(images), to_torch(labels).long()
+    keys, object_keys, key_labels = map(to_torch, cache)
+    support = (keys, object_keys, key_labels.long())
+    optimizer = torch.optim.AdamW(
+        reference.trainable_parameters(), lr=learning_rate, weight_decay=weight_decay
+    )
+
+    def train_step():
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(reference(batch, support), targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    @torch.inference_mode()
+    def evaluation():
+        return reference(batch, support).numpy(), reference.zero_shot_logits(batch).numpy()
+
+    return {"torch_train_step": train_step, "torch_evaluation": evaluation}
+
+
+@torch.inference_mode()
+def matmul(rows: int, width: int, hidden: int) -> Callable[[], Any]:
+    """The MLP's two products, bare."""
+    x, up, down = torch.randn(rows, width), torch.randn(width, hidden), torch.randn(hidden, width)
+    return lambda: (x @ up) @ down

@@ -1,0 +1,162 @@
+"""One training step and one evaluation batch, beside FG-VPL in plain PyTorch, in the same run.
+
+    python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--dtype=float32] [--no_torch]
+
+Both see the same weights, images and visual cache; the ratio is the median over rounds in which
+they take turns. Achieved FLOP/s count the matrix products that the method needs, and stand beside
+the FLOP/s of bare matrix products of the model's shapes, measured in the same rounds.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.measuring import SHAPES, layer_flops, random_model, ratio, report, take_turns
+from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods.optimizers import adamw, cosine
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
+from fgvpl_jax.training.step import StepBatch
+
+CLASSES, SHOTS, LEARNING_RATE, WEIGHT_DECAY = 100, 16, 1e-3, 0.01
+
+
+def main(shape: str, batch: int, rounds: int, with_torch: bool) -> dict[str, Any]:
+    """Times all and returns the medians and ratios."""
+    model, clip = random_model(shape, CLASSES)
+    rng = np.random.default_rng(0)
+    side, dim = clip.image_size, clip.vision.config.embed_dim
+    images = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, batch).astype(np.int32)
+    keys = [rng.normal(size=(CLASSES * SHOTS, dim)).astype(np.float32) for _ in range(2)]
+    key_labels = np.repeat(np.arange(CLASSES, dtype=np.int32), SHOTS)
+
+    contestants = ours(model, images, labels, keys, key_labels)
+    contestants["xla_matmul"] = xla_matmul(clip.vision.config, batch)
+    if with_torch:
+        from benchmarks import torch_reference
+
+        contestants |= torch_reference.contestants(
+            clip, model, images, labels, (*keys, key_labels), LEARNING_RATE, WEIGHT_DECAY
+        )
+        contestants["torch_matmul"] = torch_reference.matmul(
+            *matmul_shape(clip.vision.config, batch)
+        )
+    seconds = take_turns(contestants, rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    tokens, width, hidden = matmul_shape(clip.vision.config, batch)
+    matmul_flops = 4 * tokens * width * hidden
+    peak = matmul_flops / medians["xla_matmul"]
+    result: dict[str, Any] = {"shape": shape, "batch": batch}
+    for name, flops in (
+        ("train_step", train_flops(clip.vision.config)),
+        ("evaluation", evaluation_flops(clip.vision.config)),
+    ):
+        achieved = batch * flops / medians[name]
+        result |= {
+            f"{name}_seconds": medians[name],
+            f"{name}_images_per_second": batch / medians[name],
+            f"{name}_gflop_per_image": flops / 1e9,
+            f"{name}_gflop_per_second": achieved / 1e9,
+            f"{name}_over_xla_matmul_peak": achieved / peak,
+        }
+        if with_torch:
+            result[f"{name}_over_torch"] = ratio(seconds, name, f"torch_{name}")
+    result["xla_matmul_gflop_per_second"] = peak / 1e9
+    if with_torch:
+        result["torch_matmul_gflop_per_second"] = matmul_flops / medians["torch_matmul"] / 1e9
+    return result
+
+
+def ours(model: FGVPL, images, labels, keys, key_labels) -> dict[str, Callable[[], Any]]:
+    """Our train step and evaluation program, with everything on the device."""
+    graphdef, trainable, frozen = split_model(model)
+    mesh, optimizer = data_mesh(), adamw(cosine(LEARNING_RATE, 1000), WEIGHT_DECAY)
+    train_step = make_train_step(graphdef, optimizer, mesh)
+    image_keys, object_keys = map(jnp.asarray, keys)
+    valid = jnp.ones(len(key_labels), bool)
+    cache = VisualCache(image_keys, object_keys, jnp.asarray(key_labels), valid)
+    batch = StepBatch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
+    choices = {"cache_logit_weight": jnp.float32(1)}
+    copied = jax.tree.map(jnp.copy, trainable)
+    state = [replicate(mesh, TrainState(copied, optimizer.init(copied)))]
+
+    def train():
+        state[0], metrics = train_step(state[0], frozen, cache, choices, batch)
+        return metrics, state[0].trainable
+
+    @jax.jit
+    def evaluation(trainable, frozen, cache, images):
+        merged = nnx.merge(graphdef, trainable, frozen)
+        return merged(images, cache, **choices), merged.zero_shot_logits(images)
+
+    return {
+        "train_step": train,
+        "evaluation": lambda: evaluation(trainable, frozen, cache, batch.inputs),
+    }
+
+
+def matmul_shape(config: VisionConfig, batch: int) -> tuple[int, int, int]:
+    """(rows, width, hidden width) of the model's largest matrix products, those of the MLP."""
+    gh, gw = config.grid
+    return batch * (gh * gw + 2), config.width, config.mlp_width
+
+
+def xla_matmul(config: VisionConfig, batch: int) -> Callable[[], Any]:
+    """The MLP's two products, bare."""
+    rows, width, hidden = matmul_shape(config, batch)
+    rng = np.random.default_rng(0)
+    x, up, down = (
+        jnp.asarray(rng.normal(size=size), jnp.float32)
+        for size in ((rows, width), (width, hidden), (hidden, width))
+    )
+    product = jax.jit(lambda x, up, down: (x @ up) @ down)
+    return lambda: product(x, up, down)
+
+
+def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:
+    """Of the matrix products that a training step needs for one image, heads and mask apart.
+
+    Forward through all layers, the last ones for the class query; backward to the prompt: the
+    gradients of activations cost what the forward products cost, attention twice that. Weight
+    gradients are the fine-grained layer's alone.
+    """
+    gh, gw = config.grid
+    tokens = gh * gw + 1 + num_prompts
+    size = (config.width, config.mlp_width)
+    full = layer_flops(tokens, tokens, *size)
+    full_backward = full + 4 * tokens * tokens * config.width
+    last = layer_flops(tokens, 1, *size)
+    last_backward = last + 4 * tokens * config.width
+    embedding = 2 * gh * gw * config.patch_size**2 * 3 * config.width
+    shared = (config.num_layers - 1) * (full + full_backward)
+    return embedding + shared + 2 * (last + last_backward) + last
+
+
+def evaluation_flops(config: VisionConfig, num_prompts: int = 1) -> int:
+    """The like for one evaluated image: both branches, and plain CLIP for the zero-shot logits."""
+    gh, gw = config.grid
+    size = (config.width, config.mlp_width)
+    embedding = 2 * gh * gw * config.patch_size**2 * 3 * config.width
+    total = 0
+    for tokens, classes in ((gh * gw + 1 + num_prompts, 2), (gh * gw + 1, 1)):
+        total += (config.num_layers - 1) * layer_flops(tokens, tokens, *size)
+        total += embedding + classes * layer_flops(tokens, 1, *size)
+    return total
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="B/16")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no_torch", action="store_true")
+    options = parser.parse_args()
+    report(main(options.shape, options.batch, options.rounds, not options.no_torch))

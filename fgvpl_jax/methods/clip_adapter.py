@@ -1,15 +1,13 @@
 """CLIP-Adapter: a bottleneck on the image feature, mixed with the feature itself."""
 
 import jax
-import optax
 from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.methods.coop import coop_epochs
-from fgvpl_jax.methods.interface import FeatureMethod, Recipe, Task
-from fgvpl_jax.methods.optimizers import coop_cosine, coop_sgd
+from fgvpl_jax.methods.coop import CoOpLoop
+from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.variables import Trainable
 
 REDUCTION = 4
@@ -19,7 +17,7 @@ RATIO = 0.2  # of the adapted feature
 _kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class ClipAdapter(FeatureMethod):
+class ClipAdapter(CoOpLoop):
     """Cosines of 0.2 · relu(relu(f·down)·up) + 0.8 · f with the text weights, f raw.
 
     Attributes:
@@ -41,26 +39,6 @@ class ClipAdapter(FeatureMethod):
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ClipAdapter":
         """The model; see `Method.build`."""
         return cls(clip, task.text_features, rngs=rngs)
-
-    @classmethod
-    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """CoOp's loop."""
-        return Recipe(
-            epochs=coop_epochs(benchmark, shots),
-            batch_size=32,
-            learning_rate=2e-3,
-            weight_decay=5e-4,
-        )
-
-    @staticmethod
-    def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-        """CoOp's."""
-        return coop_cosine(learning_rate, epochs, steps_per_epoch)
-
-    @staticmethod
-    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-        """CoOp's."""
-        return coop_sgd(schedule, weight_decay)
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Adapted features against the text weights."""

@@ -18,7 +18,31 @@ NUM_CONTEXT = 16
 CONTEXT_STD = 0.02
 
 
-class CoOp(FeatureMethod):
+class CoOpLoop(FeatureMethod):
+    """A method that is trained as CoOp is; the last step is used."""
+
+    @classmethod
+    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
+        """Of CoOp's paper."""
+        return Recipe(
+            epochs=coop_epochs(benchmark, shots),
+            batch_size=32,
+            learning_rate=2e-3,
+            weight_decay=5e-4,
+        )
+
+    @staticmethod
+    def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        """CoOp's."""
+        return coop_cosine(learning_rate, epochs, steps_per_epoch)
+
+    @staticmethod
+    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+        """SGD with momentum."""
+        return coop_sgd(schedule, weight_decay)
+
+
+class CoOp(CoOpLoop):
     """Cosines of image features with the texts "[v1] … [v16] <class name>.".
 
     Attributes:
@@ -66,26 +90,6 @@ class CoOp(FeatureMethod):
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "CoOp":
         """The model; see `Method.build`."""
         return cls(clip, task.class_names, task.text_features, rngs=rngs)
-
-    @classmethod
-    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """Of its paper; the last step is used."""
-        return Recipe(
-            epochs=coop_epochs(benchmark, shots),
-            batch_size=32,
-            learning_rate=2e-3,
-            weight_decay=5e-4,
-        )
-
-    @staticmethod
-    def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-        """CoOp's."""
-        return coop_cosine(learning_rate, epochs, steps_per_epoch)
-
-    @staticmethod
-    def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-        """SGD with momentum."""
-        return coop_sgd(schedule, weight_decay)
 
     def class_weights(self) -> Float[Array, "k e"]:
         """Features of the learnt texts, unit vectors."""

@@ -18,10 +18,10 @@ OTHER_EPOCHS = 100
 
 
 class SupportFeatures(NamedTuple):
-    """What the cache keeps of support images: f(x_set) and the object-patch means, raw."""
+    """What the cache keeps of support images: f(x_set) and the object-patch means, if any, raw."""
 
     image: Float[Array, "b e"]
-    object: Float[Array, "b e"]
+    object: Float[Array, "b e"] | None
 
 
 class FGVPL(PixelMethod):
@@ -131,8 +131,7 @@ class FGVPL(PixelMethod):
 
     def affinity(self, features: ImageFeatures, support: VisualCache) -> Float[Array, "b s"]:
         """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
-        adapt = self.head.visual_adapter
-        return adapt(features.image) @ adapt(support.image).T
+        return self.head.affinity(features.image, support.image)
 
 
 def fg_vpl_recipe(benchmark: str) -> Recipe:

@@ -1,7 +1,6 @@
 """TAR, the two-pathway adaptive recognition alone: on CLIP's plain image feature."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,16 +8,14 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.methods.fg_vpl import cache_weight, cache_weight_grid, fg_vpl_recipe
+from fgvpl_jax.methods.fg_vpl import (
+    SupportFeatures,
+    cache_weight,
+    cache_weight_grid,
+    fg_vpl_recipe,
+)
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, Recipe, Task
 from fgvpl_jax.recognition import TwoPathways, VisualCache
-
-
-class SupportFeatures(NamedTuple):
-    """What the cache keeps of support images; there are no objects."""
-
-    image: Float[Array, "b e"]
-    object: None
 
 
 class TAR(FeatureMethod):
@@ -72,7 +69,7 @@ class TAR(FeatureMethod):
         return cache_weight_grid(config)
 
     def support_features(self, inputs: Float[Array, "b e"]) -> SupportFeatures:
-        """The inputs."""
+        """The inputs; there are no objects."""
         return SupportFeatures(inputs, None)
 
     def logits(
@@ -96,5 +93,4 @@ class TAR(FeatureMethod):
 
     def affinity(self, features: Float[Array, "b e"], support: VisualCache) -> Float[Array, "b s"]:
         """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
-        adapt = self.pathways.visual_adapter
-        return adapt(features) @ adapt(support.image).T
+        return self.pathways.affinity(features, support.image)

@@ -32,6 +32,12 @@ class TwoPathways(nnx.Module):
         ratio = self.text_residual_ratio[...].astype(text_features.dtype)
         return self.text_adapter(text_features, ratio)
 
+    def affinity(
+        self, queries: Float[Array, "b e"], keys: Float[Array, "s e"]
+    ) -> Float[Array, "b s"]:
+        """Cosine of each adapted query with each adapted key (Eq. 17)."""
+        return self.visual_adapter(queries) @ self.visual_adapter(keys).T
+
     def both_paths(
         self,
         queries: Float[Array, "b e"],
@@ -57,8 +63,9 @@ class TwoPathways(nnx.Module):
             own_places: See `class_votes`.
         """
         path1 = logit_scale * normalize(queries) @ class_weights.T
-        affinity = self.visual_adapter(path2_queries) @ self.visual_adapter(keys).T
-        path2 = class_votes(affinity, cache, class_weights.shape[0], own_places)
+        path2 = class_votes(
+            self.affinity(path2_queries, keys), cache, class_weights.shape[0], own_places
+        )
         return path1 + cache_logit_weight * path2
 
 

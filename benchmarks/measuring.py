@@ -39,8 +39,14 @@ SHAPES = {
 }
 
 
-def random_model(shape: str, num_classes: int) -> tuple[FGVPL, CLIP]:
-    """FG-VPL over a random backbone of a real model's shape; the text tower is a stub of it."""
+def random_model(shape: str, num_classes: int, **settings: Any) -> tuple[FGVPL, CLIP]:
+    """FG-VPL over a random backbone of a real model's shape; the text tower is a stub of it.
+
+    Args:
+        shape: A key of `SHAPES`.
+        num_classes: k.
+        **settings: Of `FGVPL`.
+    """
     vision_config = SHAPES[shape]
     text_config = TextConfig(
         width=64, num_layers=1, num_heads=1, mlp_width=64, vocab_size=64, context_length=8
@@ -61,7 +67,8 @@ def random_model(shape: str, num_classes: int) -> tuple[FGVPL, CLIP]:
     text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     backbone = cast(CLIP, clip)
-    return FGVPL(backbone, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2)), backbone
+    weights = jnp.asarray(text, jnp.float32)
+    return FGVPL(backbone, weights, rngs=nnx.Rngs(2), **settings), backbone
 
 
 def take_turns(

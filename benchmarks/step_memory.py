@@ -1,6 +1,6 @@
 """Memory of one training step at ViT-B/16's size: batch 256, 224 pixels, random weights.
 
-    python benchmarks/step_memory.py [--run] [microbatch ...]
+    python -m benchmarks.step_memory [--run] [microbatch ...]
 
 For each microbatch (0: the whole batch at once), without and with rematerialising, what the
 compiled float32 step needs by XLA's own account: arguments, results and temporaries; and what one
@@ -15,17 +15,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fgvpl_jax.clip import CLIP, ImageEncoder, VisionTower
-from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.methods import FGVPL
+from benchmarks.measuring import random_model
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import (
@@ -40,17 +36,15 @@ from fgvpl_jax.training import (
 from fgvpl_jax.training.step import StepBatch, weighted_loss
 
 BATCH_SIZE, CLASSES, SUPPORT, EMBED = 256, 100, 1600, 512
-VIT_B_16 = VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072, embed_dim=EMBED)
 GIB = 2**30
 
 
 def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]]:
     """Compiles every step; GiB by microbatch."""
-    vision = VisionTower(VIT_B_16, rngs=nnx.Rngs(0))
     result = {}
     for number, microbatch in enumerate(microbatches):
         for rematerialise in (False, True):
-            compiled, make_arguments, kept = compile_step(vision, microbatch, rematerialise)
+            compiled, make_arguments, kept = compile_step(microbatch, rematerialise)
             memory = compiled.memory_analysis()
             figures = {
                 "arguments": memory.argument_size_in_bytes / GIB,
@@ -72,26 +66,9 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
     return result
 
 
-def compile_step(
-    vision: VisionTower, microbatch: int, rematerialise: bool
-) -> tuple[Any, Callable, int]:
+def compile_step(microbatch: int, rematerialise: bool) -> tuple[Any, Callable, int]:
     """The compiled step, what makes its arguments, and the bytes that a pass keeps."""
-    clip = SimpleNamespace(
-        vision=vision,
-        logit_scale=np.float32(100),
-        image_encoder=ImageEncoder(
-            vision,
-            mean=np.full(3, 0.5, np.float32),
-            std=np.full(3, 0.25, np.float32),
-            rescale_factor=1 / 255,
-        ),
-    )
-    model = FGVPL(
-        cast(CLIP, clip),  # the text tower has no part in a step
-        jnp.ones((CLASSES, EMBED)) / EMBED**0.5,
-        rematerialise=rematerialise,
-        rngs=nnx.Rngs(0),
-    )
+    model, _ = random_model("B/16", CLASSES, rematerialise=rematerialise)
     mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
     graphdef, trainable, frozen = split_model(model)
     num_rows, num_passes = batch_layout(mesh, BATCH_SIZE, microbatch)

@@ -1,6 +1,6 @@
 """bfloat16 beside float32: the same training in both, accuracy and object masks.
 
-    python benchmarks/compute_dtype.py CLIP DATA [epochs] [test stride]
+    python -m benchmarks.compute_dtype CLIP DATA [epochs] [test stride]
 
 EuroSAT below DATA, 16 shots, seed 1, λ = 1; every `stride`-th test image. Prints text, then one
 JSON line.

@@ -1,6 +1,6 @@
 """How far a training on several devices or processes goes from one on a single device.
 
-    python benchmarks/devices.py CLIP DATA [float64|float32] [steps]
+    python -m benchmarks.devices CLIP DATA [float64|float32] [steps]
 
 EuroSAT below DATA, 4 shots (40 images a step), seed 1; simulated CPU devices: one, eight, and two
 processes of two that meet on the loopback interface. Prints the loss curves' largest difference,
@@ -72,7 +72,7 @@ def run_job(arguments: list[str], devices: int, processes: int) -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, __file__, "--worker", address, str(processes)]
+    command = [sys.executable, "-m", "benchmarks.devices", "--worker", address, str(processes)]
     jobs = [
         subprocess.Popen([*command, str(number), *arguments], env=environment)
         for number in range(processes)

@@ -1,6 +1,6 @@
 """Speed of evaluation's input: decoding beside plain Pillow loops, and the image cache.
 
-    python benchmarks/input_pipeline.py [number of photos]
+    python -m benchmarks.input_pipeline [number of photos]
 
 Draws photos of 500 x 375 pixels and more, as JPEG files, into a temporary folder; the target size
 is CLIP's, 224. Ratios are medians over rounds in which all take turns, so that other work on the

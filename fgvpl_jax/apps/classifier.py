@@ -5,14 +5,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections.config_dict import placeholder
 from PIL import Image
 
@@ -80,6 +81,65 @@ class Prediction:
     similar: tuple[Similar, ...]
 
 
+class Explanation(NamedTuple):
+    """What the traced program says of a batch.
+
+    Attributes:
+        logits: Before the temperature.
+        probabilities: After it.
+        attention_map: None for a method that looks for no object, as is the mask.
+        object_mask: The patches of the object, row-major.
+        similar: Cosines and places of the closest support images, best first; None for a method
+            without a visual cache.
+    """
+
+    logits: Float[Array, "b k"]
+    probabilities: Float[Array, "b k"]
+    attention_map: Float[Array, "b n"] | None
+    object_mask: Bool[Array, "b n"] | None
+    similar: tuple[Float[Array, "b c"], Int[Array, "b c"]] | None
+
+
+class Weights(NamedTuple):
+    """All arrays that the traced program reads, the images apart.
+
+    Attributes:
+        state: Of the image encoder and the trained model.
+        cache: The visual cache, if the method has one.
+        choices: What validation chose, by the names of the arguments of `Method.logits`; float32
+            scalars, so that nothing is retraced.
+        temperature: Logits are divided by it.
+    """
+
+    state: nnx.State
+    cache: VisualCache | None
+    choices: dict[str, Float[Array, ""]]
+    temperature: Float[Array, ""]
+
+
+def explain(
+    graphdef: nnx.GraphDef, weights: Weights, images: UInt8[Array, "b H W 3"]
+) -> Explanation:
+    """From cropped photos to everything that a prediction says.
+
+    Args:
+        graphdef: Of (image encoder, model), whose state is in the weights.
+        weights: Of a trained run.
+        images: From `CLIP.resize_and_crop`.
+    """
+    state, cache, choices, temperature = weights
+    image_encoder, model = nnx.merge(graphdef, state)
+    features = model.features(image_encoder(images) if model.reads_features else images)
+    logits = model.logits(features, cache, **choices)
+    where, similar = (None, None), None
+    if model.finds_objects:
+        where = features.attention_map, features.object_mask
+    if cache is not None:
+        affinity = model.affinity(features, cache)
+        similar = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
+    return Explanation(logits, jax.nn.softmax(logits / temperature), *where, similar)
+
+
 class Classifier:
     """Made by `load_classifier` or `fit`.
 
@@ -89,6 +149,9 @@ class Classifier:
         support: The training photos; decoded only when asked for, so they may be gone.
         results: The run's `results.json`.
         finds_objects: Whether its predictions have attention maps and object masks.
+        clip: The backbone.
+        program: From (weights, crops) to an `Explanation`; to be traced.
+        weights: Its first argument, on the device.
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
@@ -97,14 +160,14 @@ class Classifier:
             raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
         self.workdir = workdir.path
         self.results: dict[str, Any] = read_json(workdir.results_file)
-        self._clip = load_clip(config.clip if clip is None else clip)
+        self.clip = load_clip(config.clip if clip is None else clip)
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
-        text_features = class_text_features(self._clip, self.class_names, config.data.templates)
+        text_features = class_text_features(self.clip, self.class_names, config.data.templates)
         support = read_arrays(workdir.support_file)
         task = Task(self.class_names, text_features, support["labels"])
-        model = build_model(config, self._clip, task)
-        identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
+        model = build_model(config, self.clip, task)
+        identity = {**saved.backbone, "sha256": self.clip.identity.sha256}
         provenance = Provenance(saved.method, saved.class_names, identity, saved.seed)
         with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
             epoch = restore_model(model, checkpoints, data_mesh())
@@ -113,38 +176,21 @@ class Classifier:
         kind = ShapesSplit if config.data.source == "shapes" else Split
         keys = tuple(str(key) for key in support["keys"])
         self.support = kind(Path(str(support["root"])), keys, support["labels"])
-        self._cache = None
+        cache = None
         if model.uses_cache:
-            self._cache = VisualCache(
+            cache = VisualCache(
                 jnp.asarray(support["image"]),
                 jnp.asarray(support["object"]) if "object" in support else None,
                 jnp.asarray(support["labels"]),
                 jnp.ones(len(keys), bool),
             )
-        # As float32 scalars, so that nothing is retraced.
-        self._choices = {
-            name: jnp.float32(self.results[name]) for name in model.starting_choices(config)
-        }
+        choices = {name: jnp.float32(self.results[name]) for name in model.starting_choices(config)}
         self.finds_objects = model.finds_objects
-        self._grid = self._clip.vision.grid
-        graphdef, state = nnx.split((self._clip.image_encoder, model))
-        self._state = jax.device_put(state)
-
-        @jax.jit
-        def explain(state, cache, choices, temperature, images):
-            image_encoder, model = nnx.merge(graphdef, state)
-            features = model.features(image_encoder(images) if model.reads_features else images)
-            logits = model.logits(features, cache, **choices) / temperature
-            where = None, None
-            if model.finds_objects:
-                where = features.attention_map, features.object_mask
-            similar = None
-            if cache is not None:
-                affinity = model.affinity(features, cache)
-                similar = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
-            return jax.nn.softmax(logits), *where, similar
-
-        self._explain = explain
+        graphdef, state = nnx.split((self.clip.image_encoder, model))
+        temperature = jnp.float32(self.results["temperature"])
+        self.weights = Weights(jax.device_put(state), cache, choices, temperature)
+        self.program = partial(explain, graphdef)
+        self._explain = jax.jit(self.program)
 
     def predict(self, images: Photo | Sequence[Photo], top_k: int = 5) -> list[Prediction]:
         """Classifies photos.
@@ -195,7 +241,7 @@ class Classifier:
 
     def _crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"] | UnreadableImage:
         try:
-            return self._clip.resize_and_crop(open_photo(photo, name))
+            return self.clip.resize_and_crop(open_photo(photo, name))
         except UnreadableImage as error:
             return error
 
@@ -207,10 +253,8 @@ class Classifier:
         pixels = np.stack([crop for _, crop in crops])
         size = 1 << (len(pixels) - 1).bit_length()  # few shapes, few compilations
         pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
-        temperature = jnp.float32(self.results["temperature"])
-        probabilities, maps, masks, similar = jax.device_get(
-            self._explain(self._state, self._cache, self._choices, temperature, pixels)
-        )
+        _, probabilities, maps, masks, similar = jax.device_get(self._explain(self.weights, pixels))
+        grid = self.clip.vision.grid
         predictions = []
         for row, (name, _) in enumerate(crops):
             best = np.argsort(-probabilities[row], kind="stable")[:top_k]
@@ -219,8 +263,8 @@ class Classifier:
                     name=name,
                     class_names=tuple(self.class_names[c] for c in best),
                     probabilities=tuple(float(probabilities[row, c]) for c in best),
-                    attention_map=None if maps is None else maps[row].reshape(self._grid),
-                    object_mask=None if masks is None else masks[row].reshape(self._grid),
+                    attention_map=None if maps is None else maps[row].reshape(grid),
+                    object_mask=None if masks is None else masks[row].reshape(grid),
                     similar=()
                     if similar is None
                     else tuple(map(self._similar, similar[1][row], similar[0][row])),

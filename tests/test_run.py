@@ -35,6 +35,35 @@ def test_a_config_is_read_without_jax():
     assert done.stdout.split() == ["eurosat", "set()"]
 
 
+def test_help_lists_the_flags_and_is_no_mistake():
+    done = run("--help")
+    assert done.returncode == 0
+    for flag in ("--config", "--workdir", "--mode", "--top_k", "--output"):
+        assert flag in done.stdout
+
+
+def test_the_configs_that_came_with_the_program_are_found_from_anywhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", "--config=configs/eurosat.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "no --workdir" in done.stderr
+    (tmp_path / "configs").mkdir()
+    own = "def get_config():\n    raise ValueError('my own')\n"
+    (tmp_path / "configs" / "eurosat.py").write_text(own)
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", "--config=configs/eurosat.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "my own" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,7 +87,7 @@ def test_a_config_is_read_without_jax():
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
         (
             ["--config=configs/eurosat.py", "--mode=fly"],
-            "<train|evaluate|predict|data|sweep|report>",
+            "<train|evaluate|predict|data|sweep|report|export>",
         ),
         (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
         (
@@ -74,6 +103,8 @@ def test_a_config_is_read_without_jax():
         (["--config=configs/eurosat.py"], "--workdir"),
         (["--workdir=/no/such/run"], "--config"),
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=export"], "no --output"),
+        (["--workdir=/no/such/run", "--mode=export", "--output=W.fgvpl"], "holds no run"),
         (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
         (
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
@@ -147,7 +178,7 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
     ],
 )
 def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
-    import run as command
+    from fgvpl_jax.apps import command_line as command
 
     def interrupted(*_):
         raise KeyboardInterrupt

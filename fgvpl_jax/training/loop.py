@@ -50,7 +50,7 @@ def train(
         model: Freshly initialised from the run's seed.
         support: The few-shot images.
         validation: For what a method chooses before it is trained; None where there are none.
-        config: See `configs/common.py`; with the recipe filled in.
+        config: See `fgvpl_jax/apps/default_config.py`; with the recipe filled in.
         inputs: What the method reads of the images.
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.

@@ -17,7 +17,7 @@ endif
 # What was installed, by the requirements' name: others are installed when they are asked for.
 INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
 
-.PHONY: demo test parity slow lint lock clean
+.PHONY: demo test parity slow lint audit lock clean
 
 # Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
 demo: $(INSTALLED)
@@ -44,6 +44,11 @@ lint: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Needs a network; --strict: a package that cannot be looked up is not a clean one.
+audit: $(VENV)/developed
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --skip-editable
 
 $(INSTALLED): pyproject.toml constraints.txt $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -220,7 +220,10 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
             # `np.savez` compresses nothing; what is compressed may unpack to any size.
             if any(member.compress_type != zipfile.ZIP_STORED for member in saved.zip.infolist()):
                 raise ValueError("it is compressed")
-            return dict(saved)
+            arrays = dict(saved)
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds what is no array")
+            return arrays
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: go on with --mode=train") from error
     except Exception as error:  # numpy, zipfile and zlib have a dozen kinds for damage

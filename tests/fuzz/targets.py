@@ -298,13 +298,14 @@ def image_target(place: Path) -> dict[str, Target]:
         saved(photo.convert("LA"), "PNG"),
         saved(photo, "GIF", save_all=True, append_images=[photo.rotate(90)]),
         saved(photo.resize((300, 2)), "PNG"),
+        b"",  # stands for a folder in the file's place
         saved(Image.new("1", (9500, 9500)), "PNG"),  # beyond the limit of pixels
     ]
 
     def read(data: bytes) -> None:
         (place / "photo").write_bytes(data)
         from_file = place / "photo" if data else place
-        photo = images.decode_image(data if len(data) % 8 == 0 else from_file)
+        photo = images.decode_image(data if len(data) % 8 == 1 else from_file)
         assert photo.mode == "RGB"
         assert photo.width * photo.height <= Image.MAX_IMAGE_PIXELS
 
@@ -339,7 +340,7 @@ def run_targets(place: Path) -> dict[str, Target]:
         *(
             '--config.data.templates=("a photo of a {}.",)',
             "--config.data.rot=1",
-            "--config.shotz=1",
+            "--config.shots.x=1",
         ),
     )
 
@@ -375,7 +376,7 @@ def run_targets(place: Path) -> dict[str, Target]:
             },
         ),
         "overrides": Target(
-            ("\n".join(settings).encode(), *(setting.encode() for setting in settings)),
+            (b"", "\n".join(settings).encode(), *(setting.encode() for setting in settings)),
             mutations.mutate_overrides,
             read_overrides,
             {"run.py": ("parse_flags", "complain", "printable")},

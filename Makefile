@@ -17,7 +17,7 @@ endif
 # What was installed, by the requirements' name: others are installed when they are asked for.
 INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
 
-.PHONY: demo test parity slow lint docs package lock clean
+.PHONY: demo test parity slow lint docs package audit lock clean
 
 # Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
 demo: $(INSTALLED)
@@ -68,6 +68,11 @@ package: $(VENV)/developed
 	  installed/bin/fgvpl --mode=export --workdir=run --output=run.fgvpl && \
 	  ! bare/bin/python -c 'import fgvpl_jax' 2> /dev/null && \
 	  bare/bin/python run_exported.py run.fgvpl 4_blue_ring.png
+
+# Needs a network; --strict: a package that cannot be looked up is not a clean one.
+audit: $(VENV)/developed
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --skip-editable
 
 $(INSTALLED): pyproject.toml constraints.txt $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

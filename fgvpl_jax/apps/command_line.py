@@ -5,6 +5,7 @@ the package is installed `fgvpl`.
 """
 
 import os
+import re
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -170,7 +171,7 @@ def predict(place: str, arguments: list[str]) -> int:
         if JSON.value:
             print(prediction.as_json(answer), flush=True)  # for who reads along
         elif not isinstance(answer.result, UserError):
-            print(prediction.as_text(answer.result), flush=True)
+            print(printable(prediction.as_text(answer.result)), flush=True)
     if unreadable:
         complain(f"{unreadable} of {len(photos)} photos could not be read")
     return MISTAKE if unreadable else 0
@@ -219,15 +220,20 @@ def parse_flags(argv: list[str]) -> list[str]:
         problem = f"unknown config field {reason} The fields: fgvpl_jax/apps/default_config.py"
     except OSError as error:
         problem = f"no config ({error.__cause__ or error}): name a file, as in configs/"
-    except (flags.Error, TypeError, ValueError) as error:
-        problem = str(error)
+    except (flags.Error, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        problem = str(error) or f"{type(error).__name__} at the settings: simplify them"
     sys.exit(complain(problem))
 
 
 def complain(message: object) -> int:
     """Prints one line; returns the exit code of a mistake."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    print("error:", printable(" ".join(str(message).split())), file=sys.stderr)
     return MISTAKE
+
+
+def printable(text: str) -> str:
+    """Lines in which no file's name holds what a terminal would obey."""
+    return re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", lambda c: f"\\x{ord(c[0]):02x}", text)
 
 
 def run() -> None:

@@ -1,6 +1,5 @@
 """The main job: from a config to a trained, measured classifier in a workdir."""
 
-import json
 import math
 import time
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, answers_of, mask_iou, score
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import Checkpoints, restore_model, to_host
+from fgvpl_jax.training import Checkpoints, read_metrics, restore_model, to_host
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def measure(run: Run, started: float) -> dict[str, Any]:
         **model.facts(),
         **selection,
         **tested,
-        "train_seconds": sum_of_seconds(run.workdir.metrics_file),
+        "train_seconds": sum_of_seconds(run.workdir.metrics_file, config.epochs),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
     save_arrays(
@@ -164,10 +163,9 @@ def select(
     return chosen.choices, selection
 
 
-def sum_of_seconds(metrics_file: Path) -> float:
+def sum_of_seconds(metrics_file: Path, epochs: int) -> float:
     """Of all epochs, also those before an interruption."""
-    lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    return round(math.fsum(json.loads(line)["seconds"] for line in lines), 1)
+    return round(math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs)), 1)
 
 
 def test_scores(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.clip.config import MOST, VisionConfig
 from fgvpl_jax.errors import UserError
 
 # transformers 5 writes the second when it saves a whole CLIPProcessor.
@@ -45,6 +45,7 @@ class ImageProcessor:
         try:
             processor: Any = CLIPImageProcessorPil.from_pretrained(str(directory))
             self._processor = processor
+            _check_sizes(processor)
             given = (processor.image_mean, processor.image_std)
             mean, std = given if processor.do_normalize else (0, 1)
             self.mean = np.broadcast_to(np.asarray(mean, np.float32), 3)
@@ -99,3 +100,11 @@ class ImageProcessor:
         """Float32 pixels as the tower wants them."""
         pixels = self.resize_and_crop(image).astype(np.float32)
         return (pixels * self.rescale_factor - self.mean) / self.std
+
+
+def _check_sizes(processor: Any) -> None:
+    """Refuses what would make every photo huge, before the first one is made."""
+    for name in ("size", "crop_size"):
+        for side, pixels in dict(getattr(processor, name) or {}).items():
+            if pixels is not None and not 1 <= pixels <= MOST["image_size"]:
+                raise ValueError(f"{name} has {side} {pixels}, not 1 to {MOST['image_size']}")

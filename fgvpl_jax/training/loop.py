@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, cache refresh, metrics, checkpoints."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 from fgvpl_jax.methods import Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
@@ -219,8 +221,39 @@ def append_line(file: Path, line: dict[str, float | int]) -> None:
 
 
 def keep_first_lines(file: Path, count: int) -> None:
-    """Cuts a metrics file to its first `count` lines, creating it where it is missing."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    """Cuts a metrics file to its first `count` lines, creating it where there shall be none.
+
+    Raises:
+        UserError: As `read_metrics` does.
+    """
+    text = "".join(json.dumps(line) + "\n" for line in read_metrics(file, count))
     partial = file.with_suffix(".partial")
-    partial.write_text("".join(text.splitlines(keepends=True)[:count]), encoding="utf-8")
-    os.replace(partial, file)  # a kill leaves all lines or these
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)  # a kill leaves all lines or these
+    finally:
+        partial.unlink(missing_ok=True)  # there only after a failure
+
+
+def read_metrics(file: Path, count: int) -> list[dict[str, float | int]]:
+    """The lines of the first `count` epochs.
+
+    Raises:
+        UserError: If they are not all there, or one is damaged.
+    """
+    if not count:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()[:count]
+        metrics = [parse_json(line) for line in lines]
+        found = [line["epoch"] for line in metrics if math.isfinite(line["seconds"])]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error!r}): restore it, or begin anew in another --workdir"
+        ) from error
+    if found != list(range(1, count + 1)):
+        raise UserError(
+            f"{file} holds {len(found)} of the {count} epochs that were trained: restore it, or "
+            "begin anew in another --workdir"
+        )
+    return metrics

@@ -15,15 +15,18 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "data", "sweep", "report"],
+    ["train", "evaluate", "predict", "serve", "data", "sweep", "report"],
     "train: train and evaluate; evaluate: a trained run again; predict: photos named after the "
-    "flags, files or folders, by a trained run; data: check the data, which TFDS prepares first "
+    "flags, files or folders, by a trained run; serve: a web page for it, with photos named after "
+    "the flags as examples; data: check the data, which TFDS prepares first "
     "where it has not, and train nothing; sweep: many runs; report: tables and figures of all runs "
     "in the workdir, or in folders named after the flags.",
 )
 TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: address to listen at.")
+PORT = flags.DEFINE_integer("port", 7860, "serve: of the address.")
 
 # For several processes where neither a TPU VM nor Slurm tells; see docs/multi_gpu.md.
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
@@ -42,12 +45,14 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch aloud
     try:
-        if argv[1:] and MODE.value not in ("predict", "report"):
+        if argv[1:] and MODE.value not in ("predict", "serve", "report"):
             raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")
         if WORKDIR.value is None:
             raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
         if MODE.value == "predict":
             return predict(WORKDIR.value, argv[1:])
+        if MODE.value == "serve":
+            return serve(WORKDIR.value, argv[1:])
         if MODE.value == "data":
             return check_data(WORKDIR.value)
         with handling_signals() if MODE.value in RESUMING else nullcontext():
@@ -162,6 +167,32 @@ def predict(place: str, arguments: list[str]) -> int:
     if unreadable:
         complain(f"{unreadable} of {len(photos)} photos could not be read")
     return MISTAKE if unreadable else 0
+
+
+def serve(place: str, arguments: list[str]) -> int:
+    """Serves a trained run until it is interrupted."""
+    try:
+        from fgvpl_jax.apps.serving import server
+        from fgvpl_jax.apps.serving.service import Limits
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("gradio", "fastapi", "uvicorn"):
+            raise
+        raise UserError(
+            "--mode=serve needs Gradio: pip install -c constraints.txt -e '.[serve]'"
+        ) from error
+    from fgvpl_jax.apps import predict as prediction
+    from fgvpl_jax.apps.classifier import load_classifier
+
+    examples = prediction.find_photos(arguments) if arguments else []
+    classifier = load_classifier(place, None if CONFIG.value is None else CONFIG.value.clip)
+    if not server.is_loopback(HOST.value):
+        print(
+            f"whoever reaches {HOST.value} can use this page and see the training photos most like "
+            "theirs; there is no password and no encryption: see docs/serve.md",
+            file=sys.stderr,
+        )
+    server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
+    return 0
 
 
 def print_results(results: dict) -> None:

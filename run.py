@@ -25,6 +25,8 @@ MODE = flags.DEFINE_enum(
 TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
+TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "train: event files in the workdir too.")
+WANDB = flags.DEFINE_string("wandb", None, "train: project of Weights & Biases to log to as well.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: address to listen at.")
 PORT = flags.DEFINE_integer("port", 7860, "serve: of the address.")
 
@@ -77,6 +79,7 @@ def train_or_evaluate(place: str) -> None:
     import jax
 
     from fgvpl_jax.apps import experiment
+    from fgvpl_jax.apps.watching import Watch
     from fgvpl_jax.apps.workdir import Workdir
     from fgvpl_jax.training import is_writer, join_processes
 
@@ -86,7 +89,8 @@ def train_or_evaluate(place: str) -> None:
         if MODE.value == "evaluate":
             results = experiment.evaluate(workdir, CONFIG.value)
         else:
-            results = experiment.train_and_evaluate(named_config(), workdir)
+            watch = Watch(TENSORBOARD.value, WANDB.value)
+            results = experiment.train_and_evaluate(named_config(), workdir, watch)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

@@ -250,7 +250,8 @@ class Classifier:
     ) -> list[Prediction]:
         if not crops:
             return []
-        features, _ = self.inference.encode(padded_batch([crop for _, crop in crops]))
+        size = 1 << (len(crops) - 1).bit_length()  # few shapes, few compilations
+        features, _ = self.inference.encode(padded_batch([crop for _, crop in crops], size))
         recognition = self.inference.recognise(features)
         return [
             self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)

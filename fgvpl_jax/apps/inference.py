@@ -125,9 +125,8 @@ class Inference:
 
 
 def padded_batch(
-    crops: list[UInt8[np.ndarray, "H W 3"]],
+    crops: list[UInt8[np.ndarray, "H W 3"]], size: int
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """The crops and black ones up to a power of two: few shapes, few compilations."""
+    """The crops, and black ones up to `size`."""
     pixels = np.stack(crops)
-    size = 1 << (len(pixels) - 1).bit_length()
     return np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))

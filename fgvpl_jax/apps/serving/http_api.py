@@ -42,6 +42,11 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
             return problem(503, str(error), retry_after=1)
         return JSONResponse(as_content(seen))
 
+    # Without it the page, which is mounted below all other addresses, would say 404.
+    @app.api_route(ENDPOINT, methods=["DELETE", "GET", "PATCH", "PUT"])
+    async def other_method() -> JSONResponse:
+        return problem(405, "send a photo by POST, see docs/serve.md")
+
     @app.exception_handler(HTTPException)
     async def as_json(request: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail))

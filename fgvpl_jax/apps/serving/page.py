@@ -52,6 +52,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
     pages = Pages(service)
     with gr.Blocks(
         title=f"{classifier.title}: {classifier.workdir.name}",
+        fill_width=True,
         analytics_enabled=False,
         delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as page:

@@ -79,7 +79,9 @@ def make_app(service: Service, examples: Sequence[Path], trusted: Sequence[str])
         show_error=False,
         max_file_size=service.limits.photo_bytes,
         theme=gr.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            primary_hue="blue",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
         ),
         css=style(),
     )

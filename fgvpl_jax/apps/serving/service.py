@@ -105,22 +105,24 @@ class Seen:
 class Service:
     """A classifier for many users at once."""
 
-    def __init__(self, classifier: Classifier, limits: Limits, *, is_batched: bool = True):
+    def __init__(
+        self, classifier: Classifier, limits: Limits, batch_sizes: Sequence[int] = BATCH_SIZES
+    ):
         """Compiles what will be needed, so that the first user does not wait for it.
 
         Args:
             classifier: A trained run.
             limits: Of every client.
-            is_batched: Off, one photo goes through the device after the other, to compare.
+            batch_sizes: From small to large; with 1 alone photos wait for nobody.
         """
         self.classifier = classifier
         self.limits = limits
-        sizes = BATCH_SIZES if is_batched else BATCH_SIZES[:1]
-        self._warm_up(sizes)
+        self._batch_sizes = batch_sizes
+        self._warm_up()
         self._batches = MicroBatcher(
             self._answer_all,
-            largest=sizes[-1],
-            wait_seconds=WAIT_SECONDS if is_batched else 0.0,
+            largest=batch_sizes[-1],
+            wait_seconds=WAIT_SECONDS if batch_sizes[-1] > 1 else 0.0,
             most_waiting=limits.waiting,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
@@ -188,7 +190,8 @@ class Service:
 
     def _answer_all(self, questions: Sequence[Question]) -> list[Answer]:
         inference = self.classifier.inference
-        features, kept = inference.encode(padded_batch([q.crop for q in questions]))
+        size = next(size for size in self._batch_sizes if size >= len(questions))
+        features, kept = inference.encode(padded_batch([q.crop for q in questions], size))
         kept_rows = None if kept is None else [None if x is None else np.asarray(x) for x in kept]
         # The head is cheap beside the encoder: for every extension it sees the whole batch.
         by_extension = {
@@ -209,11 +212,11 @@ class Service:
             for row, q in enumerate(questions)
         ]
 
-    def _warm_up(self, sizes: Sequence[int]) -> None:
+    def _warm_up(self) -> None:
         side = self.classifier.image_size
         black = np.zeros((side, side, 3), np.uint8)
         extension = None
-        for size in sizes:
+        for size in self._batch_sizes:
             answers = self._answer_all([Question(black, "", 1, None)] * size)
             if not self.classifier.uses_cache:
                 continue

@@ -58,7 +58,7 @@ def test_a_config_is_read_without_jax():
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
         (
             ["--config=configs/eurosat.py", "--mode=fly"],
-            "<train|evaluate|predict|data|sweep|report>",
+            "<train|evaluate|predict|serve|data|sweep|report>",
         ),
         (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
         (
@@ -75,6 +75,7 @@ def test_a_config_is_read_without_jax():
         (["--workdir=/no/such/run"], "--config"),
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
         (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=serve", "/no/example.png"], "/no/example.png"),
         (
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
             "/nodata",
@@ -97,6 +98,19 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
+    import run as command
+
+    for name in list(sys.modules):
+        if name.startswith("fgvpl_jax.apps.serving."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with flagsaver.flagsaver():
+        command.parse_flags(["run.py", "--workdir=/no/such/run", "--mode=serve"])
+        assert command.main(["run.py"]) == command.MISTAKE
+    assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
 
 
 def test_checking_data_by_command(photos_dir, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from fgvpl_jax.errors import UserError
 
 
+@runtime_checkable
 class TrainingLog(Protocol):
     """Takes numbers and pictures by epoch."""
 

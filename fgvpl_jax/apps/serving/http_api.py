@@ -57,7 +57,7 @@ def as_content(seen: Seen) -> dict[str, Any]:
     prediction = seen.answer.prediction
     content = {"image": prediction.name, **content_of(prediction)}
     if prediction.attention_map is not None and prediction.object_mask is not None:
-        content["attention_map"] = prediction.attention_map.round(6).tolist()
+        content["attention_map"] = prediction.attention_map.astype(float).round(6).tolist()
         content["object_mask"] = prediction.object_mask.astype(int).tolist()
     return content
 

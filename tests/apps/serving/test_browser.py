@@ -217,7 +217,7 @@ def test_a_class_is_added_for_one_user_alone(open_page, photos_dir, red):
 
 def test_many_photos_give_a_table_and_a_csv_file(open_page, classifier, photos_dir, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    photos = sorted((photos_dir / "test" / "green_square").glob("*.png"))
+    photos = sorted((photos_dir / "test" / "green square").glob("*.png"))
     page = open_page()
     page.get_by_role("tab", name="Many photos").click()
     upload(page, [*photos, tmp_path / "empty.png"], "#photos")

@@ -123,7 +123,7 @@ def test_another_name_of_this_machine_is_refused(client):
 def test_who_asks_too_often_waits(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("fgvpl_jax.apps.serving.http_api.time.monotonic", lambda: now[0])
-    limited = LimitedRequests(None, Limits(requests_per_minute=30))
+    limited = LimitedRequests(lambda scope, receive, send: None, Limits(requests_per_minute=30))
     assert [limited._seconds_to_wait("a") for _ in range(30)] == [0.0] * 30
     assert limited._seconds_to_wait("a") == pytest.approx(2.0)
     assert limited._seconds_to_wait("b") == 0.0

@@ -27,7 +27,7 @@ def service(classifier):
 @pytest.fixture
 def photos(photos_dir):
     """Three of green squares, that shall be a new class."""
-    folder = photos_dir / "train" / "green_square"
+    folder = photos_dir / "train" / "green square"
     return [(f.name, f.read_bytes()) for f in sorted(folder.glob("*.png"))[:3]]
 
 
@@ -38,7 +38,7 @@ def unit(x):
 
 def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos_dir):
     """All classes' logits against a float64 recomputation over the joined cache and names."""
-    data = (photos_dir / "test" / "green_square" / "001.png").read_bytes()
+    data = (photos_dir / "test" / "green square" / "001.png").read_bytes()
     extension, squares = asyncio.run(service.with_class(None, "lawn_green", photos))
     assert extension.class_names == ("lawn green",)
     assert len(squares) == 3
@@ -55,7 +55,7 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
 
     inference = classifier.inference
     features, _ = inference.encode(
-        padded_batch([classifier.crop(photos_dir / "test" / "green_square" / "001.png", "x")], 1)
+        padded_batch([classifier.crop(photos_dir / "test" / "green square" / "001.png", "x")], 1)
     )
     states = {
         "/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(inference._state)

@@ -1,6 +1,7 @@
 """From a config to everything a run needs; the workdir is not written to."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,7 @@ from fgvpl_jax.training import (
     batch_size_for,
     data_mesh,
     gather_texts,
+    is_writer,
     kept_text_features,
     process_share,
     replicate,
@@ -115,9 +117,11 @@ class Run:
 
         A finished one is only restored.
         """
-        with showing_epochs(self.config.epochs) as show:
+        display = showing_epochs(self.config.epochs) if is_writer() else nullcontext(None)
+        with display as show:
 
             def tell(line: dict[str, float | int], trainable: nnx.State) -> None:
+                assert show is not None
                 show(line)
                 if observe is not None:
                     observe(line, trainable)

@@ -78,7 +78,7 @@ def showing_epochs(
     """
     console = console or Console(stderr=True, highlight=False, markup=False)
     words = EpochWords(num_epochs)
-    if not console.is_terminal:
+    if not console.is_terminal or not num_epochs:
         told_last = -PLAIN_SECONDS
 
         def print_line(line: EpochLine) -> None:

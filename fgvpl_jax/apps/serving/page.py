@@ -1,5 +1,6 @@
 """The page: one photo, many photos, a new class."""
 
+import asyncio
 import csv
 import os
 import tempfile
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from anyio import to_thread
 from PIL import Image
 
 from fgvpl_jax.apps.extension import MOST_CLASSES, MOST_PHOTOS, Extension
 from fgvpl_jax.apps.serving.answer_view import TEMPLATES, answer_html, problem_html
 from fgvpl_jax.apps.serving.micro_batches import Overloaded
-from fgvpl_jax.apps.serving.service import Service
+from fgvpl_jax.apps.serving.service import BATCH_SIZES, Service
 from fgvpl_jax.errors import UserError
 
 TOP_K = 5
@@ -142,7 +144,9 @@ class Pages:
         except (UserError, Overloaded) as error:
             return problem_html(str(error))
         names = session.extension.class_names if session else ()
-        return answer_html(seen, self._service, names, session.squares if session else ())
+        squares = session.squares if session else ()
+        # Decodes training photos.
+        return await to_thread.run_sync(answer_html, seen, self._service, names, squares)
 
     async def many(self, paths: list[str] | None, session: Session | None) -> tuple[str, Any]:
         """A table of the answers, and all of them as a CSV file."""
@@ -153,9 +157,10 @@ class Pages:
             return problem_html(f"{len(paths)} photos: give at most {most}"), gr.update(
                 visible=False
             )
-        rows = []
-        for path in map(Path, paths):
-            rows.append(await self._row(path, session))
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(paths), BATCH_SIZES[-1]):  # those are in memory at once
+            some = paths[start : start + BATCH_SIZES[-1]]
+            rows += await asyncio.gather(*(self._row(Path(path), session) for path in some))
         stream, place = tempfile.mkstemp(".csv", "answers_", os.environ["GRADIO_TEMP_DIR"])
         with os.fdopen(stream, "w", newline="", encoding="utf-8-sig") as file:
             writer = csv.writer(file)

@@ -161,7 +161,7 @@ class Service:
         """
         extension = extension or Extension(self.classifier.class_names)
         name = extension.check(raw_name, len(photos))
-        seen = [await self.ask(data, file, 1) for file, data in photos]
+        seen = await asyncio.gather(*(self.ask(data, file, 1) for file, data in photos))
         text = await to_thread.run_sync(self.classifier.text_features_of, name)
         kept = []
         for (file, _), one in zip(photos, seen, strict=True):

@@ -62,7 +62,7 @@ class Watcher:
         if self._pictures is not None and (number == 1 or number == last or not number % every):
             picture = self._pictures.draw(trainable)
             for log in self._logs:
-                log.picture("attention and object", picture, number)
+                log.picture("train/object_masks", picture, number)
 
     def validated(self, validation: Labelled | None) -> None:
         """Takes what the finished model says of the validation images."""

@@ -46,7 +46,7 @@ def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
             assert told == pytest.approx(line[name], rel=1e-6)
     best = max(results["validation_accuracy"].values())
     assert numbers["validation/accuracy"] == {4: pytest.approx(best)}
-    assert pictures["attention and object"] == dict.fromkeys((1, 2, 3, 4), (480, 480))
+    assert pictures["train/object_masks"] == dict.fromkeys((1, 2, 3, 4), (480, 480))
     assert list(pictures["validation/confusion"]) == [4]
 
 
@@ -65,7 +65,7 @@ def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path)
     tiny_config.method, tiny_config.epochs = "tar", 1
     experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"), Watch(tensorboard=True))
     tags = {tag for tag, _, _ in events(tmp_path / "W" / "tensorboard")}
-    assert "attention and object" not in tags
+    assert "train/object_masks" not in tags
     assert {"train/loss", "validation/confusion"} <= tags
 
 
@@ -82,7 +82,7 @@ def test_weights_and_biases_is_given_the_same(tiny_config, tmp_path, monkeypatch
     assert {name for line in logged for name in line} >= {
         "epoch",
         "train/loss",
-        "attention and object",
+        "train/object_masks",
         "validation/confusion",
     }
     assert finished == [True]

@@ -53,11 +53,12 @@ def answer_html(
     """The photo with its layers, classes, similar photos, and what each part contributed.
 
     Args:
-        seen: A photo with its answer.
+        seen: A photo with its square and its answer.
         service: That gave it.
         added: Classes that this user added.
         added_squares: Their photos, in the extension's order.
     """
+    assert seen.square is not None
     prediction, classifier = seen.answer.prediction, service.classifier
     similar = []
     for found in prediction.similar:

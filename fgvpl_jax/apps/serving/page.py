@@ -139,7 +139,11 @@ class Pages:
             return ""
         try:
             seen = await self._service.ask(
-                Path(file).read_bytes(), Path(file).name, TOP_K, extension_of(session)
+                Path(file).read_bytes(),
+                Path(file).name,
+                TOP_K,
+                extension_of(session),
+                with_square=True,
             )
         except (UserError, Overloaded) as error:
             return problem_html(str(error))

@@ -94,11 +94,11 @@ class Seen:
     """A photo with its answer.
 
     Attributes:
-        square: Its centred square, which the model saw.
+        square: Its centred square, which the model saw, if it was asked for.
         answer: What the device says.
     """
 
-    square: Image.Image
+    square: Image.Image | None
     answer: Answer
 
 
@@ -129,7 +129,13 @@ class Service:
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
     async def ask(
-        self, data: bytes, name: str, top_k: int, extension: Extension | None = None
+        self,
+        data: bytes,
+        name: str,
+        top_k: int,
+        extension: Extension | None = None,
+        *,
+        with_square: bool = False,
     ) -> Seen:
         """Reads a photo and waits for its answer.
 
@@ -138,11 +144,14 @@ class Service:
             name: What to call it.
             top_k: Classes to name.
             extension: Classes beside the trained ones.
+            with_square: Whether what the model saw is wanted too, as a picture.
         Raises:
             Refused: If it is not read.
             Overloaded: If too many wait.
         """
-        crop, square = await to_thread.run_sync(self._read, data, name, limiter=self._decoders)
+        crop, square = await to_thread.run_sync(
+            self._read, data, name, with_square, limiter=self._decoders
+        )
         question = Question(crop, name, top_k, extension)
         return Seen(square, await asyncio.wrap_future(self._batches.submit(question)))
 
@@ -161,25 +170,31 @@ class Service:
         """
         extension = extension or Extension(self.classifier.class_names)
         name = extension.check(raw_name, len(photos))
-        seen = await asyncio.gather(*(self.ask(data, file, 1) for file, data in photos))
+        seen = await asyncio.gather(
+            *(self.ask(data, file, 1, with_square=True) for file, data in photos)
+        )
         text = await to_thread.run_sync(self.classifier.text_features_of, name)
         kept = []
         for (file, _), one in zip(photos, seen, strict=True):
             assert one.answer.kept is not None
             kept.append((file, *one.answer.kept))
-        return extension.with_class(name, text, kept), [one.square for one in seen]
+        squares = [one.square for one in seen if one.square is not None]
+        return extension.with_class(name, text, kept), squares
 
     def close(self) -> None:
         """Answers what waits, and ends."""
         self._batches.close()
 
-    def _read(self, data: bytes, name: str) -> tuple[UInt8[np.ndarray, "H W 3"], Image.Image]:
+    def _read(
+        self, data: bytes, name: str, with_square: bool
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], Image.Image | None]:
         check_photo(data, name, self.limits)
         try:
             photo = decode_image(data, name)
         except UnreadableImage as error:
             raise Refused(422, str(error)) from error
-        return self.classifier.crop(photo, name), centred_square(photo)
+        square = centred_square(photo) if with_square else None
+        return self.classifier.crop(photo, name), square
 
     def _thumbnail(self, place: int) -> Image.Image | None:
         """The square of a training photo; None where it is gone."""

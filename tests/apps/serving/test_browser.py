@@ -162,11 +162,10 @@ def test_an_example_is_picked(open_page):
     assert len(names(page)) == 3
 
 
-def test_a_pasted_photo_is_answered(open_page, red):
+def test_a_dropped_photo_is_answered(open_page, red):
     page = open_page()
-    page.locator("#photo").get_by_role("button").first.focus()
     page.evaluate(
-        """async (bytes) => {
+        """(bytes) => {
             const data = new DataTransfer();
             data.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
             const target = document.querySelector("#photo button, #photo [role=button]");
@@ -175,6 +174,18 @@ def test_a_pasted_photo_is_answered(open_page, red):
         list(red.read_bytes()),
     )
     answer_for(page, "dropped.png")
+
+
+def test_a_pasted_photo_is_answered(open_page, red):
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """(bytes) => navigator.clipboard.write([new ClipboardItem(
+            {"image/png": new Blob([new Uint8Array(bytes)], {type: "image/png"})})])""",
+        list(red.read_bytes()),
+    )
+    page.get_by_label("Paste from clipboard").click()
+    page.locator("#answer .fg-bars").wait_for()
+    assert len(names(page)) == 3
 
 
 def test_a_bad_file_is_told_and_the_next_photo_answered(open_page, red, tmp_path):

@@ -98,7 +98,7 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
 
 def test_a_photo_of_the_new_class_is_most_similar_to_itself(service, photos):
     extension, squares = asyncio.run(service.with_class(None, "<b>new</b>", photos))
-    seen = asyncio.run(service.ask(photos[1][1], "x", 1, extension))
+    seen = asyncio.run(service.ask(photos[1][1], "x", 1, extension, with_square=True))
     nearest = seen.answer.prediction.similar[0]
     assert nearest.similarity == pytest.approx(1, abs=1e-4)
     assert nearest.class_name in ("<b>new</b>", "green square")  # it may be a training photo too
@@ -153,7 +153,7 @@ def test_no_new_class_or_photo_compiles_anything(service, photos):
 
 def test_names_are_escaped(service, photos):
     evil = '"><script>alert(1)</script>'
-    seen = asyncio.run(service.ask(photos[0][1], evil, 3))
+    seen = asyncio.run(service.ask(photos[0][1], evil, 3, with_square=True))
     html = answer_html(seen, service, (), ())
     assert "<script" not in html and "&lt;script" in html
     assert "<script" not in problem_html(evil)
@@ -172,7 +172,7 @@ def test_a_place_is_told_in_words(corner, words):
 
 def test_the_page_shows_only_what_the_method_has(make_classifier, photos, service):
     zero_shot = Service(make_classifier("zero_shot"), Limits(), (1,))
-    seen = asyncio.run(zero_shot.ask(photos[0][1], "x", 3))
+    seen = asyncio.run(zero_shot.ask(photos[0][1], "x", 3, with_square=True))
     html = answer_html(seen, zero_shot, (), ())
     zero_shot.close()
     assert "fg-bars" in html

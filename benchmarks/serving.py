@@ -223,6 +223,7 @@ def random_run(shape: str, workdir: Path) -> None:
     )
     drawn = load_shapes()
     for split, scenes in (("train", drawn.train), ("test", drawn.test)):
+        assert scenes is not None
         for label, name in enumerate(drawn.class_names):
             (workdir / "photos" / split / name).mkdir(parents=True, exist_ok=True)
             first = int(np.flatnonzero(scenes.labels == label)[0])

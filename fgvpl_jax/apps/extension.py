@@ -88,11 +88,12 @@ class Extension:
             photos: Name, image feature and object feature of each.
         """
         label = len(self.class_names)
+        added = [AddedPhoto(file, label, image, object_) for file, image, object_ in photos]
         return Extension(
             self.trained_names,
             (*self.class_names, name),
             (*self.text_features, text_features),
-            (*self.photos, *(AddedPhoto(file, label, *kept) for file, *kept in photos)),
+            (*self.photos, *added),
         )
 
     @cached_property

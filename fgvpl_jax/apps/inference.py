@@ -19,13 +19,13 @@ class AddedClasses(NamedTuple):
     """Classes that a model was not trained for, padded so that their number is no new shape.
 
     Attributes:
-        text_features: Unit vectors; rows beyond `count` are padding.
-        count: How many there are.
+        text_features: Unit vectors; rows beyond `num_classes` are padding.
+        num_classes: How many there are.
         photos: What the cache gets for them; labels go on after the trained classes'.
     """
 
     text_features: Float[Array, "m e"]
-    count: Int[Array, ""]
+    num_classes: Int[Array, ""]
     photos: VisualCache
 
 
@@ -86,7 +86,7 @@ class Inference:
             _, model = nnx.merge(graphdef, state)
             num_classes = None
             if added is not None:
-                num_classes = model.text_features.shape[0] + added.count
+                num_classes = model.text_features.shape[0] + added.num_classes
                 texts = [model.text_features[...], added.text_features]
                 model.text_features.set_value(jnp.concatenate(texts))
                 cache = jax.tree.map(lambda *rows: jnp.concatenate(rows), cache, added.photos)

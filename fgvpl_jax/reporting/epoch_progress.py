@@ -43,10 +43,11 @@ class EpochWords:
             self._seconds = [*self._seconds, float(line["seconds"])][-RECENT:]
         later = self._seconds[1:] or self._seconds or [0.0]
         left = (self._num_epochs - line["epoch"]) * statistics.median(later)
+        speed = float(line["images_per_second"])
         words = [
             f"loss {line['loss']:.4f}",
             f"accuracy {line['accuracy']:.1%}",
-            f"{line['images_per_second']:,.0f} images/s",
+            f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s",
             f"{duration(left)} left",
         ]
         memory = self._device_memory()

@@ -17,7 +17,7 @@ endif
 # What was installed, by the requirements' name: others are installed when they are asked for.
 INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
 
-.PHONY: demo test parity slow lint docs package audit lock clean
+.PHONY: demo test parity slow browser notebook lint docs package audit lock clean
 
 # Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
 demo: $(INSTALLED)
@@ -39,6 +39,14 @@ parity: $(VENV)/developed
 # Minutes each: real model shapes, tens of thousands of masks, whole trainings.
 slow: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
+
+# The page in the Chromium that is installed; CHROMIUM= names another.
+browser: $(VENV)/developed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/apps/serving
+
+# Executes notebooks/quickstart.ipynb.
+notebook: $(VENV)/developed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/notebooks
 
 lint: $(VENV)/developed
 	$(BIN)/ruff check .
@@ -89,7 +97,8 @@ $(VENV)/developed: $(INSTALLED)
 # Pins for every supported Python and accelerator in one file.
 lock:
 	printf 'jax[cuda12]\njax[tpu]; sys_platform == "linux"\n' | uv pip compile --quiet --universal \
-	  --python-version 3.11 --extra test --extra lint --extra docs --extra tensorflow --extra video --no-annotate \
+	  --python-version 3.11 --extra test --extra lint --extra docs --extra tensorflow --extra video --extra serve \
+	  --extra wandb --no-annotate \
 	  pyproject.toml - -o constraints.txt
 
 clean:

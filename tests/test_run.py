@@ -87,7 +87,7 @@ def test_the_configs_that_came_with_the_program_are_found_from_anywhere(tmp_path
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
         (
             ["--config=configs/eurosat.py", "--mode=fly"],
-            "<train|evaluate|predict|data|sweep|report|export>",
+            "<train|evaluate|predict|serve|data|sweep|report|export>",
         ),
         (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
         (
@@ -106,6 +106,7 @@ def test_the_configs_that_came_with_the_program_are_found_from_anywhere(tmp_path
         (["--workdir=/no/such/run", "--mode=export"], "no --output"),
         (["--workdir=/no/such/run", "--mode=export", "--output=W.fgvpl"], "holds no run"),
         (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=serve", "/no/example.png"], "/no/example.png"),
         (
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
             "/nodata",
@@ -128,6 +129,19 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
+    import run as command
+
+    for name in list(sys.modules):
+        if name.startswith("fgvpl_jax.apps.serving."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with flagsaver.flagsaver():
+        command.parse_flags(["run.py", "--workdir=/no/such/run", "--mode=serve"])
+        assert command.main(["run.py"]) == command.MISTAKE
+    assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
 
 
 def test_checking_data_by_command(photos_dir, tmp_path):

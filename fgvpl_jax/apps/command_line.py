@@ -26,9 +26,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "data", "sweep", "report", "export"],
+    ["train", "evaluate", "predict", "serve", "data", "sweep", "report", "export"],
     "train: train and evaluate; evaluate: a trained run again; predict: photos named after the "
-    "flags, files or folders, by a trained run; data: check the data, which TFDS prepares first "
+    "flags, files or folders, by a trained run; serve: a web page for it, with photos named after "
+    "the flags as examples; data: check the data, which TFDS prepares first "
     "where it has not, and train nothing; sweep: many runs; report: tables and figures of all runs "
     "in the workdir, or in folders named after the flags; export: a trained run as one file that "
     "needs this package no longer.",
@@ -36,6 +37,10 @@ MODE = flags.DEFINE_enum(
 TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes to name.")
 JSON = flags.DEFINE_bool("json", False, "predict: JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string("overlay_dir", None, "predict: folder for a picture per photo.")
+TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "train: event files in the workdir too.")
+WANDB = flags.DEFINE_string("wandb", None, "train: project of Weights & Biases to log to as well.")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: address to listen at.")
+PORT = flags.DEFINE_integer("port", 7860, "serve: of the address.")
 OUTPUT = flags.DEFINE_string("output", None, "export: the new file.")
 
 # For several processes where neither a TPU VM nor Slurm tells; see docs/multi_gpu.md.
@@ -55,12 +60,14 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch aloud
     try:
-        if argv[1:] and MODE.value not in ("predict", "report"):
+        if argv[1:] and MODE.value not in ("predict", "serve", "report"):
             raise UserError(f"unexpected argument {argv[1]!r}: settings start with --config.")
         if WORKDIR.value is None:
             raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
         if MODE.value == "predict":
             return predict(WORKDIR.value, argv[1:])
+        if MODE.value == "serve":
+            return serve(WORKDIR.value, argv[1:])
         if MODE.value == "data":
             return check_data(WORKDIR.value)
         if MODE.value == "export":
@@ -87,6 +94,7 @@ def train_or_evaluate(place: str) -> None:
     import jax
 
     from fgvpl_jax.apps import experiment
+    from fgvpl_jax.apps.watching import Watch
     from fgvpl_jax.apps.workdir import Workdir
     from fgvpl_jax.training import is_writer, join_processes
 
@@ -96,7 +104,8 @@ def train_or_evaluate(place: str) -> None:
         if MODE.value == "evaluate":
             results = experiment.evaluate(workdir, CONFIG.value)
         else:
-            results = experiment.train_and_evaluate(named_config(), workdir)
+            watch = Watch(TENSORBOARD.value, WANDB.value)
+            results = experiment.train_and_evaluate(named_config(), workdir, watch)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -175,6 +184,31 @@ def predict(place: str, arguments: list[str]) -> int:
     if unreadable:
         complain(f"{unreadable} of {len(photos)} photos could not be read")
     return MISTAKE if unreadable else 0
+
+
+def serve(place: str, arguments: list[str]) -> int:
+    """Serves a trained run until it is interrupted."""
+    try:
+        from fgvpl_jax.apps.serving import server
+        from fgvpl_jax.apps.serving.service import Limits
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("gradio", "fastapi", "uvicorn"):
+            raise
+        raise UserError(
+            "--mode=serve needs Gradio: pip install -c constraints.txt -e '.[serve]'"
+        ) from error
+    from fgvpl_jax.apps import predict as prediction
+
+    examples = prediction.find_photos(arguments) if arguments else []
+    classifier = trained(place)
+    if not server.is_loopback(HOST.value):
+        print(
+            f"whoever reaches {HOST.value} can use this page and see the training photos most like "
+            "theirs; there is no password and no encryption: see docs/serve.md",
+            file=sys.stderr,
+        )
+    server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
+    return 0
 
 
 def export(place: str) -> int:

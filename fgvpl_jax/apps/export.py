@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from fgvpl_jax import __version__
-from fgvpl_jax.apps.classifier import Classifier, Weights
+from fgvpl_jax.apps.classifier import Classifier
+from fgvpl_jax.apps.inference import Weights
 from fgvpl_jax.errors import UserError
 
 FORMAT = "fgvpl export 1"
@@ -113,7 +114,7 @@ def trace(classifier: Classifier) -> tuple[bytes, list[np.ndarray]]:
     Weights are arguments: as constants they would be in memory several times over, and a program
     of more than 2 GB cannot be serialised.
     """
-    leaves, structure = jax.tree.flatten(classifier.weights)
+    leaves, structure = jax.tree.flatten(classifier.inference.weights)
     leaves = [np.asarray(leaf) for leaf in leaves]
     side = classifier.clip.image_size
     every = list(range(len(leaves)))
@@ -146,7 +147,7 @@ def program_of(
         full: Weights = jax.tree.unflatten(
             structure, [given.get(place, leaf) for place, leaf in enumerate(leaves)]
         )
-        said = classifier.program(full, images)
+        said = classifier.inference.program(full, images)
         outputs = {"logits": said.logits, "probabilities": said.probabilities}
         if said.attention_map is not None and said.object_mask is not None:
             outputs["attention_map"] = said.attention_map.reshape(-1, *grid)

@@ -1,6 +1,7 @@
 """From a config to everything a run needs; the workdir is not written to."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,16 +36,19 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import METHODS, Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.reporting.epoch_progress import showing_epochs
 from fgvpl_jax.training import (
     CacheBuilder,
     Checkpoints,
     FeatureInputs,
     Inputs,
+    Observer,
     PixelInputs,
     Provenance,
     batch_size_for,
     data_mesh,
     gather_texts,
+    is_writer,
     kept_text_features,
     process_share,
     replicate,
@@ -102,19 +106,37 @@ class Run:
         return build_model(self.config, self.clip, task)
 
     def train(
-        self, model: Method, support: Split, checkpoints: Checkpoints, metrics_file: Path
+        self,
+        model: Method,
+        support: Split,
+        checkpoints: Checkpoints,
+        metrics_file: Path,
+        observe: Observer | None = None,
     ) -> None:
-        """Trains a model in place with the run's settings; a finished one is only restored."""
-        train(
-            model,
-            support,
-            self.few_shot.validation,
-            self.config,
-            inputs=self.inputs,
-            checkpoints=checkpoints,
-            metrics_file=metrics_file,
-            mesh=self.mesh,
-        )
+        """Trains a model in place with the run's settings, and shows how far it is.
+
+        A finished one is only restored.
+        """
+        display = showing_epochs(self.config.epochs) if is_writer() else nullcontext(None)
+        with display as show:
+
+            def tell(line: dict[str, float | int], trainable: nnx.State) -> None:
+                assert show is not None
+                show(line)
+                if observe is not None:
+                    observe(line, trainable)
+
+            train(
+                model,
+                support,
+                self.few_shot.validation,
+                self.config,
+                inputs=self.inputs,
+                checkpoints=checkpoints,
+                metrics_file=metrics_file,
+                mesh=self.mesh,
+                observe=tell,
+            )
 
     def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
         """An evaluator of a trained model, with the cache of these images under it, if any."""

@@ -10,7 +10,7 @@ from fgvpl_jax.training.inputs import (
     PixelInputs,
     kept_text_features,
 )
-from fgvpl_jax.training.loop import read_metrics, restore_model, train
+from fgvpl_jax.training.loop import Observer, read_metrics, restore_model, train
 from fgvpl_jax.training.mesh import (
     batch_layout,
     batch_size_for,
@@ -35,6 +35,7 @@ __all__ = [
     "FewShotInputs",
     "InputBatch",
     "Inputs",
+    "Observer",
     "PixelInputs",
     "Provenance",
     "TrainState",

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
@@ -34,6 +33,9 @@ from fgvpl_jax.training.step import (
     split_model,
 )
 
+# Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
+Observer = Callable[[dict[str, float | int], nnx.State], None]
+
 
 def train(
     model: Method,
@@ -45,6 +47,7 @@ def train(
     checkpoints: Checkpoints,
     metrics_file: Path,
     mesh: Mesh,
+    observe: Observer,
 ) -> None:
     """Trains the model in place, going on from the newest checkpoint where there is one.
 
@@ -57,6 +60,7 @@ def train(
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
         mesh: Devices.
+        observe: Called after every epoch; must not keep the parameters, whose memory is reused.
     Raises:
         UserError: If a loss or a parameter is not finite; the last checkpoint is.
         Interrupted: If a signal asked for the end; the step that it came upon is done and saved.
@@ -98,15 +102,6 @@ def train(
     choices = replicate(
         mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
     )
-    progress = tqdm(
-        range(position.epoch, config.epochs),
-        desc="training",
-        unit="epoch",
-        initial=position.epoch,
-        total=config.epochs,
-        mininterval=1.0,
-        disable=not is_writer(),
-    )
 
     def keep() -> None:
         step = position.epoch * steps_per_epoch + len(position.steps)
@@ -126,7 +121,7 @@ def train(
         )
 
     with interruption.deferred():
-        for epoch in progress:
+        for epoch in range(position.epoch, config.epochs):
             started = time.monotonic() - position.seconds
             per_step = list(position.steps)
             refreshes = config.cache_refresh == "epoch" and model.uses_cache
@@ -167,8 +162,7 @@ def train(
                 line = epoch_line(epoch, per_step, started)
                 if is_writer():
                     append_line(metrics_file, line)
-                loss, accuracy = line["loss"], line["accuracy"]
-                progress.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}")
+                    observe(line, state.trainable)
                 position, epoch_start = Position(epoch + 1), None
                 due = (epoch + 1) % config.checkpoint_every_epochs == 0
                 if due or epoch + 1 == config.epochs or stopping:

@@ -224,9 +224,9 @@ def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, m
         events.append("selected")
         return result
 
-    original_select = experiment.select
+    original_select = experiment.selection_of
     monkeypatch.setattr(Split, "image", spy)
-    monkeypatch.setattr(experiment, "select", select)
+    monkeypatch.setattr(experiment, "selection_of", select)
     results = run(tiny_config, tmp_path / "W")
     assert "test" not in events[: events.index("selected")]
     assert events.count("test") == results["counts"]["test"]  # and then once

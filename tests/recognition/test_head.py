@@ -48,6 +48,11 @@ def unit(x):
 
 def transcription(head, features, text, cache, logit_scale, lam):
     """Eqs. 10-19 image by image, class by class, in float64."""
+    return sum(transcribed_terms(head, features, text, cache, logit_scale, lam).values())
+
+
+def transcribed_terms(head, features, text, cache, logit_scale, lam):
+    """The four terms of Eq. 19 by the names of `contributions`."""
     f64 = lambda x: np.asarray(x, np.float64)  # noqa: E731
 
     def adapt(adapter, x, ratio):
@@ -60,10 +65,10 @@ def transcription(head, features, text, cache, logit_scale, lam):
     q_object = features.object
     if head.object_query == "object_patches":
         q_object = features.object_patches
-    total = 0.0
-    for weight, raw, query, keys in (
-        (1.0, features.image, features.image, cache.image),
-        (beta, features.object, q_object, cache.object),
+    terms = {}
+    for kind, weight, raw, query, keys in (
+        ("image", 1.0, features.image, features.image, cache.image),
+        ("object", beta, features.object, q_object, cache.object),
     ):
         path1 = logit_scale * unit(f64(raw)) @ w_new.T
         new_query, new_keys = (adapt(head.visual_adapter, x, 1.0) for x in (query, keys))
@@ -75,8 +80,23 @@ def transcription(head, features, text, cache, logit_scale, lam):
                 phi = np.exp(-(1 - new_query[b] @ new_keys[s]))
                 label = int(cache.labels[s])
                 path2[b, label] += phi * counts[counts > 0].mean() / counts[label]
-        total = total + weight * (path1 + lam * path2)
-    return total
+        terms |= {f"{kind}_text": weight * path1, f"{kind}_cache": weight * lam * path2}
+    return terms
+
+
+def test_each_contribution_is_its_term_of_eq_19():
+    rng = np.random.default_rng(4)
+    head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 5), make_text(rng, 3)
+    cache = make_cache(rng, [0, 1, 1, 2, 2, 2])
+    settings = {"logit_scale": 14.0, "cache_logit_weight": 2.5}
+    found = head.contributions(features, text, cache, **settings)
+    expected = transcribed_terms(head, features, text, cache, 14.0, 2.5)
+    assert found.keys() == expected.keys()
+    for name, term in expected.items():
+        np.testing.assert_allclose(found[name], term, rtol=1e-5, atol=1e-5, err_msg=name)
+    logits = head(features, text, cache, **settings)
+    np.testing.assert_allclose(logits, sum(expected.values()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("object_query", ["class_token", "object_patches"])

@@ -134,7 +134,7 @@ def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_co
 
 def test_runs_of_zero_shot_clip_alone_are_told_what_is_missing(tmp_path):
     write_run(tmp_path / "runs" / "a", 0.25, config={"method": "zero_shot"})
-    with pytest.raises(UserError, match="another --config.method"):
+    with pytest.raises(UserError, match=r"another --config\.method"):
         write_report(tmp_path, [tmp_path / "runs"])
 
 

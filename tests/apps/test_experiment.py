@@ -281,6 +281,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, monkeypatch):
+    tiny_config.data.resident_gb = 0.0
     original = loop.make_train_step
 
     def broken(*args):

@@ -150,6 +150,7 @@ class Run:
                 support,
                 inputs=self.inputs,
                 batch_size=batch_size_for(self.mesh, size, len(support)),
+                max_bytes=0,  # built once
                 mesh=self.mesh,
             )(trainable, frozen)
         evaluator = Evaluator(
@@ -257,8 +258,9 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
-    if config.data.image_cache_gb < 0:
-        raise UserError(f"data.image_cache_gb is {config.data.image_cache_gb}: give 0 or more")
+    for name in ("image_cache_gb", "resident_gb"):
+        if config.data[name] < 0:
+            raise UserError(f"data.{name} is {config.data[name]}: give 0 or more")
     # 0 epochs are what `with_recipe` gives a method that trains nothing.
     trains = method.recipe(config.benchmark, 1, 1).epochs > 0
     for name in (*POSITIVE, *(["epochs"] if trains else [])):

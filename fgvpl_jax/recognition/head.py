@@ -64,7 +64,12 @@ class TwoPathways(nnx.Module):
         """
         path1 = logit_scale * normalize(queries) @ class_weights.T
         path2 = class_votes(
-            self.affinity(path2_queries, keys), cache, class_weights.shape[0], own_places
+            path2_queries,
+            keys,
+            cache,
+            class_weights.shape[0],
+            adapter=self.visual_adapter,
+            own_places=own_places,
         )
         return path1, cache_logit_weight * path2
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,19 +20,22 @@ from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.json_text import parse_json
 from fgvpl_jax.methods import Method
+from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Position
 from fgvpl_jax.training.inputs import FewShotInputs, Inputs
-from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate, split_batch
+from fgvpl_jax.training.mesh import BatchLayout, batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
+from fgvpl_jax.training.resident import decode_resident
 from fgvpl_jax.training.step import (
-    StepBatch,
     StepMetrics,
     TrainState,
+    make_resident_train_step,
     make_train_step,
     split_model,
 )
+from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
 
 # Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
 Observer = Callable[[dict[str, float | int], nnx.State], None]
@@ -86,7 +90,14 @@ def train(
     build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
     if model.uses_cache:
         size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
-        build_cache = CacheBuilder(graphdef, support, inputs=inputs, batch_size=size, mesh=mesh)
+        build_cache = CacheBuilder(
+            graphdef,
+            support,
+            inputs=inputs,
+            batch_size=size,
+            max_bytes=resident_bytes(config),
+            mesh=mesh,
+        )
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
     cache = build_cache(trainable, frozen) if config.cache_refresh == "once" else None
     position, epoch_start = Position(), None
@@ -98,7 +109,7 @@ def train(
     if is_writer():
         keep_first_lines(metrics_file, position.epoch)
 
-    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+    steps = steps_of(model, graphdef, optimizer, support, config, inputs, layout, mesh)
     choices = replicate(
         mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
     )
@@ -133,23 +144,13 @@ def train(
                 with stoppable():
                     if epoch_start is not None:
                         cache = build_cache(epoch_start, frozen)
-                    batches = inputs.epoch(
-                        support,
-                        batch_size,
-                        epoch,
-                        first_batch=len(per_step),
-                        num_rows=layout.num_rows,
-                    )
+                    run_steps = steps.epoch(epoch, len(per_step))
             except interruption.Interrupted:
                 keep()
                 raise
-            for batch in batches:
-                device_batch = split_batch(
-                    mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
-                )
-                with jax.transfer_guard("disallow"):
-                    state, metrics = train_step(state, frozen, cache, choices, device_batch)
-                per_step.append(metrics)
+            for after, metrics in run_steps(state, frozen, cache, choices):
+                state = after
+                per_step += metrics
                 # What comes later is for the next step: all processes must go the same way.
                 stopping = agree_to_stop()
                 if stopping:
@@ -173,6 +174,34 @@ def train(
             if stopping:
                 break
     nnx.update(model, state.trainable)
+
+
+def steps_of(
+    model: Method,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    support: Split,
+    config: ConfigDict,
+    inputs: Inputs,
+    layout: BatchLayout,
+    mesh: Mesh,
+) -> Steps:
+    """Of photos on the devices, where the method reads pixels and `data.resident_gb` has room."""
+    batch_size = min(config.batch_size, len(support))
+    photos = None
+    if isinstance(model, PixelMethod):
+        photos = decode_resident(support, resident_bytes(config))
+    if photos is None:
+        train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+        return HostSteps(train_step, inputs, support, batch_size, layout, mesh)
+    size = model.image_encoder.vision.config.image_size
+    train_steps = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, size)
+    return ResidentSteps(train_steps, photos, support.labels, batch_size, layout, config.seed, mesh)
+
+
+def resident_bytes(config: ConfigDict) -> int:
+    """What photos to crop from may take of each device, and what the cache is built from of all."""
+    return int(config.data.resident_gb * 1e9)
 
 
 def no_cache(trainable: nnx.State, frozen: nnx.State) -> None:

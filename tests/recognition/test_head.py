@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize, visual_cache
 from fgvpl_jax.visual_prompt import ImageFeatures
 
 DIM = 6
@@ -207,3 +207,34 @@ def test_without_its_own_image_a_query_is_judged_by_the_others():
         expected = head(query, text, others, logit_scale=14.0)
         np.testing.assert_allclose(found[row], expected[0], rtol=1e-5)
     assert not np.allclose(found, head(features, text, cache, logit_scale=14.0))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_keys_in_chunks_are_all_keys(monkeypatch, chunk):
+    """Against the transcription, and the gradients of what sees all keys at once."""
+    rng = np.random.default_rng(5)
+    head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 3), make_text(rng, 3)
+    cache = make_cache(rng, [0, 2, 0, 1, 2, 0, 1, 1, 0, 2], valid=[True] * 8 + [False, True])
+    own_places = jnp.array([1, 9, -1])
+
+    def loss(head, features):
+        logits = head(features, text, cache, logit_scale=14.0, own_places=own_places)
+        return jnp.sum(logits * jnp.arange(9.0).reshape(3, 3))
+
+    whole = nnx.grad(loss, argnums=(0, 1), allow_int=True)(head, features)
+    monkeypatch.setattr(visual_cache, "CHUNK", chunk)
+    found = head(features, text, cache, logit_scale=14.0)
+    expected = transcription(head, features, text, cache, 14.0, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    parts = nnx.grad(loss, argnums=(0, 1), allow_int=True)(head, features)
+    for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        if jnp.issubdtype(ours.dtype, jnp.floating):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_chunk_of_split_rows_is_split_alike():
+    """Of 2 devices' rows 0-3 and 4-7, each chunk has two."""
+    chunks = visual_cache.interleaved(jnp.arange(8), 2)
+    np.testing.assert_array_equal(chunks, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(visual_cache.interleaved(jnp.ones((5, 1)), 2)[1, :, 0], [1, 1, 0])

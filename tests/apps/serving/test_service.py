@@ -57,16 +57,15 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
     features, _ = inference.encode(
         padded_batch([classifier.crop(photos_dir / "test" / "green square" / "001.png", "x")], 1)
     )
-    states = {
-        "/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(inference._state)
-    }
+    found = nnx.to_flat_state(inference.weights.state)
+    states = {"/".join(map(str, path)): leaf[...] for path, leaf in found}
     get = lambda end: next(np.asarray(v, np.float64) for k, v in states.items() if k.endswith(end))  # noqa: E731
 
     def adapt(which, x, ratio):
         kernel, bias = get(f"{which}/kernel"), get(f"{which}/bias")
         return unit(ratio * np.maximum(unit(x) @ kernel + bias, 0) + unit(x))
 
-    cache = inference._cache
+    cache = inference.weights.cache
     texts = np.concatenate([get("1/text_features"), [extension.text_features[0]]])
     labels = np.concatenate([cache.labels, [3, 3, 3]])
     counts = np.bincount(labels)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
+from fgvpl_jax.apps import command_line
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -132,15 +134,13 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
 
 
 def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
-    import run as command
-
     for name in list(sys.modules):
         if name.startswith("fgvpl_jax.apps.serving."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with flagsaver.flagsaver():
-        command.parse_flags(["run.py", "--workdir=/no/such/run", "--mode=serve"])
-        assert command.main(["run.py"]) == command.MISTAKE
+        command_line.parse_flags(["run.py", "--workdir=/no/such/run", "--mode=serve"])
+        assert command_line.main(["run.py"]) == command_line.MISTAKE
     assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
 
 

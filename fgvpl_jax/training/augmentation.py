@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import PIL
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 CUBIC = -0.5  # Pillow's coefficient of the bicubic kernel
 SUPPORT = 2.0  # of the kernel, in pixels of whichever of the two images has the larger ones
+# From 13 on Pillow begins down the columns where those lose over twice as many pixels as rows do.
+MAY_BEGIN_DOWN = int(PIL.__version__.split(".")[0]) >= 13
 EXACT = jax.lax.Precision.HIGHEST  # others round the bytes' products on GPUs and TPUs
 
 
@@ -17,9 +20,8 @@ def crop_resize_flip(
 ) -> UInt8[Array, "b size size 3"]:
     """What `Image.crop(box).resize((size, size), BICUBIC)` gives, within 1 of 255; then the flip.
 
-    As Pillow 13 does: antialiased, rounded to bytes between the two passes, nothing beyond the box
-    seen; along rows first, but down the columns first where those lose over twice as many pixels.
-    (Older Pillows always begin along the rows, and differ by a few of 255 in such boxes.)
+    As the installed Pillow does: antialiased, rounded to bytes between the two passes, nothing
+    beyond the box seen.
 
     Args:
         images: Photos in the upper left corner of equal square canvases.
@@ -29,6 +31,7 @@ def crop_resize_flip(
     """
     left, top, right, bottom = boxes.T
     columns_first = bottom - top - size > 2 * jnp.maximum(right - left - size, 0)
+    columns_first &= MAY_BEGIN_DOWN
 
     def turned(canvases):
         return jnp.where(columns_first[:, None, None, None], canvases.swapaxes(1, 2), canvases)

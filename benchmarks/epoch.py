@@ -8,6 +8,7 @@ take turns in one process. Prints seconds an epoch and their ratio; then one JSO
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def main(clip_dir: str, num_images: int, side: int, batch_size: int, rounds: int
             epochs[name] += 1
             return states[name]
 
-        seconds = take_turns({name: lambda name=name: epoch(name) for name in ways}, rounds)
+        seconds = take_turns({name: partial(epoch, name) for name in ways}, rounds)
     return {
         "images": num_images,
         "side": side,

@@ -228,8 +228,8 @@ class Classifier:
             name=name,
             class_names=tuple(names[c] for c in best),
             probabilities=tuple(float(probabilities[c]) for c in best),
-            attention_map=None if maps is None else maps[row].reshape(grid),
-            object_mask=None if masks is None else masks[row].reshape(grid),
+            attention_map=None if maps is None else np.asarray(maps[row]).reshape(grid),
+            object_mask=None if masks is None else np.asarray(masks[row]).reshape(grid),
             similar=similar,
             logits=tuple(float(recognition.logits[row, c]) for c in best),
             contributions={

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
@@ -152,6 +153,6 @@ def program_of(
         if said.attention_map is not None and said.object_mask is not None:
             outputs["attention_map"] = said.attention_map.reshape(-1, *grid)
             outputs["object_mask"] = said.object_mask.reshape(-1, *grid)
-        return outputs
+        return jax.tree.map(jnp.asarray, outputs)
 
     return program

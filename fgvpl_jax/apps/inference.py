@@ -42,12 +42,12 @@ class Recognition(NamedTuple):
         object_mask: See `ImageFeatures`.
     """
 
-    probabilities: Float[np.ndarray, "b k"]
-    logits: Float[np.ndarray, "b k"]
-    contributions: dict[str, Float[np.ndarray, "b k"]]
-    similar: tuple[Float[np.ndarray, "b c"], Int[np.ndarray, "b c"]] | None
-    attention_map: Float[np.ndarray, "b n"] | None
-    object_mask: Bool[np.ndarray, "b n"] | None
+    probabilities: Float[Array | np.ndarray, "b k"]
+    logits: Float[Array | np.ndarray, "b k"]
+    contributions: dict[str, Float[Array | np.ndarray, "b k"]]
+    similar: tuple[Float[Array | np.ndarray, "b c"], Int[Array | np.ndarray, "b c"]] | None
+    attention_map: Float[Array | np.ndarray, "b n"] | None
+    object_mask: Bool[Array | np.ndarray, "b n"] | None
 
 
 class Weights(NamedTuple):
@@ -150,7 +150,8 @@ def recognise(
     similar = None
     if cache is not None:
         affinity = jnp.where(cache.valid, model.affinity(features, cache), -jnp.inf)
-        similar = tuple(jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1])))
+        closest, places = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
+        similar = closest, places
     where = (None, None)
     if model.finds_objects:
         where = (features.attention_map, features.object_mask)

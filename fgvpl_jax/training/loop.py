@@ -188,15 +188,18 @@ def steps_of(
 ) -> Steps:
     """Of photos on the devices, where the method reads pixels and `data.resident_gb` has room."""
     batch_size = min(config.batch_size, len(support))
-    photos = None
     if isinstance(model, PixelMethod):
         photos = decode_resident(support, resident_bytes(config))
-    if photos is None:
-        train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
-        return HostSteps(train_step, inputs, support, batch_size, layout, mesh)
-    size = model.image_encoder.vision.config.image_size
-    train_steps = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, size)
-    return ResidentSteps(train_steps, photos, support.labels, batch_size, layout, config.seed, mesh)
+        if photos is not None:
+            size = model.image_encoder.vision.config.image_size
+            train_steps = make_resident_train_step(
+                graphdef, optimizer, mesh, layout.num_passes, size
+            )
+            return ResidentSteps(
+                train_steps, photos, support.labels, batch_size, layout, config.seed, mesh
+            )
+    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+    return HostSteps(train_step, inputs, support, batch_size, layout, mesh)
 
 
 def resident_bytes(config: ConfigDict) -> int:

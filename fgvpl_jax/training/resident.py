@@ -51,7 +51,8 @@ class Crops(NamedTuple):
 
     def pixels(self, canvases: UInt8[Array, "s H H 3"], size: int) -> UInt8[Array, "b size size 3"]:
         """The crops themselves, size × size."""
-        return crop_resize_flip(canvases[self.places], self.boxes, self.flips, size)
+        boxes, flips = jnp.asarray(self.boxes), jnp.asarray(self.flips)
+        return crop_resize_flip(canvases[self.places], boxes, flips, size)
 
 
 class EpochDraw(NamedTuple):
@@ -95,8 +96,8 @@ def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
             return None
         photos.append(np.asarray(photo, np.uint8))
     canvases = np.zeros((len(photos), side, side, 3), np.uint8)
-    for canvas, photo in zip(canvases, photos, strict=True):
-        canvas[: photo.shape[0], : photo.shape[1]] = photo
+    for canvas, pixels in zip(canvases, photos, strict=True):
+        canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
     return ResidentPhotos(canvases, tuple((p.shape[1], p.shape[0]) for p in photos))
 
 
@@ -120,12 +121,14 @@ def draw_epoch(
         num_rows: Rows that every step is padded to.
     """
     rows = epoch_rows(len(sizes), batch_size, seed=seed, epoch=epoch, num_rows=num_rows)
-    drawn = [
-        NOTHING
-        if place == PADDING
-        else random_crop(*sizes[place], image_generator(seed, epoch, int(place)))
-        for place in rows.ravel()
-    ]
+
+    def crop_of(place: int) -> Crop:
+        if place == PADDING:
+            return NOTHING
+        width, height = sizes[place]
+        return random_crop(width, height, image_generator(seed, epoch, place))
+
+    drawn = [crop_of(place) for place in rows.ravel().tolist()]
     boxes = np.array([crop.box for crop in drawn], np.int32).reshape(*rows.shape, 4)
     flips = np.array([crop.flip for crop in drawn]).reshape(rows.shape)
     real = rows != PADDING

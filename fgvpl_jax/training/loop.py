@@ -31,6 +31,7 @@ from fgvpl_jax.training.step import (
     make_train_step,
     split_model,
 )
+from fgvpl_jax.whole_files import written_whole
 
 
 def train(
@@ -221,6 +222,5 @@ def append_line(file: Path, line: dict[str, float | int]) -> None:
 def keep_first_lines(file: Path, count: int) -> None:
     """Cuts a metrics file to its first `count` lines, creating it where it is missing."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(text.splitlines(keepends=True)[:count]), encoding="utf-8")
-    os.replace(partial, file)  # a kill leaves all lines or these
+    with written_whole(file) as stream:
+        stream.write("".join(text.splitlines(keepends=True)[:count]).encode())

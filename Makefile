@@ -17,7 +17,7 @@ endif
 # What was installed, by the requirements' name: others are installed when they are asked for.
 INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
 
-.PHONY: demo test parity slow lint lock clean
+.PHONY: demo test parity slow browser notebook lint docs package audit lock clean
 
 # Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
 demo: $(INSTALLED)
@@ -40,10 +40,47 @@ parity: $(VENV)/developed
 slow: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
+# The page in the Chromium that is installed; CHROMIUM= names another.
+browser: $(VENV)/developed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/apps/serving
+
+# Executes notebooks/quickstart.ipynb.
+notebook: $(VENV)/developed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/notebooks
+
 lint: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site; a broken link is an error.
+docs: $(VENV)/developed
+	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What is shipped, in use: the wheel, made from the sdist, in an environment that never saw this
+# folder; and what it exports in one that has jax, numpy and pillow alone.
+package: $(VENV)/developed
+	$(BIN)/pip install --quiet --constraint constraints.txt build
+	rm -rf dist build/package
+	$(BIN)/python -m build > /dev/null
+	$(PYTHON) -m venv build/package/installed
+	build/package/installed/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	$(PYTHON) -m venv build/package/bare
+	build/package/bare/bin/pip install --quiet --constraint constraints.txt jax numpy pillow
+	cp examples/run_exported.py demo/scenes/4_blue_ring.png build/package
+	cd build/package && export JAX_PLATFORMS=cpu XDG_CACHE_HOME=cache && \
+	  installed/bin/fgvpl --help > /dev/null && \
+	  installed/bin/fgvpl --config=configs/shapes.py --workdir=run --config.shots=1 --config.epochs=1 && \
+	  installed/bin/fgvpl --mode=predict --workdir=run --top_k=1 4_blue_ring.png && \
+	  installed/bin/fgvpl --mode=export --workdir=run --output=run.fgvpl && \
+	  ! bare/bin/python -c 'import fgvpl_jax' 2> /dev/null && \
+	  bare/bin/python run_exported.py run.fgvpl 4_blue_ring.png
+
+# Needs a network; --strict: a package that cannot be looked up is not a clean one.
+audit: $(VENV)/developed
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --skip-editable
 
 $(INSTALLED): pyproject.toml constraints.txt $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -60,7 +97,8 @@ $(VENV)/developed: $(INSTALLED)
 # Pins for every supported Python and accelerator in one file.
 lock:
 	printf 'jax[cuda12]\njax[tpu]; sys_platform == "linux"\n' | uv pip compile --quiet --universal \
-	  --python-version 3.11 --extra test --extra lint --extra tensorflow --extra video --no-annotate \
+	  --python-version 3.11 --extra test --extra lint --extra docs --extra tensorflow --extra video --extra serve \
+	  --extra wandb --extra fuzz --no-annotate \
 	  pyproject.toml - -o constraints.txt
 
 clean:

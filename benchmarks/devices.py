@@ -106,7 +106,7 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
     layout = batch_layout(mesh, len(support), 0)
     inputs = PixelInputs(clip, SEED, None, process_share())
     build_cache = CacheBuilder(
-        graphdef, support, inputs=inputs, batch_size=layout.num_rows, mesh=mesh
+        graphdef, support, inputs=inputs, batch_size=layout.num_rows, max_bytes=0, mesh=mesh
     )
     train_step = make_train_step(graphdef, optimizer, mesh)
     choices = replicate(mesh, {"cache_logit_weight": jnp.ones((), dtype)})

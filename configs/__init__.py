@@ -1,1 +1,1 @@
-"""One small file per benchmark over `common.py`."""
+"""One small file per benchmark over `fgvpl_jax/apps/default_config.py`."""

@@ -5,8 +5,8 @@
 Layout below `data.root`: `dtd/images/<class>/*.jpg`.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("dtd")
+    return default_config.benchmark_config("dtd")

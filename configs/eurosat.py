@@ -6,8 +6,8 @@ Layout below `data.root`: `eurosat/2750/<Class>/*.jpg`.
 The paper reports 45.7 points above zero-shot CLIP at 16 shots (ViT-B/16).
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("eurosat")
+    return default_config.benchmark_config("eurosat")

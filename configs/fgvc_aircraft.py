@@ -5,8 +5,8 @@
 Layout below `data.root`: `fgvc_aircraft/images/*.jpg` and `fgvc_aircraft/images_variant_*.txt`.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("fgvc_aircraft")
+    return default_config.benchmark_config("fgvc_aircraft")

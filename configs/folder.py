@@ -8,11 +8,11 @@ Or `train/`, `val/` and `test/` folders of class folders below the root, or a li
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    config = common.get_config()
+    config = default_config.get_config()
     config.benchmark = "folder"
     config.data.source = "folder"
     config.shots = placeholder(int)  # all there are

@@ -5,8 +5,8 @@
 Layout below `data.root`: `food-101/images/<class>/*.jpg`.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("food101")
+    return default_config.benchmark_config("food101")

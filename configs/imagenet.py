@@ -6,8 +6,8 @@ Layout below `data.root`: `imagenet/images/{train,val}/<code>/*.JPEG` and `image
 The paper reports 75.5% at 16 shots, 68.7% for zero-shot CLIP (ViT-B/16).
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("imagenet")
+    return default_config.benchmark_config("imagenet")

@@ -5,8 +5,8 @@
 Layout below `data.root`: `oxford_flowers/jpg/*.jpg` and `oxford_flowers/imagelabels.mat`.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("oxford_flowers")
+    return default_config.benchmark_config("oxford_flowers")

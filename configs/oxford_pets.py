@@ -5,8 +5,8 @@
 Layout below `data.root`: `oxford_pets/images/*.jpg` and `oxford_pets/annotations/`.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("oxford_pets")
+    return default_config.benchmark_config("oxford_pets")

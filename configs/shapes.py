@@ -7,11 +7,11 @@ Ten pairs of colour and shape that the CLIP of `demo/clip` never saw together.
 
 from pathlib import Path
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    config = common.get_config()
+    config = default_config.get_config()
     config.benchmark = "shapes"
     config.clip = str(Path(__file__).resolve().parents[1] / "demo" / "clip")
     config.data.source = "shapes"

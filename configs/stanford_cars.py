@@ -5,8 +5,8 @@
 Layout below `data.root`: `stanford_cars/cars_*/*.jpg` and the annotations beside them.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("stanford_cars")
+    return default_config.benchmark_config("stanford_cars")

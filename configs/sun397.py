@@ -6,8 +6,8 @@ Layout below `data.root`: `sun397/SUN397/a/abbey/*.jpg` and so on.
 The paper reports 16.1 points above zero-shot CLIP at 16 shots (ViT-B/16).
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("sun397")
+    return default_config.benchmark_config("sun397")

@@ -5,8 +5,8 @@
 Layout below `data.root`: `ucf101/UCF-101-midframes/<Action>/*.jpg`, see docs/datasets.md.
 """
 
-from configs import common
+from fgvpl_jax.apps import default_config
 
 
 def get_config():
-    return common.benchmark_config("ucf101")
+    return default_config.benchmark_config("ucf101")

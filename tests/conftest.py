@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import common
+from fgvpl_jax.apps import default_config
 from tests.tiny_clip import write_tiny_clip
 
 # Tests compile the same small programs again and again, also in processes of their own.
@@ -59,7 +59,7 @@ def photos_dir(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
     """A whole run of seconds."""
-    config = common.get_config()
+    config = default_config.get_config()
     config.benchmark = "squares"
     config.clip = str(tiny_clip_dir)
     config.data.source = "folder"

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
+from fgvpl_jax.apps import command_line
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,6 +37,35 @@ def test_a_config_is_read_without_jax():
     assert done.stdout.split() == ["eurosat", "set()"]
 
 
+def test_help_lists_the_flags_and_is_no_mistake():
+    done = run("--help")
+    assert done.returncode == 0
+    for flag in ("--config", "--workdir", "--mode", "--top_k", "--output"):
+        assert flag in done.stdout
+
+
+def test_the_configs_that_came_with_the_program_are_found_from_anywhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", "--config=configs/eurosat.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "no --workdir" in done.stderr
+    (tmp_path / "configs").mkdir()
+    own = "def get_config():\n    raise ValueError('my own')\n"
+    (tmp_path / "configs" / "eurosat.py").write_text(own)
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", "--config=configs/eurosat.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "my own" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,7 +89,7 @@ def test_a_config_is_read_without_jax():
         (["--config=configs/eurosat.py", "--config.shots=many"], "many"),
         (
             ["--config=configs/eurosat.py", "--mode=fly"],
-            "<train|evaluate|predict|data|sweep|report>",
+            "<train|evaluate|predict|serve|data|sweep|report|export>",
         ),
         (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
         (
@@ -74,7 +105,10 @@ def test_a_config_is_read_without_jax():
         (["--config=configs/eurosat.py"], "--workdir"),
         (["--workdir=/no/such/run"], "--config"),
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=export"], "no --output"),
+        (["--workdir=/no/such/run", "--mode=export", "--output=W.fgvpl"], "holds no run"),
         (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
+        (["--workdir=/no/such/run", "--mode=serve", "/no/example.png"], "/no/example.png"),
         (
             ["--config=configs/food101.py", "--workdir=/no/such/run", "--config.data.root=/nodata"],
             "/nodata",
@@ -97,6 +131,17 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith("fgvpl_jax.apps.serving."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with flagsaver.flagsaver():
+        command_line.parse_flags(["run.py", "--workdir=/no/such/run", "--mode=serve"])
+        assert command_line.main(["run.py"]) == command_line.MISTAKE
+    assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
 
 
 def test_checking_data_by_command(photos_dir, tmp_path):
@@ -147,7 +192,7 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
     ],
 )
 def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
-    import run as command
+    from fgvpl_jax.apps import command_line as command
 
     def interrupted(*_):
         raise KeyboardInterrupt

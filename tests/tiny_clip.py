@@ -109,7 +109,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     for name, width in norms:
         tensors[f"{name}.weight"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
         tensors[f"{name}.bias"] = rng.normal(scale=0.1, size=width).astype(np.float32)
-    tensors["logit_scale"] = np.float32(2.3)
+    tensors["logit_scale"] = np.asarray(2.3, np.float32)
     return {name: np.asarray(value) for name, value in tensors.items()}
 
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 from ml_collections.config_dict import placeholder
 from PIL import Image
 
 from fgvpl_jax.apps.default_config import benchmark_config, get_config
 from fgvpl_jax.apps.experiment import train_and_evaluate
+from fgvpl_jax.apps.extension import Extension
+from fgvpl_jax.apps.inference import Inference, Recognition, padded_batch
 from fgvpl_jax.apps.run_setup import build_model
 from fgvpl_jax.apps.workdir import Workdir, flatten, read_arrays, read_json
 from fgvpl_jax.clip import load_clip
@@ -38,7 +38,6 @@ from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
 Photo = str | Path | Image.Image | np.ndarray
 
 BATCH_SIZE = 64
-NUM_SIMILAR = 3
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Similar:
     """A training photo that the cache finds close.
 
     Attributes:
-        place: Its place in the classifier's `support`.
-        key: Its path below the folder of the training photos.
+        place: Its place in the classifier's `support`; photos added to it come after those.
+        key: Its path below the folder of the training photos; an added one's name.
         class_name: Its class.
         similarity: Cosine of the adapted image features (Eq. 17).
     """
@@ -70,6 +69,9 @@ class Prediction:
             a method that looks for no object, as is the mask.
         object_mask: The patches of the object.
         similar: The closest training photos; none for a method without a visual cache.
+        logits: Of the classes named, before the temperature.
+        contributions: What each feature and pathway adds to these logits, which are the sum; by
+            the names of `Method.contributions`.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Prediction:
     attention_map: Float[np.ndarray, "gh gw"] | None
     object_mask: Bool[np.ndarray, "gh gw"] | None
     similar: tuple[Similar, ...]
+    logits: tuple[float, ...]
+    contributions: dict[str, tuple[float, ...]]
 
 
 class Classifier:
@@ -89,6 +93,11 @@ class Classifier:
         support: The training photos; decoded only when asked for, so they may be gone.
         results: The run's `results.json`.
         finds_objects: Whether its predictions have attention maps and object masks.
+        clip: The backbone.
+        uses_cache: Whether they have similar photos, and classes can be added.
+        title: The method's, in tables.
+        image_size: Side of the crop that the model sees, in pixels.
+        inference: The device programs.
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
@@ -97,14 +106,14 @@ class Classifier:
             raise UserError(f"{workdir.path} is not finished: go on with --mode=train")
         self.workdir = workdir.path
         self.results: dict[str, Any] = read_json(workdir.results_file)
-        self._clip = load_clip(config.clip if clip is None else clip)
+        self.clip = load_clip(config.clip if clip is None else clip)
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
-        text_features = class_text_features(self._clip, self.class_names, config.data.templates)
+        text_features = class_text_features(self.clip, self.class_names, config.data.templates)
         support = read_arrays(workdir.support_file)
         task = Task(self.class_names, text_features, support["labels"])
-        model = build_model(config, self._clip, task)
-        identity = {**saved.backbone, "sha256": self._clip.identity.sha256}
+        model = build_model(config, self.clip, task)
+        identity = {**saved.backbone, "sha256": self.clip.identity.sha256}
         provenance = Provenance(saved.method, saved.class_names, identity, saved.seed)
         with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
             epoch = restore_model(model, checkpoints, data_mesh())
@@ -113,38 +122,23 @@ class Classifier:
         kind = ShapesSplit if config.data.source == "shapes" else Split
         keys = tuple(str(key) for key in support["keys"])
         self.support = kind(Path(str(support["root"])), keys, support["labels"])
-        self._cache = None
+        cache = None
         if model.uses_cache:
-            self._cache = VisualCache(
+            cache = VisualCache(
                 jnp.asarray(support["image"]),
                 jnp.asarray(support["object"]) if "object" in support else None,
                 jnp.asarray(support["labels"]),
                 jnp.ones(len(keys), bool),
             )
-        # As float32 scalars, so that nothing is retraced.
-        self._choices = {
-            name: jnp.float32(self.results[name]) for name in model.starting_choices(config)
-        }
+        choices = {name: self.results[name] for name in model.starting_choices(config)}
+        self.inference = Inference(
+            model, self.clip.image_encoder, cache, choices, self.results["temperature"]
+        )
         self.finds_objects = model.finds_objects
-        self._grid = self._clip.vision.grid
-        graphdef, state = nnx.split((self._clip.image_encoder, model))
-        self._state = jax.device_put(state)
-
-        @jax.jit
-        def explain(state, cache, choices, temperature, images):
-            image_encoder, model = nnx.merge(graphdef, state)
-            features = model.features(image_encoder(images) if model.reads_features else images)
-            logits = model.logits(features, cache, **choices) / temperature
-            where = None, None
-            if model.finds_objects:
-                where = features.attention_map, features.object_mask
-            similar = None
-            if cache is not None:
-                affinity = model.affinity(features, cache)
-                similar = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
-            return jax.nn.softmax(logits), *where, similar
-
-        self._explain = explain
+        self.uses_cache = model.uses_cache
+        self.title = model.title
+        self.image_size = self.clip.image_size
+        self._templates = config.data.templates
 
     def predict(self, images: Photo | Sequence[Photo], top_k: int = 5) -> list[Prediction]:
         """Classifies photos.
@@ -179,7 +173,7 @@ class Classifier:
                 named.append((f"image {len(named)}", image))
         for start in range(0, len(named), BATCH_SIZE):
             batch = named[start : start + BATCH_SIZE]
-            crops = [self._crop(photo, name) for name, photo in batch]
+            crops = [self._crop_or_error(photo, name) for name, photo in batch]
             predictions = iter(
                 self._predict_crops(
                     [
@@ -193,9 +187,62 @@ class Classifier:
             for crop in crops:
                 yield next(predictions) if isinstance(crop, np.ndarray) else crop
 
-    def _crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"] | UnreadableImage:
+    def crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"]:
+        """What the model sees of a photo; raises `UnreadableImage`."""
+        return self.clip.resize_and_crop(open_photo(photo, name))
+
+    def text_features_of(self, class_name: str) -> Float[np.ndarray, "e"]:
+        """The unit vector of a new class's name in the run's templates."""
+        return np.asarray(class_text_features(self.clip, [class_name], self._templates)[0])
+
+    def prediction(
+        self,
+        recognition: Recognition,
+        row: int,
+        name: str,
+        top_k: int,
+        extension: Extension | None = None,
+    ) -> Prediction:
+        """One row of what the model says, in words.
+
+        Args:
+            recognition: Of a batch.
+            row: Of the photo in it.
+            name: The photo's.
+            top_k: Classes to name, at most all.
+            extension: The one that it was recognised with.
+        """
+        names = self.class_names + (extension.class_names if extension else ())
+        grid = self.clip.vision.grid
+        probabilities = recognition.probabilities[row, : len(names)]
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        maps, masks = recognition.attention_map, recognition.object_mask
+        similar: tuple[Similar, ...] = ()
+        if recognition.similar is not None:
+            similarities, places = (column[row] for column in recognition.similar)
+            similar = tuple(
+                self._similar(int(place), float(similarity), extension)
+                for place, similarity in zip(places, similarities, strict=True)
+            )
+        return Prediction(
+            name=name,
+            class_names=tuple(names[c] for c in best),
+            probabilities=tuple(float(probabilities[c]) for c in best),
+            attention_map=None if maps is None else maps[row].reshape(grid),
+            object_mask=None if masks is None else masks[row].reshape(grid),
+            similar=similar,
+            logits=tuple(float(recognition.logits[row, c]) for c in best),
+            contributions={
+                part: tuple(float(values[row, c]) for c in best)
+                for part, values in recognition.contributions.items()
+            },
+        )
+
+    def _crop_or_error(
+        self, photo: Photo, name: str
+    ) -> UInt8[np.ndarray, "H W 3"] | UnreadableImage:
         try:
-            return self._clip.resize_and_crop(open_photo(photo, name))
+            return self.crop(photo, name)
         except UnreadableImage as error:
             return error
 
@@ -204,37 +251,21 @@ class Classifier:
     ) -> list[Prediction]:
         if not crops:
             return []
-        pixels = np.stack([crop for _, crop in crops])
-        size = 1 << (len(pixels) - 1).bit_length()  # few shapes, few compilations
-        pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
-        temperature = jnp.float32(self.results["temperature"])
-        probabilities, maps, masks, similar = jax.device_get(
-            self._explain(self._state, self._cache, self._choices, temperature, pixels)
-        )
-        predictions = []
-        for row, (name, _) in enumerate(crops):
-            best = np.argsort(-probabilities[row], kind="stable")[:top_k]
-            predictions.append(
-                Prediction(
-                    name=name,
-                    class_names=tuple(self.class_names[c] for c in best),
-                    probabilities=tuple(float(probabilities[row, c]) for c in best),
-                    attention_map=None if maps is None else maps[row].reshape(self._grid),
-                    object_mask=None if masks is None else masks[row].reshape(self._grid),
-                    similar=()
-                    if similar is None
-                    else tuple(map(self._similar, similar[1][row], similar[0][row])),
-                )
-            )
-        return predictions
+        size = 1 << (len(crops) - 1).bit_length()  # few shapes, few compilations
+        features, _ = self.inference.encode(padded_batch([crop for _, crop in crops], size))
+        recognition = self.inference.recognise(features)
+        return [
+            self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)
+        ]
 
-    def _similar(self, place: np.integer, similarity: np.floating) -> Similar:
-        return Similar(
-            int(place),
-            self.support.keys[place],
-            self.class_names[self.support.labels[place]],
-            float(similarity),
-        )
+    def _similar(self, place: int, similarity: float, extension: Extension | None) -> Similar:
+        added = place - len(self.support)
+        if added < 0:
+            label = self.support.labels[place]
+            return Similar(place, self.support.keys[place], self.class_names[label], similarity)
+        assert extension is not None
+        photo = extension.photos[added]
+        return Similar(place, photo.name, extension.class_names[photo.label], similarity)
 
 
 def open_photo(photo: Photo, name: str) -> Image.Image:

@@ -49,6 +49,10 @@ def get_config() -> ConfigDict:
     config.data.image_cache_dir = ""
     config.data.image_cache_gb = 20.0  # the least recently used make room; 0 keeps none
 
+    # Training photos stay on every device, and are cropped there, where all of them, each as large
+    # as the largest, take no more than this; otherwise they are decoded anew in every epoch.
+    config.data.resident_gb = 2.0
+
     # Section 3.1
     config.num_prompts = 1
     config.connectivity = 2  # of the largest area: 2 = 8 neighbours, 1 = 4 neighbours

@@ -1,6 +1,5 @@
 """The main job: from a config to a trained, measured classifier in a workdir."""
 
-import json
 import math
 import time
 from dataclasses import asdict
@@ -17,31 +16,35 @@ from fgvpl_jax.apps.cross_validation import (
     read_held_out,
 )
 from fgvpl_jax.apps.run_setup import Run, prepare
-from fgvpl_jax.apps.selection import Labelled, calibration, choose_on_validation
+from fgvpl_jax.apps.selection import Chosen, Labelled, calibration, choose_on_validation
+from fgvpl_jax.apps.watching import Watch, Watcher, watching
 from fgvpl_jax.apps.workdir import Workdir, save_arrays
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator, Predictions, answers_of, mask_iou, score
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import Checkpoints, restore_model, to_host
+from fgvpl_jax.training import Checkpoints, read_metrics, restore_model, to_host
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Workdir, watch: Watch | None = None
+) -> dict[str, Any]:
     """Trains where training is unfinished, then evaluates; returns and writes `results.json`.
 
     Args:
         config: See `default_config.py`.
         workdir: An empty or new folder, or this very run's, which then goes on.
+        watch: Where the training can be watched, beside the progress that is shown.
     Raises:
         UserError: For every mistake in config or data, before anything is written; if another
             command is at work in the folder.
     """
     with workdir.locked():
-        return carry_out(config, workdir)
+        return carry_out(config, workdir, watch)
 
 
-def carry_out(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+def carry_out(config: ConfigDict, workdir: Workdir, watch: Watch | None = None) -> dict[str, Any]:
     """As `train_and_evaluate`, in a folder that the caller holds."""
     started = time.monotonic()
     run = prepare(config, workdir)
@@ -51,10 +54,13 @@ def carry_out(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     if run.dataset.test is None:
         cross_validate(run)
     support = run.few_shot.support
-    with Checkpoints(workdir.checkpoints, run.provenance, to_train=True) as checkpoints:
-        if checkpoints.latest_epoch != run.config.epochs:
-            run.train(run.new_model(support), support, checkpoints, workdir.metrics_file)
-    return measure(run, started)
+    with watching(run, watch or Watch()) as watcher:
+        with Checkpoints(workdir.checkpoints, run.provenance, to_train=True) as checkpoints:
+            if checkpoints.latest_epoch != run.config.epochs:
+                model = run.new_model(support)
+                watcher.watch(model)
+                run.train(model, support, checkpoints, workdir.metrics_file, watcher.epoch)
+        return measure(run, started, watcher)
 
 
 def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, An
         return measure(prepare(stored if config is None else config, workdir), started)
 
 
-def measure(run: Run, started: float) -> dict[str, Any]:
+def measure(run: Run, started: float, watcher: Watcher | None = None) -> dict[str, Any]:
     """Restores the final checkpoint, selects on validation, then reads the test split once.
 
     Nothing is written before the test split is read; `results.json`, by which a run is known to be
@@ -82,6 +88,7 @@ def measure(run: Run, started: float) -> dict[str, Any]:
     Args:
         run: A run whose training is complete.
         started: `time.monotonic()` when the command began.
+        watcher: Is shown what the validation images came to.
     """
     config, few_shot = run.config, run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
@@ -94,9 +101,12 @@ def measure(run: Run, started: float) -> dict[str, Any]:
             "finish it with --mode=train and the same config"
         )
     evaluator, cache = run.evaluator(model, few_shot.support)
-    choices, selection = select(evaluator, run, held_out)
+    chosen = choose_on_validation(evaluator, run)
+    if watcher is not None:
+        watcher.validated(chosen.validation)
+    selection = selection_of(chosen, run, held_out)
     tested = (
-        test_scores(evaluator, run, choices, selection["temperature"])
+        test_scores(evaluator, run, chosen.choices, selection["temperature"])
         if held_out is None
         else fold_scores(held_out)
     )
@@ -117,7 +127,7 @@ def measure(run: Run, started: float) -> dict[str, Any]:
         **model.facts(),
         **selection,
         **tested,
-        "train_seconds": sum_of_seconds(run.workdir.metrics_file),
+        "train_seconds": sum_of_seconds(run.workdir.metrics_file, config.epochs),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
     save_arrays(
@@ -140,17 +150,11 @@ def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
     return {name: np.asarray(x)[valid] for name, x in columns.items() if x is not None}
 
 
-def select(
-    evaluator: Evaluator, run: Run, held_out: HeldOut | None
-) -> tuple[Choices, dict[str, Any]]:
-    """The choices, such as λ; then the temperature.
+def selection_of(chosen: Chosen, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
+    """What `results.json` says of the choices, such as λ, and of the temperature.
 
     The temperature is fitted on validation or, without, on the folds; else it is 1.
-
-    Returns:
-        The choices, and what `results.json` says of all this.
     """
-    chosen = choose_on_validation(evaluator, run)
     selection: dict[str, Any] = {
         **chosen.choices,
         "validation_accuracy": chosen.accuracies,
@@ -161,13 +165,12 @@ def select(
         selection |= calibration("validation", chosen.validation)
     elif run.config.calibrate and held_out is not None:
         selection |= calibration("folds", Labelled(held_out.logits, held_out.labels))
-    return chosen.choices, selection
+    return selection
 
 
-def sum_of_seconds(metrics_file: Path) -> float:
+def sum_of_seconds(metrics_file: Path, epochs: int) -> float:
     """Of all epochs, also those before an interruption."""
-    lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    return round(math.fsum(json.loads(line)["seconds"] for line in lines), 1)
+    return round(math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs)), 1)
 
 
 def test_scores(

@@ -104,18 +104,32 @@ def as_json(answer: Answer) -> str:
     content: dict[str, Any] = {"image": str(answer.photo)}
     if isinstance(result, UnreadableImage):
         return json.dumps(content | {"error": str(result)})
-    content |= {
-        "classes": [
-            {"name": name, "probability": round(probability, 6)}
-            for name, probability in zip(result.class_names, result.probabilities, strict=True)
-        ],
-        "similar": [
-            {"path": s.key, "class": s.class_name, "similarity": round(s.similarity, 6)}
-            for s in result.similar
-        ],
-    }
-    if result.object_mask is not None:
-        content["object_share"] = round(float(result.object_mask.mean()), 4)
+    content |= content_of(result)
     if answer.overlay is not None:
         content["overlay"] = str(answer.overlay)
     return json.dumps(content)
+
+
+def content_of(prediction: Prediction) -> dict[str, Any]:
+    """A prediction for a program, but for the photo's name, the attention map and the mask."""
+    content: dict[str, Any] = {
+        "classes": [
+            {
+                "name": name,
+                "probability": round(prediction.probabilities[place], 6),
+                "logit": round(prediction.logits[place], 6),
+                "contributions": {
+                    part: round(values[place], 6)
+                    for part, values in prediction.contributions.items()
+                },
+            }
+            for place, name in enumerate(prediction.class_names)
+        ],
+        "similar": [
+            {"path": s.key, "class": s.class_name, "similarity": round(s.similarity, 6)}
+            for s in prediction.similar
+        ],
+    }
+    if prediction.object_mask is not None:
+        content["object_share"] = round(float(prediction.object_mask.mean()), 4)
+    return content

@@ -61,6 +61,9 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
         reasons = f" ({left_out[0]})" if left_out else ""
         raise UserError(
             f"no finished run with a test split in {', '.join(map(str, folders))}{reasons}"
+            if not records
+            else "only runs of zero-shot CLIP were found, which every other run measures as well: "
+            "add a run of another --config.method to compare"
         )
     out = Path(place).expanduser().absolute() / REPORT
     out.mkdir(parents=True, exist_ok=True)

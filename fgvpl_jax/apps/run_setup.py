@@ -1,6 +1,7 @@
 """From a config to everything a run needs; the workdir is not written to."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,16 +36,19 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import METHODS, Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.reporting.epoch_progress import showing_epochs
 from fgvpl_jax.training import (
     CacheBuilder,
     Checkpoints,
     FeatureInputs,
     Inputs,
+    Observer,
     PixelInputs,
     Provenance,
     batch_size_for,
     data_mesh,
     gather_texts,
+    is_writer,
     kept_text_features,
     process_share,
     replicate,
@@ -102,19 +106,37 @@ class Run:
         return build_model(self.config, self.clip, task)
 
     def train(
-        self, model: Method, support: Split, checkpoints: Checkpoints, metrics_file: Path
+        self,
+        model: Method,
+        support: Split,
+        checkpoints: Checkpoints,
+        metrics_file: Path,
+        observe: Observer | None = None,
     ) -> None:
-        """Trains a model in place with the run's settings; a finished one is only restored."""
-        train(
-            model,
-            support,
-            self.few_shot.validation,
-            self.config,
-            inputs=self.inputs,
-            checkpoints=checkpoints,
-            metrics_file=metrics_file,
-            mesh=self.mesh,
-        )
+        """Trains a model in place with the run's settings, and shows how far it is.
+
+        A finished one is only restored.
+        """
+        display = showing_epochs(self.config.epochs) if is_writer() else nullcontext(None)
+        with display as show:
+
+            def tell(line: dict[str, float | int], trainable: nnx.State) -> None:
+                assert show is not None
+                show(line)
+                if observe is not None:
+                    observe(line, trainable)
+
+            train(
+                model,
+                support,
+                self.few_shot.validation,
+                self.config,
+                inputs=self.inputs,
+                checkpoints=checkpoints,
+                metrics_file=metrics_file,
+                mesh=self.mesh,
+                observe=tell,
+            )
 
     def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
         """An evaluator of a trained model, with the cache of these images under it, if any."""
@@ -128,6 +150,7 @@ class Run:
                 support,
                 inputs=self.inputs,
                 batch_size=batch_size_for(self.mesh, size, len(support)),
+                max_bytes=0,  # built once
                 mesh=self.mesh,
             )(trainable, frozen)
         evaluator = Evaluator(
@@ -235,8 +258,9 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
     if config.cv_folds < 2:
         raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
-    if config.data.image_cache_gb < 0:
-        raise UserError(f"data.image_cache_gb is {config.data.image_cache_gb}: give 0 or more")
+    for name in ("image_cache_gb", "resident_gb"):
+        if config.data[name] < 0:
+            raise UserError(f"data.{name} is {config.data[name]}: give 0 or more")
     # 0 epochs are what `with_recipe` gives a method that trains nothing.
     trains = method.recipe(config.benchmark, 1, 1).epochs > 0
     for name in (*POSITIVE, *(["epochs"] if trains else [])):

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 from fgvpl_jax.training import is_writer
 from fgvpl_jax.whole_files import written_whole
 
@@ -203,11 +203,17 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         UserError: If it is not there or not as it was written.
     """
     try:
-        with np.load(file) as saved:
-            return dict(saved)
+        with np.load(file, allow_pickle=False) as saved:
+            # `np.savez` compresses nothing; what is compressed may unpack to any size.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in saved.zip.infolist()):
+                raise ValueError("it is compressed")
+            arrays = dict(saved)
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds what is no array")
+            return arrays
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: go on with --mode=train") from error
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # numpy, zipfile and zlib have a dozen kinds for damage
         raise UserError(f"{file} is damaged ({error}): go on with --mode=train") from error
 
 
@@ -218,7 +224,7 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: If it is no longer a JSON object.
     """
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(parse_json(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): restore it or start a new run") from error
 

@@ -1,14 +1,17 @@
 """What a checkpoint's config.json says of the two towers."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 
 # transformers writes 2 into configs made before its pooling looked for the end-of-text token.
 LEGACY_EOS_TOKEN_ID = 2
+# Far above every CLIP. Of all that the file says, these two cost time and memory before the weights
+# are there to contradict them.
+MOST = {"num_layers": 512, "image_size": 2048}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class TransformerConfig:
             least = 0 if field.name.endswith("token_id") else 1
             if field.type is int and not (isinstance(value, int) and value >= least):
                 raise UserError(f"{field.name} is {value!r}: it must be a whole number >= {least}")
+            if field.name in MOST and value > MOST[field.name]:
+                raise UserError(f"{field.name} is {value}: at most {MOST[field.name]} can be built")
         if not isinstance(self.layer_norm_eps, (int, float)) or self.layer_norm_eps <= 0:
             raise UserError(f"layer_norm_eps is {self.layer_norm_eps!r}: it must be positive")
         if self.width % self.num_heads:
@@ -92,7 +97,7 @@ def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
     if not file.is_file():
         raise UserError(f"{directory} has no config.json: name a Hugging Face CLIP directory")
     try:
-        raw = json.loads(file.read_text())
+        raw = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}): download it again") from error
     if not isinstance(raw, dict) or raw.get("model_type") != "clip":

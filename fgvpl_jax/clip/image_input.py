@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.clip.config import MOST, VisionConfig
 from fgvpl_jax.errors import UserError
 
 # transformers 5 writes the second when it saves a whole CLIPProcessor.
@@ -21,6 +21,9 @@ class ImageProcessor:
         mean: float32 [3], of the normalisation; 0 where the checkpoint wants none.
         std: float32 [3]; 1 where the checkpoint wants none.
         rescale_factor: What a byte is multiplied with before; 1 where the checkpoint wants none.
+        is_plain: Whether its geometry is what every CLIP asks for: the shortest side to the
+            tower's, then the centre.
+        resample: Pillow's filter of that resize.
 
     Args:
         directory: Holds preprocessor_config.json, or processor_config.json.
@@ -42,6 +45,7 @@ class ImageProcessor:
         try:
             processor: Any = CLIPImageProcessorPil.from_pretrained(str(directory))
             self._processor = processor
+            _check_sizes(processor)
             given = (processor.image_mean, processor.image_std)
             mean, std = given if processor.do_normalize else (0, 1)
             self.mean = np.broadcast_to(np.asarray(mean, np.float32), 3)
@@ -49,9 +53,10 @@ class ImageProcessor:
             self.rescale_factor = np.float32(
                 processor.rescale_factor if processor.do_rescale else 1
             )
-            # What every CLIP asks for. Pillow gives the same bytes without the processor's array
+            self.resample = Image.Resampling(processor.resample)
+            # Pillow gives the same bytes without the processor's array
             # copies: a thirtieth of the time for a photo of the tower's own size.
-            self._is_plain = (
+            self.is_plain = (
                 processor.do_resize
                 and processor.do_center_crop
                 and dict(processor.size) == {"shortest_edge": self._side}
@@ -77,7 +82,7 @@ class ImageProcessor:
         """The processor's geometry alone; bytes, to be normalised on the device."""
         if image.mode != "RGB":
             image = image.convert("RGB")
-        if self._is_plain:
+        if self.is_plain:
             return self._plain(image)
         pixels = self._processor(
             image, do_rescale=False, do_normalize=False, return_tensors="np"
@@ -88,10 +93,18 @@ class ImageProcessor:
         side, short = self._side, min(image.size)
         width, height = (int(side * length / short) for length in image.size)
         left, top = (width - side) // 2, (height - side) // 2
-        resized = image.resize((width, height), self._processor.resample)
+        resized = image.resize((width, height), self.resample)
         return np.array(resized.crop((left, top, left + side, top + side)))
 
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "H W 3"]:
         """Float32 pixels as the tower wants them."""
         pixels = self.resize_and_crop(image).astype(np.float32)
         return (pixels * self.rescale_factor - self.mean) / self.std
+
+
+def _check_sizes(processor: Any) -> None:
+    """Refuses what would make every photo huge, before the first one is made."""
+    for name in ("size", "crop_size"):
+        for side, pixels in dict(getattr(processor, name) or {}).items():
+            if pixels is not None and not 1 <= pixels <= MOST["image_size"]:
+                raise ValueError(f"{name} has {side} {pixels}, not 1 to {MOST['image_size']}")

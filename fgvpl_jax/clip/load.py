@@ -54,6 +54,7 @@ class CLIP:
         image_mean: float32 [3]; pixels are (bytes · rescale_factor - image_mean) / image_std.
         image_std: float32 [3].
         rescale_factor: Usually 1/255.
+        image_processor: What makes a photo fit.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class CLIP:
             rescale_factor=self.rescale_factor,
         )
         self._tokenizer = tokenizer
-        self._image_processor = image_processor
+        self.image_processor = image_processor
         # Splitting once saves its host time at every call.
         self._vision_split = nnx.split(vision)
         self._text_split = nnx.split(text)
@@ -99,11 +100,11 @@ class CLIP:
 
     def preprocess(self, image: Image.Image) -> Float[np.ndarray, "H W 3"]:
         """Resized, cropped and normalised pixels of one photo."""
-        return self._image_processor(image)
+        return self.image_processor(image)
 
     def resize_and_crop(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         """The same before normalisation, a quarter of the bytes."""
-        return self._image_processor.resize_and_crop(image)
+        return self.image_processor.resize_and_crop(image)
 
 
 def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:

@@ -1,7 +1,7 @@
 """Reads a checkpoint's tensors from any of its formats, under Hugging Face's PyTorch names."""
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 
 Tensors = dict[str, np.ndarray]
 
@@ -31,7 +32,8 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / SAFETENSORS]
     if (directory / SHARD_INDEX).is_file():
         shards = [directory / name for name in sorted(set(shard_of_each(directory).values()))]
-        missing = [shard.name for shard in shards if not shard.is_file()]
+        # `os.path`: to pathlib a name that is too long is an error, not a file that is missing.
+        missing = [shard.name for shard in shards if not os.path.isfile(shard)]
         if missing:
             raise UserError(f"{directory} lacks the weight shards {missing}: download them again")
         return shards
@@ -47,7 +49,7 @@ def shard_of_each(directory: Path) -> dict[str, str]:
     """Tensor name to shard file name, from the shard index."""
     file = directory / SHARD_INDEX
     try:
-        weight_map = dict(json.loads(file.read_text())["weight_map"])
+        weight_map = dict(parse_json(file.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a shard index: download it again") from error
     for name in weight_map.values():

@@ -2,9 +2,13 @@
 
 from fgvpl_jax.data.batches import (
     ALL,
+    PADDING,
     Batch,
     Share,
+    epoch_rows,
     eval_batches,
+    image_generator,
+    in_threads,
     train_batches,
     unreadable_images,
 )
@@ -19,15 +23,23 @@ from fgvpl_jax.data.manifest import load_manifest
 from fgvpl_jax.data.shapes import ShapesSplit, load_shapes
 from fgvpl_jax.data.splits import Dataset, Split
 from fgvpl_jax.data.tfds_source import load_tfds
-from fgvpl_jax.data.transforms import Augmentation, Transform, random_crop_and_flip
+from fgvpl_jax.data.transforms import (
+    Augmentation,
+    Crop,
+    Transform,
+    random_crop,
+    random_crop_and_flip,
+)
 
 __all__ = [
     "ALL",
     "BENCHMARKS",
+    "PADDING",
     "Augmentation",
     "Batch",
     "Benchmark",
     "CacheEntry",
+    "Crop",
     "DataReport",
     "Dataset",
     "FewShot",
@@ -43,15 +55,19 @@ __all__ = [
     "decode_image",
     "default_cache_folder",
     "draw_few_shot",
+    "epoch_rows",
     "eval_batches",
     "few_shot_record",
     "identify",
+    "image_generator",
+    "in_threads",
     "load_coop",
     "load_folder",
     "load_manifest",
     "load_shapes",
     "load_tfds",
     "photos_at",
+    "random_crop",
     "random_crop_and_flip",
     "read_few_shot",
     "read_split_file",

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, UInt8
 from PIL import Image
 
 from fgvpl_jax.data.image_cache import CHECKSUM, CacheEntry, ImageCache, checksum
@@ -98,16 +98,36 @@ def train_batches(
     def load(index: int) -> _Example:
         if index == PADDING:
             return _Example(PADDING, 0, blank)
-        rng = np.random.default_rng((seed, epoch, index))
+        rng = image_generator(seed, epoch, index)
         return _example(split, index, lambda image: augment(image, rng))
 
-    order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    order = np.pad(order, (0, -len(order) % batch_size), constant_values=PADDING)
-    padding = (num_rows or batch_size) - batch_size
-    rows = np.pad(order.reshape(-1, batch_size), ((0, 0), (0, padding)), constant_values=PADDING)
+    rows = epoch_rows(len(split), batch_size, seed=seed, epoch=epoch, num_rows=num_rows)
     ours = rows[first_batch:, share.of(rows.shape[1])]
     examples = in_threads(load, ours.ravel().tolist(), ours.shape[1])
     return _batches(examples, ours.shape[1], blank=blank, strict=True)
+
+
+def epoch_rows(
+    num_images: int, batch_size: int, *, seed: int, epoch: int, num_rows: int | None = None
+) -> Int[np.ndarray, "steps rows"]:
+    """Places of the images of each step of an epoch, `PADDING` where a row holds none.
+
+    Args:
+        num_images: Each comes once.
+        batch_size: Images of every step; the last may have fewer.
+        seed: The run's.
+        epoch: Counting from 0.
+        num_rows: Rows that every step is padded to; None for the batch size.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(num_images)
+    order = np.pad(order, (0, -num_images % batch_size), constant_values=PADDING)
+    padding = (num_rows or batch_size) - batch_size
+    return np.pad(order.reshape(-1, batch_size), ((0, 0), (0, padding)), constant_values=PADDING)
+
+
+def image_generator(seed: int, epoch: int, place: int) -> np.random.Generator:
+    """What an image's augmentation in an epoch is drawn from."""
+    return np.random.default_rng((seed, epoch, place))
 
 
 def eval_batches(

@@ -1,6 +1,5 @@
 """CoOp's layout: images with a `split_zhou_*.json`, or the benchmark's own lists, beside them."""
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from fgvpl_jax.data.splits import (
     same_name,
 )
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 
 
 def load_coop(
@@ -60,9 +60,15 @@ def load_coop(
     else:
         named_by = base / PurePosixPath(image_dir).parts[0]
         class_names = benchmark.class_names
-        parts = benchmark.read_lists(named_by, images, benchmark)
+        listed = benchmark.read_lists(named_by, images, benchmark)
+        parts = {
+            split: [(key_below(key, named_by), label) for key, label in rows]
+            for split, rows in listed.items()
+        }
         check_labels(parts, len(class_names), named_by)
         parts, described = benchmark.protocol.split(parts, str(named_by))
+    if len(class_names) < 2:
+        raise UserError(f"{named_by} has {len(class_names)} class: there must be at least two")
     for name in ("train", "test"):
         if not parts[name]:
             raise UserError(f"{named_by} names no {name} image: there must be some")
@@ -79,7 +85,7 @@ def read_split_file(file: Path) -> tuple[tuple[str, ...], Parts]:
             leaves its folder or stands in two splits.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         entries = {name: [_entry(raw) for raw in content[name]] for name in SPLITS}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(

@@ -1,6 +1,5 @@
 """The few-shot protocol: who is drawn, by the run's seed alone."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from fgvpl_jax.data.splits import Dataset, Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 
 # Validation images per class for choosing λ: min(shots, 4).
 MOST_VALIDATION_SHOTS = 4
@@ -105,11 +105,12 @@ def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
     """
     place = Path(file).expanduser()
     try:
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = parse_json(place.read_text(encoding="utf-8"))
         train, validation = record["train"], record["validation"]
         found_shots, seed = record["shots"], int(record["seed"])
-        seen = [k for drawn in (train, validation or {}) for keys in drawn.values() for k in keys]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        both = [train] if validation is None else [train, validation]
+        seen = Counter(key for drawn in both for keys in drawn.values() for key in keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"data.few_shot_file={file} is no list of drawn images ({error!r}): name a "
             "few_shot.json"
@@ -118,7 +119,7 @@ def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
         raise UserError(
             f"{place} is a draw of {found_shots} shots, the run has {shots}: make equal"
         )
-    twice = [key for key, count in Counter(seen).items() if count > 1]
+    twice = [key for key, count in seen.items() if count > 1]
     if twice:
         raise UserError(f"{place} names {twice[0]!r} twice: remove it from one place")
     support = _named_images(train, dataset.train, dataset.class_names, place)

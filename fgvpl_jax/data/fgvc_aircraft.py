@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from fgvpl_jax.data.benchmarks import benchmark_named
-from fgvpl_jax.data.images import decode_image
+from fgvpl_jax.data.images import MOST_BYTES, decode_image
 
 HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
 ARCHIVE = f"{HOMEPAGE}archives/fgvc-aircraft-2013b.tar.gz"
@@ -65,11 +65,11 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
         with tarfile.open(archive, "r|*") as stream:
             for member in stream:
                 path = PurePosixPath(member.name)
+                if not member.isfile():
+                    continue
                 if path.parent.name != "images" or path.stem not in variants:
                     continue
-                file = stream.extractfile(member)
-                assert file is not None
-                photo = decode_image(file.read(), path.name)
+                photo = decode_image(_content(stream, member), path.name)
                 png = BytesIO()
                 photo.crop((0, 0, photo.width, photo.height - BANNER)).save(png, format="PNG")
                 png.seek(0)
@@ -86,11 +86,19 @@ def read_variants(archive: Path) -> dict[str, dict[str, str]]:
     with tarfile.open(archive, "r|*") as stream:
         for member in stream:
             split = files.get(PurePosixPath(member.name).name)
-            file = stream.extractfile(member) if split else None
-            if split and file:
-                lines = file.read().decode().splitlines()
+            if split and member.isfile():
+                lines = _content(stream, member).decode().splitlines()
                 found[split] = dict(line.split(" ", 1) for line in lines if line.strip())
     missing = [name for name, split in files.items() if split not in found]
     if missing:
         raise ValueError(f"{archive} lacks {missing}: it is not the archive of {HOMEPAGE}")
     return found
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """A member's bytes; nothing is written, so that its name can do no harm."""
+    if member.size > MOST_BYTES:
+        raise ValueError(f"{member.name!r} has {member.size:,} bytes, more than {MOST_BYTES:,}")
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()

@@ -1,5 +1,6 @@
 """Image files to RGB photos, as a viewer shows them."""
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -17,6 +18,8 @@ FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 WHITE = (255, 255, 255, 255)
 # The shortest side is brought to CLIP's size before the crop, however long the other becomes.
 MOST_ELONGATED = 100
+# Twice what Pillow's limit of pixels takes in a file without any compression.
+MOST_BYTES = 1 << 29
 
 
 class UnreadableImage(UserError):
@@ -32,11 +35,13 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
         source: A file, or its contents.
         name: What to call it in an error; the path by default.
     Raises:
-        UnreadableImage: If it is missing, empty, truncated, too large, or no image.
+        UnreadableImage: If it is missing, no plain file, empty, truncated, too large, or no image.
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        data = _content(source) if isinstance(source, Path) else source
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name}: {error}") from error
     except OSError as error:
         raise UnreadableImage(f"{name}: {error.strerror or error}") from error
     if not data:
@@ -58,6 +63,15 @@ def as_photo(image: Image.Image, name: str) -> Image.Image:
     """
     with _errors_naming(name):
         return _upright_rgb(image)
+
+
+def _content(file: Path) -> bytes:
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe or device might never end
+        raise UnreadableImage("not a plain file")
+    if status.st_size > MOST_BYTES:
+        raise UnreadableImage(f"{status.st_size:,} bytes are more than {MOST_BYTES:,}")
+    return file.read_bytes()
 
 
 @contextmanager
@@ -90,8 +104,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
-        levels = np.round(grey / 257).astype(np.uint8)
+        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        levels = ((grey + 128) // 257).astype(np.uint8)  # to the nearest; 257 is odd: no ties
         levels[grey == image.info.get("transparency", -1)] = 255  # as on white
         return Image.fromarray(levels).convert("RGB")
     if image.mode == "F":

@@ -1,7 +1,6 @@
 """One's own photos by a list: CSV or JSON lines of path, label and, if wanted, split."""
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fgvpl_jax.data.splits import (
     one_spelling,
 )
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
 
@@ -85,7 +85,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             else:
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
-                        row = json.loads(line)
+                        row = parse_json(line)
                         yield number, row if isinstance(row, dict) else {"line": row}
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a list of photos: {error}") from error

@@ -5,14 +5,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 from absl import logging
 
 from fgvpl_jax.data.folder import IMAGE_SUFFIXES, image_files, visible_folders
 from fgvpl_jax.data.split_protocol import SPLITS, Images, Parts
 from fgvpl_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -50,8 +51,8 @@ def class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 def oxford_flowers(lists: Path, images: Path, classes: ClassTable) -> Parts:
     """Flowers102: `imagelabels.mat` counts images and labels from 1."""
-    labels = _matlab(lists / "imagelabels.mat", "labels")
-    return {"train": [(f"image_{i:05}.jpg", int(label) - 1) for i, label in enumerate(labels, 1)]}
+    labels = _matlab(lists / "imagelabels.mat", "labels", int)
+    return {"train": [(f"image_{i:05}.jpg", label - 1) for i, label in enumerate(labels, 1)]}
 
 
 def oxford_pets(lists: Path, images: Path, classes: ClassTable) -> Parts:
@@ -69,8 +70,10 @@ def stanford_cars(lists: Path, images: Path, classes: ClassTable) -> Parts:
     """StanfordCars: the development kit's annotations; labels count from 1."""
 
     def read(file: Path, folder: str) -> Images:
-        rows = _matlab(file, "annotations")
-        return [(f"{folder}/{row['fname'].item()}", int(row["class"].item()) - 1) for row in rows]
+        def image(row: Any) -> tuple[str, int]:
+            return f"{folder}/{row['fname'].item()}", int(row["class"].item()) - 1
+
+        return _matlab(file, "annotations", image)
 
     return {
         "train": read(lists / "devkit" / "cars_train_annos.mat", "cars_train"),
@@ -188,11 +191,11 @@ def _lines(file: Path) -> Iterator[str]:
     return filter(None, map(str.strip, text.splitlines()))
 
 
-def _matlab(file: Path, name: str) -> np.ndarray:
+def _matlab(file: Path, name: str, read: Callable[[Any], T]) -> list[T]:
     from scipy.io import loadmat  # slow to import, and needed by two benchmarks only
 
     try:
-        return loadmat(file)[name].ravel()
+        return [read(row) for row in loadmat(file)[name].ravel()]
     except Exception as error:  # scipy raises whatever a damaged file leads it to
         raise UserError(
             f"{file} cannot be read ({error}): restore the benchmark's lists"

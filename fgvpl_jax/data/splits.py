@@ -83,13 +83,15 @@ def class_name(raw: str) -> str:
     """A class's name as it goes into a sentence: `_` is a space, Unicode composed.
 
     Raises:
-        UserError: If nothing is left, or it is no text.
+        UserError: If nothing is left, it is no text, or it holds control characters.
     """
     if any(unicodedata.category(letter) == "Cs" for letter in raw):
         raise UserError(f"a class is called {raw!r}, which is not UTF-8: rename it")
     name = " ".join(unicodedata.normalize("NFC", raw).replace("_", " ").split())
     if not name:
         raise UserError(f"a class is called {raw!r}: give it a name of at least one letter")
+    if any(unicodedata.category(letter) == "Cc" for letter in name):  # a terminal would obey them
+        raise UserError(f"a class is called {raw!r}, with control characters: remove them")
     return name
 
 
@@ -162,8 +164,10 @@ def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
     missing = []
     for parent, paths in by_parent.items():
         place = folder / parent
+        # `os.path`: to pathlib a name that is too long is an error, not a folder that is missing.
         # Of plain files the listing itself knows; only links cost a look at where they lead.
-        there = {e.name for e in os.scandir(place) if e.is_file()} if place.is_dir() else set()
+        entries = os.scandir(place) if os.path.isdir(place) else ()
+        there = {entry.name for entry in entries if entry.is_file()}
         missing += [str(path) for path in paths if path.name not in there]
     if missing:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,17 +16,35 @@ Transform = Callable[[Image.Image], UInt8[np.ndarray, "H W 3"]]
 Augmentation = Callable[[Image.Image, np.random.Generator], UInt8[np.ndarray, "H W 3"]]
 
 
+class Crop(NamedTuple):
+    """What is drawn for one augmented photo.
+
+    Attributes:
+        box: (left, top, right, bottom) in pixels.
+        flip: Whether left and right change places.
+    """
+
+    box: tuple[int, int, int, int]
+    flip: bool
+
+
 def random_crop_and_flip(size: int) -> Augmentation:
     """Random resized crop to size × size, bicubic, then a flip every second time."""
 
     def augment(image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-        box = random_box(*image.size, rng)
+        box, flip = random_crop(*image.size, rng)
         crop = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-        if rng.random() < 0.5:
+        if flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(crop, np.uint8)
 
     return augment
+
+
+def random_crop(width: int, height: int, rng: np.random.Generator) -> Crop:
+    """A box as `random_box` draws it, and a flip every second time."""
+    box = random_box(width, height, rng)
+    return Crop(box, bool(rng.random() < 0.5))
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

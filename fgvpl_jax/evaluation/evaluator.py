@@ -1,9 +1,9 @@
 """Runs a trained model over a split: one jitted program from its inputs to logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from fgvpl_jax.training import (
     split_batch,
     to_host,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,18 @@ class Evaluator:
             UserError: If not one image is readable.
         """
         values = self._on_devices(choices)
-        columns: list[Any] = []
         unreadable: list[str] = []
-        for batch in self._batches(split, name):
-            unreadable += batch.unreadable
-            inputs, weights, labels, indices = split_batch(
-                self._mesh, (batch.inputs, batch.weights, batch.labels, batch.indices)
-            )
-            outputs = self._programs.outputs(self._state, self._cache, values, inputs)
-            columns.append(readable_rows(weights, (*outputs, labels, indices)))
+
+        def dispatched() -> Iterator[tuple]:
+            for batch in self._batches(split, name):
+                unreadable.extend(batch.unreadable)
+                inputs, weights, labels, indices = split_batch(
+                    self._mesh, (batch.inputs, batch.weights, batch.labels, batch.indices)
+                )
+                outputs = self._programs.outputs(self._state, self._cache, values, inputs)
+                yield weights, (*outputs, labels, indices)
+
+        columns = [readable_rows(*found) for found in one_behind(dispatched())]
         logits, zero_shot, masks, labels, indices = in_order_of_last(columns)
         unreadable = gather_texts(unreadable)
         if not len(labels):
@@ -185,7 +190,7 @@ class Evaluator:
             candidates: At least one; of equally good ones the first wins.
         """
         grid = self._on_devices({name: [c[name] for c in candidates] for name in candidates[0]})
-        hits = np.zeros(len(candidates))
+        hits: list[Any] = []
         encoded: list[tuple] = []
         unreadable: list[str] = []
         for batch in self._batches(split, "validation"):
@@ -196,10 +201,11 @@ class Evaluator:
             features = self._programs.features(self._state, inputs)
             encoded.append((features, *answers))
             if len(candidates) > 1:
-                hits += to_host(
+                hits.append(
                     self._programs.hits(self._state, self._cache, grid, features, *answers[:2])
                 )
-        best = int(hits.argmax())
+        right = np.sum(to_host(hits), axis=0) if hits else np.zeros(len(candidates))
+        best = int(right.argmax())
         chosen = self._on_devices(candidates[best])
         columns = []
         for features, labels, weights, indices in encoded:
@@ -207,8 +213,8 @@ class Evaluator:
             columns.append(readable_rows(weights, (logits, labels, indices)))
         logits, truth, _ = in_order_of_last(columns)
         if len(candidates) == 1:
-            hits[0] = (logits.argmax(axis=1) == truth).sum()
-        accuracies = hits / len(truth) if len(truth) else np.empty(0)
+            right[0] = (logits.argmax(axis=1) == truth).sum()
+        accuracies = right / len(truth) if len(truth) else np.empty(0)
         return Selection(accuracies, best, logits, truth, tuple(gather_texts(unreadable)))
 
     def _batches(self, split: Split, name: str):
@@ -228,6 +234,15 @@ class Evaluator:
     def _on_devices(self, choices: Any) -> dict[str, jax.Array]:
         arrays = {name: jnp.asarray(value, jnp.float32) for name, value in choices.items()}
         return replicate(self._mesh, arrays)
+
+
+def one_behind(values: Iterable[T]) -> Iterator[T]:
+    """Each value when the next has been made, so that the device has work while one is fetched."""
+    waiting: list[T] = []
+    for value in values:
+        yield from waiting
+        waiting = [value]
+    yield from waiting
 
 
 def readable_rows(weights: jax.Array, columns: tuple) -> tuple:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
-from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, total
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
 # Section 4.2; "shapes" is this project's own.
@@ -107,9 +107,8 @@ class FGVPL(PixelMethod):
         """Raw features, attention maps and object masks."""
         return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
-    def support_features(self, inputs: UInt8[Array, "b H W 3"]) -> SupportFeatures:
+    def kept_features(self, features: ImageFeatures) -> SupportFeatures:
         """The features that a cache holds of its images."""
-        features = self.features(inputs)
         return SupportFeatures(features.image, features.object_patches)
 
     def logits(
@@ -120,7 +119,17 @@ class FGVPL(PixelMethod):
         own_places: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b k"]:
         """Eq. 19 for features already at hand."""
-        return self.head(
+        return total(self.contributions(features, support, cache_logit_weight, own_places))
+
+    def contributions(
+        self,
+        features: ImageFeatures,
+        support: VisualCache,
+        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        own_places: Int[Array, "b"] | None = None,
+    ) -> dict[str, Float[Array, "b k"]]:
+        """The four terms of Eq. 19."""
+        return self.head.contributions(
             features,
             self.text_features[...],
             support,

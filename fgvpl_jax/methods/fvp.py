@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
 from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
+from fgvpl_jax.recognition import total
 from fgvpl_jax.variables import Frozen
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
@@ -73,5 +74,14 @@ class FVP(PixelMethod):
 
     def logits(self, features: ImageFeatures, support: None) -> Float[Array, "b k"]:
         """Both branches against the text weights."""
+        return total(self.contributions(features, support))
+
+    def contributions(
+        self, features: ImageFeatures, support: None
+    ) -> dict[str, Float[Array, "b k"]]:
+        """One term a branch."""
         beta = self.object_logit_weight[...].astype(features.image.dtype)
-        return self.text_logits(features.image) + beta * self.text_logits(features.object)
+        return {
+            "image_text": self.text_logits(features.image),
+            "object_text": beta * self.text_logits(features.object),
+        }

@@ -154,6 +154,10 @@ class Method(nnx.Module):
 
     def support_features(self, inputs: Array) -> tuple:
         """The first fields of a `VisualCache` of these images."""
+        return self.kept_features(self.features(inputs))
+
+    def kept_features(self, features: Any) -> tuple:
+        """What a `VisualCache` keeps of features at hand."""
         raise NotImplementedError
 
     # mypy lets methods name their own choices only under Any's signature.
@@ -162,6 +166,16 @@ class Method(nnx.Module):
     ) -> Float[Array, "b k"]:
         """Logits of features at hand; `support` is a `VisualCache` or None."""
         raise NotImplementedError
+
+    def contributions(
+        self, features: Any, support: Any, *args: Any, **choices: Any
+    ) -> dict[str, Float[Array, "b k"]]:
+        """What each feature and pathway adds to the logits, which are the sum.
+
+        Names are "image_text", "image_cache", "object_text" and "object_cache", or "image" alone
+        where the logits have no such parts; arguments are those of `logits`.
+        """
+        return {"image": self.logits(features, support, *args, **choices)}
 
     def zero_shot_logits(self, inputs: Array) -> Float[Array, "b k"]:
         """Plain CLIP's logits of the same images (Eq. 1)."""

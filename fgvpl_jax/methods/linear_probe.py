@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
@@ -31,6 +32,7 @@ class LinearProbe(FeatureMethod):
         kernel: [e, k].
         bias: [k], not regularised.
         inverse_regularisation: C.
+        solver_converged: 1 if the tolerance was reached within the recipe's iterations, else 0.
     """
 
     name = "linear_probe"
@@ -42,6 +44,7 @@ class LinearProbe(FeatureMethod):
         self.kernel = Trainable(jnp.zeros((dim, num_classes)))
         self.bias = Trainable(jnp.zeros((num_classes,)))
         self.inverse_regularisation = Trainable(jnp.ones(()))
+        self.solver_converged = Trainable(jnp.zeros(()))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "LinearProbe":
@@ -59,14 +62,26 @@ class LinearProbe(FeatureMethod):
         num_classes = self.bias.shape[0]
         features, validation = few_shot.plain(), few_shot.validation()
         c = 1.0 if validation is None else choose_c(features, few_shot.labels, *validation)
-        kernel, bias = solve(features, few_shot.labels, c, num_classes)
+        kernel, bias, converged = solve(features, few_shot.labels, c, num_classes)
+        if not converged:
+            logging.warning(
+                "the linear probe's solver stopped at %d iterations with C = %.3g, as the recipe "
+                "has it, before its tolerance of %g was reached: results.json says so",
+                MOST_ITERATIONS,
+                c,
+                TOLERANCE,
+            )
+        self.solver_converged.set_value(jnp.asarray(float(converged)))
         self.kernel.set_value(jnp.asarray(kernel, jnp.float32))
         self.bias.set_value(jnp.asarray(bias, jnp.float32))
         self.inverse_regularisation.set_value(jnp.asarray(c, jnp.float32))
 
     def facts(self) -> dict[str, Any]:
-        """C, which validation chose; 1 where there was none."""
-        return {"inverse_regularisation": float(self.inverse_regularisation[...])}
+        """C, which validation chose; 1 where there was none. Whether the solver converged."""
+        return {
+            "inverse_regularisation": float(self.inverse_regularisation[...]),
+            "solver_converged": bool(self.solver_converged[...]),
+        }
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Features · kernel + bias."""
@@ -88,7 +103,7 @@ def choose_c(
     num_classes = int(max(labels.max(), validation_labels.max())) + 1
 
     def accuracy(c: float) -> float:
-        kernel, bias = solve(features, labels, c, num_classes)
+        kernel, bias, _ = solve(features, labels, c, num_classes)
         guesses = (validation_features @ kernel + bias).argmax(axis=1)
         return float((guesses == validation_labels).mean())
 
@@ -105,18 +120,19 @@ def choose_c(
 
 def solve(
     features: Float[np.ndarray, "s e"], labels: Int[np.ndarray, "s"], c: float, num_classes: int
-) -> tuple[Float64[np.ndarray, "e k"], Float64[np.ndarray, "k"]]:
+) -> tuple[Float64[np.ndarray, "e k"], Float64[np.ndarray, "k"], bool]:
     """Minimises C · (summed cross-entropy) + ½ ‖kernel‖², in float64.
 
     Returns:
-        kernel and bias; a class without an image has weights of 0 and the lowest bias.
+        kernel and bias; a class without an image has weights of 0 and the lowest bias. Last,
+        whether the tolerance was reached.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     solver = LogisticRegression(C=c, max_iter=MOST_ITERATIONS, tol=TOLERANCE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the recipe's limit, met at large C
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told of once, for the final C
         solver.fit(features.astype(np.float64), labels)
     coefficients, intercepts = solver.coef_, solver.intercept_
     if len(solver.classes_) == 2:  # scikit-learn gives the difference of the two
@@ -125,4 +141,4 @@ def solve(
     kernel = np.zeros((features.shape[1], num_classes))
     bias = np.full(num_classes, intercepts.min() - ABSENT_CLASS_MARGIN)
     kernel[:, solver.classes_], bias[solver.classes_] = coefficients.T, intercepts
-    return kernel, bias
+    return kernel, bias, bool((solver.n_iter_ < MOST_ITERATIONS).all())

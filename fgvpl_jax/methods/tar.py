@@ -15,7 +15,7 @@ from fgvpl_jax.methods.fg_vpl import (
     fg_vpl_recipe,
 )
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, Recipe, Task
-from fgvpl_jax.recognition import TwoPathways, VisualCache
+from fgvpl_jax.recognition import TwoPathways, VisualCache, total
 
 
 class TAR(FeatureMethod):
@@ -68,9 +68,9 @@ class TAR(FeatureMethod):
         """λ of the config's grid."""
         return cache_weight_grid(config)
 
-    def support_features(self, inputs: Float[Array, "b e"]) -> SupportFeatures:
+    def kept_features(self, features: Float[Array, "b e"]) -> SupportFeatures:
         """The inputs; there are no objects."""
-        return SupportFeatures(inputs, None)
+        return SupportFeatures(features, None)
 
     def logits(
         self,
@@ -80,7 +80,17 @@ class TAR(FeatureMethod):
         own_places: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b k"]:
         """Both pathways of the image feature."""
-        return self.pathways.both_paths(
+        return total(self.contributions(features, support, cache_logit_weight, own_places))
+
+    def contributions(
+        self,
+        features: Float[Array, "b e"],
+        support: VisualCache,
+        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        own_places: Int[Array, "b"] | None = None,
+    ) -> dict[str, Float[Array, "b k"]]:
+        """One term a pathway."""
+        text, cache = self.pathways.paths(
             features,
             self.pathways.class_weights(self.text_features[...]),
             features,
@@ -90,6 +100,7 @@ class TAR(FeatureMethod):
             cache_logit_weight=jnp.asarray(cache_logit_weight, features.dtype),
             own_places=own_places,
         )
+        return {"image_text": text, "image_cache": cache}
 
     def affinity(self, features: Float[Array, "b e"], support: VisualCache) -> Float[Array, "b s"]:
         """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, FewShotFeatures, Task
-from fgvpl_jax.recognition import normalize
+from fgvpl_jax.recognition import normalize, total
 from fgvpl_jax.variables import Frozen, Trainable
 
 NUM_PASSES = 10  # augmented passes whose mean makes the keys
@@ -114,6 +114,16 @@ class TipAdapter(FeatureMethod):
         beta: Float[Array, ""] | float,
     ) -> Float[Array, "b k"]:
         """The sum of both parts."""
+        return total(self.contributions(features, support, alpha, beta))
+
+    def contributions(
+        self,
+        features: TipFeatures,
+        support: None,
+        alpha: Float[Array, ""] | float,
+        beta: Float[Array, ""] | float,
+    ) -> dict[str, Float[Array, "b k"]]:
+        """Zero-shot CLIP and the cache."""
         votes = jnp.exp(-beta * (1 - features.affinity))
         members = jax.nn.one_hot(self.labels[...], self.text_features.shape[0], dtype=votes.dtype)
-        return features.text_logits + alpha * (votes @ members)
+        return {"image_text": features.text_logits, "image_cache": alpha * (votes @ members)}

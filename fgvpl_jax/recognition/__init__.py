@@ -1,7 +1,7 @@
 """Section 3.2: features to logits, by text and by the support images."""
 
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
-from fgvpl_jax.recognition.head import TwoPathwayHead, TwoPathways
+from fgvpl_jax.recognition.head import TwoPathwayHead, TwoPathways, total
 from fgvpl_jax.recognition.text_features import class_text_features
 from fgvpl_jax.recognition.visual_cache import VisualCache
 
@@ -12,4 +12,5 @@ __all__ = [
     "VisualCache",
     "class_text_features",
     "normalize",
+    "total",
 ]

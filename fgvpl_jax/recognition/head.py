@@ -1,6 +1,6 @@
 """Two-pathway adaptive recognition: features to logits (section 3.2)."""
 
-from functools import partial
+from functools import partial, reduce
 
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +38,7 @@ class TwoPathways(nnx.Module):
         """Cosine of each adapted query with each adapted key (Eq. 17)."""
         return self.visual_adapter(queries) @ self.visual_adapter(keys).T
 
-    def both_paths(
+    def paths(
         self,
         queries: Float[Array, "b e"],
         class_weights: Float[Array, "k e"],
@@ -49,8 +49,8 @@ class TwoPathways(nnx.Module):
         logit_scale: Float[Array, ""] | float,
         cache_logit_weight: Float[Array, ""] | float,
         own_places: Int[Array, "b"] | None = None,
-    ) -> Float[Array, "b k"]:
-        """path1 + λ·path2 of one kind of feature, raw.
+    ) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
+        """path1 and λ·path2 of one kind of feature, raw.
 
         Args:
             queries: What path 1 compares with the class weights (Eqs. 11-12).
@@ -64,9 +64,14 @@ class TwoPathways(nnx.Module):
         """
         path1 = logit_scale * normalize(queries) @ class_weights.T
         path2 = class_votes(
-            self.affinity(path2_queries, keys), cache, class_weights.shape[0], own_places
+            path2_queries,
+            keys,
+            cache,
+            class_weights.shape[0],
+            adapter=self.visual_adapter,
+            own_places=own_places,
         )
-        return path1 + cache_logit_weight * path2
+        return path1, cache_logit_weight * path2
 
 
 class TwoPathwayHead(TwoPathways):
@@ -93,7 +98,7 @@ class TwoPathwayHead(TwoPathways):
         self.object_logit_weight = Frozen(jnp.asarray(object_logit_weight, jnp.float32))
         self.object_query = object_query
 
-    def __call__(
+    def contributions(
         self,
         features: ImageFeatures,
         text_features: Float[Array, "k e"],
@@ -102,8 +107,8 @@ class TwoPathwayHead(TwoPathways):
         logit_scale: Float[Array, ""] | float,
         cache_logit_weight: Float[Array, ""] | float = 1.0,
         own_places: Int[Array, "b"] | None = None,
-    ) -> Float[Array, "b k"]:
-        """Eq. 19: path1_I + λ·path2_I + β·(path1_O + λ·path2_O).
+    ) -> dict[str, Float[Array, "b k"]]:
+        """The four terms of Eq. 19: path1_I, λ·path2_I, β·path1_O, β·λ·path2_O.
 
         Args:
             features: Raw features of the queries.
@@ -115,8 +120,8 @@ class TwoPathwayHead(TwoPathways):
         """
         assert cache.object is not None
         dtype = features.image.dtype
-        both_paths = partial(
-            self.both_paths,
+        paths = partial(
+            self.paths,
             cache=cache,
             logit_scale=jnp.asarray(logit_scale, dtype),
             cache_logit_weight=jnp.asarray(cache_logit_weight, dtype),
@@ -126,6 +131,38 @@ class TwoPathwayHead(TwoPathways):
         path2_object = (
             features.object if self.object_query == "class_token" else features.object_patches
         )
-        image_logits = both_paths(features.image, weights, features.image, cache.image)
-        object_logits = both_paths(features.object, weights, path2_object, cache.object)
-        return image_logits + self.object_logit_weight[...].astype(dtype) * object_logits
+        image_text, image_cache = paths(features.image, weights, features.image, cache.image)
+        object_text, object_cache = paths(features.object, weights, path2_object, cache.object)
+        beta = self.object_logit_weight[...].astype(dtype)
+        return {
+            "image_text": image_text,
+            "image_cache": image_cache,
+            "object_text": beta * object_text,
+            "object_cache": beta * object_cache,
+        }
+
+    def __call__(
+        self,
+        features: ImageFeatures,
+        text_features: Float[Array, "k e"],
+        cache: VisualCache,
+        *,
+        logit_scale: Float[Array, ""] | float,
+        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        own_places: Int[Array, "b"] | None = None,
+    ) -> Float[Array, "b k"]:
+        """Eq. 19: path1_I + λ·path2_I + β·(path1_O + λ·path2_O); arguments of `contributions`."""
+        terms = self.contributions(
+            features,
+            text_features,
+            cache,
+            logit_scale=logit_scale,
+            cache_logit_weight=cache_logit_weight,
+            own_places=own_places,
+        )
+        return total(terms)
+
+
+def total(terms: dict[str, Float[Array, "b k"]]) -> Float[Array, "b k"]:
+    """The logits that the terms add up to, always in the same order."""
+    return reduce(jnp.add, (terms[name] for name in sorted(terms)))

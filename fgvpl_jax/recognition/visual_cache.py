@@ -1,13 +1,19 @@
 """The support set as the second path sees it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # Names of the two places from which the query's object feature in path 2 can come (Eq. 16).
 OBJECT_QUERIES = ("class_token", "object_patches")
+# Keys that are adapted and compared at a time. At k = 1,000 their one-hot labels are 32 MiB; only
+# ImageNet's 16 shots are more.
+CHUNK = 8192
+
+Adapter = Callable[[Float[Array, "r e"]], Float[Array, "r e"]]
 
 
 class VisualCache(NamedTuple):
@@ -28,36 +34,72 @@ class VisualCache(NamedTuple):
 
 
 def class_votes(
-    affinity: Float[Array, "b s"],
+    queries: Float[Array, "b e"],
+    keys: Float[Array, "s e"],
     cache: VisualCache,
     num_classes: int,
+    *,
+    adapter: Adapter,
     own_places: Int[Array, "b"] | None = None,
 ) -> Float[Array, "b k"]:
-    """Sums phi(affinity) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
+    """Sums phi(cosine) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
 
     Where classes have different numbers of images, each sum is divided by its class's number and
     multiplied by their mean over the classes that have any, so that a larger class gets no louder
     voice; with equal numbers this is the paper's formula. A class without images gets 0.
 
+    At most about `CHUNK` keys are adapted and compared at a time, in the backward pass as well,
+    which computes them anew: memory does not grow with the cache beyond its raw keys. Every chunk
+    has its share of the rows of each device that the cache is split over.
+
     Args:
-        affinity: Cosine of each query with each cached image.
+        queries: Raw features of the queries.
+        keys: Raw features of the cached images.
         cache: Supplies labels and validity.
         num_classes: k.
-        own_places: Where each query's own image is in the cache: it neither votes for the query
-            nor counts. None where queries are not in the cache, and in the paper, whose training
-            lets an image match itself.
+        adapter: q of Eqs. 13-16, from raw features to unit vectors.
+        own_places: Where each query's own image is in the cache, -1 for none: it neither votes for
+            the query nor counts. None where queries are not in the cache, and in the paper, whose
+            training lets an image match itself.
     Returns:
         Path-2 logits, before λ.
     """
-    votes = jnp.exp(affinity - 1.0)
-    members = jax.nn.one_hot(cache.labels, num_classes, dtype=affinity.dtype)
-    members = members * cache.valid[:, None].astype(affinity.dtype)
-    if own_places is None:
-        totals, counts = votes @ members, members.sum(axis=0)[None]
+    adapted = adapter(queries)
+
+    def votes_of(keys, labels, valid, places):
+        votes = jnp.exp(adapted @ adapter(keys).T - 1.0)
+        if own_places is not None:
+            votes = jnp.where(places == own_places[:, None], 0.0, votes)
+        members = jax.nn.one_hot(jnp.where(valid, labels, -1), num_classes, dtype=votes.dtype)
+        return votes @ members
+
+    rows = (keys, cache.labels, cache.valid, jnp.arange(len(keys)))
+    num_chunks = -(-len(keys) // CHUNK)
+    if num_chunks == 1:
+        totals = votes_of(*rows)
     else:
-        others = jnp.arange(votes.shape[1]) != own_places[:, None]
-        others = others.astype(affinity.dtype)
-        totals, counts = (votes * others) @ members, others @ members
+        chunks = jax.tree.map(lambda x: interleaved(x, num_chunks), rows)
+
+        @jax.checkpoint
+        def add(totals, chunk):
+            return totals + votes_of(*chunk), None
+
+        totals = jax.lax.scan(add, jnp.zeros((len(queries), num_classes), adapted.dtype), chunks)[0]
+
+    voters = cache.valid.astype(adapted.dtype)
+    counts = jax.ops.segment_sum(voters, cache.labels, num_classes)[None]
+    if own_places is not None:
+        own = jax.nn.one_hot(cache.labels[own_places], num_classes, dtype=adapted.dtype)
+        counts -= own * jnp.where(own_places >= 0, voters[own_places], 0.0)[:, None]
     present = jnp.count_nonzero(counts, axis=1, keepdims=True)
     mean_count = counts.sum(axis=1, keepdims=True) / jnp.maximum(present, 1).astype(counts.dtype)
     return totals * (mean_count / jnp.maximum(counts, 1.0))
+
+
+def interleaved(rows: Shaped[Array, "s *d"], num_chunks: int) -> Shaped[Array, "n c *d"]:
+    """Every n-th row to the same chunk; rows of 0, which are not valid, fill up the last ones.
+
+    So a chunk of rows that are split over devices is split over them likewise.
+    """
+    padded = jnp.pad(rows, [(0, -len(rows) % num_chunks), *[(0, 0)] * (rows.ndim - 1)])
+    return padded.reshape(-1, num_chunks, *rows.shape[1:]).swapaxes(0, 1)

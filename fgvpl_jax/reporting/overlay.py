@@ -12,6 +12,7 @@ MARGIN = 14
 THUMBNAIL = 92
 INK, PAPER, FAINT = (24, 26, 30), (255, 255, 255), (226, 229, 235)
 BAR, OUTLINE = (64, 110, 220), (255, 60, 60)
+DIMMING = 0.55  # of what is outside the object
 # Perceptual dark-to-bright ramp of the attention map: dark blue, purple, orange, yellow.
 RAMP = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33)], np.float64)
 
@@ -89,13 +90,16 @@ def heat(attention_map: Float[np.ndarray, "gh gw"]) -> Image.Image:
 
 def with_outline(square: Image.Image, mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
     """The square with the mask's border drawn and everything outside it dimmed."""
+    return Image.alpha_composite(square.convert("RGBA"), mask_layer(mask)).convert("RGB")
+
+
+def mask_layer(mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
+    """What is laid over a square to show a mask: RGBA, clear inside the border."""
     gh, gw = mask.shape
-    keep = Image.fromarray(mask.astype(np.uint8) * 255).resize(
-        square.size, Image.Resampling.NEAREST
-    )
-    dimmed = Image.blend(square, Image.new("RGB", square.size, INK), 0.55)
-    shown = Image.composite(square, dimmed, keep)
-    pen = ImageDraw.Draw(shown)
+    dimming = (255 * DIMMING * ~mask).astype(np.uint8)
+    layer = Image.new("RGBA", (PANEL, PANEL), INK)
+    layer.putalpha(Image.fromarray(dimming).resize(layer.size, Image.Resampling.NEAREST))
+    pen = ImageDraw.Draw(layer)
     padded = np.pad(mask, 1)
     ys, xs = (np.linspace(0, PANEL, n + 1) for n in (gh, gw))
     for row, column in zip(*np.nonzero(mask), strict=True):
@@ -109,7 +113,7 @@ def with_outline(square: Image.Image, mask: Bool[np.ndarray, "gh gw"]) -> Image.
         for neighbour, line in sides:
             if not neighbour:
                 pen.line(line, fill=OUTLINE, width=3)
-    return shown
+    return layer
 
 
 def draw_bars(

@@ -52,7 +52,8 @@ def verdicts_of(
     """Compares every method of one benchmark and backbone with its best rival.
 
     The rival is the best on these very test images, so that luck is on its side: a method that is
-    ahead of it is so in spite of that. Zero-shot CLIP is a rival as well.
+    ahead of it is so in spite of that. Zero-shot CLIP is a rival as well. One that was tested on
+    other images cannot be compared, and the next best stands in for it.
 
     Args:
         records: The runs.
@@ -71,13 +72,12 @@ def verdicts_of(
                 if rival[0] != row[0]
                 and (accuracy := mean_accuracy(graded, row, rival)) is not None
             ]
-            if not found:
-                continue
-            rival = max(found, key=lambda pair: pair[0])[1]
-            paired = pair_up(graded[row], graded[rival])
-            if paired is not None:
-                labels = (ResultRow(*row).label, ResultRow(*rival).label)
-                verdicts.append(Verdict(shots, *labels, paired[0].shape[1], compare(*paired)))
+            for _, rival in sorted(found, key=lambda pair: pair[0], reverse=True):
+                paired = pair_up(graded[row], graded[rival])
+                if paired is not None:
+                    labels = (ResultRow(*row).label, ResultRow(*rival).label)
+                    verdicts.append(Verdict(shots, *labels, paired[0].shape[1], compare(*paired)))
+                    break
     return verdicts
 
 

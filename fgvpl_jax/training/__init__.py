@@ -10,7 +10,7 @@ from fgvpl_jax.training.inputs import (
     PixelInputs,
     kept_text_features,
 )
-from fgvpl_jax.training.loop import restore_model, train
+from fgvpl_jax.training.loop import Observer, read_metrics, restore_model, train
 from fgvpl_jax.training.mesh import (
     batch_layout,
     batch_size_for,
@@ -35,6 +35,7 @@ __all__ = [
     "FewShotInputs",
     "InputBatch",
     "Inputs",
+    "Observer",
     "PixelInputs",
     "Provenance",
     "TrainState",
@@ -47,6 +48,7 @@ __all__ = [
     "kept_text_features",
     "make_train_step",
     "process_share",
+    "read_metrics",
     "replicate",
     "restore_model",
     "split_batch",

@@ -39,8 +39,9 @@ def reorder(mesh: Mesh, order: Array, parts: list[Any]) -> Any:
 class CacheBuilder:
     """Support images decoded once under the evaluation transform, encoded at every call.
 
-    The images stay on the host as uint8: 150 KB each at 224 px; of several processes each keeps its
-    share.
+    The images stay as uint8, 150 KB each at 224 px: on the devices, split over them, where all of
+    them take no more than `max_bytes` together, else on the host. Of several processes each keeps
+    its share.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class CacheBuilder:
         *,
         inputs: Inputs,
         batch_size: int,
+        max_bytes: int,
         mesh: Mesh,
     ):
         self.mesh = mesh
         batches = list(inputs.evaluation(support, batch_size, strict=True))
-        self._inputs = [batch.inputs for batch in batches]
+        self._inputs: list[Any] = [batch.inputs for batch in batches]
+        if sum(rows.nbytes for rows in self._inputs) * process_share().count <= max_bytes:
+            self._inputs = [split_batch(mesh, rows) for rows in self._inputs]
         places = np.concatenate([to_host(split_batch(mesh, batch.indices)) for batch in batches])
         self._order = np.argsort(np.where(places < 0, len(places), places), kind="stable")
         labels = np.pad(support.labels, (0, len(places) - len(support)))
@@ -69,8 +73,12 @@ class CacheBuilder:
         Rows are in the order of the support set and split over the devices.
         """
         features = [
-            self._support_features(trainable, frozen, split_batch(self.mesh, inputs))
-            for inputs in self._inputs
+            self._support_features(
+                trainable,
+                frozen,
+                rows if isinstance(rows, jax.Array) else split_batch(self.mesh, rows),
+            )
+            for rows in self._inputs
         ]
         image, object_ = reorder(self.mesh, self._order, features)
         return VisualCache(image, object_, self._labels, self._valid)

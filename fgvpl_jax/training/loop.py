@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, cache refresh, metrics, checkpoints."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -9,29 +10,36 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.json_text import parse_json
 from fgvpl_jax.methods import Method
+from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Position
 from fgvpl_jax.training.inputs import FewShotInputs, Inputs
-from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate, split_batch
+from fgvpl_jax.training.mesh import BatchLayout, batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
+from fgvpl_jax.training.resident import decode_resident
 from fgvpl_jax.training.step import (
-    StepBatch,
     StepMetrics,
     TrainState,
+    make_resident_train_step,
     make_train_step,
     split_model,
 )
+from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
 from fgvpl_jax.whole_files import written_whole
+
+# Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
+Observer = Callable[[dict[str, float | int], nnx.State], None]
 
 
 def train(
@@ -44,6 +52,7 @@ def train(
     checkpoints: Checkpoints,
     metrics_file: Path,
     mesh: Mesh,
+    observe: Observer,
 ) -> None:
     """Trains the model in place, going on from the newest checkpoint where there is one.
 
@@ -51,11 +60,12 @@ def train(
         model: Freshly initialised from the run's seed.
         support: The few-shot images.
         validation: For what a method chooses before it is trained; None where there are none.
-        config: See `configs/common.py`; with the recipe filled in.
+        config: See `fgvpl_jax/apps/default_config.py`; with the recipe filled in.
         inputs: What the method reads of the images.
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
         mesh: Devices.
+        observe: Called after every epoch; must not keep the parameters, whose memory is reused.
     Raises:
         UserError: If a loss or a parameter is not finite; the last checkpoint is.
         Interrupted: If a signal asked for the end; the step that it came upon is done and saved.
@@ -81,7 +91,14 @@ def train(
     build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
     if model.uses_cache:
         size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
-        build_cache = CacheBuilder(graphdef, support, inputs=inputs, batch_size=size, mesh=mesh)
+        build_cache = CacheBuilder(
+            graphdef,
+            support,
+            inputs=inputs,
+            batch_size=size,
+            max_bytes=resident_bytes(config),
+            mesh=mesh,
+        )
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
     cache = build_cache(trainable, frozen) if config.cache_refresh == "once" else None
     position, epoch_start = Position(), None
@@ -93,18 +110,9 @@ def train(
     if is_writer():
         keep_first_lines(metrics_file, position.epoch)
 
-    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+    steps = steps_of(model, graphdef, optimizer, support, config, inputs, layout, mesh)
     choices = replicate(
         mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
-    )
-    progress = tqdm(
-        range(position.epoch, config.epochs),
-        desc="training",
-        unit="epoch",
-        initial=position.epoch,
-        total=config.epochs,
-        mininterval=1.0,
-        disable=not is_writer(),
     )
 
     def keep() -> None:
@@ -125,7 +133,7 @@ def train(
         )
 
     with interruption.deferred():
-        for epoch in progress:
+        for epoch in range(position.epoch, config.epochs):
             started = time.monotonic() - position.seconds
             per_step = list(position.steps)
             refreshes = config.cache_refresh == "epoch" and model.uses_cache
@@ -137,23 +145,13 @@ def train(
                 with stoppable():
                     if epoch_start is not None:
                         cache = build_cache(epoch_start, frozen)
-                    batches = inputs.epoch(
-                        support,
-                        batch_size,
-                        epoch,
-                        first_batch=len(per_step),
-                        num_rows=layout.num_rows,
-                    )
+                    run_steps = steps.epoch(epoch, len(per_step))
             except interruption.Interrupted:
                 keep()
                 raise
-            for batch in batches:
-                device_batch = split_batch(
-                    mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
-                )
-                with jax.transfer_guard("disallow"):
-                    state, metrics = train_step(state, frozen, cache, choices, device_batch)
-                per_step.append(metrics)
+            for after, metrics in run_steps(state, frozen, cache, choices):
+                state = after
+                per_step += metrics
                 # What comes later is for the next step: all processes must go the same way.
                 stopping = agree_to_stop()
                 if stopping:
@@ -166,8 +164,7 @@ def train(
                 line = epoch_line(epoch, per_step, started)
                 if is_writer():
                     append_line(metrics_file, line)
-                loss, accuracy = line["loss"], line["accuracy"]
-                progress.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}")
+                    observe(line, state.trainable)
                 position, epoch_start = Position(epoch + 1), None
                 due = (epoch + 1) % config.checkpoint_every_epochs == 0
                 if due or epoch + 1 == config.epochs or stopping:
@@ -178,6 +175,34 @@ def train(
             if stopping:
                 break
     nnx.update(model, state.trainable)
+
+
+def steps_of(
+    model: Method,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    support: Split,
+    config: ConfigDict,
+    inputs: Inputs,
+    layout: BatchLayout,
+    mesh: Mesh,
+) -> Steps:
+    """Of photos on the devices, where the method reads pixels and `data.resident_gb` has room."""
+    batch_size = min(config.batch_size, len(support))
+    photos = None
+    if isinstance(model, PixelMethod):
+        photos = decode_resident(support, resident_bytes(config))
+    if photos is None:
+        train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+        return HostSteps(train_step, inputs, support, batch_size, layout, mesh)
+    size = model.image_encoder.vision.config.image_size
+    train_steps = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, size)
+    return ResidentSteps(train_steps, photos, support.labels, batch_size, layout, config.seed, mesh)
+
+
+def resident_bytes(config: ConfigDict) -> int:
+    """What photos to crop from may take of each device, and what the cache is built from of all."""
+    return int(config.data.resident_gb * 1e9)
 
 
 def no_cache(trainable: nnx.State, frozen: nnx.State) -> None:
@@ -220,7 +245,35 @@ def append_line(file: Path, line: dict[str, float | int]) -> None:
 
 
 def keep_first_lines(file: Path, count: int) -> None:
-    """Cuts a metrics file to its first `count` lines, creating it where it is missing."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    """Cuts a metrics file to its first `count` lines, creating it where there shall be none.
+
+    Raises:
+        UserError: As `read_metrics` does.
+    """
+    text = "".join(json.dumps(line) + "\n" for line in read_metrics(file, count))
     with written_whole(file) as stream:
-        stream.write("".join(text.splitlines(keepends=True)[:count]).encode())
+        stream.write(text.encode())
+
+
+def read_metrics(file: Path, count: int) -> list[dict[str, float | int]]:
+    """The lines of the first `count` epochs.
+
+    Raises:
+        UserError: If they are not all there, or one is damaged.
+    """
+    if not count:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()[:count]
+        metrics = [parse_json(line) for line in lines]
+        found = [line["epoch"] for line in metrics if math.isfinite(line["seconds"])]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error!r}): restore it, or begin anew in another --workdir"
+        ) from error
+    if found != list(range(1, count + 1)):
+        raise UserError(
+            f"{file} holds {len(found)} of the {count} epochs that were trained: restore it, or "
+            "begin anew in another --workdir"
+        )
+    return metrics

@@ -98,6 +98,13 @@ def agree_to_stop() -> bool:
     return bool(signum)
 
 
+def slowest(seconds: float) -> float:
+    """The longest that any process took; every process must call it."""
+    if jax.process_count() == 1:
+        return seconds
+    return float(multihost_utils.process_allgather(np.float32(seconds)).max())
+
+
 def stoppable() -> AbstractContextManager:
     """Where a signal may raise at once: with several processes nowhere, the others would wait."""
     return interruption.at_once() if jax.process_count() == 1 else nullcontext()

@@ -1,7 +1,7 @@
 """One optimisation step: what is differentiated, what is updated, what is donated."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from fgvpl_jax.methods import Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.mesh import replicated, split_rows
+from fgvpl_jax.training.resident import Crops, EpochDraw, step_of
 from fgvpl_jax.variables import Frozen, Trainable
 
 Tree = TypeVar("Tree")
@@ -31,14 +32,15 @@ class StepBatch(NamedTuple):
     """The part of a batch that goes to the device.
 
     Attributes:
-        inputs: uint8 [b, H, W, 3] or features [b, e], as the method reads.
+        inputs: uint8 [b, H, W, 3] or features [b, e], as the method reads, or what to crop out of
+            resident photos.
         labels: True classes.
         weights: 0 for padding.
         places: In the support set and so in its cache; -1 for padding. None where no image needs
             to know its own.
     """
 
-    inputs: UInt8[Array | np.ndarray, "b H W 3"] | Float[Array | np.ndarray, "b e"]
+    inputs: UInt8[Array | np.ndarray, "b H W 3"] | Float[Array | np.ndarray, "b e"] | Crops
     labels: Int[Array | np.ndarray, "b"]
     weights: Float[Array | np.ndarray, "b"]
     places: Int[Array | np.ndarray, "b"] | None = None
@@ -59,6 +61,20 @@ TrainStep = Callable[
         VisualCache | None,
         Mapping[str, Float[Array | np.ndarray, ""]],
         StepBatch,
+    ],
+    tuple[TrainState, StepMetrics],
+]
+
+ResidentTrainStep = Callable[
+    [
+        TrainState,
+        nnx.State,
+        VisualCache | None,
+        Mapping[str, Float[Array | np.ndarray, ""]],
+        UInt8[Array, "s H H 3"],
+        EpochDraw,
+        Int[Array, ""],
+        Int[Array, ""],
     ],
     tuple[TrainState, StepMetrics],
 ]
@@ -114,25 +130,88 @@ def make_train_step(
         donated: use the returned one. Frozen variables are an argument, so the program holds no
         weights as constants; only the trainable ones are differentiated.
     """
+    step = partial(optimisation_step, graphdef, optimizer, mesh, num_passes, lambda inputs: inputs)
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 
-    def train_step(state, frozen, support, choices, batch):
-        total_weight = batch.weights.sum()
 
-        def gradients_of(part):
-            def loss_of(trainable):
-                model = nnx.merge(graphdef, trainable, frozen)
-                logits = model(part.inputs, support, **choices, **own_places(model, part))
-                return weighted_loss(logits, part, total_weight)
+@cache
+def make_resident_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    num_passes: int,
+    image_size: int,
+) -> ResidentTrainStep:
+    """Compiles any number of an epoch's steps as one program, which makes its crops itself.
 
-            (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
-            return gradients, metrics
+    Args:
+        graphdef: Structure of the model.
+        optimizer: Of the trainable variables.
+        mesh: Devices that each step's rows are split over.
+        num_passes: See `make_train_step`.
+        image_size: Side of the crops in pixels.
+    Returns:
+        steps(state, frozen, support, choices, canvases, draw, first, last) -> (state, metrics):
+        the steps from `first` up to, without it, `last` of an epoch; metrics are arrays over all
+        its steps, 0 where none was done. `state` is donated. Both bounds are traced.
+    """
 
-        gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        return TrainState(trainable, optimizer_state), metrics
+    def train_steps(state, frozen, support, choices, canvases, draw, first, last):
+        def read(crops):
+            return crops.pixels(canvases, image_size)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+        def one(step, state):
+            crops, labels, weights = jax.lax.with_sharding_constraint(
+                step_of(draw, step), split_rows(mesh)
+            )
+            batch = StepBatch(crops, labels, weights, crops.places)
+            return optimisation_step(
+                graphdef, optimizer, mesh, num_passes, read, state, frozen, support, choices, batch
+            )
+
+        def add(step, carried):
+            state, metrics = carried
+            state, of_step = one(step, state)
+            return state, jax.tree.map(lambda column, x: column.at[step].set(x), metrics, of_step)
+
+        shapes = jax.eval_shape(one, first, state)[1]
+        num_steps = len(draw.labels)
+        metrics = jax.tree.map(lambda shape: jnp.zeros(num_steps, shape.dtype), shapes)
+        return jax.lax.fori_loop(first, last, add, (state, metrics))
+
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def optimisation_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    num_passes: int,
+    read: Callable[[Any], Array],
+    state: TrainState,
+    frozen: nnx.State,
+    support: VisualCache | None,
+    choices: Mapping[str, Any],
+    batch: StepBatch,
+) -> tuple[TrainState, StepMetrics]:
+    """The step itself, to be traced; `read` makes of a part's inputs what the model takes."""
+    total_weight = batch.weights.sum()
+
+    def gradients_of(part):
+        inputs = read(part.inputs)
+
+        def loss_of(trainable):
+            model = nnx.merge(graphdef, trainable, frozen)
+            logits = model(inputs, support, **choices, **own_places(model, part))
+            return weighted_loss(logits, part, total_weight)
+
+        (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+        return gradients, metrics
+
+    gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    return TrainState(trainable, optimizer_state), metrics
 
 
 def sum_over_parts(

@@ -110,11 +110,9 @@ class FGImageEncoder(nnx.Module):
         original, _ = self._run(last_layer, tokens)
         patches = self._project(original[:, 1 : 1 + mask.shape[1]])
 
-        class_or_prompt = jnp.ones((mask.shape[0], 1), bool)
-        key_mask = jnp.concatenate(
-            [class_or_prompt, mask, jnp.broadcast_to(class_or_prompt, (len(mask), num_prompts))],
-            axis=1,
-        )
+        batch = mask.shape[0]  # a symbol in an export
+        kept = [jnp.ones((batch, count), bool) for count in (1, num_prompts)]
+        key_mask = jnp.concatenate([kept[0], mask, kept[1]], axis=1)
         # Eq. 9. Only the class token is read, so it is the only query.
         fine_grained, _ = self._run(
             partial(self.fine_grained_layer, num_queries=1), tokens, key_mask

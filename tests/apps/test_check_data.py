@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
+from fgvpl_jax.apps import default_config
 from fgvpl_jax.apps.check_data import check_data
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import BENCHMARKS, tfds_prepare
@@ -50,7 +50,7 @@ def test_what_tfds_has_not_prepared_is_prepared_and_then_checked(tmp_path, capsy
     archive = tmp_path / "tfds" / "downloads" / "manual" / "fgvc-aircraft-2013b.tar.gz"
     archive.parent.mkdir(parents=True)
     write_aircraft_archive(archive)
-    config = common.benchmark_config("fgvc_aircraft")
+    config = default_config.benchmark_config("fgvc_aircraft")
     config.data.source, config.data.root = "tfds", str(tmp_path / "tfds")
     _, problems = check_data(config, Workdir(tmp_path / "W"))
     assert "fgvc_aircraft is not prepared in" in capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_what_tfds_has_not_prepared_is_prepared_and_then_checked(tmp_path, capsy
 
 def test_what_cannot_be_prepared_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_prepare, "find_spec", lambda name: None)
-    config = common.benchmark_config("food101")
+    config = default_config.benchmark_config("food101")
     config.data.source, config.data.root = "tfds", str(tmp_path)
     with pytest.raises(UserError, match="TFDS needs TensorFlow to prepare food101"):
         check_data(config, Workdir(tmp_path / "W"))

@@ -101,6 +101,23 @@ def test_a_prediction_is_complete(classifier, photo):
     assert len(classifier.predict(photo, top_k=1)[0].class_names) == 1
 
 
+def test_contributions_add_up_to_the_logit_and_logits_to_the_probability(classifier, photo):
+    (prediction,) = classifier.predict(photo, top_k=3)
+    assert set(prediction.contributions) == {
+        "image_text",
+        "image_cache",
+        "object_text",
+        "object_cache",
+    }
+    sums = np.sum(list(prediction.contributions.values()), axis=0)
+    np.testing.assert_allclose(sums, prediction.logits, rtol=1e-5)
+    weights = np.exp(np.array(prediction.logits) / classifier.results["temperature"])
+    np.testing.assert_allclose(prediction.probabilities, weights / weights.sum(), rtol=1e-4)
+    line = json.loads(as_json(next(predict_files(classifier, [photo], 1, None))))
+    assert line["classes"][0]["logit"] == pytest.approx(prediction.logits[0], abs=1e-5)
+    assert sum(line["classes"][0]["contributions"].values()) == pytest.approx(sums[0], abs=1e-4)
+
+
 def test_predictions_are_those_that_were_measured(classifier, workdir, photos_dir):
     """Accuracy over the test folder, photo by photo, is the one in results.json."""
     right = total = 0

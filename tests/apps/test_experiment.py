@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from contextlib import nullcontext
 
 import jax
@@ -17,39 +16,10 @@ from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Evaluator
-from fgvpl_jax.interruption import Interrupted, handling_signals
 from fgvpl_jax.reporting.summary import summary_lines
-from fgvpl_jax.training import CacheBuilder, inputs, loop
+from fgvpl_jax.training import loop
+from tests.apps.runs import metrics, run, without_times
 from tests.tiny_clip import write_tiny_clip
-
-
-def run(config, path):
-    return experiment.train_and_evaluate(config, Workdir(path))
-
-
-def metrics(path):
-    lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
-
-
-def without_times(results):
-    return {k: v for k, v in results.items() if "second" not in k}
-
-
-@pytest.fixture(scope="module")
-def finished(request, tmp_path_factory):
-    """One finished run that several tests look at."""
-    config = request.getfixturevalue("module_config")
-    path = tmp_path_factory.mktemp("finished") / "W"
-    return config, path, run(config, path)
-
-
-@pytest.fixture(scope="module")
-def module_config(tiny_clip_dir, photos_dir):
-    from tests.conftest import tiny_config
-
-    return tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
 
 
 def test_a_run_leaves_what_is_promised(finished):
@@ -98,106 +68,6 @@ def test_the_same_seed_gives_the_same_run(finished, tmp_path):
     assert metrics(tmp_path / "W") == metrics(path)
 
 
-@pytest.mark.parametrize("cache_refresh", ["epoch", "once"])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    tiny_config, tmp_path, monkeypatch, cache_refresh
-):
-    tiny_config.cache_refresh = cache_refresh
-    whole = run(tiny_config, tmp_path / "whole")
-    original = inputs.train_batches
-
-    def interrupted(*args, epoch, **kwargs):
-        if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) is done again
-            raise KeyboardInterrupt
-        return original(*args, epoch=epoch, **kwargs)
-
-    monkeypatch.setattr(inputs, "train_batches", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_config, tmp_path / "cut")
-    monkeypatch.setattr(inputs, "train_batches", original)
-    resumed = run(tiny_config, tmp_path / "cut")
-    assert without_times(resumed) == without_times(whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-
-
-def signal_in_epoch(number, place=1):
-    """Wraps `train_batches`: SIGTERM when one batch of the epoch is handed out."""
-    original = inputs.train_batches
-
-    def batches(*args, epoch, **kwargs):
-        for current, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
-            if (epoch, current) == (number, place):
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
-    return batches
-
-
-def signal_at_cache(number):
-    """Wraps the cache builder: SIGTERM when the cache of an epoch is built."""
-    original = CacheBuilder.__call__
-    calls = []
-
-    def build(*args):
-        if len(calls) == number:
-            signal.raise_signal(signal.SIGTERM)
-        calls.append(None)
-        return original(*args)
-
-    return build
-
-
-@pytest.mark.parametrize("cache_refresh", ["epoch", "once"])
-def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
-    tiny_config, tmp_path, monkeypatch, cache_refresh, capsys
-):
-    tiny_config.cache_refresh = cache_refresh
-    whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2))
-    with pytest.raises(Interrupted), handling_signals():
-        run(tiny_config, tmp_path / "cut")
-    monkeypatch.undo()
-    assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps and 2 steps
-    assert [line["epoch"] for line in metrics(tmp_path / "cut")] == [1, 2]
-    resumed = run(tiny_config, tmp_path / "cut")
-    assert "going on after epoch 2 and 2 steps of 4" in capsys.readouterr().out
-    assert without_times(resumed) == without_times(whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-
-
-def test_a_run_terminated_while_its_cache_is_built_has_lost_no_epoch(
-    finished, tmp_path, monkeypatch
-):
-    config, path, results = finished
-    monkeypatch.setattr(CacheBuilder, "__call__", signal_at_cache(3))
-    with pytest.raises(Interrupted), handling_signals():
-        run(config, tmp_path / "W")
-    monkeypatch.undo()
-    assert (tmp_path / "W" / "checkpoints" / "9").exists()
-    assert without_times(run(config, tmp_path / "W")) == without_times(results)
-    assert metrics(tmp_path / "W") == metrics(path)
-
-
-def test_a_run_terminated_in_evaluation_ends_at_once(finished, tmp_path, monkeypatch):
-    config, _, results = finished
-    monkeypatch.setattr(Evaluator, "predict", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted), handling_signals():
-        run(config, tmp_path / "W")
-    monkeypatch.undo()
-    assert not (tmp_path / "W" / "results.json").exists()
-    assert without_times(run(config, tmp_path / "W")) == without_times(results)
-
-
-def test_a_line_that_a_kill_cut_short_is_written_anew(finished, tmp_path):
-    config, path, _ = finished
-    shutil.copytree(path, tmp_path / "W")
-    shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
-    file = tmp_path / "W" / "metrics.jsonl"
-    file.write_bytes(file.read_bytes()[:-30])
-    run(config, tmp_path / "W")
-    assert metrics(tmp_path / "W") == metrics(path)
-
-
 def test_a_second_run_in_the_folder_is_refused(finished):
     config, path, _ = finished
     with (
@@ -224,9 +94,9 @@ def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, m
         events.append("selected")
         return result
 
-    original_select = experiment.select
+    original_select = experiment.selection_of
     monkeypatch.setattr(Split, "image", spy)
-    monkeypatch.setattr(experiment, "select", select)
+    monkeypatch.setattr(experiment, "selection_of", select)
     results = run(tiny_config, tmp_path / "W")
     assert "test" not in events[: events.index("selected")]
     assert events.count("test") == results["counts"]["test"]  # and then once
@@ -326,21 +196,6 @@ def test_frozen_features_are_for_one_process(tiny_config, tmp_path, monkeypatch)
     assert not (tmp_path / "W").exists()
 
 
-def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
-    tiny_config, tmp_path, monkeypatch
-):
-    tiny_config.method = "clip_adapter"
-    whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2, place=0))
-    with pytest.raises(Interrupted), handling_signals():
-        run(tiny_config, tmp_path / "cut")
-    monkeypatch.undo()
-    assert (tmp_path / "cut" / "checkpoints" / "6").exists()  # 2 epochs of 3 steps, no step more
-    assert not (tmp_path / "cut" / "checkpoints" / "7").exists()
-    assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-
-
 def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir):
     config, path, _ = finished
     copy = tmp_path / "photos"
@@ -426,6 +281,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, monkeypatch):
+    tiny_config.data.resident_gb = 0.0
     original = loop.make_train_step
 
     def broken(*args):
@@ -484,40 +340,6 @@ def test_another_backbone_is_refused_before_the_first_checkpoint(finished, tmp_p
     other.clip = str(tmp_path / "clip")
     with pytest.raises(UserError, match="is not the one that"):
         run(other, tmp_path / "W")
-
-
-@pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gone_on_from(
-    finished, tmp_path, damage, capsys
-):
-    config, path, results = finished
-    shutil.copytree(path, tmp_path / "W")
-    for file in (tmp_path / "W" / "checkpoints" / "12").rglob("*"):
-        if file.is_file() and "metadata" not in file.name.lower():
-            if damage == "remove":
-                file.unlink()
-            else:
-                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"checkpoint of step 12 .* is damaged"):
-        experiment.evaluate(Workdir(tmp_path / "W"))
-    assert without_times(run(config, tmp_path / "W")) == without_times(results)
-    captured = capsys.readouterr()
-    assert "the checkpoint of step 12" in captured.err
-    assert "going on after epoch 2 of 4" in captured.out
-    assert metrics(tmp_path / "W") == metrics(path)
-
-
-def test_a_damaged_support_file_is_said_and_written_anew(finished, tmp_path):
-    config, path, _ = finished
-    shutil.copytree(path, tmp_path / "W")
-    file = tmp_path / "W" / "support.npz"
-    content = bytearray(file.read_bytes())
-    content[300] ^= 4  # among the first array's numbers
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*--mode=train"):
-        load_classifier(tmp_path / "W")
-    run(config, tmp_path / "W")
-    load_classifier(tmp_path / "W")
 
 
 def test_a_failed_evaluation_touches_nothing(finished, photos_dir, tmp_path):

@@ -132,6 +132,12 @@ def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_co
     assert "No pictures: the model of" in (tmp_path / "W2" / "report" / "report.md").read_text()
 
 
+def test_runs_of_zero_shot_clip_alone_are_told_what_is_missing(tmp_path):
+    write_run(tmp_path / "runs" / "a", 0.25, config={"method": "zero_shot"})
+    with pytest.raises(UserError, match=r"another --config\.method"):
+        write_report(tmp_path, [tmp_path / "runs"])
+
+
 def test_the_surest_of_each_class_first():
     columns = dict.fromkeys(Answers._fields, np.zeros(6, np.int32))
     columns["labels"] = np.array([0, 0, 1, 2, 2, 3], np.int32)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from configs import common, sweep, sweep_table4, sweep_table5
+from configs import sweep, sweep_table4, sweep_table5
+from fgvpl_jax.apps.shipped_configs import config_named
 from fgvpl_jax.apps.sweep_cells import cells_of, sweep_config
 from fgvpl_jax.errors import UserError
 
@@ -17,7 +18,7 @@ def small():
 
 
 def cells(config):
-    return {cell.name: cell for cell in cells_of(config, common.config_named)}
+    return {cell.name: cell for cell in cells_of(config, config_named)}
 
 
 def test_every_combination_once_and_one_seed_after_the_other(small):
@@ -86,5 +87,5 @@ def test_models_are_kept_of_the_first_seed_at_the_most_shots(small):
 def test_what_cannot_be_run_is_refused_at_once(small, field, value, message):
     small.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as error:
-        cells_of(small, common.config_named)
+        cells_of(small, config_named)
     assert message in str(error.value)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -98,4 +99,18 @@ def test_a_changed_bit_of_an_array_is_told_of(tmp_path):
             read_arrays(file)
     file.unlink()
     with pytest.raises(UserError, match="is missing"):
+        read_arrays(file)
+
+
+def test_arrays_that_could_unpack_to_anything_are_refused(tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, a=np.zeros(1000))
+    with pytest.raises(UserError, match="it is compressed"):
+        read_arrays(file)
+    np.savez(file, a=np.array([{}], object))  # which only a pickle can hold
+    with pytest.raises(UserError, match="allow_pickle"):
+        read_arrays(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", b"no array")
+    with pytest.raises(UserError, match="no array"):
         read_arrays(file)

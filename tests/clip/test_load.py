@@ -53,6 +53,9 @@ def test_shards(checkpoint, tiny_clip_dir):
     (checkpoint / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
         load_clip(str(checkpoint))
+    edit_json(index, lambda c: c["weight_map"].update(x="x" * 300 + ".safetensors"))
+    with pytest.raises(UserError, match="lacks the weight shards"):  # no file system has it
+        load_clip(str(checkpoint))
     edit_json(index, lambda c: c["weight_map"].update(x="../other.safetensors"))
     with pytest.raises(UserError, match=r"\.\./other"):
         load_clip(str(checkpoint))

@@ -1,5 +1,7 @@
 """Every kind of image as a viewer shows it, and every kind of damage by name."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,6 +98,16 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     photo((50, 50)).save(tmp_path / "big.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     with pytest.raises(UnreadableImage, match=r"big\.png.*50 x 50 pixels"):
+        decode_image(tmp_path / "big.png")
+
+
+def test_what_is_no_file_or_too_large_a_one_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait without end
+    with pytest.raises(UnreadableImage, match="pipe: not a plain file"):
+        decode_image(tmp_path / "pipe")
+    photo().save(tmp_path / "big.png")
+    monkeypatch.setattr("fgvpl_jax.data.images.MOST_BYTES", 20)
+    with pytest.raises(UnreadableImage, match=r"big\.png: \d+ bytes are more than 20"):
         decode_image(tmp_path / "big.png")
 
 

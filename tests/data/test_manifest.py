@@ -103,3 +103,21 @@ def test_other_files_are_no_lists(photos):
     (photos / "bad.jsonl").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         load_manifest(str(photos / "bad.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na 1.png,x\n" + "x" * 300 + "/c.png,y\n", "1 images .* are not in"),
+        ("path,label\na 1.png,x\nc.png,\x1b[31mred\n", "control characters"),
+    ],
+)
+def test_what_a_file_system_or_a_terminal_cannot_bear(photos, text, message):
+    with pytest.raises(UserError, match=message):
+        load_manifest(write_csv(photos, text))
+
+
+def test_lines_nested_without_end(photos):
+    (photos / "list.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_manifest(str(photos / "list.jsonl"))

@@ -20,7 +20,7 @@ def problem(num_classes, seed=0, per_class=8, dim=6):
 @pytest.mark.parametrize("c", [1e-4, 0.3, 100.0])
 def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c):
     features, labels = problem(num_classes)
-    kernel, bias = solve(features, labels, c, num_classes)
+    kernel, bias, _ = solve(features, labels, c, num_classes)
     x = features.astype(np.float64)
     logits = x @ kernel + bias
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -38,7 +38,7 @@ def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c):
 
 def test_a_class_without_an_image_is_never_predicted():
     features, labels = problem(3)
-    kernel, bias = solve(features, labels * 2, 1.0, 6)
+    kernel, bias, _ = solve(features, labels * 2, 1.0, 6)
     logits = features @ kernel + bias
     assert set(logits.argmax(axis=1)) <= {0, 2, 4}
     assert np.isfinite(logits).all()
@@ -52,7 +52,7 @@ def test_c_is_found_by_halving_towards_the_better_end(monkeypatch):
         tried.append(c)
         right = 3 if 100 <= c <= 3000 else 2 if 10 < c < 1e5 else 1
         # Of four validation features, 1 to 4, the first `right` are class 1.
-        return np.array([[0.0, -1.0]]), np.array([0.0, right + 0.5])
+        return np.array([[0.0, -1.0]]), np.array([0.0, right + 0.5]), True
 
     monkeypatch.setattr(linear_probe, "solve", fake)
     labels = np.array([0, 1])
@@ -84,8 +84,8 @@ def test_without_validation_c_is_one(clip, text_features):
     features, labels = problem(3, dim=16)
     probe = LinearProbe(clip, text_features)
     probe.initialise(FewShot(features, labels, None))
-    assert probe.facts() == {"inverse_regularisation": 1.0}
-    kernel, bias = solve(features, labels, 1.0, 3)
+    assert probe.facts() == {"inverse_regularisation": 1.0, "solver_converged": True}
+    kernel, bias, _ = solve(features, labels, 1.0, 3)
     found = probe.logits(jnp.asarray(features), None)
     np.testing.assert_allclose(found, features @ kernel + bias, rtol=1e-4, atol=1e-4)
 
@@ -94,3 +94,12 @@ def test_one_class_is_refused(clip, text_features):
     probe = LinearProbe(clip, text_features)
     with pytest.raises(UserError, match="two classes"):
         probe.initialise(FewShot(np.ones((2, 16), np.float32), np.zeros(2, int), None))
+
+
+def test_a_solver_that_stops_early_is_told_of(clip, text_features, monkeypatch, caplog):
+    monkeypatch.setattr(linear_probe, "MOST_ITERATIONS", 2)
+    features, labels = problem(3, dim=16)
+    probe = LinearProbe(clip, text_features)
+    probe.initialise(FewShot(features, labels, None))
+    assert probe.facts()["solver_converged"] is False
+    assert "stopped at 2 iterations with C = 1" in caplog.text

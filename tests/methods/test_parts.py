@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import common
 from fgvpl_jax import TwoPathwayHead, VisualCache
+from fgvpl_jax.apps import default_config
 from fgvpl_jax.methods import FGVPL, METHODS
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tar import TAR
@@ -60,7 +60,7 @@ def test_tar_computes_nothing_of_objects(clip, text_features, cache):
 
 
 def test_of_equal_lambdas_the_one_nearest_to_one_comes_first():
-    config = common.get_config()
+    config = default_config.get_config()
     config.cache_logit_weight_grid = (0.0, 0.5, 4.0, 1.0, 8.0)
     for name in ("fg_vpl", "tar"):
         order = [c["cache_logit_weight"] for c in METHODS[name].candidates(config)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import common
+from fgvpl_jax.apps import default_config
 from fgvpl_jax.methods import METHODS, Task
 from tests.methods.checks import unit
 
@@ -32,7 +32,7 @@ class FewShot:
 def model(request, clip, text_features):
     task = Task(("a", "b", "c"), text_features, LABELS)
     method = METHODS[request.param]
-    return method.build(clip, task, common.get_config(), rngs=nnx.Rngs(0))
+    return method.build(clip, task, default_config.get_config(), rngs=nnx.Rngs(0))
 
 
 def test_keys_are_the_mean_of_ten_passes_then_unit(model):
@@ -73,7 +73,7 @@ def test_logits_are_the_formula(model, text_features, alpha, beta):
     ],
 )
 def test_limits_and_first_values_are_tip_adapters(benchmark, beta, alpha, first_alpha):
-    config = common.benchmark_config(benchmark)
+    config = default_config.benchmark_config(benchmark)
     method = METHODS["tip_adapter_f"]
     last = {"beta": 0.1 + (beta - 0.1) * 199 / 200, "alpha": 0.1 + (alpha - 0.1) * 19 / 20}
     assert method.candidates(config)[-1] == pytest.approx(last)
@@ -81,7 +81,7 @@ def test_limits_and_first_values_are_tip_adapters(benchmark, beta, alpha, first_
 
 
 def test_the_search_is_the_papers():
-    config = common.benchmark_config("eurosat")
+    config = default_config.benchmark_config("eurosat")
     method = METHODS["tip_adapter_f"]
     grid = method.candidates(config)
     assert len(grid) == 200 * 20

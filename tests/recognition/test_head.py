@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize, visual_cache
 from fgvpl_jax.visual_prompt import ImageFeatures
 
 DIM = 6
@@ -48,6 +48,11 @@ def unit(x):
 
 def transcription(head, features, text, cache, logit_scale, lam):
     """Eqs. 10-19 image by image, class by class, in float64."""
+    return sum(transcribed_terms(head, features, text, cache, logit_scale, lam).values())
+
+
+def transcribed_terms(head, features, text, cache, logit_scale, lam):
+    """The four terms of Eq. 19 by the names of `contributions`."""
     f64 = lambda x: np.asarray(x, np.float64)  # noqa: E731
 
     def adapt(adapter, x, ratio):
@@ -60,10 +65,10 @@ def transcription(head, features, text, cache, logit_scale, lam):
     q_object = features.object
     if head.object_query == "object_patches":
         q_object = features.object_patches
-    total = 0.0
-    for weight, raw, query, keys in (
-        (1.0, features.image, features.image, cache.image),
-        (beta, features.object, q_object, cache.object),
+    terms = {}
+    for kind, weight, raw, query, keys in (
+        ("image", 1.0, features.image, features.image, cache.image),
+        ("object", beta, features.object, q_object, cache.object),
     ):
         path1 = logit_scale * unit(f64(raw)) @ w_new.T
         new_query, new_keys = (adapt(head.visual_adapter, x, 1.0) for x in (query, keys))
@@ -75,8 +80,23 @@ def transcription(head, features, text, cache, logit_scale, lam):
                 phi = np.exp(-(1 - new_query[b] @ new_keys[s]))
                 label = int(cache.labels[s])
                 path2[b, label] += phi * counts[counts > 0].mean() / counts[label]
-        total = total + weight * (path1 + lam * path2)
-    return total
+        terms |= {f"{kind}_text": weight * path1, f"{kind}_cache": weight * lam * path2}
+    return terms
+
+
+def test_each_contribution_is_its_term_of_eq_19():
+    rng = np.random.default_rng(4)
+    head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 5), make_text(rng, 3)
+    cache = make_cache(rng, [0, 1, 1, 2, 2, 2])
+    settings = {"logit_scale": 14.0, "cache_logit_weight": 2.5}
+    found = head.contributions(features, text, cache, **settings)
+    expected = transcribed_terms(head, features, text, cache, 14.0, 2.5)
+    assert found.keys() == expected.keys()
+    for name, term in expected.items():
+        np.testing.assert_allclose(found[name], term, rtol=1e-5, atol=1e-5, err_msg=name)
+    logits = head(features, text, cache, **settings)
+    np.testing.assert_allclose(logits, sum(expected.values()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("object_query", ["class_token", "object_patches"])
@@ -187,3 +207,34 @@ def test_without_its_own_image_a_query_is_judged_by_the_others():
         expected = head(query, text, others, logit_scale=14.0)
         np.testing.assert_allclose(found[row], expected[0], rtol=1e-5)
     assert not np.allclose(found, head(features, text, cache, logit_scale=14.0))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_keys_in_chunks_are_all_keys(monkeypatch, chunk):
+    """Against the transcription, and the gradients of what sees all keys at once."""
+    rng = np.random.default_rng(5)
+    head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 3), make_text(rng, 3)
+    cache = make_cache(rng, [0, 2, 0, 1, 2, 0, 1, 1, 0, 2], valid=[True] * 8 + [False, True])
+    own_places = jnp.array([1, 9, -1])
+
+    def loss(head, features):
+        logits = head(features, text, cache, logit_scale=14.0, own_places=own_places)
+        return jnp.sum(logits * jnp.arange(9.0).reshape(3, 3))
+
+    whole = nnx.grad(loss, argnums=(0, 1), allow_int=True)(head, features)
+    monkeypatch.setattr(visual_cache, "CHUNK", chunk)
+    found = head(features, text, cache, logit_scale=14.0)
+    expected = transcription(head, features, text, cache, 14.0, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    parts = nnx.grad(loss, argnums=(0, 1), allow_int=True)(head, features)
+    for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        if jnp.issubdtype(ours.dtype, jnp.floating):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_chunk_of_split_rows_is_split_alike():
+    """Of 2 devices' rows 0-3 and 4-7, each chunk has two."""
+    chunks = visual_cache.interleaved(jnp.arange(8), 2)
+    np.testing.assert_array_equal(chunks, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(visual_cache.interleaved(jnp.ones((5, 1)), 2)[1, :, 0], [1, 1, 0])

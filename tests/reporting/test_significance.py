@@ -127,3 +127,14 @@ def test_runs_on_other_test_images_are_not_compared(tmp_path):
     other = answers(right(50, 100), labels=np.full(100, 2, np.int32))
     write_run(tmp_path / "b", 0.5, config={"method": "fg_vpl"}, answers=other)
     assert {v.rival for v in verdicts(tmp_path).values()} <= {"Zero-shot CLIP"}
+
+
+def test_the_next_best_rival_stands_in_for_one_tested_on_other_images(tmp_path):
+    write_run(tmp_path / "a", 0.7, config={"method": "fg_vpl"}, answers=answers(right(70, 100)))
+    other = answers(right(90, 100), labels=np.full(100, 2, np.int32))
+    other["predicted"] = np.where(right(90, 100), 2, 1).astype(np.int32)
+    write_run(tmp_path / "b", 0.9, config={"method": "tar"}, answers=other)
+    write_run(tmp_path / "c", 0.6, config={"method": "coop"}, answers=answers(right(60, 100)))
+    verdict = verdicts(tmp_path)["FG-VPL"]
+    assert verdict.rival == "CoOp"
+    assert verdict.comparison.difference == pytest.approx(10.0)

@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import common
 from fgvpl_jax import VisualCache, load_clip
+from fgvpl_jax.apps import default_config
 from fgvpl_jax.methods import FGVPL, METHODS, Task
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
@@ -116,7 +116,7 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
 
 @pytest.mark.parametrize("leave_one_out", [True, False])
 def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_one_out):
-    config = common.get_config()
+    config = default_config.get_config()
     config.cache_leave_one_out = leave_one_out
     labels = np.arange(6, dtype=np.int32) % 3
     text = class_text_features(clip, CLASSES, ("a photo of a {}.",))

@@ -1,0 +1,125 @@
+"""An epoch with the photos on the device beside one whose batches the host decodes and crops.
+
+    python -m benchmarks.epoch CLIP [--images=160] [--side=512] [--batch=32]
+
+Random JPEG photos; FG-VPL over the CLIP in the directory, with a cache of the same photos. Both
+take turns in one process. Prints seconds an epoch and their ratio; then one JSON line.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from benchmarks.measuring import ratio, report, take_turns
+from fgvpl_jax.clip import load_clip
+from fgvpl_jax.data import Split
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods.optimizers import adamw, cosine
+from fgvpl_jax.training import (
+    CacheBuilder,
+    PixelInputs,
+    TrainState,
+    batch_layout,
+    data_mesh,
+    make_train_step,
+    replicate,
+    split_model,
+)
+from fgvpl_jax.training.resident import decode_resident
+from fgvpl_jax.training.step import make_resident_train_step
+from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
+
+CLASSES, SEED, LEARNING_RATE, WEIGHT_DECAY = 10, 1, 1e-3, 0.01
+ALL_BYTES = 2**40
+
+
+def main(clip_dir: str, num_images: int, side: int, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Runs the epochs and returns what is reported."""
+    clip, mesh = load_clip(clip_dir), data_mesh()
+    text = np.random.default_rng(0).normal(size=(CLASSES, clip.vision.config.embed_dim))
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    model = FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(0))
+    graphdef, trainable, frozen = split_model(model)
+    optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
+    layout = batch_layout(mesh, batch_size, 0)
+    choices = replicate(mesh, {"cache_logit_weight": jnp.float32(1)})
+    with tempfile.TemporaryDirectory() as folder:
+        support = random_photos(Path(folder), num_images, side)
+        inputs = PixelInputs(clip, SEED, None)
+        cache = CacheBuilder(
+            graphdef, support, inputs=inputs, batch_size=batch_size, max_bytes=0, mesh=mesh
+        )(trainable, frozen)
+        photos = decode_resident(support, ALL_BYTES)
+        assert photos is not None
+        ways: dict[str, Steps] = {
+            "host": HostSteps(
+                make_train_step(graphdef, optimizer, mesh),
+                inputs,
+                support,
+                batch_size,
+                layout,
+                mesh,
+            ),
+            "resident": ResidentSteps(
+                make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size),
+                photos,
+                support.labels,
+                batch_size,
+                layout,
+                SEED,
+                mesh,
+            ),
+        }
+        states = {
+            name: replicate(mesh, TrainState(copy, optimizer.init(copy)))
+            for name in ways
+            for copy in [jax.tree.map(jnp.copy, trainable)]
+        }
+        epochs = dict.fromkeys(ways, 0)
+
+        def epoch(name: str) -> TrainState:
+            for after, _ in ways[name].epoch(epochs[name], 0)(states[name], frozen, cache, choices):
+                states[name] = after
+            epochs[name] += 1
+            return states[name]
+
+        seconds = take_turns({name: lambda name=name: epoch(name) for name in ways}, rounds)
+    return {
+        "images": num_images,
+        "side": side,
+        "batch": batch_size,
+        "host_seconds": float(np.median(seconds["host"])),
+        "resident_seconds": float(np.median(seconds["resident"])),
+        "resident_over_host": ratio(seconds, "resident", "host"),
+        "resident_mib": photos.canvases.nbytes / 2**20,
+    }
+
+
+def random_photos(folder: Path, count: int, side: int) -> Split:
+    """JPEG files of noise that was made smooth, as photos are, so that they decode as fast."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+    keys = tuple(f"{number}.jpg" for number in range(count))
+    return Split(folder, keys, (np.arange(count) % CLASSES).astype(np.int32))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clip")
+    parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    report(
+        main(arguments.clip, arguments.images, arguments.side, arguments.batch, arguments.rounds)
+    )

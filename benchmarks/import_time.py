@@ -1,0 +1,49 @@
+"""Time to import `fgvpl_jax` and to answer `run.py --help`, beside `import jax`.
+
+    python -m benchmarks.import_time
+
+Each is a process of its own, in turns; the goal is at most twice the time of jax.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 7
+COMMANDS = {
+    "import jax": ["-c", "import jax"],
+    "import fgvpl_jax": ["-c", "import fgvpl_jax"],
+    "import fgvpl_jax; load_classifier": ["-c", "import fgvpl_jax; fgvpl_jax.load_classifier"],
+    "run.py --help": ["run.py", "--help"],
+    "run.py, a config, a mistake": ["run.py", "--config=configs/eurosat.py"],
+}
+
+
+def seconds(arguments: list[str]) -> float:
+    """Of one process; the last command exits with 2."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Prints seconds and ratios."""
+    for arguments in COMMANDS.values():
+        seconds(arguments)  # from here on, files are in the system's cache
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(ROUNDS):
+        for name, arguments in COMMANDS.items():
+            times[name].append(seconds(arguments))
+    reference = median(times["import jax"])
+    ratios = {name: median(of_one) / reference for name, of_one in times.items()}
+    for name, ratio in ratios.items():
+        print(f"{name:36} {median(times[name]):6.2f} s   {ratio:5.2f} x import jax")
+    print(json.dumps({"rounds": ROUNDS, "ratios": {n: round(r, 3) for n, r in ratios.items()}}))
+
+
+if __name__ == "__main__":
+    main()

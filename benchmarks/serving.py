@@ -1,0 +1,253 @@
+"""The page beside bare `predict`, and batched requests beside one after the other.
+
+    python -m benchmarks.serving WORKDIR PHOTO ... [--clients=32] [--requests=4] [--rounds=5]
+    python -m benchmarks.serving --shape=B/16 WORKDIR PHOTO ...
+
+WORKDIR holds a trained run; with --shape one over a random CLIP of that shape is made in it first.
+Two servers, with and without batches, take turns at the same requests of many clients at once, on
+loopback; every answer is compared with `predict`. Then one client asks endpoint and page (in the
+installed Chromium, if Playwright is there) and `predict` in turns.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+
+import fgvpl_jax as fg
+from benchmarks.measuring import SHAPES, ratio, report, take_turns
+from fgvpl_jax.apps.classifier import Classifier, Prediction
+from fgvpl_jax.apps.serving import server
+from fgvpl_jax.apps.serving.service import BATCH_SIZES, Limits, Service
+
+TIMEOUT = 600.0
+TOLERANCE = 1e-3  # of a logit: sums of another batch size round otherwise
+
+
+def main(workdir: Path, photos: Sequence[Path], clients: int, requests: int, rounds: int):
+    """Times all and returns medians, ratios and what was wrong."""
+    classifier = fg.load_classifier(workdir)
+    expected = {photo.name: classifier.predict(photo)[0] for photo in photos}
+    tally = {"answers": 0, "wrong": 0, "lost": 0}
+    with serving(workdir, "batched") as batched, serving(workdir, "unbatched") as unbatched:
+
+        def ask_all(address: str) -> Callable[[], None]:
+            return lambda: asyncio.run(crowd(address, photos, clients, requests, expected, tally))
+
+        seconds = take_turns({"batched": ask_all(batched), "unbatched": ask_all(unbatched)}, rounds)
+        result: dict[str, Any] = {"backbone_pixels": classifier.image_size, "clients": clients}
+        count = clients * requests
+        result |= {
+            f"{name}_requests_per_second": count / statistics.median(values)
+            for name, values in seconds.items()
+        }
+        result["batched_over_unbatched_requests_per_second"] = ratio(
+            seconds, "unbatched", "batched"
+        )
+        result |= tally
+        result |= one_after_the_other(classifier, batched, photos, rounds)
+    return result
+
+
+def one_after_the_other(
+    classifier: Classifier, address: str, photos: Sequence[Path], rounds: int
+) -> dict[str, Any]:
+    """One photo at a time: `predict`, the endpoint, the page."""
+    turn = iter(range(10**9))
+
+    def next_photo() -> Path:
+        return photos[next(turn) % len(photos)]
+
+    with httpx.Client(timeout=TIMEOUT) as client, page_at(address) as ask_page:
+        contestants: dict[str, Callable[[], Any]] = {
+            "predict": lambda: classifier.predict(next_photo()),
+            "endpoint": lambda: client.post(
+                f"{address}/api/predict", files={"image": next_photo().read_bytes()}
+            ).raise_for_status(),
+        }
+        if ask_page is not None:
+            contestants["page"] = lambda: ask_page(next_photo())
+        seconds = take_turns(contestants, 3 * rounds)
+    result: dict[str, Any] = {}
+    for name, values in seconds.items():
+        result[f"{name}_ms"] = 1e3 * statistics.median(values)
+        if name != "predict":
+            result[f"{name}_over_predict"] = ratio(seconds, name, "predict")
+    return result
+
+
+async def crowd(
+    address: str,
+    photos: Sequence[Path],
+    clients: int,
+    requests: int,
+    expected: dict[str, Prediction],
+    tally: dict[str, int],
+) -> None:
+    """Clients that each ask again as soon as they are answered; counts what is wrong."""
+    port = int(address.rpartition(":")[2])
+
+    async def one(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for turn in range(requests):
+            photo = photos[(number + turn * clients) % len(photos)]
+            try:
+                status, body = await asyncio.wait_for(ask(reader, writer, photo), TIMEOUT)
+            except (OSError, EOFError, TimeoutError):
+                tally["lost"] += 1
+                return
+            tally["answers"] += 1
+            tally["wrong"] += not is_right(status, body, expected[photo.name])
+        writer.close()
+
+    await asyncio.gather(*map(one, range(clients)))
+
+
+async def ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, photo: Path
+) -> tuple[int, bytes]:
+    """Status and body of one request; bare, for a client library would take as long as a server."""
+    writer.write(request_for(photo))
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.partition(b"content-length:")[2].partition(b"\r")[0])
+    return int(head.split(maxsplit=2)[1]), await reader.readexactly(length)
+
+
+@cache
+def request_for(photo: Path) -> bytes:
+    """A form with the photo, as it goes over the wire."""
+    request = httpx.Request(
+        "POST",
+        "http://127.0.0.1/api/predict",
+        files={"image": (photo.name, photo.read_bytes())},
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    return f"POST /api/predict HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+
+
+def is_right(status: int, body: bytes, expected: Prediction) -> bool:
+    """Whether an answer names the photo and the classes with their logits, as `predict` does."""
+    if status != 200:
+        return False
+    content = json.loads(body)
+    logits = {found["name"]: found["logit"] for found in content["classes"]}
+    return content["image"] == Path(expected.name).name and all(
+        name in logits and abs(logits[name] - logit) < TOLERANCE
+        for name, logit in zip(expected.class_names, expected.logits, strict=True)
+    )
+
+
+@contextmanager
+def serving(workdir: Path, kind: str) -> Iterator[str]:
+    """A server in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "benchmarks.serving", "--serve", kind, str(workdir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = process.stdout.readline()
+            if not port:
+                raise RuntimeError(f"the {kind} server ended")
+            yield f"http://127.0.0.1:{int(port)}"
+        finally:
+            process.terminate()
+
+
+def serve(kind: str, workdir: Path) -> None:
+    """Serves without a limit of requests, and prints the port when it is ready."""
+    limits = Limits(requests_per_minute=10**9)
+    sizes = BATCH_SIZES if kind == "batched" else (1,)
+    service = Service(fg.load_classifier(workdir), limits, sizes)
+    app = server.make_app(service, (), server.LOOPBACK_NAMES)
+    listener = server.listen("127.0.0.1", 0)
+    listener.listen(socket.SOMAXCONN)
+    print(listener.getsockname()[1], flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+@contextmanager
+def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
+    """The page in a browser; yields what shows it a photo and waits for the answer, or None."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        chromium = None
+    if chromium is None:
+        yield None
+        return
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        field = page.locator("#photo input[type=file]")
+
+        def ask(photo: Path) -> None:
+            field.wait_for(state="attached")
+            field.set_input_files(photo)
+            page.wait_for_selector(f'section[aria-label="Answer for {photo.name}"]')
+
+        yield ask
+        browser.close()
+
+
+def random_run(shape: str, workdir: Path) -> None:
+    """Trains an epoch over a random CLIP of a real model's shape, on drawn scenes."""
+    from fgvpl_jax.data import load_shapes
+    from tests.tiny_clip import write_tiny_clip
+
+    vision = SHAPES[shape]
+    write_tiny_clip(
+        workdir / "clip",
+        vision_config={
+            "hidden_size": vision.width,
+            "intermediate_size": vision.mlp_width,
+            "num_attention_heads": vision.num_heads,
+            "num_hidden_layers": vision.num_layers,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+        },
+    )
+    drawn = load_shapes()
+    for split, scenes in (("train", drawn.train), ("test", drawn.test)):
+        assert scenes is not None
+        for label, name in enumerate(drawn.class_names):
+            (workdir / "photos" / split / name).mkdir(parents=True, exist_ok=True)
+            first = int(np.flatnonzero(scenes.labels == label)[0])
+            scenes.image(first).save(workdir / "photos" / split / name / "0.png")
+    photos = workdir / "photos"
+    fg.fit(photos, clip=workdir / "clip", workdir=workdir / "run", shots=1, epochs=1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("photos", type=Path, nargs="*")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", choices=("batched", "unbatched"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.workdir)
+    else:
+        place = options.workdir
+        if options.shape:
+            place = options.workdir / "run"
+            if not place.exists():
+                random_run(options.shape, options.workdir)
+        report(main(place, options.photos, options.clients, options.requests, options.rounds))

@@ -1,0 +1,44 @@
+"""Runs an exported classifier with jax, numpy and pillow alone.
+
+python run_exported.py photos.fgvpl photo.jpg other.jpg
+"""
+
+import json
+import sys
+import zipfile
+
+import jax
+import jax.export
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def prepare(file, preparation):
+    """A photo as the program wants it, uint8 [side, side, 3]."""
+    photo = ImageOps.exif_transpose(Image.open(file))
+    if photo.has_transparency_data:  # laid on white
+        white = Image.new("RGBA", photo.size, "white")
+        photo = Image.alpha_composite(white, photo.convert("RGBA"))
+    side, resample = preparation["centre_crop"], Image.Resampling[preparation["filter"].upper()]
+    width, height = (int(side * length / min(photo.size)) for length in photo.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    resized = photo.convert("RGB").resize((width, height), resample)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def main(export, *photos):
+    """Prints the best class of each photo."""
+    sys.path.append(export)  # which holds flatbuffers, by which jax reads programs
+    with zipfile.ZipFile(export) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+        program = jax.export.deserialize(bytearray(archive.read("program.stablehlo")))
+        names = [f"weights/{number:04}.npy" for number in range(manifest["num_weights"])]
+        weights = jax.device_put([np.load(archive.open(name)) for name in names])
+    images = np.stack([prepare(photo, manifest["preparation"]) for photo in photos])
+    probabilities = np.asarray(program.call(weights, images)["probabilities"])
+    for photo, row in zip(photos, probabilities, strict=True):
+        print(f"{photo}: {manifest['class_names'][row.argmax()]} ({row.max():.1%})")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

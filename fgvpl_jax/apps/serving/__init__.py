@@ -1,0 +1,1 @@
+"""`--mode=serve`: a page and an HTTP endpoint for a trained run."""

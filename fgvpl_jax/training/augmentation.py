@@ -1,0 +1,72 @@
+"""The training augmentation on the device: Pillow's bicubic resize of a crop, as a program."""
+
+import jax
+import jax.numpy as jnp
+import PIL
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+CUBIC = -0.5  # Pillow's coefficient of the bicubic kernel
+SUPPORT = 2.0  # of the kernel, in pixels of whichever of the two images has the larger ones
+# From 13 on Pillow begins down the columns where those lose over twice as many pixels as rows do.
+MAY_BEGIN_DOWN = int(PIL.__version__.split(".")[0]) >= 13
+EXACT = jax.lax.Precision.HIGHEST  # others round the bytes' products on GPUs and TPUs
+
+
+def crop_resize_flip(
+    images: UInt8[Array, "b H H 3"],
+    boxes: Int[Array, "b 4"],
+    flips: Bool[Array, "b"],
+    size: int,
+) -> UInt8[Array, "b size size 3"]:
+    """What `Image.crop(box).resize((size, size), BICUBIC)` gives, within 1 of 255; then the flip.
+
+    As the installed Pillow does: antialiased, rounded to bytes between the two passes, nothing
+    beyond the box seen.
+
+    Args:
+        images: Photos in the upper left corner of equal square canvases.
+        boxes: (left, top, right, bottom) in pixels, inside each photo.
+        flips: Whether left and right change places.
+        size: Side of the result in pixels.
+    """
+    left, top, right, bottom = boxes.T
+    columns_first = bottom - top - size > 2 * jnp.maximum(right - left - size, 0)
+    columns_first &= MAY_BEGIN_DOWN
+
+    def turned(canvases):
+        return jnp.where(columns_first[:, None, None, None], canvases.swapaxes(1, 2), canvases)
+
+    def weights(start, stop):
+        edges = start.astype(jnp.float32), stop.astype(jnp.float32)
+        return jax.vmap(resize_weights, (0, 0, None, None))(*edges, images.shape[1], size)
+
+    across = weights(jnp.where(columns_first, top, left), jnp.where(columns_first, bottom, right))
+    down = weights(jnp.where(columns_first, left, top), jnp.where(columns_first, right, bottom))
+    resized = _as_bytes(
+        jnp.einsum("bow,bhwc->bhoc", across, turned(images).astype(jnp.float32), precision=EXACT)
+    )
+    resized = _as_bytes(jnp.einsum("boh,bhwc->bowc", down, resized, precision=EXACT))
+    upright = turned(resized.astype(jnp.uint8))
+    return jnp.where(flips[:, None, None, None], upright[:, :, ::-1], upright)
+
+
+def resize_weights(
+    start: Float[Array, ""], stop: Float[Array, ""], length: int, size: int
+) -> Float[Array, "size length"]:
+    """How much each of `length` pixels counts in each of `size` that stand for [start, stop).
+
+    The kernel is as wide as the coarser of both images' pixels; rows sum to 1.
+    """
+    scale = (stop - start) / size
+    pixels = jnp.arange(length) + 0.5
+    centres = start + (jnp.arange(size) + 0.5) * scale
+    distance = jnp.abs(pixels - centres[:, None]) / jnp.maximum(scale, 1.0)
+    near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+    far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+    weights = jnp.where(distance < 1, near, jnp.where(distance < SUPPORT, far, 0.0))
+    weights = jnp.where((pixels > start) & (pixels < stop), weights, 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _as_bytes(values: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    return jnp.clip(jnp.floor(values + 0.5), 0, 255)

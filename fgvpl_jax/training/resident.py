@@ -1,0 +1,141 @@
+"""Few-shot photos that stay on the devices: only what is drawn of them travels."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from PIL import Image
+
+from fgvpl_jax.data import (
+    PADDING,
+    Crop,
+    Split,
+    epoch_rows,
+    image_generator,
+    in_threads,
+    random_crop,
+)
+from fgvpl_jax.data.images import UnreadableImage
+from fgvpl_jax.training.augmentation import crop_resize_flip
+
+DECODED_AHEAD = 64
+NOTHING = Crop((0, 0, 1, 1), False)  # of a row of padding
+
+
+class ResidentPhotos(NamedTuple):
+    """Photos as decoded, each in the upper left corner of a square as large as the largest.
+
+    Attributes:
+        canvases: On every device.
+        sizes: (width, height) of each photo.
+    """
+
+    canvases: UInt8[Array | np.ndarray, "s H H 3"]
+    sizes: tuple[tuple[int, int], ...]
+
+
+class Crops(NamedTuple):
+    """What a step reads in the place of pixels.
+
+    Attributes:
+        places: Of the photos; -1 for padding.
+        boxes: (left, top, right, bottom) in pixels.
+        flips: Whether left and right change places.
+    """
+
+    places: Int[Array | np.ndarray, "*b"]
+    boxes: Int[Array | np.ndarray, "*b 4"]
+    flips: Bool[Array | np.ndarray, "*b"]
+
+    def pixels(self, canvases: UInt8[Array, "s H H 3"], size: int) -> UInt8[Array, "b size size 3"]:
+        """The crops themselves, size × size."""
+        return crop_resize_flip(canvases[self.places], self.boxes, self.flips, size)
+
+
+class EpochDraw(NamedTuple):
+    """All steps of an epoch, without pixels.
+
+    Attributes:
+        crops: Of each step and row.
+        labels: 0 for padding.
+        weights: 0 for padding.
+    """
+
+    crops: Crops
+    labels: Int[Array | np.ndarray, "steps b"]
+    weights: Float[Array | np.ndarray, "steps b"]
+
+
+def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
+    """Decodes all photos, on the host.
+
+    Args:
+        split: The few-shot images.
+        max_bytes: Of all canvases together.
+    Returns:
+        None as soon as the photos turn out to need more.
+    Raises:
+        UnreadableImage: At the photo that cannot be decoded.
+    """
+
+    def decode(place: int) -> Image.Image | UnreadableImage:
+        try:
+            return split.image(place)
+        except UnreadableImage as error:
+            return error
+
+    photos, side = [], 0
+    for photo in in_threads(decode, range(len(split)), DECODED_AHEAD):
+        if isinstance(photo, UnreadableImage):
+            raise photo
+        side = max(side, *photo.size)
+        if len(split) * side * side * 3 > max_bytes:
+            return None
+        photos.append(np.asarray(photo, np.uint8))
+    canvases = np.zeros((len(photos), side, side, 3), np.uint8)
+    for canvas, photo in zip(canvases, photos, strict=True):
+        canvas[: photo.shape[0], : photo.shape[1]] = photo
+    return ResidentPhotos(canvases, tuple((p.shape[1], p.shape[0]) for p in photos))
+
+
+def draw_epoch(
+    sizes: tuple[tuple[int, int], ...],
+    labels: Int[np.ndarray, "s"],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    num_rows: int,
+) -> EpochDraw:
+    """The order and the crops that `train_batches` gives the same photos.
+
+    Args:
+        sizes: (width, height) of each photo.
+        labels: Class of each photo.
+        batch_size: Images of every step; the last may have fewer.
+        seed: The run's.
+        epoch: Counting from 0.
+        num_rows: Rows that every step is padded to.
+    """
+    rows = epoch_rows(len(sizes), batch_size, seed=seed, epoch=epoch, num_rows=num_rows)
+    drawn = [
+        NOTHING
+        if place == PADDING
+        else random_crop(*sizes[place], image_generator(seed, epoch, int(place)))
+        for place in rows.ravel()
+    ]
+    boxes = np.array([crop.box for crop in drawn], np.int32).reshape(*rows.shape, 4)
+    flips = np.array([crop.flip for crop in drawn]).reshape(rows.shape)
+    real = rows != PADDING
+    return EpochDraw(
+        Crops(rows.astype(np.int32), boxes, flips),
+        np.where(real, labels[rows], 0).astype(np.int32),
+        real.astype(np.float32),
+    )
+
+
+def step_of(draw: EpochDraw, step: Int[Array, ""]) -> EpochDraw:
+    """One step's rows of an epoch."""
+    return jax.tree.map(lambda rows: jnp.take(rows, step, axis=0), draw)

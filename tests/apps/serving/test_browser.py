@@ -1,0 +1,262 @@
+"""The page in a real Chromium: `make browser`. Skipped where there is none."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+ROOT = Path(__file__).parents[3]
+SECONDS = 60_000  # a loaded machine is slow; nothing here is timed
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(classifier, photos_dir, tmp_path_factory):
+    """Where a server of the whole command listens; the classifier only makes the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    example = photos_dir / "test" / "blue_square" / "000.png"
+    log = tmp_path_factory.mktemp("server") / "log"
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            [
+                *(sys.executable, "run.py", "--mode=serve", f"--workdir={classifier.workdir}"),
+                *(f"--port={port}", str(example)),
+            ],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+        ) as server,
+    ):
+        try:
+            while "endpoint:" not in log.read_text():
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            server.terminate()
+            server.wait()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        # The sandbox needs privileges that containers withhold; only our own page is opened.
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens the page as a user of one's own; nothing may be fetched from elsewhere."""
+    contexts, elsewhere = [], []
+
+    def open_(**settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(SECONDS)
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((address, "data:", "blob:"))
+                else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(address)
+        page.wait_for_selector("#photo input[type=file]", state="attached")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert elsewhere == []
+
+
+@pytest.fixture
+def red(photos_dir):
+    return photos_dir / "test" / "red_square" / "000.png"
+
+
+def upload(page, file, box="#photo"):
+    page.set_input_files(f"{box} input[type=file]", file)
+
+
+def answer_for(page, name):
+    page.wait_for_selector(f'section[aria-label="Answer for {name}"]')
+
+
+def names(page):
+    return [text.strip() for text in page.locator("#answer .fg-name").all_inner_texts()]
+
+
+def test_an_uploaded_photo_gets_the_answer_of_predict(open_page, classifier, red):
+    page = open_page()
+    upload(page, red)
+    answer_for(page, red.name)
+    (expected,) = classifier.predict(red)
+    assert names(page) == list(expected.class_names)
+    shown = page.locator("#answer .fg-bars .fg-percent").all_inner_texts()
+    assert shown == [f"{100 * p:.1f}%" for p in expected.probabilities]
+    row = page.locator(".fg-parts tbody tr").first.locator("td").all_inner_texts()
+    *parts, score = map(float, row)
+    assert len(parts) == 4
+    assert sum(parts) == pytest.approx(score, abs=0.003)
+    assert score == pytest.approx(expected.logits[0], abs=6e-4)
+    assert page.locator(".fg-similar li").count() == 3
+
+
+def test_layers_are_switched_by_mouse_and_keyboard(open_page, red):
+    page = open_page()
+    upload(page, red)
+    answer_for(page, red.name)
+    attention, mask = page.locator(".fg-layer-attention"), page.locator(".fg-layer-object")
+    assert attention.is_visible() and not mask.is_visible()
+    page.get_by_label("object mask").check()
+    assert mask.is_visible()
+    page.get_by_label("attention map").focus()
+    page.keyboard.press("Space")
+    assert mask.is_visible() and not attention.is_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert not mask.is_visible()
+
+
+def test_pictures_and_fields_have_names_for_who_cannot_see_them(open_page, red):
+    page = open_page()
+    upload(page, red)
+    answer_for(page, red.name)
+    pictures = page.locator("#answer img").all()
+    assert len(pictures) == 6
+    assert all(picture.get_attribute("alt") for picture in pictures)
+    assert re.match(r"Object mask: \d+% of the picture, ", pictures[2].get_attribute("alt"))
+    for role, name in (("tab", "One photo"), ("tab", "Many photos"), ("tab", "New class")):
+        assert page.get_by_role(role, name=name).count() == 1
+    assert page.get_by_role("region", name="Table of scores").count() == 1
+
+
+def test_an_example_is_picked(open_page):
+    page = open_page()
+    page.locator("button.gallery-item").first.click()
+    answer_for(page, "000.png")
+    assert len(names(page)) == 3
+
+
+def test_a_dropped_photo_is_answered(open_page, red):
+    page = open_page()
+    page.evaluate(
+        """(bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+            const target = document.querySelector("#photo button, #photo [role=button]");
+            target.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true}));
+        }""",
+        list(red.read_bytes()),
+    )
+    answer_for(page, "dropped.png")
+
+
+def test_a_pasted_photo_is_answered(open_page, red):
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """(bytes) => navigator.clipboard.write([new ClipboardItem(
+            {"image/png": new Blob([new Uint8Array(bytes)], {type: "image/png"})})])""",
+        list(red.read_bytes()),
+    )
+    page.get_by_label("Paste from clipboard").click()
+    page.locator("#answer .fg-bars").wait_for()
+    assert len(names(page)) == 3
+
+
+def test_a_bad_file_is_told_and_the_next_photo_answered(open_page, red, tmp_path):
+    (tmp_path / "note.png").write_text("<script>alert(1)</script>")
+    page = open_page()
+    upload(page, tmp_path / "note.png")
+    problem = page.locator("#answer [role=alert]")
+    problem.wait_for()
+    assert problem.inner_text().startswith("note.png is no image that is read here")
+    page.locator("#photo").get_by_label(re.compile("clear|remove", re.I)).first.click()
+    upload(page, red)
+    answer_for(page, red.name)
+
+
+def test_a_class_is_added_for_one_user_alone(open_page, photos_dir, red):
+    mine, theirs = open_page(), open_page()
+    for page in (mine, theirs):
+        upload(page, red)
+        answer_for(page, red.name)
+        assert len(names(page)) == 3
+    mine.get_by_role("tab", name="New class").click()
+    mine.get_by_label("Name of the class").fill("<i>wall</i>")
+    folder = photos_dir / "train" / "red_square"
+    upload(mine, sorted(folder.glob("*.png"))[:2], "#class-photos")
+    mine.get_by_text("001.png").or_(mine.locator("#class-photos .file-preview")).first.wait_for()
+    mine.get_by_role("button", name="Add the class").click()
+    mine.locator("#added", has_text="<i>wall</i>, 2 photos").wait_for()
+    mine.get_by_role("tab", name="One photo").click()
+    mine.locator("#answer .fg-name", has_text="<i>wall</i>").wait_for()
+    assert len(names(mine)) == 4
+    upload_again = photos_dir / "test" / "blue_square" / "001.png"
+    theirs.locator("#photo").get_by_label(re.compile("clear|remove", re.I)).first.click()
+    upload(theirs, upload_again)
+    answer_for(theirs, upload_again.name)
+    assert len(names(theirs)) == 3
+    mine.get_by_role("tab", name="New class").click()
+    mine.get_by_role("button", name="Remove all").click()
+    mine.locator("#added", has_text="No class is added").wait_for()
+
+
+def test_many_photos_give_a_table_and_a_csv_file(open_page, classifier, photos_dir, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    photos = sorted((photos_dir / "test" / "green square").glob("*.png"))
+    page = open_page()
+    page.get_by_role("tab", name="Many photos").click()
+    upload(page, [*photos, tmp_path / "empty.png"], "#photos")
+    page.get_by_text("empty").first.wait_for()
+    page.get_by_role("button", name="Classify them").click()
+    page.locator(".fg-many tbody tr").nth(5).wait_for()
+    assert "empty.png" in page.locator(".fg-many").inner_text()
+    with page.expect_download() as download:
+        page.locator("#csv a").first.click()
+    lines = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0].startswith("image,class_1,probability_1,class_2")
+    expected = classifier.predict(photos)
+    assert [line.split(",")[1] for line in lines[1:6]] == [p.class_names[0] for p in expected]
+    assert "empty.png" in lines[6] and "no image" in lines[6]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_light_and_dark(open_page, red, scheme):
+    page = open_page(
+        viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=scheme
+    )
+    upload(page, red)
+    answer_for(page, red.name)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background, text = page.evaluate(
+        """() => [getComputedStyle(document.body).backgroundColor,
+                  getComputedStyle(document.querySelector(".fg-name")).color]
+                 .map(c => c.match(/[\\d.]+/g).slice(0, 3).map(Number))"""
+    )
+    assert (sum(background) > sum(text)) == (scheme == "light"), json.dumps([background, text])
+    assert abs(sum(background) - sum(text)) > 450

@@ -1,0 +1,135 @@
+"""What every fault is measured by: an undisturbed run, and a tally that is printed at the end."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from fgvpl_jax.apps import experiment
+from fgvpl_jax.apps.workdir import Workdir, read_arrays
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import loop
+
+COLUMNS = ("injected", "ended right", "of them refused", "data lost", "false success")
+TALLY: dict[str, Counter[str]] = {}
+
+
+def without_times(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if "second" not in key}
+
+
+def outcome_of(path: Path) -> dict[str, Any]:
+    """Results, metrics and predictions of a finished run, times apart."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    predictions = read_arrays(path / "predictions.npz")
+    return {
+        "results": without_times(json.loads((path / "results.json").read_text())),
+        "metrics": [without_times(json.loads(line)) for line in lines],
+        "predictions": {name: column.tolist() for name, column in predictions.items()},
+    }
+
+
+def count(fault: str, *what: str) -> None:
+    """Adds one injection; what it led to counts in its columns."""
+    TALLY.setdefault(fault, Counter()).update({"injected": 1} | dict.fromkeys(what, 1))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TALLY:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(f"| fault | {' | '.join(COLUMNS)} |")
+        terminalreporter.write_line("| --- " * (len(COLUMNS) + 1) + "|")
+    for fault, counts in TALLY.items():
+        numbers = " | ".join(str(counts[column]) for column in COLUMNS)
+        terminalreporter.write_line(f"| {fault} | {numbers} |")
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A finished run, and the same one as it was when it was half through.
+
+    Attributes:
+        config: Of both.
+        path: The finished run's folder.
+        half: A folder with the checkpoints of epochs 1 and 2 of 4.
+        outcome: Of the finished run.
+    """
+
+    config: ConfigDict
+    path: Path
+    half: Path
+    outcome: dict[str, Any]
+
+    def goes_on(self, path: Path, apart_from: str = "") -> bool:
+        """Runs the command on a folder; whether it ends as this run did, a part of it apart.
+
+        Raises:
+            UserError: As the command does.
+        """
+        experiment.train_and_evaluate(self.config, Workdir(path))
+        return outcome_of(path) | {apart_from: 0} == self.outcome | {apart_from: 0}
+
+    def try_damaged(
+        self, fault: str, path: Path, mend: Callable[[], object], apart_from: str = ""
+    ) -> None:
+        """Runs the command on a damaged folder, where it refuses once more after mending.
+
+        Args:
+            fault: Its name in the tally.
+            path: The folder.
+            mend: Puts back what was damaged, and nothing else.
+            apart_from: What of the outcome no checksum protects.
+        """
+        try:
+            same = self.goes_on(path, apart_from)
+        except UserError as error:
+            assert str(error).strip()
+            mend()
+            whole = self.goes_on(path)
+            count(fault, "of them refused", "ended right" if whole else "data lost")
+            assert whole, f"{fault}: mended, it ended otherwise"
+            return
+        count(fault, "ended right" if same else "false success")
+        assert same, f"{fault}: ended otherwise without a word"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
+    from tests.conftest import tiny_config
+
+    place = tmp_path_factory.mktemp("undisturbed")
+    config = tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+    shutil.copytree(tiny_clip_dir, place / "clip")
+    shutil.copytree(photos_dir, place / "photos")
+    config.clip = str(place / "clip")
+    config.data.root = str(place / "photos" / "list.csv")
+    write_list(place / "photos")
+    config.data.image_cache_dir = str(place / "cache")
+    config.data.image_cache_gb = 1.0
+    config.checkpoint_every_epochs = 1
+    original = loop.epoch_line
+
+    def interrupted(epoch, *args):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return original(epoch, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "epoch_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train_and_evaluate(config, Workdir(place / "half"))
+    experiment.train_and_evaluate(config, Workdir(place / "W"))
+    return Undisturbed(config, place / "W", place / "half", outcome_of(place / "W"))
+
+
+def write_list(photos: Path) -> None:
+    """A list that puts the photos where their folders do."""
+    files = [file.relative_to(photos) for file in sorted(photos.rglob("*.png"))]
+    rows = [f"{file},{file.parts[1]},{file.parts[0]}\n" for file in files]
+    (photos / "list.csv").write_text("path,label,split\n" + "".join(rows))

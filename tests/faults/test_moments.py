@@ -1,0 +1,72 @@
+"""Clocks that jump, and two commands that meet in one folder."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import count, outcome_of
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+LONGEST_SECONDS = 300
+YEAR = 365 * 86400
+PAIRS = 4
+
+
+@pytest.mark.parametrize("jump", [-YEAR, YEAR])
+@pytest.mark.parametrize("when", ["once", "again and again"])
+def test_the_clock_jumps(undisturbed, tmp_path, monkeypatch, jump, when):
+    copy = tmp_path / "W"
+    shutil.copytree(undisturbed.half, copy)
+    clock, rng = time.time, random.Random(0)
+    jumps = {"once": lambda: jump, "again and again": lambda: jump * rng.random()}[when]
+    monkeypatch.setattr(time, "time", lambda: clock() + jumps())
+    monkeypatch.setattr(time, "time_ns", lambda: int((clock() + jumps()) * 1e9))
+    undisturbed.try_damaged(f"clock jumps {when}", copy, lambda: None)
+
+
+def command(undisturbed, path: Path) -> list[str]:
+    """The undisturbed run's, for a folder."""
+    config = undisturbed.config
+    fields = ("clip", "shots", "epochs", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
+    places = ("root", "image_cache_dir")
+    return [
+        *(sys.executable, "run.py", "--config=configs/folder.py", f"--workdir={path}"),
+        *(f"--config.{name}={config[name]}" for name in fields),
+        *(f"--config.data.{name}={config.data[name]}" for name in places),
+        f"--config.benchmark={config.benchmark}",
+        f"--config.cache_logit_weight_grid={config.cache_logit_weight_grid}",
+    ]
+
+
+@pytest.mark.parametrize("pair", range(PAIRS))
+def test_of_two_commands_in_one_folder_one_is_refused(undisturbed, tmp_path, pair):
+    runs = []
+    for _ in range(2):
+        runs.append(
+            subprocess.Popen(
+                command(undisturbed, tmp_path / "W"),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        time.sleep(pair / 4)
+    told = [run.communicate(timeout=LONGEST_SECONDS) for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    same = outcome_of(tmp_path / "W") == undisturbed.outcome
+    refused = next((err for run, (_, err) in zip(runs, told, strict=True) if run.returncode), "")
+    right = codes == [0, 2] and "another command is at work" in refused and same
+    count(
+        "two commands in one folder",
+        *(["ended right", "of them refused"] if right else []),
+        *([] if same else ["data lost"]),
+    )
+    assert right, told

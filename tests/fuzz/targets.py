@@ -1,0 +1,383 @@
+"""Readers of files that somebody else made, each with valid files and damage that fits them.
+
+What is promised of each: a value that holds what a run relies on, or a `UserError`; no other error,
+no waiting without end, no memory out of proportion to the file.
+"""
+
+import contextlib
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from absl.testing import flagsaver
+from flax.serialization import msgpack_serialize
+from PIL import Image
+from safetensors.numpy import save
+
+from fgvpl_jax.apps import command_line, workdir
+from fgvpl_jax.clip import config as clip_config
+from fgvpl_jax.clip import weights
+from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
+from fgvpl_jax.data.splits import Dataset, make_split
+from fgvpl_jax.errors import UserError
+from tests.fuzz import mutations
+from tests.fuzz.mutations import Mutation
+from tests.tiny_clip import tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader.
+
+    Attributes:
+        seeds: Valid files.
+        mutate: Damages one in one place.
+        read: Reads a file of these bytes and checks what it gives.
+        covers: The modules' functions, by their names, whose branches count as the reader's.
+    """
+
+    seeds: tuple[bytes, ...]
+    mutate: Mutation
+    read: Callable[[bytes], None]
+    covers: dict[str, tuple[str, ...]]
+
+    def input(self, rng: Random, corpus: list[bytes] | None = None) -> bytes:
+        """A valid file with a few mistakes."""
+        data = rng.choice(corpus or self.seeds)
+        for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 5))):
+            data = self.mutate(rng, data)
+        return data
+
+    def accepts(self, data: bytes) -> bool:
+        """Whether the reader gives a value.
+
+        Raises:
+            Exception: Whatever the reader may not raise.
+        """
+        try:
+            self.read(data)
+        except UserError as error:
+            assert str(error).strip()
+            return False
+        return True
+
+
+def write(file: Path, data: bytes) -> None:
+    """Of nothing there is no file."""
+    if data:
+        file.write_bytes(data)
+    else:
+        file.unlink(missing_ok=True)
+
+
+WEIGHTS = ("weight_files", "shard_of_each", "read_tensors", "_is_float")
+DATASET = ("check_present", "key_below", "one_spelling", "class_name", "same_name", "make_split")
+
+
+def all_targets(place: Path) -> dict[str, Target]:
+    """Every reader.
+
+    Args:
+        place: An empty folder for their files; in memory it is several times as fast.
+    """
+    makers = (weight_targets, clip_target, data_targets, image_target, run_targets)
+    targets: dict[str, Target] = {}
+    for number, maker in enumerate(makers):
+        folder = place / str(number)
+        folder.mkdir()
+        targets |= maker(folder)
+    return targets
+
+
+def weight_targets(place: Path) -> dict[str, Target]:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "visual_projection.weight": rng.normal(size=(3, 4)).astype(np.float32),
+        "vision_model.embeddings.position_ids": np.arange(4),
+        "text_model.final_layer_norm.bias": np.zeros(3, np.float16),
+    }
+    tree = {
+        "vision_model": {"conv": {"kernel": np.ones((2, 2, 3, 4), np.float32)}},
+        "visual_projection": {"kernel": tensors["visual_projection.weight"].T.copy()},
+        "norm": {"scale": np.ones(3, np.float16)},
+        "logit_scale": np.float32(2.5),
+    }
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
+    twice = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+
+    def read(name: str, data: bytes) -> None:
+        folder = place / name
+        folder.mkdir(exist_ok=True)
+        write(folder / name, data)
+        for value in weights.read_tensors(weights.weight_files(folder)).values():
+            assert value.dtype == np.float32
+            assert np.isfinite(value).all()
+
+    (place / weights.SHARD_INDEX).mkdir()
+    for number in (1, 2):
+        (place / weights.SHARD_INDEX / f"model-{number}.safetensors").write_bytes(save(tensors))
+
+    def target(name: str, seeds: tuple[bytes, ...], mutate: Mutation, reader: str) -> Target:
+        covers = {"fgvpl_jax/clip/weights.py": (*WEIGHTS, reader)}
+        return Target(seeds, mutate, partial(read, name), covers)
+
+    targets = {
+        "safetensors": target(
+            weights.SAFETENSORS, (save(tensors),), mutations.mutate_safetensors, "_read_safetensors"
+        ),
+        "shard index": target(
+            weights.SHARD_INDEX,
+            (json.dumps(index).encode(), json.dumps(twice).encode()),
+            mutations.mutate_json,
+            "_read_safetensors",
+        ),
+        "msgpack": target(
+            weights.MSGPACK, (msgpack_serialize(tree),), mutations.mutate_msgpack, "_read_msgpack"
+        ),
+    }
+    if find_spec("torch"):
+        import torch
+
+        stream = io.BytesIO()
+        torch.save({name: torch.tensor(value) for name, value in tensors.items()}, stream)
+        targets["pytorch"] = target(
+            weights.PYTORCH, (stream.getvalue(),), mutations.mutate_bytes, "_read_pytorch"
+        )
+    return targets
+
+
+def clip_target(place: Path) -> dict[str, Target]:
+    def read(data: bytes) -> None:
+        write(place / "config.json", data)
+        vision, text = clip_config.read_config(place)
+        assert 1 <= vision.num_layers <= 512
+        assert 1 <= vision.patch_size <= vision.image_size <= 2048
+        assert 1 <= text.num_layers <= 512
+
+    configs = (
+        tiny_config(),
+        tiny_config(vision_config={"image_size": [32, 32], "num_hidden_layers": 10**9}),
+        tiny_config(vision_config={"image_size": [32, 32]}),
+        tiny_config(vision_config={"num_channels": 1}),
+    )
+    seeds = tuple(json.dumps(config).encode() for config in configs)
+    functions = ("read_config", "_towers", "_transformer", "_side")
+    return {
+        "config.json": Target(
+            seeds, mutations.mutate_json, read, {"fgvpl_jax/clip/config.py": functions}
+        )
+    }
+
+
+def data_targets(place: Path) -> dict[str, Target]:
+    keys = [f"{folder}/{i}.png" for folder in ("a", "b", "ü") for i in range(4)]
+    for key in keys:
+        (place / "images" / key).parent.mkdir(parents=True, exist_ok=True)
+        (place / "images" / key).touch()
+    rows = [[key, number // 4, key[0]] for number, key in enumerate(keys)]
+    splits_ = {name: rows[i::3] for i, name in enumerate(("train", "val", "test"))}
+    misplaced = splits_ | {"val": [["a/3.png", 1, "b"]]}
+    lines = [
+        {"path": f"images/{key}", "label": name, "split": ("train", "val", "test")[i % 3]}
+        for i, (key, _, name) in enumerate(rows)
+    ]
+    table = "path,label,split\n" + "".join(",".join(line.values()) + "\n" for line in lines)
+
+    def check(dataset: Dataset) -> None:
+        """What a run relies on: known classes, and photos that lie where they were looked for."""
+        assert len(dataset.class_names) >= 2
+        for split in (dataset.train, dataset.validation, dataset.test):
+            for key, label in zip(split.keys, split.labels, strict=True) if split else ():
+                assert (split.root / key).resolve().is_relative_to(place)
+                assert 0 <= label < len(dataset.class_names)
+
+    def read_split(data: bytes) -> None:
+        (place / "split.json").write_bytes(data)
+        check(coop.load_coop(str(place), "split.json", "images"))
+
+    def read_manifest(name: str, data: bytes) -> None:
+        (place / name).write_bytes(data)
+        check(manifest.load_manifest(str(place / name)))
+
+    train = make_split(place / "images", [(key, label) for key, label, _ in rows])
+    dataset = Dataset(("a", "b", "ü"), train, None, None, "")
+    record = few_shot.few_shot_record(few_shot.draw_few_shot(dataset, 2, 1))
+    held_out = Dataset(("a", "b", "ü"), train, train, None, "")
+
+    def read_few_shot(data: bytes) -> None:
+        (place / "few_shot.json").write_bytes(data)
+        for known in (dataset, held_out):
+            found = few_shot.read_few_shot(str(place / "few_shot.json"), known, 2)
+            assert set(found.support.keys) <= set(keys)
+            assert set(found.support.labels) == {0, 1, 2}
+
+    aircraft = benchmark_named("fgvc_aircraft")
+    lists = place / "fgvc_aircraft"
+    (lists / "images").mkdir(parents=True)
+    (lists / "images" / "0034309.jpg").touch()
+    for name in ("train", "val", "test"):
+        (lists / f"images_variant_{name}.txt").touch()
+
+    def read_lists(data: bytes) -> None:
+        (lists / "images_variant_train.txt").write_bytes(data)
+        try:
+            check(coop.load_coop(str(place), "", "fgvc_aircraft/images", aircraft))
+        except UserError as error:
+            if "names no test image" not in str(error):  # reading was over then
+                raise
+
+    shared = {"fgvpl_jax/data/splits.py": DATASET}
+    return {
+        "split file": Target(
+            (json.dumps(splits_).encode(), json.dumps(misplaced).encode()),
+            mutations.mutate_json,
+            read_split,
+            shared | {"fgvpl_jax/data/coop.py": ("read_split_file", "check_folders", "_entry")},
+        ),
+        "manifest .csv": Target(
+            (table.encode(),),
+            mutations.mutate_csv,
+            partial(read_manifest, "list.csv"),
+            shared | {"fgvpl_jax/data/manifest.py": ("load_manifest", "_rows")},
+        ),
+        "manifest .jsonl": Target(
+            ("\n".join(map(json.dumps, lines)).encode(),),
+            mutations.mutate_json_lines,
+            partial(read_manifest, "list.jsonl"),
+            shared | {"fgvpl_jax/data/manifest.py": ("load_manifest", "_rows")},
+        ),
+        "few-shot file": Target(
+            (
+                json.dumps(record).encode(),
+                json.dumps(record | {"validation": None}).encode(),
+            ),
+            mutations.mutate_json,
+            read_few_shot,
+            {"fgvpl_jax/data/few_shot.py": ("read_few_shot", "_named_images", "_record_names")},
+        ),
+        "benchmark's list": Target(
+            (b"0034309 707-320\n1025794 A300B4\n",),
+            mutations.mutate_lines,
+            read_lists,
+            {"fgvpl_jax/data/official_lists.py": ("fgvc_aircraft", "_lines", "_label")},
+        ),
+    }
+
+
+def image_target(place: Path) -> dict[str, Target]:
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    def saved(image: Image.Image, name: str, **options: object) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, name, **options)
+        return stream.getvalue()
+
+    seeds = [saved(photo, name) for name in sorted(images.FORMATS - {"JPEG2000"})]
+    seeds += [
+        saved(photo, "JPEG2000"),
+        saved(photo, "JPEG", exif=exif, progressive=True),
+        saved(photo.convert("CMYK"), "JPEG"),
+        saved(photo.convert("RGBA"), "PNG"),
+        saved(photo.quantize(4), "PNG", transparency=0),
+        saved(Image.fromarray(rng.integers(0, 9999, (5, 5), np.uint16)), "PNG", transparency=9),
+        saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"),
+        saved(photo.convert("LA"), "PNG"),
+        saved(photo, "GIF", save_all=True, append_images=[photo.rotate(90)]),
+        saved(photo.resize((300, 2)), "PNG"),
+        b"",  # stands for a folder in the file's place
+        saved(Image.new("1", (9500, 9500)), "PNG"),  # beyond the limit of pixels
+    ]
+
+    def read(data: bytes) -> None:
+        (place / "photo").write_bytes(data)
+        from_file = place / "photo" if data else place
+        photo = images.decode_image(data if len(data) % 8 == 1 else from_file)
+        assert photo.mode == "RGB"
+        assert photo.width * photo.height <= Image.MAX_IMAGE_PIXELS
+
+    functions = ("decode_image", "_content", "_errors_naming", "_upright_rgb", "_to_rgb")
+    return {
+        "image": Target(
+            tuple(seeds), mutations.mutate_image, read, {"fgvpl_jax/data/images.py": functions}
+        )
+    }
+
+
+def run_targets(place: Path) -> dict[str, Target]:
+    stream = io.BytesIO()
+    np.savez(stream, labels=np.arange(3), keys=np.array(["a", "ü"]), image=np.ones((3, 2)))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.npy", stream.getvalue())
+
+    def read_arrays(data: bytes) -> None:
+        (place / "support.npz").write_bytes(data)
+        for array in workdir.read_arrays(place / "support.npz").values():
+            assert not array.dtype.hasobject
+
+    def read_json(data: bytes) -> None:
+        (place / "results.json").write_bytes(data)
+        workdir.read_json(place / "results.json")
+
+    settings = (
+        *("--config.shots=4", "--config.seed=2", "--config.data.root=/tmp/x"),
+        *("--config.learning_rate=1e-3", "--config.cache_logit_weight_grid=(0.0,1.0)"),
+        *("--config.allow_fewer=True", "--config.method=tar", "--config.epochs=3"),
+        *(
+            '--config.data.templates=("a photo of a {}.",)',
+            "--config.data.rot=1",
+            "--config.shots.x=1",
+        ),
+    )
+
+    def read_overrides(data: bytes) -> None:
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        argv = ["run.py", f"--config={ROOT}/configs/folder.py"] if data else ["run.py"]
+        argv += [line for line in lines if line.startswith("--config.")]
+        told = io.StringIO()
+        before, sys.argv = sys.argv, argv
+        try:
+            with flagsaver.flagsaver(), contextlib.redirect_stderr(told):
+                command_line.parse_flags(argv)
+        except SystemExit as exit_:
+            assert exit_.code == command_line.MISTAKE
+            raise UserError(told.getvalue()) from None
+        finally:
+            sys.argv = before
+
+    return {
+        "support.npz": Target(
+            (stream.getvalue(), packed.getvalue()),
+            mutations.mutate_bytes,
+            read_arrays,
+            {"fgvpl_jax/apps/workdir.py": ("read_arrays",)},
+        ),
+        "results.json": Target(
+            (b'{"test_accuracy": 0.5, "unreadable": [], "backbone": {"sha256": "0"}}',),
+            mutations.mutate_json,
+            read_json,
+            {
+                "fgvpl_jax/apps/workdir.py": ("read_json",),
+                "fgvpl_jax/json_text.py": ("parse_json",),
+            },
+        ),
+        "overrides": Target(
+            (b"", "\n".join(settings).encode(), *(setting.encode() for setting in settings)),
+            mutations.mutate_overrides,
+            read_overrides,
+            {"fgvpl_jax/apps/command_line.py": ("parse_flags", "complain", "printable")},
+        ),
+    }

@@ -1,0 +1,59 @@
+"""The device's crops against Pillow's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvpl_jax.data.transforms import random_box
+from fgvpl_jax.training.augmentation import crop_resize_flip, resize_weights
+
+SIZE = 32
+
+
+def pillow(photo, box, flip):
+    crop = Image.fromarray(photo).crop(tuple(box)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    if flip:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(crop)
+
+
+@pytest.mark.parametrize("kind", ["noise", "edges", "smooth"])
+def test_equals_pillow_within_one(kind):
+    """Photos larger and smaller than the result, in canvases whose rest must not be seen."""
+    rng = np.random.default_rng(0)
+    canvases = np.full((24, 110, 110, 3), 255, np.uint8)
+    boxes, flips, expected = [], [], []
+    for canvas in canvases:
+        height, width = int(rng.integers(12, 111)), int(rng.integers(12, 111))
+        photo = {
+            "noise": rng.integers(0, 256, (height, width, 3)),
+            "edges": 255 * rng.integers(0, 2, (height, width, 3)),
+            "smooth": np.add.outer(np.arange(height), np.arange(width))[..., None] % 256
+            + np.zeros(3),
+        }[kind].astype(np.uint8)
+        canvas[:height, :width] = photo
+        boxes.append(random_box(width, height, rng))
+        flips.append(bool(rng.random() < 0.5))
+        expected.append(pillow(photo, boxes[-1], flips[-1]))
+    ours = crop_resize_flip(
+        jnp.asarray(canvases), jnp.asarray(boxes, jnp.int32), jnp.asarray(flips), SIZE
+    )
+    difference = np.abs(np.asarray(ours, int) - np.stack(expected).astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_a_box_of_the_result_s_size_is_copied():
+    photo = np.random.default_rng(1).integers(0, 256, (1, 50, 50, 3), dtype=np.uint8)
+    box = jnp.asarray([[7, 3, 7 + SIZE, 3 + SIZE]], jnp.int32)
+    ours = crop_resize_flip(jnp.asarray(photo), box, jnp.array([False]), SIZE)
+    np.testing.assert_array_equal(ours[0], photo[0, 3 : 3 + SIZE, 7 : 7 + SIZE])
+
+
+def test_weights_sum_to_one_and_are_zero_outside_the_box():
+    weights = jax.jit(resize_weights, static_argnums=(2, 3))(5.0, 90.0, 120, SIZE)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    assert not np.asarray(weights)[:, :5].any()
+    assert not np.asarray(weights)[:, 90:].any()

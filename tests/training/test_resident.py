@@ -1,0 +1,129 @@
+"""Photos on the device against the batches that the host makes of the same photos."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from fgvpl_jax import load_clip
+from fgvpl_jax.data import Split, UnreadableImage, random_crop_and_flip, train_batches
+from fgvpl_jax.methods.fvp import FVP
+from fgvpl_jax.methods.optimizers import adamw, cosine
+from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
+from fgvpl_jax.training import steps as steps_module
+from fgvpl_jax.training.mesh import batch_layout
+from fgvpl_jax.training.resident import decode_resident, draw_epoch
+from fgvpl_jax.training.step import StepBatch, make_resident_train_step
+from fgvpl_jax.training.steps import ResidentSteps
+
+SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
+SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(SIZES):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    keys = tuple(f"{number}.png" for number in range(len(SIZES)))
+    return Split(folder, keys, np.arange(len(SIZES), dtype=np.int32) % CLASSES)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_dir):
+    return load_clip(str(tiny_clip_dir))
+
+
+def draw(photos, num_rows=BATCH):
+    resident = decode_resident(photos, 10**9)
+    drawn = draw_epoch(
+        resident.sizes, photos.labels, BATCH, seed=SEED, epoch=EPOCH, num_rows=num_rows
+    )
+    return resident, drawn
+
+
+def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
+    resident, drawn = draw(photos, num_rows=6)
+    augment = random_crop_and_flip(clip.image_size)
+    host = train_batches(photos, BATCH, augment=augment, seed=SEED, epoch=EPOCH, num_rows=6)
+    for step, batch in enumerate(host):
+        crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
+        np.testing.assert_array_equal(crops.places, batch.indices)
+        np.testing.assert_array_equal(labels, batch.labels)
+        np.testing.assert_array_equal(weights, batch.weights)
+        pixels = crops.pixels(jnp.asarray(resident.canvases), clip.image_size)
+        real = batch.weights > 0
+        difference = np.abs(np.asarray(pixels, int) - batch.images)[real]
+        assert difference.max() <= 1
+    assert step == 1
+
+
+def test_the_budget_is_of_all_canvases(photos):
+    needed = len(SIZES) * 64 * 64 * 3
+    assert decode_resident(photos, needed).canvases.nbytes == needed
+    assert decode_resident(photos, needed - 1) is None
+
+
+def test_a_photo_that_cannot_be_decoded_is_named(photos, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no photo")
+    with pytest.raises(UnreadableImage, match=r"a\.png"):
+        decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 10**9)
+
+
+@pytest.fixture
+def parts(clip):
+    text = np.random.default_rng(1).normal(size=(CLASSES, clip.vision.config.embed_dim))
+    model = FVP(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(0))
+    return split_model(model)
+
+
+def new_state(mesh, trainable, optimizer):
+    copied = jax.tree.map(jnp.copy, trainable)
+    return replicate(mesh, TrainState(copied, optimizer.init(copied)))
+
+
+def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monkeypatch):
+    graphdef, trainable, frozen = parts
+    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
+    resident, drawn = draw(photos)
+    single = make_train_step(graphdef, optimizer, mesh)
+    state, expected = new_state(mesh, trainable, optimizer), []
+    for step in range(2):
+        crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
+        pixels = crops.pixels(jnp.asarray(resident.canvases), clip.image_size)
+        state, metrics = single(state, frozen, None, {}, StepBatch(pixels, labels, weights))
+        expected.append(metrics)
+
+    program = make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size)
+    for seconds, spans in ((0.0, [1, 1]), (60.0, [2])):
+        monkeypatch.setattr(steps_module, "SPAN_SECONDS", seconds)
+        steps = ResidentSteps(
+            program, resident, photos.labels, BATCH, batch_layout(mesh, BATCH, 0), SEED, mesh
+        )
+        steps._span = 1 if seconds == 0 else 2
+        run = steps.epoch(EPOCH, 0)
+        yielded = list(run(new_state(mesh, trainable, optimizer), frozen, None, {}))
+        after, found = yielded[-1][0], [row for _, rows in yielded for row in rows]
+        assert [len(rows) for _, rows in yielded] == spans
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        for ours, theirs in zip(
+            jax.tree.leaves(after.trainable), jax.tree.leaves(state.trainable), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert program._cache_size() == 1
+
+
+def test_an_epoch_is_a_loop_without_the_host(photos, clip, parts):
+    graphdef, trainable, frozen = parts
+    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
+    resident, drawn = draw(photos)
+    program = make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size)
+    arguments = (new_state(mesh, trainable, optimizer), frozen, None, {}, resident.canvases, drawn)
+    compiled = program.lower(*arguments, jnp.int32(0), jnp.int32(2)).compile().as_text()
+    assert " while(" in compiled
+    for word in ("callback", "infeed", "outfeed"):
+        assert word not in compiled

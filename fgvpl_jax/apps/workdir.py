@@ -17,6 +17,7 @@ from fgvpl_jax.apps.default_config import get_config
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.json_text import parse_json
 from fgvpl_jax.training import is_writer
+from fgvpl_jax.whole_files import written_whole
 
 # Where things lie may change between two commands on one run; what they are may not: the backbone
 # is compared by its hash, the drawn images by their names.
@@ -133,17 +134,10 @@ class Workdir:
         if not is_writer():
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        try:
-            # A file's name may hold bytes that are no text: Python's escape of them is JSON's too.
-            with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-                json.dump(content, stream, indent=2, ensure_ascii=False)
-                stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)  # there only after a failure
+        # A file's name may hold bytes that are no text: Python's escape of them is JSON's too.
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        with written_whole(file) as stream:
+            stream.write(text.encode("utf-8", errors="backslashreplace"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -198,15 +192,8 @@ def save_arrays(file: Path, **arrays: np.ndarray) -> None:
     """Writes an .npz whole or not at all; of several processes the first does."""
     if not is_writer():
         return
-    partial = file.with_suffix(".partial")
-    try:
-        with partial.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)  # there only after a failure
+    with written_whole(file) as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:

@@ -156,6 +156,7 @@ class FeatureInputs:
         self.mesh = mesh
         graphdef, state = nnx.split(clip.image_encoder)
         self._encoder = partial(_encode, graphdef, replicate(mesh, state))
+        self._augmented_images: dict[Split, list | None] = {}
         dim = clip.vision.config.embed_dim
         self._record = np.dtype([("feature", np.float32, (dim,)), ("readable", np.bool_)])
         # All of the backbone that features depend on: the hash is of the weights alone.
@@ -191,7 +192,7 @@ class FeatureInputs:
         self, split: Split, batch_size: int, *, strict: bool = False
     ) -> Iterator[InputBatch]:
         """See `Inputs`."""
-        entry = self._entry(split, self.pixels.transform)
+        entry = self._entry(split, self._images(split, self.pixels.transform))
         kept = None if entry is None else entry.read_checked()
         # Images that could not be read are tried again, so that they are named.
         if kept is not None and kept["readable"].all():
@@ -211,11 +212,7 @@ class FeatureInputs:
 
     def _augmented(self, split: Split, epoch: int) -> Float32[np.ndarray, "s e"]:
         """Features of one augmented epoch, in the split's order."""
-
-        def augment(image):  # of the cache's probes
-            return self.pixels.augment(image, np.random.default_rng(0))
-
-        entry = self._entry(split, augment, "augmented", self.seed, epoch)
+        entry = self._entry(split, self._images_to_augment(split), "augmented", self.seed, epoch)
         kept = None if entry is None else entry.read_checked()
         if kept is not None:
             return np.array(kept["feature"])
@@ -229,11 +226,21 @@ class FeatureInputs:
                 append(features, np.ones(len(features), np.bool_))
         return features
 
-    def _entry(self, split: Split, transform: Transform, *which: str | int) -> CacheEntry | None:
-        if self.image_cache is None:
-            return None
-        images = identify(split, transform)
-        if images is None:
+    def _images_to_augment(self, split: Split) -> list | None:
+        """`_images`, found once a run: it looks at every file and transforms probes."""
+        if split not in self._augmented_images:
+
+            def augment(image):  # of the cache's probes
+                return self.pixels.augment(image, np.random.default_rng(0))
+
+            self._augmented_images[split] = self._images(split, augment)
+        return self._augmented_images[split]
+
+    def _images(self, split: Split, transform: Transform) -> list | None:
+        return None if self.image_cache is None else identify(split, transform)
+
+    def _entry(self, split: Split, images: list | None, *which: str | int) -> CacheEntry | None:
+        if self.image_cache is None or images is None:
             return None
         identity = ["features", FEATURE_FORMAT, *self._backbone, *images, *which]
         return self.image_cache.place(identity, self._record, len(split))

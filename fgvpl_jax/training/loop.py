@@ -36,6 +36,7 @@ from fgvpl_jax.training.step import (
     split_model,
 )
 from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
+from fgvpl_jax.whole_files import written_whole
 
 # Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
 Observer = Callable[[dict[str, float | int], nnx.State], None]
@@ -253,12 +254,8 @@ def keep_first_lines(file: Path, count: int) -> None:
         UserError: As `read_metrics` does.
     """
     text = "".join(json.dumps(line) + "\n" for line in read_metrics(file, count))
-    partial = file.with_suffix(".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, file)  # a kill leaves all lines or these
-    finally:
-        partial.unlink(missing_ok=True)  # there only after a failure
+    with written_whole(file) as stream:
+        stream.write(text.encode())
 
 
 def read_metrics(file: Path, count: int) -> list[dict[str, float | int]]:

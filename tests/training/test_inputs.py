@@ -88,6 +88,21 @@ def test_what_is_kept_is_shared_and_neither_decoded_nor_encoded_again(
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_files_of_a_split_are_looked_at_once_for_all_augmented_epochs(
+    clip, photos, kept, monkeypatch
+):
+    calls, fingerprint = [], Split.fingerprint
+    monkeypatch.setattr(
+        Split, "fingerprint", lambda split: calls.append(split) or fingerprint(split)
+    )
+    inputs = FeatureInputs(clip, 5, kept, data_mesh())
+    part = photos.select([0, 1, 3])
+    for epoch in range(3):
+        list(inputs.epoch(photos, 4, epoch))
+        list(inputs.epoch(part, 4, epoch))
+    assert calls == [photos, part]
+
+
 @pytest.mark.parametrize("other", ["seed", "epoch", "backbone", "settings", "photos"])
 def test_anything_that_features_depend_on_makes_them_anew(
     clip, photos, kept, tmp_path, monkeypatch, other

@@ -57,7 +57,7 @@ def main(clip_dir: str, num_images: int, side: int, batch_size: int, rounds: int
         cache = CacheBuilder(
             graphdef, support, inputs=inputs, batch_size=batch_size, max_bytes=0, mesh=mesh
         )(trainable, frozen)
-        photos = decode_resident(support, ALL_BYTES)
+        photos = decode_resident(support, batch_size, ALL_BYTES)
         assert photos is not None
         ways: dict[str, Steps] = {
             "host": HostSteps(

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 @contextmanager
 def written_whole(file: Path) -> Iterator[BinaryIO]:
-    """Opens what takes the file's place at the end of the block, and is on the disk by then.
+    """Opens what takes the file's place at the end of the block, its bytes on the disk by then.
 
     If the block is left by an error, or the disk is full, the file is as before.
 

@@ -195,7 +195,8 @@ def serve(place: str, arguments: list[str]) -> int:
         if error.name is None or error.name.split(".")[0] not in ("gradio", "fastapi", "uvicorn"):
             raise
         raise UserError(
-            "--mode=serve needs Gradio: pip install -c constraints.txt -e '.[serve]'"
+            "--mode=serve needs Gradio: pip install -c constraints.txt -e '.[serve]' in a "
+            "checkout, otherwise pip install 'gradio>=6.20,<7'"
         ) from error
     from fgvpl_jax.apps import predict as prediction
 

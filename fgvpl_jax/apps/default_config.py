@@ -50,7 +50,8 @@ def get_config() -> ConfigDict:
     config.data.image_cache_gb = 20.0  # the least recently used make room; 0 keeps none
 
     # Training photos stay on every device, and are cropped there, where all of them, each as large
-    # as the largest, take no more than this; otherwise they are decoded anew in every epoch.
+    # as the largest, take no more than this with what a step needs beside them; otherwise they are
+    # decoded anew in every epoch. The photos that a cache is built from may take as much again.
     config.data.resident_gb = 2.0
 
     # Section 3.1

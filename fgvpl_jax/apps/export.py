@@ -11,7 +11,6 @@ The file is a zip, stored without compression:
 import hashlib
 import importlib.resources
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from fgvpl_jax import __version__
 from fgvpl_jax.apps.classifier import Classifier
 from fgvpl_jax.apps.inference import Weights
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.whole_files import written_whole
 
 FORMAT = "fgvpl export 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -52,38 +52,41 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
     preparation = describe_preparation(classifier)
     program, weights = trace(classifier)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            archive.writestr(PROGRAM, program)
-            for source in importlib.resources.files("flatbuffers").iterdir():
-                if source.name.endswith(".py"):
-                    archive.writestr(f"flatbuffers/{source.name}", source.read_bytes())
-            weights_hash = hashlib.sha256()
-            for number, array in enumerate(weights):
-                with archive.open(f"weights/{number:04}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, array, allow_pickle=False)
-                weights_hash.update(array.tobytes())
-            manifest = {
-                "format": FORMAT,
-                "fgvpl_jax": __version__,
-                "jax": jax.__version__,
-                "platforms": PLATFORMS,
-                "sha256": {
-                    "program": hashlib.sha256(program).hexdigest(),
-                    "weights": weights_hash.hexdigest(),
-                },
-                "num_weights": len(weights),
-                "class_names": classifier.class_names,
-                "preparation": preparation,
-                "temperature": classifier.results["temperature"],
-                "results": classifier.results,
-            }
-            archive.writestr(MANIFEST, json.dumps(manifest, indent=2))
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)  # there only after a failure
+    with written_whole(file) as stream, zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(PROGRAM, program)
+        for source in importlib.resources.files("flatbuffers").iterdir():
+            if source.name.endswith(".py"):
+                archive.writestr(f"flatbuffers/{source.name}", source.read_bytes())
+        weights_hash = hashlib.sha256()
+        for number, array in enumerate(weights):
+            with archive.open(f"weights/{number:04}.npy", "w", force_zip64=True) as weight:
+                np.lib.format.write_array(weight, array, allow_pickle=False)
+            weights_hash.update(array.tobytes())
+        manifest = {
+            "format": FORMAT,
+            "fgvpl_jax": __version__,
+            "jax": jax.__version__,
+            "platforms": PLATFORMS,
+            "sha256": {
+                "program": hashlib.sha256(program).hexdigest(),
+                "weights": weights_hash.hexdigest(),
+            },
+            "num_weights": len(weights),
+            "class_names": classifier.class_names,
+            "preparation": preparation,
+            "temperature": classifier.results["temperature"],
+            "results": shareable(classifier.results),
+        }
+        archive.writestr(MANIFEST, json.dumps(manifest, indent=2))
     return file
+
+
+def shareable(results: dict[str, Any]) -> dict[str, Any]:
+    """The results without the place of a backbone's folder, which its hash identifies."""
+    backbone = results["backbone"]
+    if not Path(backbone["name"]).expanduser().exists():  # a hub id
+        return results
+    return {**results, "backbone": {**backbone, "name": Path(backbone["name"]).name}}
 
 
 def describe_preparation(classifier: Classifier) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 from fgvpl_jax.apps.run_setup import Run
 from fgvpl_jax.apps.selection import Labelled
 from fgvpl_jax.apps.workdir import plain
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import Method
 from fgvpl_jax.reporting.overlay import centred_square, heat, with_outline
 from fgvpl_jax.reporting.plots import confusion_figure
@@ -37,6 +38,17 @@ class Watch:
 
     tensorboard: bool = False
     wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` now, before there is a run, if a package is missing."""
+        if self.wandb_project is not None:
+            try:
+                import wandb  # noqa: F401
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    "--wandb needs the extra `wandb`: pip install -c constraints.txt -e '.[wandb]' "
+                    "in a checkout, otherwise pip install wandb"
+                ) from error
 
 
 class Watcher:
@@ -86,11 +98,7 @@ class Watcher:
 
 @contextmanager
 def watching(run: Run, watch: Watch) -> Iterator[Watcher]:
-    """Opens the logs that are wanted; of several processes the first has them.
-
-    Raises:
-        UserError: If a package is missing.
-    """
+    """Opens the logs that are wanted; of several processes the first has them."""
     logs: list[TrainingLog] = []
     if is_writer():
         place = run.workdir.path

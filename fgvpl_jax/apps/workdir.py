@@ -28,8 +28,9 @@ LOCATIONS = (
     "data.image_cache_dir",
     "data.image_cache_gb",
 )
-# How much memory a step takes may change too, up to rounding it computes the same.
-RESOURCES = ("microbatch", "rematerialise")
+# How much memory a step takes may change too: up to rounding, of photos to bytes, it computes the
+# same.
+RESOURCES = ("data.resident_gb", "microbatch", "rematerialise")
 
 LOCK = ".lock"
 

@@ -1,6 +1,7 @@
 """The support set as the second path sees it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -49,8 +50,8 @@ def class_votes(
     voice; with equal numbers this is the paper's formula. A class without images gets 0.
 
     At most about `CHUNK` keys are adapted and compared at a time, in the backward pass as well,
-    which computes them anew: memory does not grow with the cache beyond its raw keys. Every chunk
-    has its share of the rows of each device that the cache is split over.
+    which computes them anew: memory does not grow with the cache beyond its raw keys. Where the
+    cache is split over devices, so is every chunk.
 
     Args:
         queries: Raw features of the queries.
@@ -74,17 +75,21 @@ def class_votes(
         return votes @ members
 
     rows = (keys, cache.labels, cache.valid, jnp.arange(len(keys)))
-    num_chunks = -(-len(keys) // CHUNK)
+    # A power of two, which whole batches of many devices divide.
+    num_chunks = 1 << max(0, -(-len(keys) // CHUNK) - 1).bit_length()
     if num_chunks == 1:
         totals = votes_of(*rows)
     else:
-        chunks = jax.tree.map(lambda x: interleaved(x, num_chunks), rows)
+        chunked = jax.tree.map(lambda x: interleaved(x, num_chunks), rows)
 
-        @jax.checkpoint
-        def add(totals, chunk):
+        @partial(jax.checkpoint, prevent_cse=False)  # which a scan does not need
+        def add(totals, number):
+            # Taken here, not by the scan, which would want a transposed copy of all keys.
+            chunk = jax.tree.map(lambda x: jnp.take(x, number, axis=1), chunked)
             return totals + votes_of(*chunk), None
 
-        totals = jax.lax.scan(add, jnp.zeros((len(queries), num_classes), adapted.dtype), chunks)[0]
+        zeros = jnp.zeros((len(queries), num_classes), adapted.dtype)
+        totals = jax.lax.scan(add, zeros, jnp.arange(num_chunks))[0]
 
     voters = cache.valid.astype(adapted.dtype)
     counts = jax.ops.segment_sum(voters, cache.labels, num_classes)[None]
@@ -96,10 +101,10 @@ def class_votes(
     return totals * (mean_count / jnp.maximum(counts, 1.0))
 
 
-def interleaved(rows: Shaped[Array, "s *d"], num_chunks: int) -> Shaped[Array, "n c *d"]:
-    """Every n-th row to the same chunk; rows of 0, which are not valid, fill up the last ones.
+def interleaved(rows: Shaped[Array, "s *d"], num_chunks: int) -> Shaped[Array, "c n *d"]:
+    """Every n-th row to the same chunk, [:, chunk]; rows of 0, not valid, fill up the last ones.
 
     So a chunk of rows that are split over devices is split over them likewise.
     """
     padded = jnp.pad(rows, [(0, -len(rows) % num_chunks), *[(0, 0)] * (rows.ndim - 1)])
-    return padded.reshape(-1, num_chunks, *rows.shape[1:]).swapaxes(0, 1)
+    return padded.reshape(-1, num_chunks, *rows.shape[1:])

@@ -7,8 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from fgvpl_jax.errors import UserError
-
 
 @runtime_checkable
 class TrainingLog(Protocol):
@@ -65,17 +63,11 @@ class WandbLog:
         name: The run's.
         folder: Where its files go.
         config: What it is filed under.
-    Raises:
-        UserError: If wandb is not installed.
     """
 
     def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "--wandb needs its package: pip install -c constraints.txt -e '.[wandb]'"
-            ) from error
+        import wandb
+
         self._image = wandb.Image
         self._run = wandb.init(project=project, name=name, dir=str(folder), config=dict(config))
 

@@ -109,6 +109,9 @@ def train(
             print(f"going on after epoch {position.epoch}{begun} of {config.epochs}")
     if is_writer():
         keep_first_lines(metrics_file, position.epoch)
+    if position.epoch == config.epochs:
+        nnx.update(model, state.trainable)
+        return
 
     steps = steps_of(model, graphdef, optimizer, support, config, inputs, layout, mesh)
     choices = replicate(
@@ -190,7 +193,8 @@ def steps_of(
     """Of photos on the devices, where the method reads pixels and `data.resident_gb` has room."""
     batch_size = min(config.batch_size, len(support))
     if isinstance(model, PixelMethod):
-        photos = decode_resident(support, resident_bytes(config))
+        rows = layout.num_rows // layout.num_passes // mesh.size
+        photos = decode_resident(support, rows, resident_bytes(config))
         if photos is not None:
             size = model.image_encoder.vision.config.image_size
             train_steps = make_resident_train_step(
@@ -204,7 +208,7 @@ def steps_of(
 
 
 def resident_bytes(config: ConfigDict) -> int:
-    """What photos to crop from may take of each device, and what the cache is built from of all."""
+    """What photos to crop from may take of each device, and the cache's photos of all of them."""
     return int(config.data.resident_gb * 1e9)
 
 

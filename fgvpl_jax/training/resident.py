@@ -21,11 +21,14 @@ from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.training.augmentation import crop_resize_flip
 
 DECODED_AHEAD = 64
+SIDE_STEP = 64  # canvases' sides are multiples of it, so that few draws need a new program
+# Of each row of a pass its canvas is copied once as bytes and once as float32, to be resized.
+COPIES = 5
 NOTHING = Crop((0, 0, 1, 1), False)  # of a row of padding
 
 
 class ResidentPhotos(NamedTuple):
-    """Photos as decoded, each in the upper left corner of a square as large as the largest.
+    """Photos as decoded, each in the upper left corner of a square that holds the largest.
 
     Attributes:
         canvases: On every device.
@@ -69,12 +72,13 @@ class EpochDraw(NamedTuple):
     weights: Float[Array | np.ndarray, "steps b"]
 
 
-def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
+def decode_resident(split: Split, rows_at_once: int, max_bytes: int) -> ResidentPhotos | None:
     """Decodes all photos, on the host.
 
     Args:
         split: The few-shot images.
-        max_bytes: Of all canvases together.
+        rows_at_once: That a device crops in one pass.
+        max_bytes: Of all canvases together, and of a pass's copies of them.
     Returns:
         None as soon as the photos turn out to need more.
     Raises:
@@ -91,8 +95,8 @@ def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
     for photo in in_threads(decode, range(len(split)), DECODED_AHEAD):
         if isinstance(photo, UnreadableImage):
             raise photo
-        side = max(side, *photo.size)
-        if len(split) * side * side * 3 > max_bytes:
+        side = max(side, *(length + -length % SIDE_STEP for length in photo.size))
+        if (len(split) + COPIES * rows_at_once) * side * side * 3 > max_bytes:
             return None
         photos.append(np.asarray(photo, np.uint8))
     canvases = np.zeros((len(photos), side, side, 3), np.uint8)

@@ -147,6 +147,7 @@ class ResidentSteps:
             while first < num_steps:
                 last = min(first + self._span, num_steps)
                 bounds = replicate(self._mesh, (np.int32(first), np.int32(last)))
+                jax.block_until_ready((state, cache))  # what was begun before is not timed
                 started = time.monotonic()
                 with jax.transfer_guard("disallow"):
                     state, metrics = self._train_steps(
@@ -155,7 +156,7 @@ class ResidentSteps:
                 columns = [column[first:last] for column in jax.device_get(metrics)]
                 # With the compilation in it the first time, and so short; all processes' alike.
                 seconds = slowest(time.monotonic() - started) / (last - first)
-                self._span = max(1, int(SPAN_SECONDS / seconds))
+                self._span = max(1, int(SPAN_SECONDS / max(seconds, 1e-6)))
                 yield state, [StepMetrics(*row) for row in zip(*columns, strict=True)]
                 first = last
 

@@ -236,5 +236,5 @@ def test_keys_in_chunks_are_all_keys(monkeypatch, chunk):
 def test_a_chunk_of_split_rows_is_split_alike():
     """Of 2 devices' rows 0-3 and 4-7, each chunk has two."""
     chunks = visual_cache.interleaved(jnp.arange(8), 2)
-    np.testing.assert_array_equal(chunks, [[0, 2, 4, 6], [1, 3, 5, 7]])
-    np.testing.assert_array_equal(visual_cache.interleaved(jnp.ones((5, 1)), 2)[1, :, 0], [1, 1, 0])
+    np.testing.assert_array_equal(chunks.T, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(visual_cache.interleaved(jnp.ones((5, 1)), 2)[:, 1, 0], [1, 1, 0])

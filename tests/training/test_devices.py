@@ -214,7 +214,8 @@ def test_features_of_images_that_devices_do_not_divide(arguments, tmp_path):
 def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_path):
     arguments.append("--config.epochs=4")
     finish(start(arguments, tmp_path / "one", devices=1))
-    outputs = finish(start(arguments, tmp_path / "many", devices=devices, processes=processes))
+    parts = [*arguments, "--config.microbatch=2"]
+    outputs = finish(start(parts, tmp_path / "many", devices=devices, processes=processes))
     assert ["test images" in output for output in outputs] == [True] + [False] * (processes - 1)
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-4)
     one, many = (

@@ -39,7 +39,7 @@ def clip(tiny_clip_dir):
 
 
 def draw(photos, num_rows=BATCH):
-    resident = decode_resident(photos, 10**9)
+    resident = decode_resident(photos, BATCH, 10**9)
     drawn = draw_epoch(
         resident.sizes, photos.labels, BATCH, seed=SEED, epoch=EPOCH, num_rows=num_rows
     )
@@ -63,15 +63,15 @@ def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
 
 
 def test_the_budget_is_of_all_canvases(photos):
-    needed = len(SIZES) * 64 * 64 * 3
-    assert decode_resident(photos, needed).canvases.nbytes == needed
-    assert decode_resident(photos, needed - 1) is None
+    canvases, copies = len(SIZES) * 64 * 64 * 3, 4 * (1 + 4) * 64 * 64 * 3
+    assert decode_resident(photos, 4, canvases + copies).canvases.nbytes == canvases
+    assert decode_resident(photos, 4, canvases + copies - 1) is None
 
 
 def test_a_photo_that_cannot_be_decoded_is_named(photos, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no photo")
     with pytest.raises(UnreadableImage, match=r"a\.png"):
-        decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 10**9)
+        decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 1, 10**9)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`POST /api/predict`, and the limits that hold for it and the page alike."""
 
 import math
+import re
 import time
 from collections import OrderedDict
 from typing import Any
@@ -19,6 +20,7 @@ ENDPOINT = "/api/predict"
 FORM_BYTES = 10_000  # what a form adds to a photo
 MOST_CLIENTS = 10_000
 TOP_K = 5
+PLAIN_NUMBER = re.compile("[1-9][0-9]{0,8}")
 MOST_TOP_K = 1000
 
 
@@ -32,8 +34,8 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
                 image, top_k = form.get("image"), form.get("top_k", str(TOP_K))
                 if not isinstance(image, UploadFile):
                     raise Refused(400, "no photo: send one as the file field 'image' of a form")
-                if not isinstance(top_k, str) or not top_k.isdecimal() or not int(top_k):
-                    raise Refused(400, f"top_k is {top_k!r}: give a number, 1 or more")
+                if not isinstance(top_k, str) or not PLAIN_NUMBER.fullmatch(top_k):
+                    raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give a number, 1 or more")
                 name, data = image.filename or "image", await image.read()
             seen = await service.ask(data, name, min(int(top_k), MOST_TOP_K))
         except Refused as refusal:

@@ -38,6 +38,21 @@ class Session:
     squares: tuple[Image.Image, ...]
 
 
+def uploads_only(component: gr.components.Component) -> None:
+    """Makes a field take what was uploaded to this server, and no address to fetch it from.
+
+    Gradio would fetch a path that a client calls `http://…` itself, of any size.
+    """
+    keep = component.async_move_resource_to_block_cache
+
+    async def moved(path: str | Path | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gr.Error("nothing is fetched from elsewhere: upload the photo itself")
+        return await keep(path)
+
+    component.async_move_resource_to_block_cache = moved  # type: ignore[assignment,method-assign]
+
+
 def path_of(payload: Any) -> str | None:
     """Where an uploaded file lies."""
     return None if payload is None else payload.path
@@ -72,6 +87,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                 # The file as it is: Gradio would open it, and fail in its own words. A subclass,
                 # which says the same, makes Gradio write a stub beside this file.
                 photo.preprocess = path_of  # type: ignore[method-assign]
+                uploads_only(photo)
                 if examples:
                     gr.Examples(
                         [[str(file)] for file in examples],
@@ -88,6 +104,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                 label=f"Photos, at most {service.limits.photos_at_once}",
                 elem_id="photos",
             )
+            uploads_only(photos)
             classify = gr.Button("Classify them", variant="primary")
             table = gr.HTML(elem_id="table", js_on_load=None)
             download = gr.File(label="All answers as CSV", visible=False, elem_id="csv")
@@ -105,6 +122,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                 class_photos = gr.File(
                     file_count="multiple", label="Its photos", elem_id="class-photos"
                 )
+                uploads_only(class_photos)
                 with gr.Row():
                     add = gr.Button("Add the class", variant="primary")
                     reset = gr.Button("Remove all added classes")
@@ -193,6 +211,9 @@ class Pages:
         self, name: str, paths: list[str] | None, session: Session | None
     ) -> tuple[Session | None, str, Any, Any]:
         """The session with one class more, what it has now, and emptied fields."""
+        if len(paths or []) > MOST_PHOTOS:  # before any is read
+            told = problem_html(f"{len(paths or [])} photos: give at most {MOST_PHOTOS}")
+            return session, told, gr.update(), gr.update()
         photos = [(Path(p).name, Path(p).read_bytes()) for p in paths or []]
         try:
             extension, squares = await self._service.with_class(extension_of(session), name, photos)

@@ -43,7 +43,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="fgvpl_serve_") as folder, listener:
         os.environ["GRADIO_TEMP_DIR"] = folder
         photos = list(examples) or training_photos(classifier, Path(folder))
-        app = make_app(service, photos, trusted=LOOPBACK_NAMES if host in LOOPBACK_NAMES else ["*"])
+        app = make_app(service, photos, trusted=trusted_names(host))
         shown = f"[{host}]" if ":" in host else host
         print(f"page: http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
         print(f"endpoint: http://{shown}:{port}/api/predict, see docs/serve.md", flush=True)
@@ -54,6 +54,11 @@ def serve(
             server.run(sockets=[listener])
         finally:
             service.close()
+
+
+def trusted_names(host: str) -> list[str]:
+    """Names under which a browser may reach a server at this address; all, if others reach it."""
+    return [*LOOPBACK_NAMES, host, f"[{host}]"] if is_loopback(host) else ["*"]
 
 
 def make_app(service: Service, examples: Sequence[Path], trusted: Sequence[str]) -> FastAPI:

@@ -15,7 +15,7 @@ from PIL import Image
 from fgvpl_jax.apps.classifier import Classifier, Prediction
 from fgvpl_jax.apps.extension import Extension
 from fgvpl_jax.apps.inference import padded_batch
-from fgvpl_jax.apps.serving.micro_batches import MicroBatcher
+from fgvpl_jax.apps.serving.micro_batches import MicroBatcher, Overloaded
 from fgvpl_jax.data import UnreadableImage, decode_image
 from fgvpl_jax.data.images import FORMATS
 from fgvpl_jax.errors import UserError
@@ -48,7 +48,7 @@ class Limits:
         request_bytes: Of all files of one upload to the page.
         photos_at_once: Files of one batch of the page.
         requests_per_minute: Of one address; as many may come at once.
-        waiting: Photos of all clients that may wait for the device.
+        waiting: Photos of all clients that may wait, for a decoder or for the device.
     """
 
     photo_bytes: int = 20_000_000
@@ -126,6 +126,7 @@ class Service:
             most_waiting=limits.waiting,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
+        self._asked = 0  # photos in memory, decoded or not
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
     async def ask(
@@ -149,11 +150,17 @@ class Service:
             Refused: If it is not read.
             Overloaded: If too many wait.
         """
-        crop, square = await to_thread.run_sync(
-            self._read, data, name, with_square, limiter=self._decoders
-        )
-        question = Question(crop, name, top_k, extension)
-        return Seen(square, await asyncio.wrap_future(self._batches.submit(question)))
+        if self._asked >= self.limits.waiting:
+            raise Overloaded("too many photos wait: try again in a moment")
+        self._asked += 1
+        try:
+            crop, square = await to_thread.run_sync(
+                self._read, data, name, with_square, limiter=self._decoders
+            )
+            question = Question(crop, name, top_k, extension)
+            return Seen(square, await asyncio.wrap_future(self._batches.submit(question)))
+        finally:
+            self._asked -= 1
 
     async def with_class(
         self, extension: Extension | None, raw_name: str, photos: Sequence[tuple[str, bytes]]

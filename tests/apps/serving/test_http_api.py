@@ -1,5 +1,6 @@
 """The endpoint: the same answers as `predict`, and refusals with their status."""
 
+import asyncio
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+import gradio as gr
 from starlette.testclient import TestClient
 
 from fgvpl_jax.apps.serving.http_api import LimitedRequests
-from fgvpl_jax.apps.serving.server import LOOPBACK_NAMES, make_app
+from fgvpl_jax.apps.serving.page import uploads_only
+from fgvpl_jax.apps.serving.server import LOOPBACK_NAMES, make_app, trusted_names
 from fgvpl_jax.apps.serving.service import Limits, Service
 
 LIMITS = Limits(photo_bytes=20_000, photo_pixels=90_000, requests_per_minute=10_000)
@@ -150,3 +153,25 @@ def test_too_many_waiting_is_503(classifier):
     answer = ask(TestClient(make_app(service, (), LOOPBACK_NAMES), base_url=AT), png())
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "1"
+
+
+def test_no_address_is_fetched_for_a_client():
+    photo = gr.Image(type="filepath")
+    uploads_only(photo)
+    with pytest.raises(gr.Error, match="nothing is fetched"):
+        asyncio.run(photo.async_move_resource_to_block_cache("http://127.0.0.1:1/photo.png"))
+
+
+def test_a_number_of_classes_that_is_none_is_told_in_short(client):
+    answer = ask(client, png(), top_k="9" * 5000)
+    assert answer.status_code == 400
+    assert len(answer.text) < 200
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [("127.0.0.1", True), ("::1", True), ("127.0.0.2", True), ("0.0.0.0", False)],
+)
+def test_a_loopback_server_answers_to_its_own_names_only(host, names):
+    assert ("*" not in trusted_names(host)) == names
+    assert host in trusted_names(host) or not names

@@ -57,8 +57,8 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
     features, _ = inference.encode(
         padded_batch([classifier.crop(photos_dir / "test" / "green square" / "001.png", "x")], 1)
     )
-    found = nnx.to_flat_state(inference.weights.state)
-    states = {"/".join(map(str, path)): leaf[...] for path, leaf in found}
+    flat = nnx.to_flat_state(inference.weights.state)
+    states = {"/".join(map(str, path)): leaf[...] for path, leaf in flat}
     get = lambda end: next(np.asarray(v, np.float64) for k, v in states.items() if k.endswith(end))  # noqa: E731
 
     def adapt(which, x, ratio):

@@ -16,9 +16,34 @@ from fgvpl_jax.variables import Frozen
 INIT_STD = 0.02
 
 
+@jax.custom_vjp
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """X · sigmoid(1.702 x), OpenAI's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _quick_gelu_and_slope(x: Array) -> tuple[Array, Array]:
+    gate = jax.nn.sigmoid(1.702 * x)
+    return x * gate, gate * (1 + 1.702 * x * (1 - gate))
+
+
+# The slope alone is kept for the way back; derived by JAX, it would be x and two arrays more.
+quick_gelu.defvjp(_quick_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
+
+
+@jax.custom_vjp
+def softmax(scores: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
+    """Over the last axis."""
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _softmax_backward(weights: Array, gradient: Array) -> tuple[Array]:
+    return (weights * (gradient - jnp.sum(weights * gradient, axis=-1, keepdims=True)),)
+
+
+# The weights alone are kept for the way back; left to itself, XLA also keeps the exponentials and
+# their sums spread over all keys.
+softmax.defvjp(lambda scores: (softmax(scores),) * 2, _softmax_backward)
 
 
 # Under transformers' names of `hidden_act`.
@@ -96,7 +121,7 @@ class Attention(nnx.Module):
         scores = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key, preferred_element_type=wide)
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1)
+        weights = softmax(scores)
         mixed = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(tokens.dtype), value)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from fgvpl_jax.clip.config import TransformerConfig
-from fgvpl_jax.clip.layers import LayerNorm, TransformerLayer, quick_gelu
+from fgvpl_jax.clip.layers import LayerNorm, TransformerLayer, quick_gelu, softmax
 from fgvpl_jax.errors import UserError
 
 
@@ -83,6 +83,38 @@ def test_layer_norm_by_hand():
 
 def test_quick_gelu_by_hand():
     np.testing.assert_allclose(quick_gelu(jnp.float32(1.5)), 1.5 / (1 + np.exp(-1.702 * 1.5)))
+
+
+def test_gradient_of_quick_gelu_by_hand():
+    x = np.linspace(-6, 6, 25)
+    gate = 1 / (1 + np.exp(-1.702 * x))
+    expected = gate + 1.702 * x * gate**2 * np.exp(-1.702 * x)
+    with jax.enable_x64(True):
+        found = jax.vmap(jax.grad(quick_gelu))(jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_gradient_of_softmax_by_its_jacobian():
+    """diag(w) - w·wᵀ, and nothing through a masked score."""
+    scores, gradient = np.random.default_rng(3).normal(size=(2, 7))
+    scores[4] = -np.inf
+    weights = np.exp(scores - scores.max())
+    weights /= weights.sum()
+    with jax.enable_x64(True):
+        found, pull = jax.vjp(softmax, jnp.asarray(scores))
+        (back,) = pull(jnp.asarray(gradient))
+    np.testing.assert_allclose(found, weights, rtol=1e-12)
+    np.testing.assert_allclose(
+        back, (np.diag(weights) - np.outer(weights, weights)) @ gradient, atol=1e-14
+    )
+    assert np.asarray(back)[4] == 0
+
+
+@pytest.mark.parametrize("function", [quick_gelu, softmax])
+def test_one_array_is_kept_for_the_way_back(function):
+    x = jnp.ones((3, 5))
+    kept = jax.eval_shape(lambda x: jax.vjp(function, x)[1], x)
+    assert [leaf.shape for leaf in jax.tree.leaves(kept)] == [x.shape]
 
 
 def test_heads_must_divide_the_width():

@@ -1,5 +1,7 @@
 """One step: what moves, what stays, what padding does, and whether the gradient is right."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,24 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before["trainable"], state[0])
     assert all(jax.tree.leaves(changed))
     assert step._cache_size() <= compiled + 1
+
+
+def test_no_weight_gradient_of_a_frozen_layer_is_computed(clip, model):
+    """Of all products shaped like an MLP's kernel, the compiled step has the new layer's two."""
+    config = clip.vision.config
+    graphdef, trainable, frozen = split_model(model)
+    optimizer = adamw(cosine(1e-3, 10), 0.01)
+    arguments = (
+        TrainState(trainable, optimizer.init(trainable)),
+        frozen,
+        make_cache(model, clip),
+        {"cache_logit_weight": jnp.float32(1)},
+        make_batch(clip, 5),
+    )
+    program = make_train_step(graphdef, optimizer, data_mesh()).lower(*arguments).compile()
+    width, hidden = config.width, config.mlp_width
+    kernel = rf"= f32\[(?:{width},{hidden}|{hidden},{width})\]\S* dot\("
+    assert len(re.findall(kernel, program.as_text())) == 2
 
 
 def test_the_partition_is_complete(model):

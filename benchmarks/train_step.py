@@ -1,6 +1,6 @@
 """One training step and one evaluation batch, beside FG-VPL in plain PyTorch, in the same run.
 
-    python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--dtype=float32] [--no_torch]
+    python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--no_torch]
 
 Both see the same weights, images and visual cache; the ratio is the median over rounds in which
 they take turns. Achieved FLOP/s count the matrix products that the method needs, and stand beside

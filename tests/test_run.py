@@ -135,7 +135,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
 
 def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
     for name in list(sys.modules):
-        if name.startswith("fgvpl_jax.apps.serving."):
+        if name.startswith("fgvpl_jax.apps.serving"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with flagsaver.flagsaver():

@@ -333,15 +333,12 @@ def run_targets(place: Path) -> dict[str, Target]:
         workdir.read_json(place / "results.json")
 
     settings = (
-        *("--config.shots=4", "--config.seed=2", "--config.data.root=/tmp/x"),
+        *("--config.shots=4", "--config.seed=2", "--config.data.root=photos"),
         *("--config.learning_rate=1e-3", "--config.cache_logit_weight_grid=(0.0,1.0)"),
         *("--config.allow_fewer=True", "--config.method=tar", "--config.epochs=3"),
-        *(
-            '--config.data.templates=("a photo of a {}.",)',
-            "--config.data.rot=1",
-            "--config.shots.x=1",
-        ),
+        '--config.data.templates=("a photo of a {}.",)',
     )
+    mistakes = ("--config.data.rot=1", "--config.shots.x=1")
 
     def read_overrides(data: bytes) -> None:
         lines = data.decode("utf-8", "surrogateescape").split("\n")
@@ -375,7 +372,7 @@ def run_targets(place: Path) -> dict[str, Target]:
             },
         ),
         "overrides": Target(
-            (b"", "\n".join(settings).encode(), *(setting.encode() for setting in settings)),
+            (b"", "\n".join(settings).encode(), *(s.encode() for s in (*settings, *mistakes))),
             mutations.mutate_overrides,
             read_overrides,
             {"fgvpl_jax/apps/command_line.py": ("parse_flags", "complain", "printable")},

@@ -2,12 +2,14 @@
 
 transformers' CLIP with its weights frozen, attention rolled out by full matrix products, each
 image's mask by scikit-image on the host, and a fine-grained layer over all tokens. It computes
-what `fgvpl_jax.methods.FGVPL` computes; a test holds the two together.
+what `fgvpl_jax.methods.FGVPL` computes; a test holds the two together. It runs on the GPU where
+there is one.
 """
 
 import copy
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from fgvpl_jax.clip import CLIP
 from fgvpl_jax.clip.convert import hugging_face_tensors
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchFGVPL(nn.Module):
@@ -197,33 +201,48 @@ def contestants(
     cache: Sequence[np.ndarray],
     learning_rate: float,
     weight_decay: float,
+    dtype: str,
 ) -> dict[str, Callable[[], Any]]:
-    """The reference's train step and evaluation, warm, on as many threads as there are cores."""
+    """The reference's train step and evaluation, on as many threads as there are cores."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    reference = TorchFGVPL(clip_like(clip.vision, clip.text), model)
-    batch, targets = to_torch(images), to_torch(labels).long()
-    keys, object_keys, key_labels = map(to_torch, cache)
+    reference = TorchFGVPL(clip_like(clip.vision, clip.text), model).to(DEVICE)
+    batch, targets = to_torch(images).to(DEVICE), to_torch(labels).long().to(DEVICE)
+    keys, object_keys, key_labels = (to_torch(array).to(DEVICE) for array in cache)
     support = (keys, object_keys, key_labels.long())
+    precision = partial(torch.autocast, DEVICE, getattr(torch, dtype), enabled=dtype != "float32")
     optimizer = torch.optim.AdamW(
         reference.trainable_parameters(), lr=learning_rate, weight_decay=weight_decay
     )
 
     def train_step():
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(reference(batch, support), targets)
+        with precision():
+            loss = F.cross_entropy(reference(batch, support), targets)
         loss.backward()
         optimizer.step()
         return loss.item()
 
     @torch.inference_mode()
     def evaluation():
-        return reference(batch, support).numpy(), reference.zero_shot_logits(batch).numpy()
+        with precision():
+            logits = reference(batch, support), reference.zero_shot_logits(batch)
+        return [one.float().cpu().numpy() for one in logits]
 
     return {"torch_train_step": train_step, "torch_evaluation": evaluation}
 
 
 @torch.inference_mode()
-def matmul(rows: int, width: int, hidden: int) -> Callable[[], Any]:
+def matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], Any]:
     """The MLP's two products, bare."""
-    x, up, down = torch.randn(rows, width), torch.randn(width, hidden), torch.randn(hidden, width)
-    return lambda: (x @ up) @ down
+    x, up, down = (
+        torch.randn(*size, device=DEVICE, dtype=getattr(torch, dtype))
+        for size in ((rows, width), (width, hidden), (hidden, width))
+    )
+
+    def product():
+        result = (x @ up) @ down
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return product

@@ -1,13 +1,16 @@
 """One training step and one evaluation batch, beside FG-VPL in plain PyTorch, in the same run.
 
-    python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--no_torch]
+    python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--microbatch=4] \
+      [--dtype=bfloat16] [--no_torch]
 
 Both see the same weights, images and visual cache; the ratio is the median over rounds in which
 they take turns. Achieved FLOP/s count the matrix products that the method needs, and stand beside
-the FLOP/s of bare matrix products of the model's shapes, measured in the same rounds.
+the FLOP/s of bare matrix products of the model's shapes, measured in the same rounds. On a GPU
+the reference runs there too; XLA must then leave it memory: XLA_PYTHON_CLIENT_PREALLOCATE=false.
 """
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +26,17 @@ from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
+from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.step import StepBatch
 
 CLASSES, SHOTS, LEARNING_RATE, WEIGHT_DECAY = 100, 16, 1e-3, 0.01
 
 
-def main(shape: str, batch: int, rounds: int, with_torch: bool) -> dict[str, Any]:
+def main(
+    shape: str, batch: int, microbatch: int, dtype: str, rounds: int, with_torch: bool
+) -> dict[str, Any]:
     """Times all and returns the medians and ratios."""
-    model, clip = random_model(shape, CLASSES)
+    model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
     rng = np.random.default_rng(0)
     side, dim = clip.image_size, clip.vision.config.embed_dim
     images = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
@@ -38,23 +44,27 @@ def main(shape: str, batch: int, rounds: int, with_torch: bool) -> dict[str, Any
     keys = [rng.normal(size=(CLASSES * SHOTS, dim)).astype(np.float32) for _ in range(2)]
     key_labels = np.repeat(np.arange(CLASSES, dtype=np.int32), SHOTS)
 
-    contestants = ours(model, images, labels, keys, key_labels)
-    contestants["xla_matmul"] = xla_matmul(clip.vision.config, batch)
+    contestants = ours(model, images, labels, keys, key_labels, microbatch)
+    sizes = matmul_shape(clip.vision.config, batch)
+    contestants["xla_matmul"] = xla_matmul(*sizes, dtype)
     if with_torch:
         from benchmarks import torch_reference
 
         contestants |= torch_reference.contestants(
-            clip, model, images, labels, (*keys, key_labels), LEARNING_RATE, WEIGHT_DECAY
+            clip, model, images, labels, (*keys, key_labels), LEARNING_RATE, WEIGHT_DECAY, dtype
         )
-        contestants["torch_matmul"] = torch_reference.matmul(
-            *matmul_shape(clip.vision.config, batch)
-        )
+        contestants["torch_matmul"] = torch_reference.matmul(*sizes, dtype)
     seconds = take_turns(contestants, rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    tokens, width, hidden = matmul_shape(clip.vision.config, batch)
-    matmul_flops = 4 * tokens * width * hidden
+    matmul_flops = 4 * math.prod(sizes)
     peak = matmul_flops / medians["xla_matmul"]
-    result: dict[str, Any] = {"shape": shape, "batch": batch}
+    result: dict[str, Any] = {
+        "shape": shape,
+        "batch": batch,
+        "microbatch": microbatch or batch,
+        "dtype": dtype,
+        "rounds": rounds,
+    }
     for name, flops in (
         ("train_step", train_flops(clip.vision.config)),
         ("evaluation", evaluation_flops(clip.vision.config)),
@@ -75,11 +85,14 @@ def main(shape: str, batch: int, rounds: int, with_torch: bool) -> dict[str, Any
     return result
 
 
-def ours(model: FGVPL, images, labels, keys, key_labels) -> dict[str, Callable[[], Any]]:
+def ours(
+    model: FGVPL, images, labels, keys, key_labels, microbatch: int
+) -> dict[str, Callable[[], Any]]:
     """Our train step and evaluation program, with everything on the device."""
     graphdef, trainable, frozen = split_model(model)
     mesh, optimizer = data_mesh(), adamw(cosine(LEARNING_RATE, 1000), WEIGHT_DECAY)
-    train_step = make_train_step(graphdef, optimizer, mesh)
+    num_passes = batch_layout(mesh, len(labels), microbatch).num_passes
+    train_step = make_train_step(graphdef, optimizer, mesh, num_passes)
     image_keys, object_keys = map(jnp.asarray, keys)
     valid = jnp.ones(len(key_labels), bool)
     cache = VisualCache(image_keys, object_keys, jnp.asarray(key_labels), valid)
@@ -109,12 +122,11 @@ def matmul_shape(config: VisionConfig, batch: int) -> tuple[int, int, int]:
     return batch * (gh * gw + 2), config.width, config.mlp_width
 
 
-def xla_matmul(config: VisionConfig, batch: int) -> Callable[[], Any]:
+def xla_matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], Any]:
     """The MLP's two products, bare."""
-    rows, width, hidden = matmul_shape(config, batch)
     rng = np.random.default_rng(0)
     x, up, down = (
-        jnp.asarray(rng.normal(size=size), jnp.float32)
+        jnp.asarray(rng.normal(size=size), dtype)
         for size in ((rows, width), (width, hidden), (hidden, width))
     )
     product = jax.jit(lambda x, up, down: (x @ up) @ down)
@@ -156,7 +168,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--microbatch", type=int, default=0, help="as in the config: 0 for all")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_torch", action="store_true")
     options = parser.parse_args()
-    report(main(options.shape, options.batch, options.rounds, not options.no_torch))
+    report(
+        main(
+            options.shape,
+            options.batch,
+            options.microbatch,
+            options.dtype,
+            options.rounds,
+            not options.no_torch,
+        )
+    )

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
-from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, total
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
 # Section 4.2; "shapes" is this project's own.
@@ -110,16 +110,6 @@ class FGVPL(PixelMethod):
     def kept_features(self, features: ImageFeatures) -> SupportFeatures:
         """The features that a cache holds of its images."""
         return SupportFeatures(features.image, features.object_patches)
-
-    def logits(
-        self,
-        features: ImageFeatures,
-        support: VisualCache,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
-        own_places: Int[Array, "b"] | None = None,
-    ) -> Float[Array, "b k"]:
-        """Eq. 19 for features already at hand."""
-        return total(self.contributions(features, support, cache_logit_weight, own_places))
 
     def contributions(
         self,

@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
 from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
-from fgvpl_jax.recognition import total
 from fgvpl_jax.variables import Frozen
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
@@ -71,10 +70,6 @@ class FVP(PixelMethod):
     def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
         """Raw features, attention maps and object masks."""
         return self.encoder(self.image_encoder.normalize_pixels(inputs))
-
-    def logits(self, features: ImageFeatures, support: None) -> Float[Array, "b k"]:
-        """Both branches against the text weights."""
-        return total(self.contributions(features, support))
 
     def contributions(
         self, features: ImageFeatures, support: None

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.optimizers import adamw, cosine
-from fgvpl_jax.recognition import normalize
+from fgvpl_jax.recognition import normalize, total
 from fgvpl_jax.variables import Frozen
 
 # Numbers that are chosen on validation, by the names of the arguments of `logits` that they are.
@@ -164,8 +164,11 @@ class Method(nnx.Module):
     def logits(
         self, features: Any, support: Any, *args: Any, **choices: Any
     ) -> Float[Array, "b k"]:
-        """Logits of features at hand; `support` is a `VisualCache` or None."""
-        raise NotImplementedError
+        """Logits of features at hand; `support` is a `VisualCache` or None.
+
+        A method defines these or the `contributions` that they are the sum of.
+        """
+        return total(self.contributions(features, support, *args, **choices))
 
     def contributions(
         self, features: Any, support: Any, *args: Any, **choices: Any

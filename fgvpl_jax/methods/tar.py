@@ -15,7 +15,7 @@ from fgvpl_jax.methods.fg_vpl import (
     fg_vpl_recipe,
 )
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, Recipe, Task
-from fgvpl_jax.recognition import TwoPathways, VisualCache, total
+from fgvpl_jax.recognition import TwoPathways, VisualCache
 
 
 class TAR(FeatureMethod):
@@ -71,16 +71,6 @@ class TAR(FeatureMethod):
     def kept_features(self, features: Float[Array, "b e"]) -> SupportFeatures:
         """The inputs; there are no objects."""
         return SupportFeatures(features, None)
-
-    def logits(
-        self,
-        features: Float[Array, "b e"],
-        support: VisualCache,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
-        own_places: Int[Array, "b"] | None = None,
-    ) -> Float[Array, "b k"]:
-        """Both pathways of the image feature."""
-        return total(self.contributions(features, support, cache_logit_weight, own_places))
 
     def contributions(
         self,

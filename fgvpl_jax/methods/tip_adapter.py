@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, FewShotFeatures, Task
-from fgvpl_jax.recognition import normalize, total
+from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen, Trainable
 
 NUM_PASSES = 10  # augmented passes whose mean makes the keys
@@ -105,16 +105,6 @@ class TipAdapter(FeatureMethod):
         """What α and β do not change."""
         affinity = normalize(inputs) @ self.keys[...].T
         return TipFeatures(self.text_logits(inputs), affinity)
-
-    def logits(
-        self,
-        features: TipFeatures,
-        support: None,
-        alpha: Float[Array, ""] | float,
-        beta: Float[Array, ""] | float,
-    ) -> Float[Array, "b k"]:
-        """The sum of both parts."""
-        return total(self.contributions(features, support, alpha, beta))
 
     def contributions(
         self,

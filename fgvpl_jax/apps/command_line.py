@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext
+from logging import LogRecord
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
@@ -58,6 +59,7 @@ INTERRUPTED = 130  # by Ctrl-C; 143 by SIGTERM
 def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
+    logging.get_absl_logger().addFilter(holds_no_stack)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch aloud
     try:
         if argv[1:] and MODE.value not in ("predict", "serve", "report"):
@@ -258,6 +260,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
         problem = str(error) or f"{type(error).__name__} at the settings: simplify them"
     sys.exit(complain(problem))
+
+
+def holds_no_stack(record: LogRecord) -> bool:
+    """Keeps stacks out of the log: orbax logs where a save failed, and then raises it for us."""
+    return not record.exc_info
 
 
 def complain(message: object) -> int:

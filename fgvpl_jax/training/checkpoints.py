@@ -334,7 +334,8 @@ def content_hash(arrays: Arrays, metadata: dict[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first.partition(" [tensorstore_spec=")[0]  # of pages, and of no use to a person
 
 
 def _name(path: Any) -> str:

@@ -16,7 +16,7 @@ from tests.faults.test_moments import LONGEST_SECONDS, ROOT, command
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 16
+TRIALS = 8
 SMALLEST_KB, PAGE_KB, ENOUGH = 4, 4, "64m"
 UNSHARE = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
 # The same command on a disk of $1 KB at $2, then on one that has room; what each left goes to $3.

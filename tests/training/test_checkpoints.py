@@ -1,7 +1,9 @@
 """What is restored is what was saved, or it is refused."""
 
+import itertools
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,15 @@ def test_damage_anywhere_is_noticed_or_without_effect(two, tmp_path, capsys, dam
     assert noticed > 3
 
 
+@pytest.mark.parametrize("step", ["1", "2"])
+@pytest.mark.parametrize("key", [b"commit_timestamp_nsecs", b"item_handlers", b"custom_metadata"])
+def test_what_a_checkpoint_says_of_itself_may_be_damaged(two, tmp_path, key, step):
+    shutil.copytree(two, tmp_path / "c")
+    file = tmp_path / "c" / step / "_CHECKPOINT_METADATA"
+    file.write_bytes(file.read_bytes().replace(key, key[:-1] + b"x"))
+    assert restored(tmp_path / "c").position.epoch == (1 if step == "2" else 2)
+
+
 def test_arrays_changed_under_valid_checksums_are_noticed(two, tmp_path, capsys):
     """As a file of another checkpoint in its place would be."""
     shutil.copytree(two, tmp_path / "c")
@@ -163,6 +174,16 @@ def test_a_disk_without_room_is_told_of(two, tmp_path):
             saved(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert restored(tmp_path / "c").position.epoch == 2
+
+
+def test_a_clock_that_jumps_in_the_midst_of_a_save_loses_no_checkpoint(two, tmp_path, monkeypatch):
+    shutil.copytree(two, tmp_path / "c")
+    clock, jumps = time.time, itertools.cycle((0, 3e7))
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    with pytest.raises(UserError, match=r"cannot be written .*imed out after"):
+        saved(tmp_path / "c", [3])
+    monkeypatch.undo()
     assert restored(tmp_path / "c").position.epoch == 2
 
 

@@ -304,6 +304,16 @@ def test_the_hash_is_of_the_contents(checkpoint, tiny_clip_dir):
     assert load_clip(str(checkpoint)).identity.sha256 != first
 
 
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "preprocessor_config.json"])
+def test_small_files_have_a_hash_of_their_own(checkpoint, tiny_clip_dir, name):
+    first = load_clip(str(tiny_clip_dir)).identity
+    assert load_clip(str(checkpoint)).identity.small_files_sha256 == first.small_files_sha256
+    (checkpoint / name).write_text((checkpoint / name).read_text() + " ")
+    other = load_clip(str(checkpoint)).identity
+    assert other.sha256 == first.sha256
+    assert other.small_files_sha256 != first.small_files_sha256
+
+
 @pytest.mark.parametrize(
     ("vision", "text", "counts"),
     [

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.training import Checkpoints, Provenance, TrainState
+from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbone
 from fgvpl_jax.training.checkpoints import KEEP_LAST, Position
 from fgvpl_jax.training.step import StepMetrics
 from fgvpl_jax.variables import Trainable
@@ -195,3 +195,12 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
             checkpoints.save(1, state, Position(1))
         assert checkpoints.latest_step is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_is_known_by_its_content():
+    mine = {"name": "x", "sha256": "1", "small_files_sha256": "2"}
+    assert same_backbone(mine | {"name": "y"}, mine)
+    assert same_backbone({"sha256": "1"}, mine)  # of a run from before small files had a hash
+    assert not same_backbone(mine | {"sha256": "0"}, mine)
+    assert not same_backbone(mine | {"small_files_sha256": "0"}, mine)
+    assert not same_backbone({}, mine)

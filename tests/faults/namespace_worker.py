@@ -21,10 +21,10 @@ def run_command(arguments: list[str], log: str) -> int:
     with open(log, "wb") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
+    sys.argv = ["run.py", *arguments]  # ml_collections looks there too
     try:
         with flagsaver.flagsaver():
-            command_line.parse_flags(["run.py", *arguments])
-            return command_line.main(["run.py"])
+            return command_line.main(command_line.parse_flags(sys.argv))
     except Exception:
         traceback.print_exc()
         return 1

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import traceback
 
-from absl import logging
-from absl.testing import flagsaver
+from absl import flags, logging
 
 from fgvpl_jax.apps import command_line
 
@@ -23,12 +22,13 @@ def run_command(arguments: list[str], log: str) -> int:
             os.dup2(stream.fileno(), number)
     sys.argv = ["run.py", *arguments]  # ml_collections looks there too
     try:
-        with flagsaver.flagsaver():
-            return command_line.main(command_line.parse_flags(sys.argv))
+        return command_line.main(command_line.parse_flags(sys.argv))
     except Exception:
         traceback.print_exc()
         return 1
     finally:
+        for setting in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, setting)  # or the next run's would be a second one
         sys.stdout.flush()
         for number, descriptor in zip((1, 2), kept, strict=True):
             os.dup2(descriptor, number)

@@ -30,6 +30,7 @@ class Namespace:
         self._worker = subprocess.Popen(
             [*UNSHARE, sys.executable, "-m", "tests.faults.namespace_worker"],
             cwd=ROOT,
+            env=os.environ | {"SLURM_NTASKS": "1"},  # jax can look for other processes only once
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

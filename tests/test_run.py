@@ -1,6 +1,7 @@
 """The command line: exit codes and one-line errors."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
+from flax import nnx
 
 from fgvpl_jax.apps import command_line
 
@@ -204,3 +206,25 @@ def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, m
         command.parse_flags(["run.py", "--workdir=W", f"--mode={mode}"])
         assert command.main(["run.py"]) == command.INTERRUPTED
     assert capsys.readouterr().err == f"interrupted{promise}\n"
+
+
+def test_a_full_disk_is_told_of_without_a_stack(monkeypatch, capsys, caplog, tmp_path):
+    from fgvpl_jax.training import Checkpoints, Provenance, TrainState
+    from fgvpl_jax.training.checkpoints import Position
+
+    def save(_):
+        with Checkpoints(tmp_path / "checkpoints", Provenance("tar", [], {}, 1)) as checkpoints:
+            checkpoints.save(1, TrainState(nnx.State({}), None), Position(1))
+
+    monkeypatch.setattr(command_line, "train_or_evaluate", save)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with flagsaver.flagsaver():
+        command_line.parse_flags(["run.py", "--workdir=W"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            assert command_line.main(["run.py"]) == command_line.MISTAKE
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint cannot be written" in line and len(line) < 1000
+    assert not caplog.records

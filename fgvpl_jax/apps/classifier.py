@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,8 @@ class Classifier:
         support = read_arrays(workdir.support_file)
         task = Task(self.class_names, text_features, support["labels"])
         model = build_model(config, self.clip, task)
-        identity = {**saved.backbone, "sha256": self.clip.identity.sha256}
-        provenance = Provenance(saved.method, saved.class_names, identity, saved.seed)
+        backbone = asdict(self.clip.identity)
+        provenance = Provenance(saved.method, saved.class_names, backbone, saved.seed)
         with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
             epoch = restore_model(model, checkpoints, data_mesh())
         if epoch != config.epochs:  # the final one was damaged, and is trained anew

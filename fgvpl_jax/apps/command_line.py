@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext
+from logging import LogRecord, getLogger
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
@@ -58,6 +59,9 @@ INTERRUPTED = 130  # by Ctrl-C; 143 by SIGTERM
 def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file at INFO
+    for logger in (logging.get_absl_logger(), getLogger("asyncio")):
+        logger.addFilter(is_not_of_orbax)
+    sys.unraisablehook = hide_late_writes
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss PyTorch aloud
     try:
         if argv[1:] and MODE.value not in ("predict", "serve", "report"):
@@ -258,6 +262,18 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
         problem = str(error) or f"{type(error).__name__} at the settings: simplify them"
     sys.exit(complain(problem))
+
+
+def is_not_of_orbax(record: LogRecord) -> bool:
+    """Orbax logs errors, with their stacks, which it then raises for us to tell in one line."""
+    reason = str(record.exc_info[1]) if record.exc_info else ""
+    return "orbax" not in record.pathname and "tensorstore" not in reason
+
+
+def hide_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
+    """What was still being written when a save failed reports to a loop that orbax has closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def complain(message: object) -> int:

@@ -52,6 +52,7 @@ from fgvpl_jax.training import (
     kept_text_features,
     process_share,
     replicate,
+    same_backbone,
     split_model,
     train,
 )
@@ -191,7 +192,9 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"{config.data.root} changed since that run; restore it or choose another --workdir"
         )
     clip, image_cache = load_clip(config.clip), open_image_cache(config)
-    if workdir.config_file.exists() and workdir.stored_backbone() != clip.identity.sha256:
+    if workdir.config_file.exists() and not same_backbone(
+        workdir.stored_backbone(), asdict(clip.identity)
+    ):
         raise UserError(
             f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
             "that one with --config.clip, fetch it again if its files changed, or choose another "

@@ -79,9 +79,9 @@ class Workdir:
             )
         return ConfigDict(stored)
 
-    def stored_backbone(self) -> str:
-        """Content hash of the backbone of the run in this folder."""
-        return self._stored()["backbone"]["sha256"]
+    def stored_backbone(self) -> dict[str, Any]:
+        """Id, revision and content hashes of the backbone of the run in this folder."""
+        return self._stored()["backbone"]
 
     def _stored(self) -> dict[str, Any]:
         stored = read_json(self.config_file)
@@ -122,7 +122,7 @@ class Workdir:
 
         Args:
             config: A folder as its backbone is kept absolute: later commands may start elsewhere.
-            backbone: Id, revision and content hash.
+            backbone: Id, revision and content hashes.
         """
         content = plain(config)
         folder = Path(config.clip).expanduser()

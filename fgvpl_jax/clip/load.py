@@ -13,7 +13,7 @@ from PIL import Image
 
 from fgvpl_jax.clip.config import read_config
 from fgvpl_jax.clip.convert import build_towers
-from fgvpl_jax.clip.hub import find_checkpoint
+from fgvpl_jax.clip.hub import SMALL_FILES, find_checkpoint
 from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.image_input import ImageProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
@@ -29,11 +29,13 @@ class Identity:
         name: The path or hub id it was asked for by.
         revision: The hub's commit; None for a local directory.
         sha256: Of the weight files' contents.
+        small_files_sha256: Of config, tokenizer and image processor, on which answers depend too.
     """
 
     name: str
     revision: str | None
     sha256: str
+    small_files_sha256: str
 
 
 @partial(jax.jit, static_argnums=0)
@@ -126,5 +128,6 @@ def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
     image_processor = ImageProcessor(directory, vision_config)
     files = weight_files(directory)
     vision, text, logit_scale = build_towers(vision_config, text_config, read_tensors(files))
-    identity = Identity(name, revision, content_hash(files))
+    small_files = [directory / name for name in SMALL_FILES if (directory / name).is_file()]
+    identity = Identity(name, revision, content_hash(files), content_hash(small_files))
     return CLIP(vision, text, logit_scale, tokenizer, image_processor, identity)

@@ -1,7 +1,7 @@
 """State, step, loop, checkpoints and the device mesh."""
 
 from fgvpl_jax.training.cache import CacheBuilder
-from fgvpl_jax.training.checkpoints import Checkpoints, Provenance
+from fgvpl_jax.training.checkpoints import Checkpoints, Provenance, same_backbone
 from fgvpl_jax.training.inputs import (
     FeatureInputs,
     FewShotInputs,
@@ -51,6 +51,7 @@ __all__ = [
     "read_metrics",
     "replicate",
     "restore_model",
+    "same_backbone",
     "split_batch",
     "split_model",
     "to_host",

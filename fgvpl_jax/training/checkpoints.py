@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.training.processes import is_writer, wait_for_all
 from fgvpl_jax.training.step import StepMetrics, TrainState
+from fgvpl_jax.training.step_folders import StepFolders
 
 KEEP_LAST = 2
 EPOCH_START = "epoch_start"
@@ -31,7 +32,7 @@ class Provenance:
     Attributes:
         method: Name of the method.
         class_names: In label order.
-        backbone: Id, revision and content hash of the frozen CLIP.
+        backbone: Id, revision and content hashes of the frozen CLIP.
         seed: With the epoch, the whole random state: order and augmentation of every epoch
             derive from (seed, epoch) alone.
     """
@@ -93,8 +94,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, provenance: Provenance, *, to_train: bool = False):
         self.provenance = provenance
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+        self._checkpointer = _open(
+            directory,
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP_LAST),
             cleanup_tmp_directories=to_train,
         )
@@ -133,7 +134,7 @@ class Checkpoints:
         Raises:
             UserError: If there is none, or it is damaged.
         """
-        with ocp.training.Checkpointer(directory.absolute()) as checkpointer:
+        with _open(directory) as checkpointer:
             latest = checkpointer.latest
             if latest is None:
                 raise UserError(f"no checkpoint in {directory}: train first (--mode=train)")
@@ -228,14 +229,21 @@ class Checkpoints:
         return Restored(restored, position, epoch_start)
 
     def close(self) -> None:
-        """Finishes what is being saved and releases the folder."""
+        """Finishes what is being saved and releases the folder.
+
+        Raises:
+            UserError: If that cannot be written.
+        """
         try:
             self._wait()
         except UserError:
             with suppress(Exception):  # the same one, in orbax's words
                 self._checkpointer.close()
             raise
-        self._checkpointer.close()
+        try:
+            self._checkpointer.close()
+        except Exception as error:  # what it does after a save: a clock that jumped is a timeout
+            raise self._unwritten(error) from error
 
     @property
     def _directory(self) -> Any:
@@ -250,10 +258,10 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def _unwritten(self, error: Exception) -> UserError:
-        """A full disk, in the words of whichever library met it."""
+        """A full disk or another cause, in the words of whichever library met it."""
         return UserError(
             f"a checkpoint cannot be written to {self._directory} ({_first_line(error)}): make "
-            "room, and the same command goes on from the one before it"
+            "room where the disk is full, and the same command goes on from the one before it"
         )
 
     def _read(self, step: int) -> tuple[Arrays, dict[str, Any]]:
@@ -306,8 +314,7 @@ class Checkpoints:
                     f"the checkpoint in {self._directory} is not of this program: it has no {name}"
                 )
             theirs = saved[name]
-            # A backbone is the same wherever it lies: its content decides.
-            same = theirs["sha256"] == ours["sha256"] if name == "backbone" else theirs == ours
+            same = same_backbone(theirs, ours) if name == "backbone" else theirs == ours
             if not same:
                 raise UserError(
                     f"the checkpoint in {self._directory} was trained with {name} {theirs}, this "
@@ -315,11 +322,28 @@ class Checkpoints:
                 )
 
 
+def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
+    return ocp.training.Checkpointer(
+        directory.absolute(), step_name_format=StepFolders(), **options
+    )
+
+
 def _unusable(directory: Any, step: int, error: Exception) -> UserError:
     return UserError(
         f"the checkpoint of step {step} in {directory} is damaged or of another program "
         f"({_first_line(error)}): --mode=train with the run's config goes on from the newest "
         "intact one"
+    )
+
+
+def same_backbone(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether two hold the same, wherever they lie; both as `Provenance` has them.
+
+    One that was recorded before small files had a hash is known by its weights alone.
+    """
+    small = "small_files_sha256"
+    return theirs.get("sha256") == ours["sha256"] and (
+        small not in theirs or theirs[small] == ours[small]
     )
 
 
@@ -334,7 +358,8 @@ def content_hash(arrays: Arrays, metadata: dict[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first.partition(" [tensorstore_spec=")[0]  # of pages, and of no use to a person
 
 
 def _name(path: Any) -> str:

@@ -276,7 +276,7 @@ def kept_text_features(
     """`class_text_features`, kept beside the images under a name made of backbone and texts."""
     if image_cache is None:
         return class_text_features(clip, class_names, templates)
-    backbone = [clip.identity.sha256, repr(clip.text.config)]
+    backbone = [clip.identity.sha256, clip.identity.small_files_sha256]
     record = np.dtype([("feature", np.float32, (clip.text.config.embed_dim,))])
     entry = image_cache.place(
         ["texts", FEATURE_FORMAT, *backbone, list(class_names), list(templates)],

@@ -342,6 +342,22 @@ def test_another_backbone_is_refused_before_the_first_checkpoint(finished, tmp_p
         run(other, tmp_path / "W")
 
 
+def test_a_backbone_with_another_tokenizer_is_refused(finished, tiny_clip_dir, tmp_path):
+    """Which would answer otherwise, with the same weights."""
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    shutil.copytree(tiny_clip_dir, tmp_path / "clip")
+    vocabulary = json.loads((tmp_path / "clip" / "vocab.json").read_text())
+    vocabulary["r"], vocabulary["g"] = vocabulary["g"], vocabulary["r"]
+    (tmp_path / "clip" / "vocab.json").write_text(json.dumps(vocabulary))
+    other = config.copy_and_resolve_references()
+    other.clip = str(tmp_path / "clip")
+    with pytest.raises(UserError, match="is not the one that"):
+        run(other, tmp_path / "W")
+    with pytest.raises(UserError, match="trained with backbone"):
+        load_classifier(tmp_path / "W", clip=other.clip)
+
+
 def test_a_failed_evaluation_touches_nothing(finished, photos_dir, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")

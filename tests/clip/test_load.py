@@ -251,6 +251,11 @@ def bad_std(directory):
     edit_json(directory / "preprocessor_config.json", lambda c: c.update(image_std=[1, 0, 1]))
 
 
+def huge_resize(directory):
+    change = {"size": {"shortest_edge": 2049}}
+    edit_json(directory / "preprocessor_config.json", lambda c: c.update(change))
+
+
 def bad_index(directory):
     take_weights(directory)
     write("model.safetensors.index.json", '{"weight_map": {"x": 3}}')(directory)
@@ -282,6 +287,9 @@ def remove(*names):
         ),
         (of_vision(patch_size=64), "patches of 64 do not fit images of 32"),
         (of_vision(num_channels=4), "4 image channels"),
+        (of_vision(num_hidden_layers=513), "num_layers is 513: at most 512"),
+        (of_vision(image_size=2049), "image_size is 2049: at most 2048"),
+        (huge_resize, r"size has shortest_edge 2049, not 1 to 2048"),
         (of_vision(layer_norm_eps=0.0), "layer_norm_eps is 0.0"),
         (set_config(text_config=[1]), r"config\.json does not describe a CLIP"),
         (write("vocab.json", "{"), "tokenizer files in .* are damaged"),
@@ -302,6 +310,16 @@ def test_the_hash_is_of_the_contents(checkpoint, tiny_clip_dir):
     assert load_clip(str(checkpoint)).identity.sha256 == first
     save_file(random_tensors(tiny_config(), seed=1), checkpoint / WEIGHTS)
     assert load_clip(str(checkpoint)).identity.sha256 != first
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "preprocessor_config.json"])
+def test_small_files_have_a_hash_of_their_own(checkpoint, tiny_clip_dir, name):
+    first = load_clip(str(tiny_clip_dir)).identity
+    assert load_clip(str(checkpoint)).identity.small_files_sha256 == first.small_files_sha256
+    (checkpoint / name).write_text((checkpoint / name).read_text() + " ")
+    other = load_clip(str(checkpoint)).identity
+    assert other.sha256 == first.sha256
+    assert other.small_files_sha256 != first.small_files_sha256
 
 
 @pytest.mark.parametrize(

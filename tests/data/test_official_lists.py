@@ -199,6 +199,11 @@ def remove_class(root):
             r"'0000001\.jpg' twice, in train and in val",
         ),
         (
+            "fgvc_aircraft",
+            lambda root: write(root / "fgvc_aircraft/images_variant_val.txt", ["../x 707-320"]),
+            r"'\.\./x\.jpg', which leaves the folder",
+        ),
+        (
             "oxford_pets",
             lambda root: (root / "oxford_pets/annotations/test.txt").unlink(),
             r"test\.txt cannot be read",

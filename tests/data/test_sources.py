@@ -68,6 +68,10 @@ def change(rows, **splits):
         ({"val": [["b/3.png", 2, "Sea"]]}, "'sea' and 'Sea', which are one name"),
         ({"val": [["b/3.png", 2, "_"]]}, "a class is called '_'"),
         ({"test": []}, "no test image"),
+        (
+            {"train": [["a/1.png", 0, "sea"]], "val": [], "test": [["a/2.png", 0, "sea"]]},
+            "has 1 class: there must be at least two",
+        ),
     ],
 )
 def test_contradictions_in_a_split_file_are_named(coop, splits, message):

@@ -86,6 +86,14 @@ def test_another_archive_is_refused_and_nothing_left(archive):
         load_tfds(str(data), "", AIRCRAFT)
 
 
+def test_an_archive_with_a_member_beyond_the_limit_is_refused(archive, monkeypatch):
+    from fgvpl_jax.data import fgvc_aircraft
+
+    monkeypatch.setattr(fgvc_aircraft, "MOST_BYTES", 100)
+    with pytest.raises(UserError, match=r"could not prepare.*bytes, more than 100"):
+        prepare_tfds("fgvc_aircraft", str(archive[2]))
+
+
 def test_tensorflow_is_asked_for_before_anything_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_prepare, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"TensorFlow to prepare food101.*\.\[tensorflow\]"):

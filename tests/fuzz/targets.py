@@ -297,14 +297,19 @@ def image_target(place: Path) -> dict[str, Target]:
         saved(photo.convert("LA"), "PNG"),
         saved(photo, "GIF", save_all=True, append_images=[photo.rotate(90)]),
         saved(photo.resize((300, 2)), "PNG"),
-        b"",  # stands for a folder in the file's place
+        *(b"", b"folder", b"huge"),
         saved(Image.new("1", (9500, 9500)), "PNG"),  # beyond the limit of pixels
     ]
 
+    file, huge = place / "photo", place / "huge"
+    with huge.open("wb") as stream:
+        stream.truncate(images.MOST_BYTES + 1)  # without content, it takes no room
+    stand_for = {b"": b"", b"folder": place, b"huge": huge}
+
     def read(data: bytes) -> None:
-        (place / "photo").write_bytes(data)
-        from_file = place / "photo" if data else place
-        photo = images.decode_image(data if len(data) % 8 == 1 else from_file)
+        file.write_bytes(data)
+        source = stand_for.get(data, data if len(data) % 8 == 1 else file)
+        photo = images.decode_image(source)
         assert photo.mode == "RGB"
         assert photo.width * photo.height <= Image.MAX_IMAGE_PIXELS
 
@@ -338,18 +343,24 @@ def run_targets(place: Path) -> dict[str, Target]:
         *("--config.allow_fewer=True", "--config.method=tar", "--config.epochs=3"),
         '--config.data.templates=("a photo of a {}.",)',
     )
-    mistakes = ("--config.data.rot=1", "--config.shots.x=1")
+    others = ("--help", "--config.data.rot=1", "--config.shots.x=1", "--config.seed.real=1")
 
     def read_overrides(data: bytes) -> None:
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         argv = ["run.py", f"--config={ROOT}/configs/folder.py"] if data else ["run.py"]
-        argv += [line for line in lines if line.startswith("--config.")]
+        argv += [line for line in lines if line.startswith("--config.") or line == "--help"]
         told = io.StringIO()
         before, sys.argv = sys.argv, argv
         try:
-            with flagsaver.flagsaver(), contextlib.redirect_stderr(told):
+            with (
+                flagsaver.flagsaver(),
+                contextlib.redirect_stderr(told),
+                contextlib.redirect_stdout(told),
+            ):
                 command_line.parse_flags(argv)
         except SystemExit as exit_:
+            if "--help" in argv:
+                return
             assert exit_.code == command_line.MISTAKE
             raise UserError(told.getvalue()) from None
         finally:
@@ -372,7 +383,7 @@ def run_targets(place: Path) -> dict[str, Target]:
             },
         ),
         "overrides": Target(
-            (b"", "\n".join(settings).encode(), *(s.encode() for s in (*settings, *mistakes))),
+            (b"", "\n".join(settings).encode(), *(s.encode() for s in (*settings, *others))),
             mutations.mutate_overrides,
             read_overrides,
             {"fgvpl_jax/apps/command_line.py": ("parse_flags", "complain", "printable")},

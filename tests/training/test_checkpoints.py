@@ -1,7 +1,9 @@
 """What is restored is what was saved, or it is refused."""
 
+import itertools
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 from flax import nnx
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.training import Checkpoints, Provenance, TrainState
+from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbone
 from fgvpl_jax.training.checkpoints import KEEP_LAST, Position
 from fgvpl_jax.training.step import StepMetrics
 from fgvpl_jax.variables import Trainable
@@ -124,6 +126,15 @@ def test_damage_anywhere_is_noticed_or_without_effect(two, tmp_path, capsys, dam
     assert noticed > 3
 
 
+@pytest.mark.parametrize("step", ["1", "2"])
+@pytest.mark.parametrize("key", [b"commit_timestamp_nsecs", b"item_handlers", b"custom_metadata"])
+def test_what_a_checkpoint_says_of_itself_may_be_damaged(two, tmp_path, key, step):
+    shutil.copytree(two, tmp_path / "c")
+    file = tmp_path / "c" / step / "_CHECKPOINT_METADATA"
+    file.write_bytes(file.read_bytes().replace(key, key[:-1] + b"x"))
+    assert restored(tmp_path / "c").position.epoch == (1 if step == "2" else 2)
+
+
 def test_arrays_changed_under_valid_checksums_are_noticed(two, tmp_path, capsys):
     """As a file of another checkpoint in its place would be."""
     shutil.copytree(two, tmp_path / "c")
@@ -159,10 +170,20 @@ def test_a_disk_without_room_is_told_of(two, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match=r"cannot be written [^{]*File too large[^{]*: make"):
             saved(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert restored(tmp_path / "c").position.epoch == 2
+
+
+def test_a_clock_that_jumps_in_the_midst_of_a_save_loses_no_checkpoint(two, tmp_path, monkeypatch):
+    shutil.copytree(two, tmp_path / "c")
+    clock, jumps = time.time, itertools.cycle((0, 3e7))
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    with pytest.raises(UserError, match=r"cannot be written .*imed out after"):
+        saved(tmp_path / "c", [3])
+    monkeypatch.undo()
     assert restored(tmp_path / "c").position.epoch == 2
 
 
@@ -174,3 +195,12 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
             checkpoints.save(1, state, Position(1))
         assert checkpoints.latest_step is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_is_known_by_its_content():
+    mine = {"name": "x", "sha256": "1", "small_files_sha256": "2"}
+    assert same_backbone(mine | {"name": "y"}, mine)
+    assert same_backbone({"sha256": "1"}, mine)  # of a run from before small files had a hash
+    assert not same_backbone(mine | {"sha256": "0"}, mine)
+    assert not same_backbone(mine | {"small_files_sha256": "0"}, mine)
+    assert not same_backbone({}, mine)

@@ -248,3 +248,22 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed,
     assert "going on after epoch" in outputs[0]
     assert 0 < done < 20 == len(losses(workdir))
     assert (workdir / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_removed_once_all_processes_have_read_it(arguments, tmp_path):
+    arguments.append("--config.epochs=4")
+    workdir = tmp_path / "run"
+    finish(start(arguments, workdir, devices=2, processes=2))
+    expected, first = losses(workdir), json.loads((workdir / "results.json").read_text())
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    (newest / "_CHECKPOINT_METADATA").write_bytes(b"{")
+    (workdir / "results.json").unlink()
+    jobs = start(arguments, workdir, devices=2, processes=2)
+    (out, err), (_, other_err) = (job.communicate(timeout=LONGEST_SECONDS) for job in jobs)
+    assert [job.returncode for job in jobs] == [0, 0], (err, other_err)
+    assert "going on after epoch 2 of 4" in out
+    assert [text.count("is damaged") for text in (err, other_err)] == [1, 0]
+    again = json.loads((workdir / "results.json").read_text())
+    assert losses(workdir) == expected
+    assert again["test_nll"] == first["test_nll"]

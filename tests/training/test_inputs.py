@@ -1,5 +1,8 @@
 """Frozen features: what they are of, what is kept, and when it is made anew."""
 
+import json
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -170,3 +173,13 @@ def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, kept, mon
     assert not np.array_equal(first, other)
     kept_text_features(clip, ("b", "a"), ("a {}.",), kept)
     assert len(calls) == 2
+
+
+def test_texts_of_another_tokenizer_are_encoded_anew(clip, kept, tmp_path):
+    first = kept_text_features(clip, ("a", "b"), ("{}.",), kept)
+    shutil.copytree(clip.identity.name, tmp_path / "clip")
+    vocabulary = json.loads((tmp_path / "clip" / "vocab.json").read_text())
+    vocabulary["a</w>"], vocabulary["b</w>"] = vocabulary["b</w>"], vocabulary["a</w>"]
+    (tmp_path / "clip" / "vocab.json").write_text(json.dumps(vocabulary))
+    other = kept_text_features(load_clip(tmp_path / "clip"), ("a", "b"), ("{}.",), kept)
+    np.testing.assert_array_equal(other, first[::-1])

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,35 +39,36 @@ SHAPES = {
 
 
 def random_model(shape: str, num_classes: int, **settings: Any) -> tuple[FGVPL, CLIP]:
-    """FG-VPL over a random backbone of a real model's shape; the text tower is a stub of it.
+    """`model_of` a real model's shape, a key of `SHAPES`."""
+    return model_of(SHAPES[shape], num_classes, **settings)
+
+
+def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> tuple[FGVPL, CLIP]:
+    """FG-VPL over a random backbone; the text tower is a stub of one.
 
     Args:
-        shape: A key of `SHAPES`.
+        vision_config: Shape of the image tower.
         num_classes: k.
         **settings: Of `FGVPL`.
     """
-    vision_config = SHAPES[shape]
     text_config = TextConfig(
         width=64, num_layers=1, num_heads=1, mlp_width=64, vocab_size=64, context_length=8
     )
     vision = VisionTower(vision_config, rngs=nnx.Rngs(0))
-    clip = SimpleNamespace(
-        vision=vision,
-        text=TextTower(text_config, rngs=nnx.Rngs(1)),
-        logit_scale=np.float32(100),
-        image_size=vision_config.image_size,
-        image_encoder=ImageEncoder(
-            vision,
-            mean=np.array([0.48, 0.46, 0.41], np.float32),
-            std=np.array([0.27, 0.26, 0.28], np.float32),
-            rescale_factor=1 / 255,
-        ),
+    clip = CLIP.__new__(CLIP)  # without a tokenizer and a checkpoint's files
+    clip.vision = vision
+    clip.text = TextTower(text_config, rngs=nnx.Rngs(1))
+    clip.logit_scale = np.float32(100)
+    clip.image_size = vision_config.image_size
+    clip.image_encoder = ImageEncoder(
+        vision,
+        mean=np.array([0.48, 0.46, 0.41], np.float32),
+        std=np.array([0.27, 0.26, 0.28], np.float32),
+        rescale_factor=1 / 255,
     )
     text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    backbone = cast(CLIP, clip)
-    weights = jnp.asarray(text, jnp.float32)
-    return FGVPL(backbone, weights, rngs=nnx.Rngs(2), **settings), backbone
+    return FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2), **settings), clip
 
 
 def take_turns(

@@ -84,7 +84,9 @@ def get_config() -> ConfigDict:
     # Images in one forward and backward pass, whose gradients are summed up to a batch; 0 for the
     # whole batch. Less memory, the same step.
     config.microbatch = 0
-    config.rematerialise = False  # activations anew in the backward pass: less memory, more time
+    # Activations anew in the backward pass, attention weights anew for the roll-out: less memory,
+    # more time.
+    config.rematerialise = False
     # Of the image encoder's products and activations: "float32" or "bfloat16". Parameters, object
     # masks, logits and losses are float32.
     config.compute_dtype = "float32"

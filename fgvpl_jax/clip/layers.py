@@ -110,20 +110,40 @@ class Attention(nnx.Module):
             Updates of the asking tokens, and the weights, which are float32 at least; a masked
             key's is exactly 0.
         """
-
-        def heads(x):
-            return x.reshape(*x.shape[:2], self.num_heads, -1)
-
-        query = heads(self.query(tokens[:, :num_queries]))
-        key, value = heads(self.key(tokens)), heads(self.value(tokens))
-        scale = 1 / math.sqrt(query.shape[-1])
-        wide = jnp.promote_types(tokens.dtype, jnp.float32)
-        scores = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key, preferred_element_type=wide)
-        if mask is not None:
-            scores = jnp.where(mask[:, None], scores, -jnp.inf)
-        weights = softmax(scores)
+        query, key = self.queries_and_keys(tokens, num_queries)
+        value = self._heads(self.value(tokens))
+        weights = attention_weights(query, key, mask)
         mixed = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(tokens.dtype), value)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
+
+    def queries_and_keys(
+        self, tokens: Float[Array, "b t d"], num_queries: int | None = None
+    ) -> tuple[Float[Array, "b q h c"], Float[Array, "b t h c"]]:
+        """Of normalised tokens, for `attention_weights`; queries carry the scale."""
+        query = self._heads(self.query(tokens[:, :num_queries]))
+        return query * (1 / math.sqrt(query.shape[-1])), self._heads(self.key(tokens))
+
+    def _heads(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
+        return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+
+def attention_weights(
+    queries: Float[Array, "b q h c"],
+    keys: Float[Array, "b k h c"],
+    mask: Bool[Array, "#b #q k"] | None = None,
+) -> Float[Array, "b h q k"]:
+    """How much each query attends to each key (Eq. 5), float32 at least.
+
+    Args:
+        queries: With the scale.
+        keys: As many heads.
+        mask: True where a query may see a key, whose weight is exactly 0 elsewhere.
+    """
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    scores = jnp.einsum("bqhc,bkhc->bhqk", queries, keys, preferred_element_type=wide)
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, -jnp.inf)
+    return softmax(scores)
 
 
 class TransformerLayer(nnx.Module):
@@ -168,3 +188,9 @@ class TransformerLayer(nnx.Module):
         tokens = tokens[:, :num_queries] + update
         hidden = ACTIVATIONS[self.activation](self.fc1(self.norm2(tokens)))
         return tokens + self.fc2(hidden), weights
+
+    def queries_and_keys(
+        self, tokens: Float[Array, "b t d"]
+    ) -> tuple[Float[Array, "b t h c"], Float[Array, "b t h c"]]:
+        """What `attention_weights` makes the block's weights of, without a mask."""
+        return self.attention.queries_and_keys(self.norm1(tokens))

@@ -82,9 +82,11 @@ class VisionTower(nnx.Module):
     ) -> Float[Array, "b e"]:
         """Raw image features, as transformers returns them; `dtype` as in `embed`."""
         tokens = self.embed(pixels, dtype)
-        for layer in self.layers:
+        *layers, last_layer = self.layers
+        for layer in layers:
             tokens, _ = layer(tokens)
-        return self.project(tokens[:, 0])
+        class_token, _ = last_layer(tokens, num_queries=1)  # the only one that is read
+        return self.project(class_token[:, 0])
 
 
 class TextTower(nnx.Module):

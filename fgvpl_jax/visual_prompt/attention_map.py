@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fgvpl_jax.clip.layers import attention_weights
 from fgvpl_jax.errors import UserError
 
 
@@ -38,6 +39,40 @@ def attention_map(
     *lower, top = (jax.lax.stop_gradient(weights) for weights in attentions)
     row = top[:, :, 0].astype(jnp.float32)
     for weights in reversed(lower):
-        # A product and a sum rather than a matrix product, whose float32 is cut short on GPUs.
-        row = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
+        row = _one_layer_down(row, weights)
     return row[..., 1 : 1 + num_patches].sum(axis=1)
+
+
+def attention_map_anew(
+    queries_and_keys: Sequence[tuple[Float[Array, "b t h c"], Float[Array, "b t h c"]]],
+    num_prompts: int = 1,
+) -> Float[Array, "b n"]:
+    """`attention_map` without the layers' weights: each is computed anew when its turn comes.
+
+    Then not l·h·t² weights an image are kept until the roll-out but 2·l·t·d numbers, and the
+    weights of one layer at a time: less where t > 2·d/h.
+
+    Args:
+        queries_and_keys: Of layers 1..L-1 (at least one), as `Attention.queries_and_keys` gives
+            them.
+        num_prompts: As for `attention_map`.
+    """
+    *lower, (queries, keys) = jax.lax.stop_gradient(list(queries_and_keys))
+    row = attention_weights(queries[:, :1], keys)[:, :, 0].astype(jnp.float32)
+    if lower:
+        # A loop, whose turns XLA cannot begin before their time, as it does with unrolled ones.
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
+        row, _ = jax.lax.scan(
+            lambda row, layer: (_one_layer_down(row, attention_weights(*layer)), None),
+            row,
+            stacked,
+            reverse=True,
+        )
+    return row[..., 1 : row.shape[-1] - num_prompts].sum(axis=1)
+
+
+def _one_layer_down(
+    row: Float[Array, "b h t"], weights: Float[Array, "b h t t"]
+) -> Float[Array, "b h t"]:
+    # A product and a sum rather than a matrix product, whose float32 is cut short on GPUs.
+    return jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)

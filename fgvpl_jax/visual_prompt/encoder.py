@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from fgvpl_jax.clip import VisionTower
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Trainable, trainable_copy
-from fgvpl_jax.visual_prompt.attention_map import attention_map
+from fgvpl_jax.visual_prompt.attention_map import attention_map, attention_map_anew
 from fgvpl_jax.visual_prompt.object_mask import object_mask
 
 PROMPT_STD = 0.02
@@ -63,8 +63,9 @@ class FGImageEncoder(nnx.Module):
             connectivity: 2 or 1, see `object_mask`.
             compute_dtype: What the layers compute in; None for the parameters' type. Features,
                 attention map and mask are float32 at least.
-            rematerialise: Compute a layer's activations anew in the backward pass instead of
-                keeping them: the same gradients from less memory.
+            rematerialise: Compute a layer's activations anew in the backward pass, and its
+                attention weights anew for the attention map, instead of keeping them: the same
+                result from less memory.
             rngs: The `params` stream draws the prompt: normal, std 0.02.
         """
         if len(vision.layers) < 2:
@@ -97,11 +98,14 @@ class FGImageEncoder(nnx.Module):
         tokens = jnp.concatenate([tokens, prompt], axis=1)  # Eq. 2
 
         *shared_layers, last_layer = self.vision.layers
-        attentions = []
+        attentions: list[Any] = []
         for layer in shared_layers:
-            tokens, attention = self._run(layer, tokens)
-            attentions.append(attention)
-        significance = attention_map(attentions, num_prompts)  # Eqs. 5-7
+            seen = tokens
+            tokens, weights = self._run(layer, seen)
+            # The layer computes its queries and keys as well; XLA makes one of both.
+            attentions.append(layer.queries_and_keys(seen) if self.rematerialise else weights)
+        roll_out = attention_map_anew if self.rematerialise else attention_map
+        significance = roll_out(attentions, num_prompts)  # Eqs. 5-7
         mask = object_mask(significance, self.vision.grid, self.connectivity)
 
         # Eq. 8. The class token by itself: a program that reads no patch, such as a training step,

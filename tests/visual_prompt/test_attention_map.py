@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fgvpl_jax import attention_map
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.visual_prompt.attention_map import attention_map_anew
 
 
 def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
@@ -32,6 +33,20 @@ def test_equals_the_full_product(layers, tokens, num_prompts):
     attentions = random_attentions(rng, layers, 2, 3, tokens)
     ours = attention_map([jnp.asarray(a, jnp.float32) for a in attentions], num_prompts)
     np.testing.assert_allclose(ours, full_product(attentions, num_prompts), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "num_prompts"), [(1, 1), (2, 0), (5, 4)])
+def test_anew_from_queries_and_keys_equals_the_full_product(layers, num_prompts):
+    rng = np.random.default_rng(layers)
+    queries, keys = rng.normal(size=(2, layers, 2, 18, 3, 4))  # layer, image, token, head, channel
+    weights = np.exp(np.einsum("lbqhc,lbkhc->lbhqk", queries, keys))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    pairs = [
+        tuple(jnp.asarray(x, jnp.float32) for x in pair) for pair in zip(queries, keys, strict=True)
+    ]
+    ours = attention_map_anew(pairs, num_prompts)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, full_product(weights, num_prompts), rtol=1e-5)
 
 
 def test_the_order_of_layers_matters():
@@ -65,6 +80,12 @@ def test_low_precision_weights_are_accumulated_in_float32():
 def test_no_gradient_flows():
     attentions = jnp.asarray(random_attentions(np.random.default_rng(2), 3, 1, 2, 8), jnp.float32)
     gradient = jax.grad(lambda a: attention_map(list(a)).sum())(attentions)
+    assert (np.asarray(gradient) == 0).all()
+
+
+def test_no_gradient_flows_where_weights_are_computed_anew():
+    pairs = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 1, 8, 2, 4)), jnp.float32)
+    gradient = jax.grad(lambda x: attention_map_anew([tuple(pair) for pair in x]).sum())(pairs)
     assert (np.asarray(gradient) == 0).all()
 
 

@@ -1,0 +1,85 @@
+"""The train step and the evaluation program with random arguments, ready to be compiled."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from fgvpl_jax.evaluation.evaluator import compile_programs
+from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.methods.optimizers import adamw, cosine
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.training import (
+    TrainState,
+    make_train_step,
+    replicate,
+    split_batch,
+    split_model,
+)
+from fgvpl_jax.training.cache import compile_support_features
+from fgvpl_jax.training.step import StepBatch
+
+
+class Program(NamedTuple):
+    """A jitted function and what to call it with."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+    def compile(self) -> Any:
+        """The program, compiled for these arguments."""
+        return self.function.lower(*self.arguments).compile()
+
+
+def programs(
+    model: FGVPL, batch: int, support: int, mesh: Mesh
+) -> dict[str, Callable[[], Program]]:
+    """What a run of FG-VPL does on the devices, by name.
+
+    Args:
+        model: Real or random.
+        batch: Images at a time, a multiple of the number of devices.
+        support: Images of the cache, likewise.
+        mesh: Devices.
+    """
+    graphdef, trainable, frozen = split_model(model)
+    num_classes, dim = model.text_features.shape
+    side = model.image_encoder.vision.config.image_size
+    rng = np.random.default_rng(0)
+    images = split_batch(mesh, rng.integers(0, 256, (batch, side, side, 3), np.uint8))
+    labels = rng.integers(0, num_classes, batch).astype(np.int32)
+    features = rng.normal(size=(2, support, dim)).astype(np.float32)
+    key_labels = np.arange(support, dtype=np.int32) % num_classes
+    cache = split_batch(mesh, VisualCache(*features, key_labels, np.ones(support, bool)))
+    choices = replicate(mesh, {"cache_logit_weight": np.float32(1)})
+    weights = replicate(mesh, (trainable, frozen))
+
+    def train_step() -> Program:
+        optimizer = adamw(cosine(1e-3, 10_000), 0.01)
+        # A copy, because the step gives its state's memory away.
+        copied = jax.tree.map(lambda leaf: leaf.copy(), weights[0])
+        state = replicate(mesh, TrainState(copied, optimizer.init(copied)))
+        rows = split_batch(mesh, (labels, np.ones(batch, np.float32)))
+        step = make_train_step(graphdef, optimizer, mesh)
+        return Program(step, (state, weights[1], cache, choices, StepBatch(images, *rows)))
+
+    def evaluation() -> Program:
+        return Program(compile_programs(graphdef).outputs, (weights, cache, choices, images))
+
+    def cache_refresh() -> Program:
+        return Program(compile_support_features(graphdef), (*weights, images))
+
+    def plain_clip() -> Program:
+        graph, state = nnx.split(model.image_encoder)
+        forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+        return Program(forward, (replicate(mesh, state), images))
+
+    return {
+        "train_step": train_step,
+        "evaluation": evaluation,
+        "cache_refresh": cache_refresh,
+        "plain_clip": plain_clip,
+    }

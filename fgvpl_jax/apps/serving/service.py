@@ -22,7 +22,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.overlay import centred_square
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-# Long enough for requests that come together, too short to be noticed by one that comes alone.
+# Long enough for photos that are being decoded side by side.
 WAIT_SECONDS = 0.004
 
 
@@ -119,14 +119,15 @@ class Service:
         self.limits = limits
         self._batch_sizes = batch_sizes
         self._warm_up()
+        self._asked = 0  # photos in memory, decoded or not
         self._batches = MicroBatcher(
             self._answer_all,
             largest=batch_sizes[-1],
-            wait_seconds=WAIT_SECONDS if batch_sizes[-1] > 1 else 0.0,
+            wait_seconds=WAIT_SECONDS,
             most_waiting=limits.waiting,
+            unanswered=lambda: self._asked,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
-        self._asked = 0  # photos in memory, decoded or not
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
     async def ask(

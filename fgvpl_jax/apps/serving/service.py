@@ -236,19 +236,19 @@ class Service:
         ]
 
     def _warm_up(self) -> None:
-        side = self.classifier.image_size
-        black = np.zeros((side, side, 3), np.uint8)
+        inference, side = self.classifier.inference, self.classifier.clip.image_size
         extension = None
         for size in self._batch_sizes:
-            answers = self._answer_all([Question(black, "", 1, None)] * size)
-            if not self.classifier.uses_cache:
+            features, kept = inference.encode(np.zeros((size, side, side, 3), np.uint8))
+            inference.recognise(features)
+            if kept is None:
                 continue
             if extension is None:
-                kept, text = answers[0].kept, self.classifier.text_features_of("anything")
-                assert kept is not None
+                text = self.classifier.text_features_of("anything")
+                first = [None if x is None else np.asarray(x[0]) for x in kept]
                 empty = Extension(self.classifier.class_names)
-                extension = empty.with_class("anything", text, [("", *kept)])
-            self._answer_all([Question(black, "", 1, extension)] * size)
+                extension = empty.with_class("anything", text, [("", *first)])
+            inference.recognise(features, extension.on_device)
 
 
 def check_photo(data: bytes, name: str, limits: Limits) -> None:

@@ -49,7 +49,7 @@ def main(workdir: Path, photos: Sequence[Path], clients: int, requests: int, rou
             return lambda: asyncio.run(crowd(address, photos, clients, requests, expected, tally))
 
         seconds = take_turns({"batched": ask_all(batched), "unbatched": ask_all(unbatched)}, rounds)
-        result: dict[str, Any] = {"backbone_pixels": classifier.image_size, "clients": clients}
+        result: dict[str, Any] = {"backbone_pixels": classifier.clip.image_size, "clients": clients}
         count = clients * requests
         result |= {
             f"{name}_requests_per_second": count / statistics.median(values)

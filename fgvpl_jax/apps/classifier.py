@@ -96,7 +96,6 @@ class Classifier:
         clip: The backbone.
         uses_cache: Whether they have similar photos, and classes can be added.
         title: The method's, in tables.
-        image_size: Side of the crop that the model sees, in pixels.
         inference: The device programs.
     """
 
@@ -137,7 +136,6 @@ class Classifier:
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
         self.title = model.title
-        self.image_size = self.clip.image_size
         self._templates = config.data.templates
 
     def predict(self, images: Photo | Sequence[Photo], top_k: int = 5) -> list[Prediction]:

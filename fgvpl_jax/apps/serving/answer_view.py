@@ -135,5 +135,6 @@ def place_of(weights: Float[np.ndarray, "gh gw"] | Bool[np.ndarray, "gh gw"]) ->
 def as_address(image: Image.Image, kind: str) -> str:
     """A picture as a data address."""
     stream = BytesIO()
-    image.save(stream, kind, **({"quality": 88} if kind == "JPEG" else {}))
+    # The mask's few colours are small at any level, and the default takes as long as the rest.
+    image.save(stream, kind, **({"quality": 88} if kind == "JPEG" else {"compress_level": 1}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -16,15 +16,17 @@ class Overloaded(RuntimeError):
 
 
 class MicroBatcher(Generic[Question, Answer]):
-    """A thread that collects questions for a few milliseconds and answers them at once.
+    """A thread that answers at once what questions there are.
 
-    While it is at work further questions gather, so that load makes larger batches by itself.
+    While it is at work further questions gather, so that load makes larger batches by itself. It
+    waits for others only where some are known to be on their way.
 
     Args:
         answer_all: Answers a batch in its order; called from the one thread only.
         largest: Questions in a batch.
-        wait_seconds: How long the first question of a batch waits for others.
+        wait_seconds: How long the first question of a batch waits for those on their way.
         most_waiting: Questions that may wait beside the batch at work.
+        unanswered: Counts all questions that have no answer yet, also those on their way here.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class MicroBatcher(Generic[Question, Answer]):
         largest: int,
         wait_seconds: float,
         most_waiting: int,
+        unanswered: Callable[[], int],
     ):
         self._answer_all = answer_all
         self._largest = largest
         self._wait_seconds = wait_seconds
+        self._unanswered = unanswered
         self._waiting: queue.Queue[tuple[Question, Future[Answer]] | None] = queue.Queue(
             most_waiting
         )
@@ -97,7 +101,10 @@ class MicroBatcher(Generic[Question, Answer]):
                     found = self._waiting.get()
                     deadline = time.monotonic() + self._wait_seconds
                 else:
-                    found = self._waiting.get(timeout=max(0.0, deadline - time.monotonic()))
+                    patience = deadline - time.monotonic()
+                    if self._unanswered() <= len(batch):
+                        patience = 0.0
+                    found = self._waiting.get(timeout=max(0.0, patience))
             except queue.Empty:
                 break
             if found is None:

@@ -88,14 +88,15 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                 # which says the same, makes Gradio write a stub beside this file.
                 photo.preprocess = path_of  # type: ignore[method-assign]
                 uploads_only(photo)
+                picked = None
                 if examples:
-                    gr.Examples(
+                    picked = gr.Examples(
                         [[str(file)] for file in examples],
                         photo,
                         label="Or pick an example",
                         example_labels=None,
                         api_visibility="private",
-                    )
+                    ).load_input_event
             with gr.Column(scale=2, min_width=300):
                 answer = gr.HTML(elem_id="answer", js_on_load=None)
         with gr.Tab("Many photos"):
@@ -128,7 +129,18 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                     reset = gr.Button("Remove all added classes")
                 added = gr.HTML(elem_id="added", js_on_load=None)
         settings: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-        photo.change(pages.one, [photo, session], answer, **settings)
+        # Each event by its name: `change` comes twice for an upload. The service has a queue, and
+        # Gradio's would cost one photo two more requests.
+        one: dict[str, Any] = {
+            "fn": pages.one,
+            "inputs": [photo, session],
+            "outputs": answer,
+            **settings,
+            "queue": False,
+        }
+        gr.on([photo.upload, photo.clear], trigger_mode="always_last", **one)
+        if picked is not None:
+            picked.then(**one)
         classify.click(pages.many, [photos, session], [table, download], **settings)
         if added is not None:
             # What is shown of the photo at hand is answered anew among the new classes.
@@ -137,10 +149,8 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                 [name, class_photos, session],
                 [session, added, name, class_photos],
                 **settings,
-            ).then(pages.one, [photo, session], answer, **settings)
-            reset.click(pages.reset, None, [session, added], **settings).then(
-                pages.one, [photo, session], answer, **settings
-            )
+            ).then(**one)
+            reset.click(pages.reset, None, [session, added], **settings).then(**one)
     page.queue(api_open=False, max_size=service.limits.waiting)
     return page
 

@@ -22,7 +22,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.overlay import centred_square
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-# Long enough for requests that come together, too short to be noticed by one that comes alone.
+# Long enough for photos that are being decoded side by side.
 WAIT_SECONDS = 0.004
 
 
@@ -119,14 +119,15 @@ class Service:
         self.limits = limits
         self._batch_sizes = batch_sizes
         self._warm_up()
+        self._asked = 0  # photos in memory, decoded or not
         self._batches = MicroBatcher(
             self._answer_all,
             largest=batch_sizes[-1],
-            wait_seconds=WAIT_SECONDS if batch_sizes[-1] > 1 else 0.0,
+            wait_seconds=WAIT_SECONDS,
             most_waiting=limits.waiting,
+            unanswered=lambda: self._asked,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
-        self._asked = 0  # photos in memory, decoded or not
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
     async def ask(
@@ -235,19 +236,19 @@ class Service:
         ]
 
     def _warm_up(self) -> None:
-        side = self.classifier.image_size
-        black = np.zeros((side, side, 3), np.uint8)
+        inference, side = self.classifier.inference, self.classifier.clip.image_size
         extension = None
         for size in self._batch_sizes:
-            answers = self._answer_all([Question(black, "", 1, None)] * size)
-            if not self.classifier.uses_cache:
+            features, kept = inference.encode(np.zeros((size, side, side, 3), np.uint8))
+            inference.recognise(features)
+            if kept is None:
                 continue
             if extension is None:
-                kept, text = answers[0].kept, self.classifier.text_features_of("anything")
-                assert kept is not None
+                text = self.classifier.text_features_of("anything")
+                first = [None if x is None else np.asarray(x[0]) for x in kept]
                 empty = Extension(self.classifier.class_names)
-                extension = empty.with_class("anything", text, [("", *kept)])
-            self._answer_all([Question(black, "", 1, extension)] * size)
+                extension = empty.with_class("anything", text, [("", *first)])
+            inference.recognise(features, extension.on_device)
 
 
 def check_photo(data: bytes, name: str, limits: Limits) -> None:

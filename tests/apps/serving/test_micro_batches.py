@@ -29,12 +29,18 @@ def device():
     return Device()
 
 
+def made(device, *, wait_seconds=0.001, unanswered=4, **settings):
+    return MicroBatcher(
+        device, wait_seconds=wait_seconds, unanswered=lambda: unanswered, **settings
+    )
+
+
 @pytest.fixture
 def batcher(device):
-    made = MicroBatcher(device, largest=4, wait_seconds=0.005, most_waiting=8)
-    yield made
+    batcher = made(device, largest=4, wait_seconds=0.005, most_waiting=8)
+    yield batcher
     device.gate.set()
-    made.close()
+    batcher.close()
 
 
 def test_what_comes_while_the_device_works_is_answered_in_full_batches(batcher, device):
@@ -49,7 +55,7 @@ def test_what_comes_while_the_device_works_is_answered_in_full_batches(batcher, 
 
 def test_each_of_many_threads_gets_its_own_answer(device):
     device.gate.set()
-    batcher = MicroBatcher(device, largest=4, wait_seconds=0.001, most_waiting=1000)
+    batcher = made(device, largest=4, most_waiting=1000)
     found = {}
 
     def ask(start):
@@ -94,8 +100,21 @@ def test_who_gave_up_is_left_out(batcher, device):
     assert device.sizes == [1, 1]
 
 
+def test_only_those_on_their_way_are_waited_for(device):
+    device.gate.set()
+    alone = made(device, largest=4, wait_seconds=600.0, most_waiting=8, unanswered=1)
+    assert alone.submit(1).result(20) == 2
+    alone.close()
+    in_company = made(device, largest=4, wait_seconds=600.0, most_waiting=8, unanswered=2)
+    first = in_company.submit(1)
+    assert not wait([first], 0.1).done
+    assert [in_company.submit(2).result(20), first.result(20)] == [4, 2]
+    assert device.sizes == [1, 2]
+    in_company.close()
+
+
 def test_closing_answers_what_waits_and_takes_nothing_more(device):
-    batcher = MicroBatcher(device, largest=2, wait_seconds=0.001, most_waiting=8)
+    batcher = made(device, largest=2, most_waiting=8)
     futures = [batcher.submit(number) for number in range(5)]
     device.gate.set()
     batcher.close()

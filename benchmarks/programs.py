@@ -51,9 +51,11 @@ def programs(
     rng = np.random.default_rng(0)
     images = split_batch(mesh, rng.integers(0, 256, (batch, side, side, 3), np.uint8))
     labels = rng.integers(0, num_classes, batch).astype(np.int32)
-    features = rng.normal(size=(2, support, dim)).astype(np.float32)
+    image_keys, object_keys = rng.normal(size=(2, support, dim)).astype(np.float32)
     key_labels = np.arange(support, dtype=np.int32) % num_classes
-    cache = split_batch(mesh, VisualCache(*features, key_labels, np.ones(support, bool)))
+    cache = split_batch(
+        mesh, VisualCache(image_keys, object_keys, key_labels, np.ones(support, bool))
+    )
     choices = replicate(mesh, {"cache_logit_weight": np.float32(1)})
     weights = replicate(mesh, (trainable, frozen))
 

@@ -245,9 +245,10 @@ class Service:
                 continue
             if extension is None:
                 text = self.classifier.text_features_of("anything")
-                first = [None if x is None else np.asarray(x[0]) for x in kept]
+                image, object_ = (None if x is None else np.asarray(x[0]) for x in kept)
+                assert image is not None  # every cache has it
                 empty = Extension(self.classifier.class_names)
-                extension = empty.with_class("anything", text, [("", *first)])
+                extension = empty.with_class("anything", text, [("", image, object_)])
             inference.recognise(features, extension.on_device)
 
 

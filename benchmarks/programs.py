@@ -53,9 +53,8 @@ def programs(
     labels = rng.integers(0, num_classes, batch).astype(np.int32)
     image_keys, object_keys = rng.normal(size=(2, support, dim)).astype(np.float32)
     key_labels = np.arange(support, dtype=np.int32) % num_classes
-    cache = split_batch(
-        mesh, VisualCache(image_keys, object_keys, key_labels, np.ones(support, bool))
-    )
+    valid = np.ones(support, bool)
+    cache = VisualCache(*split_batch(mesh, (image_keys, object_keys, key_labels, valid)))
     choices = replicate(mesh, {"cache_logit_weight": np.float32(1)})
     weights = replicate(mesh, (trainable, frozen))
 

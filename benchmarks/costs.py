@@ -3,7 +3,7 @@
 Letters as in `docs/benchmarks.md`. The towers' own FLOPs are `train_step.py`'s.
 """
 
-from benchmarks.measuring import layer_flops
+from benchmarks.measuring import embedding_flops, layer_flops
 from benchmarks.train_step import evaluation_flops, train_flops
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.recognition.visual_cache import CHUNK
@@ -44,12 +44,6 @@ def cache_refresh_flops(config: VisionConfig) -> int:
     class_query = layer_flops(t, 1, d, config.mlp_width) - 4 * t * d**2
     projections = 2 * (t - 1) * d * config.embed_dim
     return embedding_flops(config) + layers + class_query + projections
-
-
-def embedding_flops(config: VisionConfig) -> int:
-    """Of one image's patches."""
-    gh, gw = config.grid
-    return 2 * gh * gw * config.patch_size**2 * 3 * config.width
 
 
 def kept_bytes(config: VisionConfig, batch: int, classes: int, support: int) -> int:

@@ -107,6 +107,12 @@ def layer_flops(tokens: int, queries: int, width: int, mlp_width: int) -> int:
     return keys_and_values + query_and_out + attention + 4 * queries * width * mlp_width
 
 
+def embedding_flops(config: VisionConfig) -> int:
+    """Of one image's patches."""
+    gh, gw = config.grid
+    return 2 * gh * gw * config.patch_size**2 * 3 * config.width
+
+
 def report(result: dict[str, Any]) -> None:
     """Prints a result as text and as one JSON line, with where and when it was measured."""
     device = jax.devices()[0]
@@ -116,6 +122,11 @@ def report(result: dict[str, Any]) -> None:
         "machine": f"{platform.machine()}, {_cores()} cores",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
     }
+    show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a result as text and as one JSON line."""
     for name, value in result.items():
         print(f"{name:44} {f'{value:.4g}' if isinstance(value, float) else value}")
     print(json.dumps(result))

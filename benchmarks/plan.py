@@ -7,11 +7,10 @@ take which achieves that many TFLOP/s; then one JSON line.
 """
 
 import argparse
-import json
 from typing import Any
 
 from benchmarks import costs
-from benchmarks.measuring import SHAPES
+from benchmarks.measuring import SHAPES, show
 from fgvpl_jax.recognition.visual_cache import CHUNK
 from fgvpl_jax.training.resident import COPIES
 
@@ -66,7 +65,4 @@ if __name__ == "__main__":
     parser.add_argument("--test", type=int, default=50_000)
     parser.add_argument("--tflops", type=float, default=400, help="TFLOP/s that are achieved")
     parser.add_argument("--side", type=int, default=512, help="of the largest photo, in pixels")
-    result = main(**vars(parser.parse_args()))
-    for name, value in result.items():
-        print(f"{name:44} {f'{value:.4g}' if isinstance(value, float) else value}")
-    print(json.dumps(result))
+    show(main(**vars(parser.parse_args())))

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measuring import SHAPES, layer_flops, random_model, ratio, report, take_turns
+from benchmarks.measuring import (
+    SHAPES,
+    embedding_flops,
+    layer_flops,
+    random_model,
+    ratio,
+    report,
+    take_turns,
+)
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
@@ -147,20 +155,18 @@ def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:
     full_backward = full + 4 * tokens * tokens * config.width
     last = layer_flops(tokens, 1, *size)
     last_backward = last + 4 * tokens * config.width
-    embedding = 2 * gh * gw * config.patch_size**2 * 3 * config.width
     shared = (config.num_layers - 1) * (full + full_backward)
-    return embedding + shared + 2 * (last + last_backward) + last
+    return embedding_flops(config) + shared + 2 * (last + last_backward) + last
 
 
 def evaluation_flops(config: VisionConfig, num_prompts: int = 1) -> int:
     """The like for one evaluated image: both branches, and plain CLIP for the zero-shot logits."""
     gh, gw = config.grid
     size = (config.width, config.mlp_width)
-    embedding = 2 * gh * gw * config.patch_size**2 * 3 * config.width
     total = 0
     for tokens, classes in ((gh * gw + 1 + num_prompts, 2), (gh * gw + 1, 1)):
         total += (config.num_layers - 1) * layer_flops(tokens, tokens, *size)
-        total += embedding + classes * layer_flops(tokens, 1, *size)
+        total += embedding_flops(config) + classes * layer_flops(tokens, 1, *size)
     return total
 
 

@@ -109,7 +109,12 @@ def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
         train, validation = record["train"], record["validation"]
         found_shots, seed = record["shots"], int(record["seed"])
         both = [train] if validation is None else [train, validation]
-        seen = Counter(key for drawn in both for keys in drawn.values() for key in keys)
+        lists = [keys for drawn in both for keys in drawn.values()]
+        seen = Counter(key for keys in lists for key in keys)
+        if not all(isinstance(keys, list) for keys in lists) or not all(
+            isinstance(key, str) for key in seen
+        ):
+            raise TypeError("each class needs a list of paths")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"data.few_shot_file={file} is no list of drawn images ({error!r}): name a "

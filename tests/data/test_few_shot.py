@@ -143,6 +143,8 @@ def test_twin_classes_are_read_back(drawn):
         ({"seed": float("inf")}, "no list of drawn images"),
         ({"validation": []}, "no list of drawn images"),
         ({"train": {"cat": [["t/cat/1"]]}}, "no list of drawn images"),
+        ({"train": {"cat": [0]}}, "no list of drawn images"),
+        ({"train": {"cat": "t/cat/1"}}, "no list of drawn images"),
     ],
 )
 def test_draws_of_other_data_are_refused(drawn, change, message):

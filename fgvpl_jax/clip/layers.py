@@ -31,21 +31,6 @@ def _quick_gelu_and_slope(x: Array) -> tuple[Array, Array]:
 quick_gelu.defvjp(_quick_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
 
 
-@jax.custom_vjp
-def softmax(scores: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
-    """Over the last axis."""
-    return jax.nn.softmax(scores, axis=-1)
-
-
-def _softmax_backward(weights: Array, gradient: Array) -> tuple[Array]:
-    return (weights * (gradient - jnp.sum(weights * gradient, axis=-1, keepdims=True)),)
-
-
-# The weights alone are kept for the way back; left to itself, XLA also keeps the exponentials and
-# their sums spread over all keys.
-softmax.defvjp(lambda scores: (softmax(scores),) * 2, _softmax_backward)
-
-
 # Under transformers' names of `hidden_act`.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
@@ -107,13 +92,13 @@ class Attention(nnx.Module):
             mask: True where a query may see a key; None for everywhere.
             num_queries: How many of the first tokens ask; None for all.
         Returns:
-            Updates of the asking tokens, and the weights, which are float32 at least; a masked
-            key's is exactly 0.
+            Updates of the asking tokens, and the weights, in the tokens' type; a masked key's is
+            exactly 0.
         """
         query, key = self.queries_and_keys(tokens, num_queries)
         value = self._heads(self.value(tokens))
         weights = attention_weights(query, key, mask)
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(tokens.dtype), value)
+        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
     def queries_and_keys(
@@ -127,23 +112,49 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 
 
+@jax.custom_vjp
 def attention_weights(
     queries: Float[Array, "b q h c"],
     keys: Float[Array, "b k h c"],
     mask: Bool[Array, "#b #q k"] | None = None,
 ) -> Float[Array, "b h q k"]:
-    """How much each query attends to each key (Eq. 5), float32 at least.
+    """How much each query attends to each key (Eq. 5); softmax in float32 at least.
 
     Args:
         queries: With the scale.
         keys: As many heads.
         mask: True where a query may see a key, whose weight is exactly 0 elsewhere.
+    Returns:
+        The weights in the queries' type.
     """
     wide = jnp.promote_types(queries.dtype, jnp.float32)
     scores = jnp.einsum("bqhc,bkhc->bhqk", queries, keys, preferred_element_type=wide)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
-    return softmax(scores)
+    weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
+    # Otherwise XLA keeps the scores, in float32, and makes weights of them wherever they are read.
+    return jax.lax.optimization_barrier(weights)
+
+
+def _attention_weights_forward(queries, keys, mask=None):
+    weights = attention_weights(queries, keys, mask)
+    return weights, (queries, keys, weights)
+
+
+def _attention_weights_backward(kept, gradient):
+    queries, keys, weights = kept
+    wide = jnp.promote_types(weights.dtype, jnp.float32)
+    product = weights.astype(wide) * gradient.astype(wide)
+    of_scores = product - weights.astype(wide) * product.sum(axis=-1, keepdims=True)
+    of_scores = of_scores.astype(weights.dtype)
+    of_queries = jnp.einsum("bhqk,bkhc->bqhc", of_scores, keys)
+    return of_queries, jnp.einsum("bhqk,bqhc->bkhc", of_scores, queries), None
+
+
+# The weights alone are kept for the way back; left to itself, XLA also keeps the exponentials and
+# their sums spread over all keys. And the scores' gradient takes the compute type, so that its
+# products are as fast as the others.
+attention_weights.defvjp(_attention_weights_forward, _attention_weights_backward)
 
 
 class TransformerLayer(nnx.Module):

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from fgvpl_jax.clip.config import TransformerConfig
-from fgvpl_jax.clip.layers import LayerNorm, TransformerLayer, quick_gelu, softmax
+from fgvpl_jax.clip.layers import LayerNorm, TransformerLayer, attention_weights, quick_gelu
 from fgvpl_jax.errors import UserError
 
 
@@ -94,27 +94,47 @@ def test_gradient_of_quick_gelu_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_gradient_of_softmax_by_its_jacobian():
-    """diag(w) - w·wᵀ, and nothing through a masked score."""
-    scores, gradient = np.random.default_rng(3).normal(size=(2, 7))
-    scores[4] = -np.inf
-    weights = np.exp(scores - scores.max())
-    weights /= weights.sum()
+def test_gradient_of_attention_weights_by_the_jacobian_of_softmax():
+    """diag(w) - w·wᵀ for each query, and nothing through a masked key."""
+    rng = np.random.default_rng(3)
+    queries, keys = rng.normal(size=(2, 3, 2, 4)), rng.normal(size=(2, 5, 2, 4))
+    gradient, mask = rng.normal(size=(2, 2, 3, 5)), np.ones((2, 1, 5), bool)
+    mask[1, 0, 2] = False
+    of_queries, of_keys = np.zeros_like(queries), np.zeros_like(keys)
+    expected = np.zeros_like(gradient)
+    for image, head, query in np.ndindex(2, 2, 3):
+        scores = keys[image, :, head] @ queries[image, query, head]
+        weights = np.exp(scores) * mask[image, 0]
+        weights /= weights.sum()
+        jacobian = np.diag(weights) - np.outer(weights, weights)
+        of_scores = jacobian @ gradient[image, head, query]
+        of_queries[image, query, head] = of_scores @ keys[image, :, head]
+        of_keys[image, :, head] += np.outer(of_scores, queries[image, query, head])
+        expected[image, head, query] = weights
     with jax.enable_x64(True):
-        found, pull = jax.vjp(softmax, jnp.asarray(scores))
-        (back,) = pull(jnp.asarray(gradient))
-    np.testing.assert_allclose(found, weights, rtol=1e-12)
-    np.testing.assert_allclose(
-        back, (np.diag(weights) - np.outer(weights, weights)) @ gradient, atol=1e-14
-    )
-    assert np.asarray(back)[4] == 0
+        arrays = [jnp.asarray(array) for array in (queries, keys, mask)]
+        found, pull = jax.vjp(attention_weights, *arrays)
+        back = pull(jnp.asarray(gradient))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(back[0], of_queries, atol=1e-14)
+    np.testing.assert_allclose(back[1], of_keys, atol=1e-14)
+    assert (np.asarray(back[1])[1, 2] == 0).all()
 
 
-@pytest.mark.parametrize("function", [quick_gelu, softmax])
-def test_one_array_is_kept_for_the_way_back(function):
+def test_one_array_is_kept_of_quick_gelu():
     x = jnp.ones((3, 5))
-    kept = jax.eval_shape(lambda x: jax.vjp(function, x)[1], x)
+    kept = jax.eval_shape(lambda x: jax.vjp(quick_gelu, x)[1], x)
     assert [leaf.shape for leaf in jax.tree.leaves(kept)] == [x.shape]
+
+
+def test_attention_keeps_its_weights_once_and_in_the_compute_type():
+    queries, keys = jnp.ones((2, 3, 2, 4), jnp.bfloat16), jnp.ones((2, 5, 2, 4), jnp.bfloat16)
+    kept = jax.eval_shape(lambda *inputs: jax.vjp(attention_weights, *inputs)[1], queries, keys)
+    leaves = jax.tree.leaves(kept)
+    assert sorted(leaf.shape for leaf in leaves) == sorted(
+        [queries.shape, keys.shape, (2, 2, 3, 5)]
+    )
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_heads_must_divide_the_width():

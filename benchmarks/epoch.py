@@ -1,6 +1,6 @@
 """An epoch with the photos on the device beside one whose batches the host decodes and crops.
 
-    python -m benchmarks.epoch CLIP [--images=160] [--side=512] [--batch=32]
+    python -m benchmarks.epoch CLIP [--images=160] [--side=512] [--batch=32] [--dtype=bfloat16]
 
 Random JPEG photos; FG-VPL over the CLIP in the directory, with a cache of the same photos. Both
 take turns in one process. Prints seconds an epoch and their ratio; then one JSON line.
@@ -41,12 +41,14 @@ CLASSES, SEED, LEARNING_RATE, WEIGHT_DECAY = 10, 1, 1e-3, 0.01
 ALL_BYTES = 2**40
 
 
-def main(clip_dir: str, num_images: int, side: int, batch_size: int, rounds: int) -> dict[str, Any]:
+def main(
+    clip_dir: str, num_images: int, side: int, batch_size: int, dtype: str, rounds: int
+) -> dict[str, Any]:
     """Runs the epochs and returns what is reported."""
     clip, mesh = load_clip(clip_dir), data_mesh()
     text = np.random.default_rng(0).normal(size=(CLASSES, clip.vision.config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    model = FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(0))
+    model = FGVPL(clip, jnp.asarray(text, jnp.float32), compute_dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
     layout = batch_layout(mesh, batch_size, 0)
@@ -96,6 +98,7 @@ def main(clip_dir: str, num_images: int, side: int, batch_size: int, rounds: int
         "images": num_images,
         "side": side,
         "batch": batch_size,
+        "dtype": dtype,
         "host_seconds": float(np.median(seconds["host"])),
         "resident_seconds": float(np.median(seconds["resident"])),
         "resident_over_host": ratio(seconds, "resident", "host"),
@@ -119,8 +122,16 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     report(
-        main(arguments.clip, arguments.images, arguments.side, arguments.batch, arguments.rounds)
+        main(
+            options.clip,
+            options.images,
+            options.side,
+            options.batch,
+            options.dtype,
+            options.rounds,
+        )
     )

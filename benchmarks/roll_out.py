@@ -1,6 +1,6 @@
 """The attention roll-out by its class row, beside full matrix products, and beside the forward.
 
-    python -m benchmarks.roll_out [--shape=B/16] [--batch=8]
+    python -m benchmarks.roll_out [--shape=B/16] [--batch=8] [--dtype=bfloat16]
 
 Also what roll-out and object mask take together, beside the plain tower's forward pass.
 """
@@ -19,7 +19,7 @@ from benchmarks.measuring import SHAPES, random_model, ratio, report, take_turns
 from fgvpl_jax import attention_map, object_mask
 
 
-def main(shape: str, batch: int, rounds: int) -> dict[str, Any]:
+def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
     """Times all and returns medians and ratios."""
     _, clip = random_model(shape, num_classes=10)
     config = clip.vision.config
@@ -28,20 +28,23 @@ def main(shape: str, batch: int, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     size = (batch, config.num_heads, tokens, tokens)
     attentions = [
-        jax.nn.softmax(jnp.asarray(rng.normal(size=size), jnp.float32))
+        jax.nn.softmax(jnp.asarray(rng.normal(size=size), jnp.float32)).astype(dtype)
         for _ in range(config.num_layers - 1)
     ]
     images = jnp.asarray(rng.normal(size=(batch, clip.image_size, clip.image_size, 3)), jnp.float32)
     graphdef, state = nnx.split(clip.vision)
 
+    def below(product, weights):
+        return jnp.matmul(weights, product, precision="highest")
+
     @jax.jit
     def full_products(attentions):
-        rolled = reduce(lambda product, weights: weights @ product, attentions)
+        rolled = reduce(below, [weights.astype(jnp.float32) for weights in attentions])
         return rolled[:, :, 0, 1 : 1 + gh * gw].sum(axis=1)
 
     by_row = jax.jit(attention_map)
     tail = jax.jit(lambda attentions: object_mask(attention_map(attentions), (gh, gw)))
-    forward = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
+    forward = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images, dtype))
     np.testing.assert_allclose(by_row(attentions), full_products(attentions), rtol=1e-4)
     seconds = take_turns(
         {
@@ -52,7 +55,7 @@ def main(shape: str, batch: int, rounds: int) -> dict[str, Any]:
         },
         rounds,
     )
-    result: dict[str, Any] = {"shape": shape, "batch": batch}
+    result: dict[str, Any] = {"shape": shape, "batch": batch, "dtype": dtype}
     result |= {f"{name}_ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
     result["by_row_over_full_products"] = ratio(seconds, "by_row", "full_products")
     result["by_row_and_mask_over_forward"] = ratio(seconds, "by_row_and_mask", "forward")
@@ -63,6 +66,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    report(main(options.shape, options.batch, options.rounds))
+    report(main(options.shape, options.batch, options.dtype, options.rounds))

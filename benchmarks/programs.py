@@ -20,7 +20,10 @@ from fgvpl_jax.training import (
     split_model,
 )
 from fgvpl_jax.training.cache import compile_support_features
+from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.step import StepBatch
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 
 
 class Program(NamedTuple):
@@ -35,7 +38,7 @@ class Program(NamedTuple):
 
 
 def programs(
-    model: FGVPL, batch: int, support: int, mesh: Mesh
+    model: FGVPL, batch: int, support: int, mesh: Mesh, microbatch: int = 0
 ) -> dict[str, Callable[[], Program]]:
     """What a run of FG-VPL does on the devices, by name.
 
@@ -44,6 +47,7 @@ def programs(
         batch: Images at a time, a multiple of the number of devices.
         support: Images of the cache, likewise.
         mesh: Devices.
+        microbatch: Of the train step, as in the config.
     """
     graphdef, trainable, frozen = split_model(model)
     num_classes, dim = model.text_features.shape
@@ -59,12 +63,13 @@ def programs(
     weights = replicate(mesh, (trainable, frozen))
 
     def train_step() -> Program:
-        optimizer = adamw(cosine(1e-3, 10_000), 0.01)
+        optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
         # A copy, because the step gives its state's memory away.
         copied = jax.tree.map(lambda leaf: leaf.copy(), weights[0])
         state = replicate(mesh, TrainState(copied, optimizer.init(copied)))
         rows = split_batch(mesh, (labels, np.ones(batch, np.float32)))
-        step = make_train_step(graphdef, optimizer, mesh)
+        num_passes = batch_layout(mesh, batch, microbatch).num_passes
+        step = make_train_step(graphdef, optimizer, mesh, num_passes)
         return Program(step, (state, weights[1], cache, choices, StepBatch(images, *rows)))
 
     def evaluation() -> Program:
@@ -84,3 +89,20 @@ def programs(
         "cache_refresh": cache_refresh,
         "plain_clip": plain_clip,
     }
+
+
+def steps(function: Callable[..., Any], program: Program) -> Callable[[], Any]:
+    """One train step after the other, each from the state that the last one left.
+
+    Args:
+        function: The program's, or what it was compiled to.
+        program: A train step.
+    """
+    state, *others = program.arguments
+    states = [state]
+
+    def step():
+        states[0], metrics = function(states[0], *others)
+        return metrics, states[0].trainable
+
+    return step

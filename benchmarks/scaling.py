@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh
 
 from benchmarks import costs
 from benchmarks.measuring import model_of, ratio, report, take_turns
-from benchmarks.programs import Program, programs
+from benchmarks.programs import Program, programs, steps
 from fgvpl_jax.clip.config import VisionConfig
 
 TOWER = VisionConfig(width=256, num_layers=3, num_heads=4, mlp_width=1024, embed_dim=512)
@@ -113,18 +113,6 @@ def train_step(point: Setting) -> Program:
     devices = np.array(jax.devices()[: point.devices])
     mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
     return programs(model, point.batch, point.support, mesh)["train_step"]()
-
-
-def steps(compiled: Any, program: Program) -> Callable[[], Any]:
-    """One step after the other, each from the state that the last one left."""
-    state, *others = program.arguments
-    states = [state]
-
-    def step():
-        states[0], metrics = compiled(states[0], *others)
-        return metrics, states[0].trainable
-
-    return step
 
 
 def flops_of(compiled: Any) -> float:

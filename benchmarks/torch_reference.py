@@ -232,15 +232,16 @@ def contestants(
 
 
 @torch.inference_mode()
-def matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], Any]:
-    """The MLP's two products, bare."""
+def matmul(rows: int, width: int, hidden: int, times: int, dtype: str) -> Callable[[], Any]:
+    """The MLP's two products, bare, that often."""
     x, up, down = (
         torch.randn(*size, device=DEVICE, dtype=getattr(torch, dtype))
         for size in ((rows, width), (width, hidden), (hidden, width))
     )
 
     def product():
-        result = (x @ up) @ down
+        for _ in range(times):
+            result = (x @ up) @ down
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         return result

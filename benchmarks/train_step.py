@@ -13,12 +13,12 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from benchmarks.measuring import (
     SHAPES,
@@ -29,15 +29,12 @@ from benchmarks.measuring import (
     report,
     take_turns,
 )
+from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.methods.optimizers import adamw, cosine
-from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
-from fgvpl_jax.training.mesh import batch_layout
-from fgvpl_jax.training.step import StepBatch
+from fgvpl_jax.training import data_mesh
 
-CLASSES, SHOTS, LEARNING_RATE, WEIGHT_DECAY = 100, 16, 1e-3, 0.01
+CLASSES, SHOTS = 100, 16
+PRODUCTS = 10  # at a time, so that a GPU does not wait for the host
 
 
 def main(
@@ -45,26 +42,32 @@ def main(
 ) -> dict[str, Any]:
     """Times all and returns the medians and ratios."""
     model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
-    rng = np.random.default_rng(0)
-    side, dim = clip.image_size, clip.vision.config.embed_dim
-    images = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    labels = rng.integers(0, CLASSES, batch).astype(np.int32)
-    keys = [rng.normal(size=(CLASSES * SHOTS, dim)).astype(np.float32) for _ in range(2)]
-    key_labels = np.repeat(np.arange(CLASSES, dtype=np.int32), SHOTS)
-
-    contestants = ours(model, images, labels, keys, key_labels, microbatch)
+    every = programs(model, batch, CLASSES * SHOTS, data_mesh(), microbatch)
+    step, evaluation = every["train_step"](), every["evaluation"]()
+    contestants: dict[str, Callable[[], Any]] = {
+        "train_step": steps(step.function, step),
+        "evaluation": partial(evaluation.function, *evaluation.arguments),
+    }
     sizes = matmul_shape(clip.vision.config, batch)
     contestants["xla_matmul"] = xla_matmul(*sizes, dtype)
     if with_torch:
         from benchmarks import torch_reference
 
+        _, _, cache, _, given = step.arguments
         contestants |= torch_reference.contestants(
-            clip, model, images, labels, (*keys, key_labels), LEARNING_RATE, WEIGHT_DECAY, dtype
+            clip,
+            model,
+            np.asarray(given.inputs),
+            np.asarray(given.labels),
+            [np.asarray(array) for array in (cache.image, cache.object, cache.labels)],
+            LEARNING_RATE,
+            WEIGHT_DECAY,
+            dtype,
         )
-        contestants["torch_matmul"] = torch_reference.matmul(*sizes, dtype)
+        contestants["torch_matmul"] = torch_reference.matmul(*sizes, PRODUCTS, dtype)
     seconds = take_turns(contestants, rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    matmul_flops = 4 * math.prod(sizes)
+    matmul_flops = PRODUCTS * 4 * math.prod(sizes)
     peak = matmul_flops / medians["xla_matmul"]
     result: dict[str, Any] = {
         "shape": shape,
@@ -93,37 +96,6 @@ def main(
     return result
 
 
-def ours(
-    model: FGVPL, images, labels, keys, key_labels, microbatch: int
-) -> dict[str, Callable[[], Any]]:
-    """Our train step and evaluation program, with everything on the device."""
-    graphdef, trainable, frozen = split_model(model)
-    mesh, optimizer = data_mesh(), adamw(cosine(LEARNING_RATE, 1000), WEIGHT_DECAY)
-    num_passes = batch_layout(mesh, len(labels), microbatch).num_passes
-    train_step = make_train_step(graphdef, optimizer, mesh, num_passes)
-    image_keys, object_keys = map(jnp.asarray, keys)
-    valid = jnp.ones(len(key_labels), bool)
-    cache = VisualCache(image_keys, object_keys, jnp.asarray(key_labels), valid)
-    batch = StepBatch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
-    choices = {"cache_logit_weight": jnp.float32(1)}
-    copied = jax.tree.map(jnp.copy, trainable)
-    state = [replicate(mesh, TrainState(copied, optimizer.init(copied)))]
-
-    def train():
-        state[0], metrics = train_step(state[0], frozen, cache, choices, batch)
-        return metrics, state[0].trainable
-
-    @jax.jit
-    def evaluation(trainable, frozen, cache, images):
-        merged = nnx.merge(graphdef, trainable, frozen)
-        return merged(images, cache, **choices), merged.zero_shot_logits(images)
-
-    return {
-        "train_step": train,
-        "evaluation": lambda: evaluation(trainable, frozen, cache, batch.inputs),
-    }
-
-
 def matmul_shape(config: VisionConfig, batch: int) -> tuple[int, int, int]:
     """(rows, width, hidden width) of the model's largest matrix products, those of the MLP."""
     gh, gw = config.grid
@@ -131,14 +103,14 @@ def matmul_shape(config: VisionConfig, batch: int) -> tuple[int, int, int]:
 
 
 def xla_matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], Any]:
-    """The MLP's two products, bare."""
+    """The MLP's two products, bare, `PRODUCTS` times."""
     rng = np.random.default_rng(0)
     x, up, down = (
         jnp.asarray(rng.normal(size=size), dtype)
         for size in ((rows, width), (width, hidden), (hidden, width))
     )
     product = jax.jit(lambda x, up, down: (x @ up) @ down)
-    return lambda: product(x, up, down)
+    return lambda: [product(x, up, down) for _ in range(PRODUCTS)]
 
 
 def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:

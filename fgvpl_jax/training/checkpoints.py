@@ -1,7 +1,5 @@
 """Checkpoints of what training changes; the frozen backbone is named, not copied."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,20 +7,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.training.named_arrays import NamedArrays, by_path, content_hash, filled
 from fgvpl_jax.training.processes import is_writer, wait_for_all
 from fgvpl_jax.training.step import StepMetrics, TrainState
 from fgvpl_jax.training.step_folders import StepFolders
 
 KEEP_LAST = 2
 EPOCH_START = "epoch_start"
-
-Arrays = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ class Checkpoints:
             trees[EPOCH_START] = epoch_start
         # On the host: whole, whatever number of devices will read it. The epoch is there since
         # orbax refuses what is empty, as a state may be.
-        arrays = {name: leaves for name, tree in trees.items() if (leaves := _by_path(tree))}
+        arrays = {name: leaves for name, tree in trees.items() if (leaves := by_path(tree))}
         arrays["epoch"] = {"epoch": np.asarray(position.epoch)}
         for leaves in arrays.values():
             for path, leaf in leaves.items():
@@ -212,14 +208,14 @@ class Checkpoints:
         try:
             restored = state._replace(
                 **{
-                    name: _filled(tree, arrays.get(name, {}))
+                    name: filled(tree, arrays.get(name, {}))
                     for name, tree in state._asdict().items()
                     if tree is not None
                 }
             )
             epoch_start = None
             if EPOCH_START in arrays:
-                epoch_start = _filled(state.trainable, arrays[EPOCH_START])
+                epoch_start = filled(state.trainable, arrays[EPOCH_START])
         except (KeyError, ValueError) as error:
             raise _unusable(self._directory, step, error) from error
         steps = [
@@ -264,7 +260,7 @@ class Checkpoints:
             "room where the disk is full, and the same command goes on from the one before it"
         )
 
-    def _read(self, step: int) -> tuple[Arrays, dict[str, Any]]:
+    def _read(self, step: int) -> tuple[NamedArrays, dict[str, Any]]:
         """Arrays and metadata of an intact checkpoint."""
         try:
             saved = dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
@@ -347,46 +343,6 @@ def same_backbone(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
     )
 
 
-def content_hash(arrays: Arrays, metadata: dict[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and bytes in alphabetical order, and the metadata."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, leaves in sorted(arrays.items()):
-        for path, leaf in sorted(leaves.items()):
-            digest.update(json.dumps([name, path, str(leaf.dtype), leaf.shape]).encode())
-            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 def _first_line(error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return first.partition(" [tensorstore_spec=")[0]  # of pages, and of no use to a person
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _by_path(tree: Any) -> dict[str, np.ndarray]:
-    """Copies of the leaves under readable names; orbax saves no empty one, such as no prompt."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # Copies: on a CPU the plain conversion looks into the very memory that a step may overwrite.
-    return {_name(path): np.array(leaf, copy=True) for path, leaf in leaves if leaf.size}
-
-
-def _filled(tree: Any, leaves: dict[str, np.ndarray]) -> Any:
-    """The tree with its leaves replaced by those of `_by_path`.
-
-    Raises:
-        KeyError: If one is missing.
-        ValueError: If one has another shape or type.
-    """
-
-    def fill(path: Any, leaf: jax.Array) -> jax.Array:
-        if not leaf.size:
-            return leaf
-        saved = leaves[_name(path)]
-        if (saved.shape, saved.dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(f"{_name(path)} is {saved.dtype} {saved.shape}, not {leaf.shape}")
-        return jax.device_put(saved, leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(fill, tree)

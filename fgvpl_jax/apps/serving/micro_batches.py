@@ -26,7 +26,7 @@ class MicroBatcher(Generic[Question, Answer]):
         largest: Questions in a batch.
         wait_seconds: How long the first question of a batch waits for those on their way.
         most_waiting: Questions that may wait beside the batch at work.
-        unanswered: Counts all questions that have no answer yet, also those on their way here.
+        on_their_way: Counts the questions that will be submitted soon.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class MicroBatcher(Generic[Question, Answer]):
         largest: int,
         wait_seconds: float,
         most_waiting: int,
-        unanswered: Callable[[], int],
+        on_their_way: Callable[[], int],
     ):
         self._answer_all = answer_all
         self._largest = largest
         self._wait_seconds = wait_seconds
-        self._unanswered = unanswered
+        self._on_their_way = on_their_way
         self._waiting: queue.Queue[tuple[Question, Future[Answer]] | None] = queue.Queue(
             most_waiting
         )
@@ -102,7 +102,7 @@ class MicroBatcher(Generic[Question, Answer]):
                     deadline = time.monotonic() + self._wait_seconds
                 else:
                     patience = deadline - time.monotonic()
-                    if self._unanswered() <= len(batch):
+                    if not self._on_their_way():
                         patience = 0.0
                     found = self._waiting.get(timeout=max(0.0, patience))
             except queue.Empty:

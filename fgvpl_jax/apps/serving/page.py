@@ -129,16 +129,17 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
                     reset = gr.Button("Remove all added classes")
                 added = gr.HTML(elem_id="added", js_on_load=None)
         settings: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-        # Each event by its name: `change` comes twice for an upload. The service has a queue, and
-        # Gradio's would cost one photo two more requests.
+        # Each event by its name: `change` comes twice for an upload. The service has a queue and
+        # limits, and Gradio's queue would cost one photo two more requests.
         one: dict[str, Any] = {
             "fn": pages.one,
             "inputs": [photo, session],
             "outputs": answer,
             **settings,
             "queue": False,
+            "trigger_mode": "multiple",  # the newest counts, see `Pages.one`
         }
-        gr.on([photo.upload, photo.clear], trigger_mode="always_last", **one)
+        gr.on([photo.upload, photo.clear], **one)
         if picked is not None:
             picked.then(**one)
         classify.click(pages.many, [photos, session], [table, download], **settings)
@@ -160,9 +161,18 @@ class Pages:
 
     def __init__(self, service: Service):
         self._service = service
+        self._newest: dict[str | None, object] = {}  # of each open page, while it is at work
 
-    async def one(self, file: str | None, session: Session | None) -> str:
-        """The answer for one photo."""
+    async def one(self, file: str | None, session: Session | None, request: gr.Request) -> Any:
+        """The answer for one photo; nothing new where the page has asked again meanwhile."""
+        call = self._newest[request.session_hash] = object()
+        answer = await self._answer(file, session)
+        if self._newest.get(request.session_hash) is not call:
+            return gr.skip()
+        del self._newest[request.session_hash]
+        return answer
+
+    async def _answer(self, file: str | None, session: Session | None) -> str:
         if file is None:
             return ""
         try:

@@ -119,13 +119,14 @@ class Service:
         self.limits = limits
         self._batch_sizes = batch_sizes
         self._warm_up()
-        self._asked = 0  # photos in memory, decoded or not
+        self._asked = 0  # photos in memory
+        self._on_their_way = 0  # of them those that are being decoded
         self._batches = MicroBatcher(
             self._answer_all,
             largest=batch_sizes[-1],
             wait_seconds=WAIT_SECONDS,
             most_waiting=limits.waiting,
-            unanswered=lambda: self._asked,
+            on_their_way=lambda: self._on_their_way,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
         self.thumbnail = lru_cache(1024)(self._thumbnail)
@@ -154,10 +155,14 @@ class Service:
         if self._asked >= self.limits.waiting:
             raise Overloaded("too many photos wait: try again in a moment")
         self._asked += 1
+        self._on_their_way += 1
         try:
-            crop, square = await to_thread.run_sync(
-                self._read, data, name, with_square, limiter=self._decoders
-            )
+            try:
+                crop, square = await to_thread.run_sync(
+                    self._read, data, name, with_square, limiter=self._decoders
+                )
+            finally:
+                self._on_their_way -= 1
             question = Question(crop, name, top_k, extension)
             return Seen(square, await asyncio.wrap_future(self._batches.submit(question)))
         finally:

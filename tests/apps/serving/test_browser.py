@@ -31,14 +31,14 @@ def address(classifier, photos_dir, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    example = photos_dir / "test" / "blue_square" / "000.png"
+    examples = [photos_dir / "test" / "blue_square" / f"00{i}.png" for i in range(2)]
     log = tmp_path_factory.mktemp("server") / "log"
     with (
         log.open("w") as stream,
         subprocess.Popen(
             [
                 *(sys.executable, "run.py", "--mode=serve", f"--workdir={classifier.workdir}"),
-                *(f"--port={port}", str(example)),
+                *(f"--port={port}", *map(str, examples)),
             ],
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -160,6 +160,15 @@ def test_an_example_is_picked(open_page):
     page.locator("button.gallery-item").first.click()
     answer_for(page, "000.png")
     assert len(names(page)) == 3
+
+
+def test_of_two_examples_picked_at_once_the_last_is_answered(open_page):
+    page = open_page()
+    for number in (0, 1):
+        page.locator("button.gallery-item").nth(number).click()
+    answer_for(page, "001.png")
+    page.wait_for_timeout(2000)  # in which nothing else may come
+    answer_for(page, "001.png")
 
 
 def test_a_dropped_photo_is_answered(open_page, red):

@@ -29,10 +29,8 @@ def device():
     return Device()
 
 
-def made(device, *, wait_seconds=0.001, unanswered=4, **settings):
-    return MicroBatcher(
-        device, wait_seconds=wait_seconds, unanswered=lambda: unanswered, **settings
-    )
+def made(device, *, wait_seconds=0.001, on_their_way=lambda: 1, **settings):
+    return MicroBatcher(device, wait_seconds=wait_seconds, on_their_way=on_their_way, **settings)
 
 
 @pytest.fixture
@@ -102,15 +100,18 @@ def test_who_gave_up_is_left_out(batcher, device):
 
 def test_only_those_on_their_way_are_waited_for(device):
     device.gate.set()
-    alone = made(device, largest=4, wait_seconds=600.0, most_waiting=8, unanswered=1)
-    assert alone.submit(1).result(20) == 2
-    alone.close()
-    in_company = made(device, largest=4, wait_seconds=600.0, most_waiting=8, unanswered=2)
-    first = in_company.submit(1)
+    coming = 0
+    batcher = made(
+        device, largest=4, wait_seconds=600.0, most_waiting=8, on_their_way=lambda: coming
+    )
+    assert batcher.submit(1).result(20) == 2
+    coming = 1
+    first = batcher.submit(1)
     assert not wait([first], 0.1).done
-    assert [in_company.submit(2).result(20), first.result(20)] == [4, 2]
+    coming = 0
+    assert [batcher.submit(2).result(20), first.result(20)] == [4, 2]
     assert device.sizes == [1, 2]
-    in_company.close()
+    batcher.close()
 
 
 def test_closing_answers_what_waits_and_takes_nothing_more(device):

@@ -28,7 +28,7 @@ def heads_flops(config: VisionConfig, batch: int, classes: int, support: int) ->
 
 
 def evaluation_step_flops(config: VisionConfig, batch: int, classes: int, support: int) -> int:
-    """Of one evaluation batch, the zero-shot logits included."""
+    """Of one evaluation batch, the zero-shot logits included, the roll-out apart."""
     b, k, s, d, e = batch, classes, support, config.width, config.embed_dim
     adapters = 2 * k * e**2 + 4 * s * e**2 + 4 * b * e**2
     paths = 6 * b * k * e + 4 * b * s * e + 4 * b * s * k
@@ -38,7 +38,7 @@ def evaluation_step_flops(config: VisionConfig, batch: int, classes: int, suppor
 
 
 def cache_refresh_flops(config: VisionConfig) -> int:
-    """Of one support image: all of the last layer, because its patches are read."""
+    """Of one support image, the roll-out apart: all of the last layer, for its patches are read."""
     d, t = config.width, num_tokens(config)
     layers = config.num_layers * layer_flops(t, t, d, config.mlp_width)
     class_query = layer_flops(t, 1, d, config.mlp_width) - 4 * t * d**2

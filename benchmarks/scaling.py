@@ -6,7 +6,7 @@ A small random model, one setting changed at a time. Each line has a cost's rati
 first point, beside the ratio that the formulas of `costs.py` give: seconds (all points take turns)
 and FLOPs beside FLOPs; XLA's temporary memory beside what is kept for the way back. With devices,
 which a CPU simulates, nothing is timed: FLOPs and memory are those of one device, and bytes are the
-operands of what the devices send each other, beside those of all gradients. Then one JSON line.
+results of what the devices do together, beside those of all gradients. Then one JSON line.
 """
 
 import argparse

@@ -129,9 +129,10 @@ class TorchFGVPL(nn.Module):
     @torch.no_grad()
     def object_mask(self, attentions: list[Tensor]) -> Tensor:
         """Roll-out by full products (Eqs. 6-7), then scikit-image for each image."""
-        rolled = attentions[0].float()
-        for weights in attentions[1:]:
-            rolled = weights.float() @ rolled
+        with torch.autocast(DEVICE, enabled=False):  # which would round the products again
+            rolled = attentions[0].float()
+            for weights in attentions[1:]:
+                rolled = weights.float() @ rolled
         gh, gw = self.grid
         maps = rolled[:, :, 0, 1 : 1 + gh * gw].sum(1).cpu().numpy().reshape(-1, gh, gw)
         masks = [largest_area(one, self.connectivity).ravel() for one in maps]

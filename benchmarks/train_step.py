@@ -151,6 +151,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_torch", action="store_true")
     options = parser.parse_args()
+    if options.microbatch and options.batch % options.microbatch:
+        parser.error(f"--batch={options.batch} is no multiple of --microbatch={options.microbatch}")
     report(
         main(
             options.shape,

@@ -49,8 +49,8 @@ def attention_map_anew(
 ) -> Float[Array, "b n"]:
     """`attention_map` without the layers' weights: each is computed anew when its turn comes.
 
-    Then not l·h·t² weights an image are kept until the roll-out but 2·l·t·d numbers, and the
-    weights of one layer at a time: less where t > 2·d/h.
+    Then not l·h·t² weights an image are kept until the roll-out but 2·l·t·d numbers, twice that
+    while they are stacked, and the weights of one layer at a time.
 
     Args:
         queries_and_keys: Of layers 1..L-1 (at least one), as `Attention.queries_and_keys` gives

@@ -17,7 +17,7 @@ from fgvpl_jax.training.step import StepBatch, weighted_loss
 
 BATCH, CLASSES, SUPPORT, DIM = 4, 100, 400, 128
 TOWER = VisionConfig(
-    width=256, num_layers=2, num_heads=4, mlp_width=1024, image_size=112, embed_dim=DIM
+    width=256, num_layers=3, num_heads=4, mlp_width=1024, image_size=112, embed_dim=DIM
 )
 
 

@@ -6,6 +6,7 @@ Where the system gives neither root nor user namespaces, these are skipped.
 import json
 import os
 import random
+import select
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import count, outcome_of
-from tests.faults.test_moments import ROOT, command
+from tests.faults.test_moments import LONGEST_SECONDS, ROOT, command
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,10 @@ class Namespace:
         """The exit code of a program there."""
         self._worker.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         self._worker.stdin.flush()
+        answered, _, _ = select.select([self._worker.stdout], [], [], LONGEST_SECONDS)
+        if not answered:
+            self._worker.kill()
+            pytest.fail(f"{arguments[0]} hung for {LONGEST_SECONDS} s")
         return int(self._worker.stdout.readline())
 
     def mount(self, *arguments: str | Path) -> None:

@@ -38,7 +38,9 @@ def test_the_clock_jumps(undisturbed, tmp_path, monkeypatch, jump, trial):
             lambda name=name, unit=unit: clocks[name]() + jump * unit * (next(looks) >= when),
         )
     undisturbed.try_damaged("clock that jumps by a year", copy, monkeypatch.undo)
-    print(f"after {when} of {next(looks)} looks")
+    number = next(looks)
+    print(f"after {when} of {number} looks")
+    assert when < number, "the run was over before the clock jumped: draw from fewer looks"
 
 
 def command(undisturbed, path: Path) -> list[str]:

@@ -206,21 +206,10 @@ def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
 
 def random_run(shape: str, workdir: Path) -> None:
     """Trains an epoch over a random CLIP of a real model's shape, on drawn scenes."""
+    from benchmarks.synthetic_imagenet import write_clip
     from fgvpl_jax.data import load_shapes
-    from tests.tiny_clip import write_tiny_clip
 
-    vision = SHAPES[shape]
-    write_tiny_clip(
-        workdir / "clip",
-        vision_config={
-            "hidden_size": vision.width,
-            "intermediate_size": vision.mlp_width,
-            "num_attention_heads": vision.num_heads,
-            "num_hidden_layers": vision.num_layers,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-        },
-    )
+    write_clip(workdir / "clip", SHAPES[shape])
     drawn = load_shapes()
     for split, scenes in (("train", drawn.train), ("test", drawn.test)):
         assert scenes is not None

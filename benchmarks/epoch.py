@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
 
-from benchmarks.measuring import ratio, report, take_turns
+from benchmarks.measuring import ratio, report, smooth_photo, take_turns
+from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import Split
 from fgvpl_jax.methods import FGVPL
@@ -107,11 +107,10 @@ def main(
 
 
 def random_photos(folder: Path, count: int, side: int) -> Split:
-    """JPEG files of noise that was made smooth, as photos are, so that they decode as fast."""
+    """JPEG files of noise."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
-        coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+        smooth_photo(rng, side).save(folder / f"{number}.jpg")
     keys = tuple(f"{number}.jpg" for number in range(count))
     return Split(folder, keys, (np.arange(count) % CLASSES).astype(np.int32))
 
@@ -122,7 +121,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     report(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from fgvpl_jax.clip import CLIP, ImageEncoder
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
@@ -69,6 +70,12 @@ def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> 
     text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     return FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2), **settings), clip
+
+
+def smooth_photo(rng: np.random.Generator, side: int) -> Image.Image:
+    """A square of noise that was made smooth, so that a JPEG of it decodes as fast as a photo."""
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+    return coarse.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def take_turns(

@@ -17,6 +17,7 @@ from flax import nnx
 
 from benchmarks.measuring import SHAPES, random_model, ratio, report, take_turns
 from fgvpl_jax import attention_map, object_mask
+from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 
 
 def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
@@ -66,7 +67,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     report(main(options.shape, options.batch, options.dtype, options.rounds))

@@ -30,9 +30,11 @@ import uvicorn
 
 import fgvpl_jax as fg
 from benchmarks.measuring import SHAPES, ratio, report, take_turns
+from benchmarks.synthetic_imagenet import write_clip
 from fgvpl_jax.apps.classifier import Classifier, Prediction
 from fgvpl_jax.apps.serving import server
 from fgvpl_jax.apps.serving.service import BATCH_SIZES, Limits, Service
+from fgvpl_jax.data import load_shapes
 
 TIMEOUT = 600.0
 TOLERANCE = 1e-3  # of a logit: sums of another batch size round otherwise
@@ -206,9 +208,6 @@ def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
 
 def random_run(shape: str, workdir: Path) -> None:
     """Trains an epoch over a random CLIP of a real model's shape, on drawn scenes."""
-    from benchmarks.synthetic_imagenet import write_clip
-    from fgvpl_jax.data import load_shapes
-
     write_clip(workdir / "clip", SHAPES[shape])
     drawn = load_shapes()
     for split, scenes in (("train", drawn.train), ("test", drawn.test)):

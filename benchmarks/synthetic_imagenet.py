@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from flax import nnx
-from PIL import Image
 from safetensors.numpy import save_file
 
-from benchmarks.measuring import SHAPES
-from fgvpl_jax.clip.config import TextConfig, VisionConfig
+from benchmarks.measuring import SHAPES, smooth_photo
+from fgvpl_jax.clip.config import VisionConfig, read_config
 from fgvpl_jax.clip.convert import LOGIT_SCALE, hugging_face_tensors
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.data import benchmark_named
@@ -60,9 +59,7 @@ def _write_class(folder: Path, *, side: int, count: int) -> None:
     rng = np.random.default_rng(list(str(folder).encode()))
     folder.mkdir(parents=True)
     for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
-        photo = coarse.resize((side, side), Image.Resampling.BICUBIC)
-        photo.save(folder / f"{number}.JPEG")
+        smooth_photo(rng, side).save(folder / f"{number}.JPEG")
 
 
 def write_clip(folder: Path, vision_config: VisionConfig) -> None:
@@ -81,25 +78,15 @@ def write_clip(folder: Path, vision_config: VisionConfig) -> None:
         "image_size": size,
         "patch_size": vision_config.patch_size,
     }
-    text = config["text_config"]
-    text["max_position_embeddings"] = CONTEXT
-    text_config = TextConfig(
-        width=text["hidden_size"],
-        num_layers=text["num_hidden_layers"],
-        num_heads=text["num_attention_heads"],
-        mlp_width=text["intermediate_size"],
-        vocab_size=text["vocab_size"],
-        context_length=CONTEXT,
-        embed_dim=vision_config.embed_dim,
-        eos_token_id=text["eos_token_id"],
-    )
+    config["text_config"]["max_position_embeddings"] = CONTEXT
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+    _, text_config = read_config(folder)
     tensors = hugging_face_tensors(
         VisionTower(vision_config, rngs=nnx.Rngs(0)), TextTower(text_config, rngs=nnx.Rngs(1))
     )
     tensors[LOGIT_SCALE] = np.array(np.log(100), np.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
 
 
 if __name__ == "__main__":

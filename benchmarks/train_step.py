@@ -30,6 +30,7 @@ from benchmarks.measuring import (
     take_turns,
 )
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
+from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.training import data_mesh
 
@@ -147,7 +148,7 @@ if __name__ == "__main__":
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--microbatch", type=int, default=0, help="as in the config: 0 for all")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_torch", action="store_true")
     options = parser.parse_args()

@@ -14,28 +14,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from benchmarks.measuring import random_model
-from fgvpl_jax.methods.optimizers import adamw, cosine
-from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training import (
-    TrainState,
-    batch_layout,
-    data_mesh,
-    make_train_step,
-    replicate,
-    split_batch,
-    split_model,
-)
-from fgvpl_jax.training.step import StepBatch, weighted_loss
+from benchmarks.programs import Program, programs
+from fgvpl_jax.training import data_mesh, split_model
+from fgvpl_jax.training.step import weighted_loss
 
-BATCH_SIZE, CLASSES, SUPPORT, EMBED = 256, 100, 1600, 512
+BATCH_SIZE, CLASSES, SUPPORT = 256, 100, 1600
 GIB = 2**30
 
 
@@ -44,7 +34,7 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
     result = {}
     for number, microbatch in enumerate(microbatches):
         for rematerialise in (False, True):
-            compiled, make_arguments, kept = compile_step(microbatch, rematerialise)
+            compiled, program, kept = compile_step(microbatch, rematerialise)
             memory = compiled.memory_analysis()
             figures = {
                 "arguments": memory.argument_size_in_bytes / GIB,
@@ -55,7 +45,7 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
             figures["kept_for_the_way_back"] = kept / GIB
             if carry_out and number == 0 and not rematerialise:
                 started = time.perf_counter()
-                _, metrics = compiled(*make_arguments())
+                _, metrics = compiled(*program.arguments)
                 assert np.isfinite(metrics.loss)
                 figures["seconds"] = time.perf_counter() - started
                 largest_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -66,28 +56,11 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
     return result
 
 
-def compile_step(microbatch: int, rematerialise: bool) -> tuple[Any, Callable, int]:
-    """The compiled step, what makes its arguments, and the bytes that a pass keeps."""
+def compile_step(microbatch: int, rematerialise: bool) -> tuple[Any, Program, int]:
+    """The compiled step, the program it was compiled from, and the bytes that a pass keeps."""
     model, _ = random_model("B/16", CLASSES, rematerialise=rematerialise)
-    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
-    graphdef, trainable, frozen = split_model(model)
-    num_rows, num_passes = batch_layout(mesh, BATCH_SIZE, microbatch)
-
-    def make_arguments():
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (num_rows, 224, 224, 3), np.uint8)
-        labels = rng.integers(0, CLASSES, num_rows).astype(np.int32)
-        features = rng.normal(size=(2, SUPPORT, EMBED)).astype(np.float32)
-        of_support = (np.arange(SUPPORT, dtype=np.int32) % CLASSES, np.ones(SUPPORT, bool))
-        return (
-            *replicate(mesh, (TrainState(trainable, optimizer.init(trainable)), frozen)),
-            split_batch(mesh, VisualCache(*features, *of_support)),
-            replicate(mesh, {"cache_logit_weight": np.float32(1)}),
-            split_batch(mesh, StepBatch(images, labels, np.ones(num_rows, np.float32))),
-        )
-
-    step = cast(Any, make_train_step(graphdef, optimizer, mesh, num_passes))
-    arguments = make_arguments()
+    program = programs(model, BATCH_SIZE, SUPPORT, data_mesh(), microbatch)["train_step"]()
+    graphdef, *_ = split_model(model)
 
     def way_back(trainable, frozen, support, choices, batch):
         def loss(trainable):
@@ -96,11 +69,11 @@ def compile_step(microbatch: int, rematerialise: bool) -> tuple[Any, Callable, i
 
         return jax.vjp(loss, trainable)[1]  # a tree of what it keeps
 
-    state, *others, batch = arguments
-    part = jax.tree.map(lambda rows: rows[: num_rows // num_passes], batch)
+    state, *others, batch = program.arguments
+    part = jax.tree.map(lambda rows: rows[: microbatch or BATCH_SIZE], batch)
     kept = jax.tree.leaves(jax.eval_shape(way_back, state.trainable, *others, part))
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
-    return step.lower(*arguments).compile(), make_arguments, num_bytes
+    return program.compile(), program, num_bytes
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvpl_jax.apps.workdir import LOCATIONS, RESOURCES, Workdir, flatten, read_json
+from fgvpl_jax.data import BENCHMARKS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.reporting.names import benchmark_order, method_order
-from fgvpl_jax.reporting.records import RunRecord, shots_order
+from fgvpl_jax.reporting.records import TEMPLATES, RunRecord, shots_order
 
 # What tells runs apart by itself, and what does not change what a run computes.
 OWN_COLUMNS = ("benchmark", "method", "shots", "seed")
@@ -32,16 +33,17 @@ def read_runs(
         places: Runs' folders, or folders with such at any depth.
         defaults: Settings that need not be told in a table, under names with dots.
     Returns:
-        The runs, and a line for each that is left out. One of several that agree in all settings
-        is enough: they are the same run.
+        The runs, and a line for each that is left out. One of several that agree in all settings,
+        few-shot images and accuracy is enough: they are the same run.
     """
-    found: dict[Any, RunRecord] = {}
+    found: dict[Any, tuple[RunRecord, Any]] = {}
     left_out = []
     for folder in sorted({folder for place in places for folder in _run_folders(place)}):
         workdir = Workdir(folder)
         try:
             results = read_json(workdir.results_file)
             record = _record(folder, flatten(read_json(workdir.config_file)["config"]), results)
+            came_to = read_json(workdir.few_shot_file), results["test_accuracy"]
         except (OSError, UserError, KeyError) as error:
             left_out.append(f"{folder}: no run of this program ({error!r})")
             continue
@@ -50,10 +52,15 @@ def read_runs(
             continue
         fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
         sha256 = results["backbone"]["sha256"]
-        found.setdefault(
-            (record.benchmark, sha256, record.method, record.shots, record.seed, fields), record
-        )
-    records = _with_variants(_with_distinct_backbones(list(found.values())), defaults)
+        key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields)
+        first, first_came_to = found.setdefault(key, (record, came_to))
+        if came_to != first_came_to:
+            left_out.append(
+                f"{folder}: has the settings of {first.folder}, but other few-shot images or "
+                "another accuracy; report it by itself"
+            )
+    records = [record for record, _ in found.values()]
+    records = _with_variants(_with_distinct_backbones(records), defaults)
     records.sort(
         key=lambda r: (
             benchmark_order(r.benchmark),
@@ -79,6 +86,8 @@ def _record(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any])
     benchmark = config["benchmark"]
     if config["data.source"] == "folder":
         benchmark = Path(config["data.root"]).name or benchmark
+        if benchmark in BENCHMARKS:  # its name, not its split
+            benchmark += "_folder"
     hidden = {*OWN_COLUMNS, *NO_DIFFERENCE}
     return RunRecord(
         folder=folder,
@@ -107,23 +116,23 @@ def _with_distinct_backbones(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) -> list[RunRecord]:
-    """Finds the settings that were varied: in which runs of one method, shots and seed differ.
+    """Finds the settings that were varied: in which runs of one method and shots differ.
 
-    What differs only from shots to shots, as epochs may, makes no row of its own.
+    What differs only from shots to shots, as epochs may, makes no row of its own; what differs
+    from seed to seed does: a mean over seeds is of equal settings.
     """
     beside = defaultdict(list)
     for record in records:
-        key = (record.benchmark, record.backbone, record.method, record.shots, record.seed)
-        beside[key].append(record)
+        beside[record.benchmark, record.backbone, record.method, record.shots].append(record)
     varied = defaultdict(set)
-    for (benchmark, backbone, method, _, _), group in beside.items():
+    for (benchmark, backbone, method, _), group in beside.items():
         for name in {name for record in group for name in record.settings}:
             if len({repr(record.settings.get(name)) for record in group}) > 1:
                 varied[benchmark, backbone, method].add(name)
     found = []
     for record in records:
         own = varied[record.benchmark, record.backbone, record.method]
-        expected = {n: _hashable(value) for n, value in {**defaults, **_recipe(record)}.items()}
+        expected = {n: _hashable(v) for n, v in {**defaults, **_own_defaults(record)}.items()}
         other = [
             (name, value)
             for name, value in sorted(record.settings.items())
@@ -146,9 +155,12 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
-def _recipe(record: RunRecord) -> Mapping[str, Any]:
-    """The method's own settings, but for the epochs, which a table's notes tell."""
-    if record.method not in METHODS:
-        return {}
-    recipe = METHODS[record.method].recipe(record.benchmark, record.shots or 1, 1)
-    return {name: value for name, value in recipe._asdict().items() if name != "epochs"}
+def _own_defaults(record: RunRecord) -> Mapping[str, Any]:
+    """The method's recipe, but for the epochs, which a table's notes tell, and known templates."""
+    own: dict[str, Any] = {}
+    if record.method in METHODS:
+        own |= METHODS[record.method].recipe(record.benchmark, record.shots or 1, 1)._asdict()
+        del own["epochs"]
+    if record.benchmark in BENCHMARKS:
+        own[TEMPLATES] = BENCHMARKS[record.benchmark].templates
+    return own

@@ -15,7 +15,7 @@ from fgvpl_jax.evaluation import Answers
 from fgvpl_jax.reporting import csv_files, plots, tables
 from fgvpl_jax.reporting.document import Picture, Section, write_html, write_markdown
 from fgvpl_jax.reporting.names import FG_VPL, benchmark_label
-from fgvpl_jax.reporting.panels import Panel, ResultRow, Row, averages_of, benchmarks_of, panels_of
+from fgvpl_jax.reporting.panels import Panel, ResultRow, Row, averages_of, panels_of
 from fgvpl_jax.reporting.per_class import (
     class_accuracies,
     confusion_matrix,
@@ -74,7 +74,7 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     write_markdown(title, sections, out / "report.md")
     write_html(title, sections, out, "report.html")
     csv_files.write_runs(records, out / "runs.csv")
-    csv_files.write_accuracies(panels, out / "accuracy.csv")
+    csv_files.write_accuracies([*panels, *averages_of(panels)], out / "accuracy.csv")
     csv_files.write_verdicts(report.verdicts, out / "significance.csv")
     lines = [f"left out: {line}" for line in left_out]
     return [*lines, f"{len(records)} runs; the report is {out / 'report.html'}"]
@@ -123,8 +123,7 @@ class Report:
         section = Section("Accuracy", tables=[tables.shots_table(panel) for panel in self._panels])
         averages = averages_of(self._panels)
         for panel in averages:
-            benchmarks = benchmarks_of(self._panels, panel.backbone)
-            section.tables.append(tables.average_table(panel, benchmarks))
+            section.tables.append(tables.average_table(panel))
         for benchmark in dict.fromkeys(panel.benchmark for panel in self._panels):
             found = [panel for panel in self._panels if panel.benchmark == benchmark]
             table = tables.backbone_table(found)
@@ -220,6 +219,11 @@ class Report:
                 * (len(rows) > MOST_CLASSES_LISTED),
             )
         )
+        csv_files.write_csv(
+            self._out / f"{file_stem('confusion', panel)}.csv",
+            ["true class", *names],
+            [[name, *counts] for name, counts in zip(names, confusions[key], strict=True)],
+        )
         section.tables.append(
             Table(
                 f"What {label} takes for what, {shots_label(shots)}, all seeds",
@@ -254,10 +258,12 @@ class Report:
             if found and all(name in results for results in found for name in scores):
                 means = [np.mean([results[name] for results in found]) for name in scores]
                 rows.append([row.label, *(f"{mean:.3f}" for mean in means)])
+        columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]
+        csv_files.write_csv(self._out / f"{file_stem('calibration', panel)}.csv", columns, rows)
         section.tables.append(
             Table(
                 f"Calibration at {shots_label(shots)}, mean over seeds",
-                ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"],
+                columns,
                 rows,
                 ["ECE: expected calibration error, 15 bins. Tempered: by validation images."],
             )
@@ -273,14 +279,14 @@ class Report:
                 )
             )
             label = ResultRow(*key).label
-            columns = [
+            confidence, tempered = (
                 np.concatenate(column) for column in zip(*(a[3:5] for a in answers), strict=True)
-            ]
+            )
             zero_shot = np.concatenate([a.zero_shot_confidence for a in answers])
             curves = {
                 "Zero-shot CLIP": reliability(zero_shot, zero_shot_right),
-                label: reliability(columns[0], right),
-                f"{label}, tempered": reliability(columns[1], right),
+                label: reliability(confidence, right),
+                f"{label}, tempered": reliability(tempered, right),
             }
             section.pictures.append(
                 self._figure(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fgvpl_jax.reporting.panels import Panel
 from fgvpl_jax.reporting.records import RunRecord, variant_label
-from fgvpl_jax.reporting.tables import paper_of
+from fgvpl_jax.reporting.tables import paper_gain_of, paper_of, paper_zero_shot
 from fgvpl_jax.reporting.verdicts import Verdict
 
 SCORES = (
@@ -48,26 +48,38 @@ def write_runs(records: Sequence[RunRecord], file: Path) -> None:
 
 
 def write_accuracies(panels: Sequence[Panel], file: Path) -> None:
-    """One line a row and column of the tables, in percent."""
+    """One line a row and column of Tables 2 to 5, of Figures 3 and 4 and of averages.
+
+    In percent and in points above zero-shot CLIP, each with the paper's number and the difference.
+    """
     columns = ("benchmark", "backbone", "method", "settings", "shots")
     rows: list[Sequence[object]] = []
     for panel in panels:
         where = (panel.benchmark, panel.backbone)
-        rows.append((*where, "zero_shot", "", None, panel.zero_shot, None, None, None, None))
+        for shots in panel.shots:
+            paper = paper_zero_shot(panel, shots)
+            ours = (panel.zero_shot, None, None, paper, _difference(panel.zero_shot, paper))
+            rows.append((*where, "zero_shot", "", shots, *ours, None, None, None))
         for row in panel.rows:
             for shots in panel.shots:
                 found = row.spread(shots)
                 if found is not None:
-                    paper = paper_of(panel, row, shots)
+                    paper, gain = paper_of(panel, row, shots), found.mean - panel.zero_shot
+                    paper_gain = paper_gain_of(panel, row, shots)
                     rows.append(
                         (
                             *(*where, row.method, variant_label(row.variant), shots),
-                            *(found.mean, found.deviation, found.seeds),
-                            *(paper, None if paper is None else found.mean - paper),
+                            *(*found, paper, _difference(found.mean, paper)),
+                            *(gain, paper_gain, _difference(gain, paper_gain)),
                         )
                     )
     numbers = ("mean", "deviation", "seeds", "paper", "difference")
-    write_csv(file, (*columns, *numbers), rows)
+    gains = ("gain", "paper_gain", "gain_difference")
+    write_csv(file, (*columns, *numbers, *gains), rows)
+
+
+def _difference(ours: float, paper: float | None) -> float | None:
+    return None if paper is None else ours - paper
 
 
 def write_verdicts(verdicts: Mapping[Panel, Sequence[Verdict]], file: Path) -> None:

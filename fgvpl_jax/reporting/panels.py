@@ -13,6 +13,7 @@ from fgvpl_jax.reporting.records import (
     by_panel,
     shots_order,
     variant_label,
+    zero_shot_records,
 )
 
 Row = tuple[str, Variant]  # method, settings
@@ -76,6 +77,7 @@ class Panel:
         rows: In the paper's order, without zero-shot CLIP.
         zero_shot: Accuracy of zero-shot CLIP in percent, which has neither shots nor seeds.
         records: The runs; of a mean those of all its benchmarks.
+        averaged: Benchmarks of a mean.
     """
 
     benchmark: str
@@ -84,6 +86,7 @@ class Panel:
     rows: list[ResultRow]
     zero_shot: float
     records: Sequence[RunRecord] = ()
+    averaged: frozenset[str] = frozenset()
 
     def row(self, key: Row) -> ResultRow | None:
         """The row of a method with its settings; None where it was not run."""
@@ -131,7 +134,9 @@ def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
                 row = rows.setdefault(record.row, ResultRow(*record.row))
                 row.accuracies[record.shots][record.seed] = record.accuracy
         shots = sorted({n for row in rows.values() for n in row.accuracies}, key=shots_order)
-        zero_shot = statistics.fmean(100 * r.results["zero_shot_accuracy"] for r in members)
+        zero_shot = statistics.fmean(
+            100 * r.results["zero_shot_accuracy"] for r in zero_shot_records(members)
+        )
         if shots:
             kept = list(rows.values())
             panels.append(Panel(benchmark, backbone, shots, kept, zero_shot, members))
@@ -169,10 +174,6 @@ def averages_of(panels: Sequence[Panel]) -> list[Panel]:
             benchmark = f"Average over {len(members)} benchmarks"
             zero_shot = statistics.fmean(panel.zero_shot for panel in members)
             records = [record for panel in members for record in panel.records]
-            averages.append(Panel(benchmark, backbone, shots, rows, zero_shot, records))
+            averaged = frozenset(panel.benchmark for panel in members)
+            averages.append(Panel(benchmark, backbone, shots, rows, zero_shot, records, averaged))
     return averages
-
-
-def benchmarks_of(panels: Sequence[Panel], backbone: str) -> frozenset[str]:
-    """Which benchmarks were run with a backbone."""
-    return frozenset(panel.benchmark for panel in panels if panel.backbone == backbone)

@@ -9,6 +9,7 @@ from typing import Any
 from fgvpl_jax.evaluation import Answers, read_answers
 
 PREDICTIONS = "predictions.npz"
+TEMPLATES = "data.templates"
 
 Variant = tuple[tuple[str, Any], ...]
 
@@ -51,6 +52,11 @@ class RunRecord:
         """What has a row of its own in a table of one benchmark and backbone."""
         return self.method, self.variant
 
+    @property
+    def has_default_texts(self) -> bool:
+        """Whether zero-shot CLIP, as it measured it, read the texts of the default."""
+        return all(name != TEMPLATES for name, _ in (*self.variant, *self.shared))
+
     def answers(self) -> Answers | None:
         """What it said of each test image; None where that was not kept."""
         try:
@@ -72,6 +78,11 @@ def shots_label(shots: int | None) -> str:
 def variant_label(variant: Variant) -> str:
     """Settings in a table."""
     return ", ".join(f"{name}={value}" for name, value in variant)
+
+
+def zero_shot_records(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    """Those that measured zero-shot CLIP by the default's texts; where none did, all."""
+    return [record for record in records if record.has_default_texts] or records
 
 
 def by_panel(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:

@@ -14,7 +14,13 @@ from fgvpl_jax.reporting.paper_numbers import (
     paper_gain,
     paper_setting,
 )
-from fgvpl_jax.reporting.records import Variant, shots_label, shots_order, variant_label
+from fgvpl_jax.reporting.records import (
+    RunRecord,
+    Variant,
+    shots_label,
+    shots_order,
+    variant_label,
+)
 
 NOTHING = "-"
 
@@ -48,38 +54,32 @@ def shots_table(panel: Panel) -> Table:
     return Table(panel.title, columns, rows, notes)
 
 
-def average_table(panel: Panel, benchmarks: frozenset[str]) -> Table:
+def average_table(panel: Panel) -> Table:
     """Methods by shots, in the mean over benchmarks.
 
     Args:
         panel: From `averages_of`.
-        benchmarks: Those in the mean.
     """
     rows = [[method_label(ZERO_SHOT), *[f"{panel.zero_shot:.2f}"] * len(panel.shots)]]
-    for row in panel.rows:
-        paper = [
-            paper_average(benchmarks, panel.backbone, row.method, n)
-            if has_default_settings(panel, row, n)
-            else None
-            for n in panel.shots
-        ]
-        entries = [entry(row.spread(n), p) for n, p in zip(panel.shots, paper, strict=True)]
-        rows.append([row.label, *entries])
+    rows += [
+        [row.label, *(entry(row.spread(n), paper_of(panel, row, n)) for n in panel.shots)]
+        for row in panel.rows
+    ]
     ours, rival = panel.row((FG_VPL, ())), panel.row(("tip_adapter_f", ()))
     if ours is not None and rival is not None:
         leads = []
         for n in panel.shots:
-            first, second = ours.spread(n), rival.spread(n)
-            lead = first and second and Spread(first.mean - second.mean, None, first.seeds)
+            first, second = ours.accuracies.get(n, {}), rival.accuracies.get(n, {})
+            lead = [first[seed] - second[seed] for seed in first.keys() & second.keys()]
             paper_lead = (
-                paper_average_lead(benchmarks, panel.backbone, n)
+                paper_average_lead(panel.averaged, panel.backbone, n)
                 if all(has_default_settings(panel, row, n) for row in (ours, rival))
                 else None
             )
-            leads.append(entry(lead, paper_lead, "+"))
+            leads.append(entry(spread(lead) if lead else None, paper_lead, "+"))
         rows.append([f"{ours.label} above {rival.label}", *leads])
     columns = ["method", *map(shots_label, panel.shots)]
-    names = ", ".join(benchmark_label(name) for name in sorted(benchmarks))
+    names = ", ".join(benchmark_label(name) for name in sorted(panel.averaged))
     notes = [
         f"Mean over {names}; only of methods that were run on all of them.",
         *seed_notes(panel),
@@ -105,10 +105,16 @@ def backbone_table(panels: Sequence[Panel]) -> Table | None:
             paper = None if row is None else paper_of(panel, row, shots)
             entries.append(entry(None if row is None else row.spread(shots), paper))
         rows.append([ResultRow(*key).label, *entries])
+    notes = [
+        f"{panel.backbone}: {note}"
+        for panel in panels
+        for note in (*seed_notes(panel), *epoch_notes(panel), *shared_notes(panel))
+    ]
     return Table(
         f"{benchmark_label(panels[0].benchmark)}, {shots_label(shots)}, by backbone",
         ["method", *(panel.backbone for panel in panels)],
         rows,
+        notes,
     )
 
 
@@ -117,30 +123,23 @@ def setting_tables(panel: Panel) -> list[Table]:
     shots = panel.most_shots
     tables = []
     for name in sorted({name for row in panel.rows for name, _ in row.variant}):
-        found: dict[str, dict[object, list[float]]] = {}
-        methods_as_in_paper = {r.method for r in panel.records} - {
-            r.method for r in panel.records if r.shared
-        }
+        found: dict[str, dict[object, ResultRow]] = {}
         for record in panel.records:
             others = {other for other, _ in record.variant} - {name}
-            if record.shots == shots and not others and name in record.settings:
-                by_value = found.setdefault(record.method, defaultdict(list))
-                by_value[record.settings[name]].append(record.accuracy)
+            row = panel.row(record.row)
+            if record.shots == shots and not others and name in record.settings and row is not None:
+                found.setdefault(record.method, {})[record.settings[name]] = row
         found = {method: by_value for method, by_value in found.items() if len(by_value) > 1}
         if not found:
             continue
         values = sorted({value for by_value in found.values() for value in by_value}, key=_by_size)
-        where = (panel.benchmark, panel.backbone)
         rows = [
             [
                 method_label(method),
                 *(
-                    entry(
-                        spread(by_value[value]) if value in by_value else None,
-                        paper_setting(*where, method, shots, name, value)
-                        if method in methods_as_in_paper
-                        else None,
-                    )
+                    entry(by_value[value].spread(shots), paper_of(panel, by_value[value], shots))
+                    if value in by_value
+                    else NOTHING
                     for value in values
                 ),
             ]
@@ -162,9 +161,7 @@ def gains_table(panels: Sequence[Panel]) -> Table:
             row = panel.row(key)
             value = None if row is None else row.spread(shots)
             gain = value and value._replace(mean=value.mean - panel.zero_shot)
-            paper = None
-            if row is not None and has_default_settings(panel, row, shots):
-                paper = paper_gain(panel.benchmark, panel.backbone, row.method, shots)
+            paper = None if row is None else paper_gain_of(panel, row, shots)
             entries.append(entry(gain, paper, sign="+"))
         rows.append([f"{panel.title}, {shots_label(shots)}", *entries])
     columns = ["benchmark", *(ResultRow(*key).label for key in keys)]
@@ -173,22 +170,44 @@ def gains_table(panels: Sequence[Panel]) -> Table:
 
 def zero_shot_entry(panel: Panel, shots: int | None) -> str:
     """Zero-shot CLIP's accuracy in a column."""
-    paper = paper_accuracy(panel.benchmark, panel.backbone, ZERO_SHOT, shots)
-    return entry(Spread(panel.zero_shot, None, 1), paper)
+    return entry(Spread(panel.zero_shot, None, 1), paper_zero_shot(panel, shots))
+
+
+def paper_zero_shot(panel: Panel, shots: int | None) -> float | None:
+    """The paper's number beside zero-shot CLIP's; none where all runs read other texts."""
+    if not any(record.has_default_texts for record in panel.records):
+        return None
+    return paper_accuracy(panel.benchmark, panel.backbone, ZERO_SHOT, shots)
 
 
 def paper_of(panel: Panel, row: ResultRow, shots: int | None) -> float | None:
-    """The paper's number beside a row's; none beside settings that are not the default."""
+    """The paper's number beside a row's; of settings other than the default Tables 4 and 5's."""
+    if any(record.shared for record in _behind(panel, row, shots)):
+        return None
+    if len(row.variant) == 1:
+        where = (panel.benchmark, panel.backbone, row.method, shots)
+        return paper_setting(*where, *row.variant[0])
+    if row.variant:
+        return None
+    if panel.averaged:
+        return paper_average(panel.averaged, panel.backbone, row.method, shots)
+    return paper_accuracy(panel.benchmark, panel.backbone, row.method, shots)
+
+
+def paper_gain_of(panel: Panel, row: ResultRow, shots: int | None) -> float | None:
+    """The paper's points above zero-shot CLIP, beside a row at its defaults."""
     if not has_default_settings(panel, row, shots):
         return None
-    return paper_accuracy(panel.benchmark, panel.backbone, row.method, shots)
+    return paper_gain(panel.benchmark, panel.backbone, row.method, shots)
 
 
 def has_default_settings(panel: Panel, row: ResultRow, shots: int | None) -> bool:
     """Whether all runs behind an entry have the default settings, but for the epochs."""
-    return not row.variant and not any(
-        record.shared for record in panel.records if (record.row, record.shots) == (row.key, shots)
-    )
+    return not row.variant and not any(record.shared for record in _behind(panel, row, shots))
+
+
+def _behind(panel: Panel, row: ResultRow, shots: int | None) -> list[RunRecord]:
+    return [r for r in panel.records if (r.row, r.shots) == (row.key, shots)]
 
 
 def entry(value: Spread | None, paper: float | None = None, sign: str = "") -> str:
@@ -252,14 +271,18 @@ def epoch_notes(panel: Panel) -> list[str]:
 
 def shared_notes(panel: Panel) -> list[str]:
     """Settings other than the default that all runs of a method have, so that no row names them."""
-    labels_by_setting: dict[Variant, list[str]] = defaultdict(list)
+    labels_by_setting: dict[tuple[Variant, str], list[str]] = defaultdict(list)
     for method in dict.fromkeys(row.method for row in panel.rows):
-        for shared in dict.fromkeys(r.shared for r in panel.records if r.method == method):
+        members = [r for r in panel.records if r.method == method]
+        shots = {r.shots for r in members}
+        for shared in dict.fromkeys(r.shared for r in members):
+            own = {r.shots for r in members if r.shared == shared}
+            where = "" if own == shots else f" at {_listed(sorted(own, key=shots_order))}"
             if shared:
-                labels_by_setting[shared].append(method_label(method))
+                labels_by_setting[shared, where].append(method_label(method))
     return [
-        f"{', '.join(labels)}: {variant_label(shared)}, which is not the default."
-        for shared, labels in labels_by_setting.items()
+        f"{', '.join(labels)}{where}: {variant_label(shared)}, which is not the default."
+        for (shared, where), labels in labels_by_setting.items()
     ]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from fgvpl_jax.evaluation import Answers
 from fgvpl_jax.reporting.names import ZERO_SHOT, method_order
 from fgvpl_jax.reporting.panels import ResultRow, Row
-from fgvpl_jax.reporting.records import RunRecord, shots_order
+from fgvpl_jax.reporting.records import RunRecord, shots_order, zero_shot_records
 from fgvpl_jax.reporting.significance import Comparison, compare
 
 
@@ -88,12 +88,17 @@ def graded_by_row(
     graded: dict[Row, dict[int, Graded]] = {}
     for record in records:
         kept = answers[record]
-        shared = (kept.indices, kept.labels)
         if record.method != ZERO_SHOT:
             right = kept.predicted == kept.labels
-            graded.setdefault(record.row, {})[record.seed] = Graded(*shared, right)
+            graded.setdefault(record.row, {})[record.seed] = Graded(
+                kept.indices, kept.labels, right
+            )
+    for record in zero_shot_records(records):
+        kept = answers[record]
         right = kept.zero_shot_predicted == kept.labels
-        graded.setdefault((ZERO_SHOT, ()), {})[record.seed] = Graded(*shared, right)
+        graded.setdefault((ZERO_SHOT, ()), {})[record.seed] = Graded(
+            kept.indices, kept.labels, right
+        )
     return graded
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fgvpl_jax.apps.default_config import get_config
+from fgvpl_jax.apps.default_config import benchmark_config, get_config
 from fgvpl_jax.apps.workdir import plain
+from fgvpl_jax.data import BENCHMARKS
 
 
 def write_run(
@@ -18,8 +19,9 @@ def write_run(
     sha256: str = "a" * 64,
     config: dict[str, Any] | None = None,
     answers: dict[str, Any] | None = None,
+    drawn: tuple[str, ...] = ("a.jpg",),
 ) -> Path:
-    """A run's config.json, results.json and, if answers are given, predictions.npz.
+    """A run's config, few-shot images and results and, if answers are given, predictions.npz.
 
     Args:
         folder: Where.
@@ -28,13 +30,16 @@ def write_run(
         sha256: The backbone's.
         config: Fields other than the default, under names with dots.
         answers: Fields of `Answers`.
+        drawn: Names of the few-shot images.
     """
-    settings = get_config()
-    settings.benchmark = "eurosat"
-    settings.update_from_flattened_dict(config or {})
+    config = {"benchmark": "eurosat"} | (config or {})
+    known = config["benchmark"] in BENCHMARKS
+    settings = benchmark_config(config["benchmark"]) if known else get_config()
+    settings.update_from_flattened_dict(config)
     folder.mkdir(parents=True)
     content = {"config": plain(settings), "backbone": {"sha256": sha256}}
     (folder / "config.json").write_text(json.dumps(content))
+    (folder / "few_shot.json").write_text(json.dumps({"a": drawn}))
     results = {
         "method": settings.method,
         "benchmark": settings.benchmark,

@@ -5,8 +5,10 @@ import csv
 import pytest
 
 from fgvpl_jax.apps.find_runs import read_runs
+from fgvpl_jax.data import BENCHMARKS
 from fgvpl_jax.reporting import csv_files
-from fgvpl_jax.reporting.panels import averages_of, benchmarks_of, panels_of, spread
+from fgvpl_jax.reporting.panels import averages_of, panels_of, spread
+from fgvpl_jax.reporting.paper_numbers import paper_average
 from fgvpl_jax.reporting.tables import (
     average_table,
     backbone_table,
@@ -16,6 +18,7 @@ from fgvpl_jax.reporting.tables import (
 )
 from tests.reporting.run_folders import write_run
 
+B16 = "clip-vit-base-patch16"
 DEFAULTS = {
     "text_residual_ratio": 0.05,
     "object_logit_weight": 0.5,
@@ -166,6 +169,51 @@ def test_varied_settings_have_rows_and_the_shape_of_tables_4_and_5(tmp_path):
     assert beta_table.columns == ["method", "0.5", "0.9"]
 
 
+def test_a_mean_over_draws_is_of_equal_settings(tmp_path):
+    for seed, alpha, accuracy in ((1, 0.05, 0.9), (2, 0.05, 0.8), (3, 0.2, 0.3)):
+        config = {"benchmark": "imagenet", "seed": seed, "text_residual_ratio": alpha}
+        write_run(tmp_path / str(seed), accuracy, config=config)
+    (panel,) = panels(tmp_path)
+    assert shots_table(panel).rows[1:] == [
+        ["FG-VPL", "85.00 ± 7.07 (paper 75.5, +9.50)"],
+        ["FG-VPL (text_residual_ratio=0.2)", "30.00 (paper 75.1, -45.10)"],
+    ]
+
+
+def test_other_templates_have_no_paper_beside_them_and_no_part_in_zero_shot(tmp_path):
+    own = {"benchmark": "imagenet", "data.templates": ("a {}.",)}
+    write_run(tmp_path / "own", 0.6, zero_shot=0.4, config=own)
+    (panel,) = panels(tmp_path)
+    table = shots_table(panel)
+    assert table.rows == [["Zero-shot CLIP", "40.00"], ["FG-VPL", "60.00"]]
+    assert table.notes[-1] == "FG-VPL: data.templates=('a {}.',), which is not the default."
+    assert gains_table([panel]).rows[0][1] == "+20.00"
+    default = own | {"data.templates": BENCHMARKS["imagenet"].templates}
+    write_run(tmp_path / "default", 0.7, zero_shot=0.68, config=default)
+    (panel,) = panels(tmp_path)
+    assert [row[:2] for row in shots_table(panel).rows] == [
+        ["Zero-shot CLIP", "68.00 (paper 68.7, -0.70)"],
+        ["FG-VPL", "70.00 (paper 75.5, -5.50)"],
+        ["FG-VPL (data.templates=('a {}.',))", "60.00"],
+    ]
+
+
+def test_settings_of_some_shots_are_named_with_them(tmp_path):
+    write_runs(tmp_path, {("fg_vpl", 1): (0.5,), ("fg_vpl", 2): (0.5,)})
+    write_runs(tmp_path, {("fg_vpl", 4): (0.5,)}, config={"object_query": "object_patches"})
+    (panel,) = panels(tmp_path)
+    note = "FG-VPL at 4 shots: object_query=object_patches, which is not the default."
+    assert shots_table(panel).notes[-1] == note
+
+
+def test_a_folder_called_as_a_benchmark_is_not_the_benchmark(tmp_path):
+    config = {"benchmark": "", "data.source": "folder", "data.root": "photos/imagenet"}
+    write_run(tmp_path / "run", 0.7, config=config)
+    (panel,) = panels(tmp_path)
+    assert panel.benchmark == "imagenet_folder"
+    assert "paper" not in str(shots_table(panel).rows)
+
+
 def test_averages_are_of_methods_that_were_run_on_every_benchmark(tmp_path):
     for benchmark, rows in {
         "eurosat": {("fg_vpl", 4): (0.8, 0.9), ("tip_adapter_f", 4): (0.7, 0.7)},
@@ -175,14 +223,22 @@ def test_averages_are_of_methods_that_were_run_on_every_benchmark(tmp_path):
         write_runs(tmp_path, rows, zero_shot=zero_shot, config={"benchmark": benchmark})
     found = panels(tmp_path)
     (average,) = averages_of(found)
-    table = average_table(average, benchmarks_of(found, average.backbone))
+    table = average_table(average)
     # Seed by seed: (80 + 40) / 2 and (90 + 60) / 2; squares of -7.5 and 7.5 add to 112.5.
     assert table.rows == [
         ["Zero-shot CLIP", "45.00"],
         ["Tip-Adapter-F", "60.00 ± 0.00"],
         ["FG-VPL", "67.50 ± 10.61"],
-        ["FG-VPL above Tip-Adapter-F", "+7.50"],
+        ["FG-VPL above Tip-Adapter-F", "+7.50 ± 10.61"],
     ]
+
+
+def test_a_lead_is_of_the_draws_that_both_methods_have(tmp_path):
+    for benchmark in ("eurosat", "dtd"):
+        rows = {("fg_vpl", 4): (0.8, 0.9), ("tip_adapter_f", 4): (0.7,)}
+        write_runs(tmp_path, rows, config={"benchmark": benchmark})
+    (average,) = averages_of(panels(tmp_path))
+    assert average_table(average).rows[-1] == ["FG-VPL above Tip-Adapter-F", "+10.00"]
 
 
 def test_backbones_side_by_side_and_apart_if_only_their_hash_differs(tmp_path):
@@ -193,6 +249,7 @@ def test_backbones_side_by_side_and_apart_if_only_their_hash_differs(tmp_path):
     table = backbone_table(panels(tmp_path))
     assert table.columns == ["method", "clip-vit-base-patch16", "clip-vit-base-patch32"]
     assert table.rows[1] == ["FG-VPL", "76.00 (paper 75.5, +0.50)", "70.00 (paper 70.1, -0.10)"]
+    assert [note.split(": ")[0] for note in table.notes] == list(table.columns[1:])
     write_runs(tmp_path, {("fg_vpl", 16): (0.1,)}, config=config, sha256="c" * 64)
     assert [panel.backbone for panel in panels(tmp_path)] == [
         "clip-vit-base-patch16@bbbbbbbb",
@@ -222,6 +279,16 @@ def test_a_run_counts_once_and_what_cannot_be_shown_is_named(tmp_path):
     assert "photos: has no test split" in left_out[1]
 
 
+@pytest.mark.parametrize("other", [{"accuracy": 0.6}, {"accuracy": 0.5, "drawn": ("b.jpg",)}])
+def test_runs_of_equal_settings_on_other_images_are_not_one_run(tmp_path, other):
+    write_run(tmp_path / "a", 0.5, config={"data.root": "here"})
+    write_run(tmp_path / "b", **other, config={"data.root": "there"})
+    records, left_out = read_runs([tmp_path], DEFAULTS)
+    assert [record.accuracy for record in records] == [50.0]
+    assert len(left_out) == 1
+    assert left_out[0].startswith(f"{tmp_path / 'b'}: has the settings of {tmp_path / 'a'}, but")
+
+
 def test_numbers_for_other_programs(imagenet, tmp_path):
     csv_files.write_accuracies(panels(imagenet), tmp_path / "accuracy.csv")
     with open(tmp_path / "accuracy.csv", newline="") as stream:
@@ -231,6 +298,30 @@ def test_numbers_for_other_programs(imagenet, tmp_path):
     assert float(row["deviation"]) == pytest.approx(8**0.5)
     assert (row["seeds"], row["paper"]) == ("2", "75.5")
     assert float(row["difference"]) == pytest.approx(0.5)
+    assert float(row["gain"]) == pytest.approx(76.0 - 68.7)
+    zero_shot = [r["paper"] for r in rows if r["method"] == "zero_shot"]
+    assert zero_shot == ["68.7", "68.7"]
+
+
+def test_numbers_of_tables_4_and_5_and_of_averages_and_gains(tmp_path):
+    for benchmark in BENCHMARKS:
+        rows = {("fg_vpl", 16): (0.8,), ("tip_adapter_f", 16): (0.7,)}
+        write_runs(tmp_path, rows, config={"benchmark": benchmark})
+    alpha = {"benchmark": "imagenet", "text_residual_ratio": 0.1}
+    write_runs(tmp_path, {("fg_vpl", 16): (0.76,)}, config=alpha)
+    found = panels(tmp_path)
+    csv_files.write_accuracies([*found, *averages_of(found)], tmp_path / "accuracy.csv")
+    with open(tmp_path / "accuracy.csv", newline="") as stream:
+        rows = {
+            (r["benchmark"], r["settings"]): r
+            for r in csv.DictReader(stream)
+            if r["method"] == "fg_vpl"
+        }
+    assert rows["imagenet", "text_residual_ratio=0.1"]["paper"] == "75.3"
+    assert rows["eurosat", ""]["paper_gain"] == "45.7"
+    average = rows["Average over 11 benchmarks", ""]
+    assert float(average["mean"]) == pytest.approx(80.0)
+    assert average["paper"] == str(paper_average(frozenset(BENCHMARKS), B16, "fg_vpl", 16))
 
 
 def test_a_runs_line_has_the_validation_accuracy_of_what_was_chosen(tmp_path):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.workdir import Workdir, read_json
-from fgvpl_jax.clip import CLIP, load_clip
+from fgvpl_jax.clip import CLIP, Identity, load_clip
 from fgvpl_jax.data import (
     BENCHMARKS,
     Dataset,
@@ -179,27 +179,11 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"{jax.process_count()}: start a single one, which may have several devices"
         )
     dataset = load_dataset(config)
-    if config.data.few_shot_file:
-        few_shot = read_few_shot(config.data.few_shot_file, dataset, config.shots)
-    else:
-        few_shot = draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
+    few_shot = draw(config, dataset)
     config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
-    workdir.check_is_free_for(config)
-    record = few_shot_record(few_shot)
-    if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
-        raise UserError(
-            f"the images drawn now are not those of {workdir.few_shot_file}: the data at "
-            f"{config.data.root} changed since that run; restore it or choose another --workdir"
-        )
+    check_is_same_run(workdir, config, few_shot)
     clip, image_cache = load_clip(config.clip), open_image_cache(config)
-    if workdir.config_file.exists() and not same_backbone(
-        workdir.stored_backbone(), asdict(clip.identity)
-    ):
-        raise UserError(
-            f"the backbone {config.clip} is not the one that {workdir.path} was begun with: name "
-            "that one with --config.clip, fetch it again if its files changed, or choose another "
-            "--workdir"
-        )
+    check_is_same_backbone(workdir, config.clip, clip.identity)
     check_readable(few_shot.support, clip, image_cache)
     text_features = kept_text_features(
         clip, dataset.class_names, config.data.templates, image_cache
@@ -207,6 +191,42 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
     run.new_model(few_shot.support)  # refuses what only the model can judge
     return run
+
+
+def draw(config: ConfigDict, dataset: Dataset) -> FewShot:
+    """The few-shot images of a run: by its seed, or those of another run."""
+    if config.data.few_shot_file:
+        return read_few_shot(config.data.few_shot_file, dataset, config.shots)
+    return draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
+
+
+def check_is_same_run(workdir: Workdir, config: ConfigDict, few_shot: FewShot) -> None:
+    """Refuses a folder with a run of other settings or other few-shot images.
+
+    Args:
+        workdir: May be empty.
+        config: With its recipe filled in.
+        few_shot: Drawn now.
+    """
+    workdir.check_is_free_for(config)
+    record = few_shot_record(few_shot)
+    if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
+        raise UserError(
+            f"the images drawn now are not those of {workdir.few_shot_file}: the data at "
+            f"{config.data.root} changed since that run; restore it or choose another --workdir"
+        )
+
+
+def check_is_same_backbone(workdir: Workdir, clip: str, identity: Identity) -> None:
+    """Refuses a folder with a run of another backbone than `clip`, whose identity is given."""
+    if workdir.config_file.exists() and not same_backbone(
+        workdir.stored_backbone(), asdict(identity)
+    ):
+        raise UserError(
+            f"the backbone {clip} is not the one that {workdir.path} was begun with: name "
+            "that one with --config.clip, fetch it again if its files changed, or choose another "
+            "--workdir"
+        )
 
 
 def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:

@@ -17,9 +17,17 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.experiment import carry_out
-from fgvpl_jax.apps.run_setup import with_recipe
+from fgvpl_jax.apps.run_setup import (
+    check_is_same_backbone,
+    check_is_same_run,
+    draw,
+    load_dataset,
+    with_recipe,
+)
 from fgvpl_jax.apps.sweep_cells import Cell, ConfigNamed, cells_of
 from fgvpl_jax.apps.workdir import Workdir, WorkdirInUse, read_json
+from fgvpl_jax.clip import Identity, identity_of
+from fgvpl_jax.data import Dataset
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.live_table import CellProgress, Status, showing
 
@@ -67,6 +75,8 @@ class Worker:
         self._place = place
         self.progress = [progress_of(cell, self._folder(cell)) for cell in cells]
         self._errors_before = {cell.name: _age(self._error_file(cell)) for cell in cells}
+        self._identities: dict[str, Identity] = {}
+        self._datasets: dict[str, Dataset] = {}
 
     def advance(self, cell: Cell, progress: CellProgress) -> None:
         """Runs a cell, unless it is finished, failed in another worker's hands or is held by one.
@@ -84,14 +94,13 @@ class Worker:
             try:
                 workdir = Workdir(self._folder(cell))
                 with workdir.locked():
-                    if not workdir.results_file.exists():
+                    if workdir.results_file.exists():
+                        self._check_finished(cell.config, workdir)
+                    else:
                         progress.status = Status.RUNNING
                         with redirect_stdout(output), redirect_stderr(output):
                             carry_out(cell.config, workdir)
                     results = read_json(workdir.results_file)
-                    workdir.check_is_free_for(
-                        with_recipe(cell.config, results["counts"]["train"], results["num_classes"])
-                    )
                     if not cell.keeps_model:
                         shutil.rmtree(workdir.checkpoints, ignore_errors=True)
                         workdir.support_file.unlink(missing_ok=True)
@@ -113,6 +122,22 @@ class Worker:
                 progress.accuracy = results["test_accuracy"]
                 progress.seconds = results["wall_seconds"]
                 error_file.unlink(missing_ok=True)
+
+    def _check_finished(self, config: ConfigDict, workdir: Workdir) -> None:
+        """Refuses a finished run of other settings, images or weights, as `prepare` would.
+
+        Backbones are hashed and data are listed once for all cells.
+        """
+        source = repr((config.benchmark, config.data.to_dict()))
+        if source not in self._datasets:
+            self._datasets = {source: load_dataset(config)}  # one at a time, as they are large
+        if config.clip not in self._identities:
+            self._identities[config.clip] = identity_of(config.clip)
+        dataset = self._datasets[source]
+        few_shot = draw(config, dataset)
+        config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
+        check_is_same_run(workdir, config, few_shot)
+        check_is_same_backbone(workdir, config.clip, self._identities[config.clip])
 
     def _folder(self, cell: Cell) -> Path:
         return self._place / CELLS / cell.name

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -126,8 +127,23 @@ def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
     vision_config, text_config = read_config(directory)
     tokenizer = Tokenizer(directory, text_config)
     image_processor = ImageProcessor(directory, vision_config)
-    files = weight_files(directory)
-    vision, text, logit_scale = build_towers(vision_config, text_config, read_tensors(files))
-    small_files = [directory / name for name in SMALL_FILES if (directory / name).is_file()]
-    identity = Identity(name, revision, content_hash(files), content_hash(small_files))
+    tensors = read_tensors(weight_files(directory))
+    vision, text, logit_scale = build_towers(vision_config, text_config, tensors)
+    identity = _identity(name, directory, revision)
     return CLIP(vision, text, logit_scale, tokenizer, image_processor, identity)
+
+
+def identity_of(path_or_hub_id: str | os.PathLike[str]) -> Identity:
+    """The identity that `load_clip` would find.
+
+    Raises:
+        UserError: If there is no checkpoint.
+    """
+    name = os.fspath(path_or_hub_id)
+    return _identity(name, *find_checkpoint(name))
+
+
+def _identity(name: str, directory: Path, revision: str | None) -> Identity:
+    small_files = [directory / file for file in SMALL_FILES if (directory / file).is_file()]
+    hashes = content_hash(weight_files(directory)), content_hash(small_files)
+    return Identity(name, revision, *hashes)

@@ -3,13 +3,16 @@
 import json
 import shutil
 import threading
+from dataclasses import asdict
 
 import pytest
 
 from fgvpl_jax.apps import sweep
-from fgvpl_jax.apps.run_setup import with_recipe
+from fgvpl_jax.apps.run_setup import draw, load_dataset, with_recipe
 from fgvpl_jax.apps.sweep_cells import cells_of, sweep_config
 from fgvpl_jax.apps.workdir import Workdir
+from fgvpl_jax.clip import identity_of
+from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.live_table import Status
 
@@ -27,15 +30,14 @@ class Runs:
         print("on the way")
         if name in self.failures:
             raise self.failures[name]
-        workdir.write_config(with_recipe(config, 3 * config.shots, 3), {"sha256": "a" * 64})
+        dataset = load_dataset(config)
+        few_shot = draw(config, dataset)
+        workdir.write(workdir.few_shot_file, few_shot_record(few_shot))
+        resolved = with_recipe(config, len(few_shot.support), len(dataset.class_names))
+        workdir.write_config(resolved, asdict(identity_of(config.clip)))
         workdir.checkpoints.mkdir(exist_ok=True)
         workdir.support_file.write_bytes(b"")
-        results = {
-            "test_accuracy": 0.25,
-            "wall_seconds": 2.0,
-            "counts": {"train": 3 * config.shots},
-            "num_classes": 3,
-        }
+        results = {"test_accuracy": 0.25, "wall_seconds": 2.0}
         workdir.write(workdir.results_file, results)
         return results
 
@@ -119,6 +121,32 @@ def test_a_finished_cell_of_other_settings_is_no_cell_of_this_sweep(config, name
     progress = sweep.run_sweep(config, tmp_path, named)
     assert runs.done == ALL
     assert all("learning_rate (0.001 there, 0.5 now)" in cell.problem for cell in progress)
+
+
+def test_a_finished_cell_of_another_backbone_is_no_cell_of_this_sweep(
+    config, named, runs, tiny_clip_dir, tmp_path
+):
+    sweep.run_sweep(config, tmp_path, named)
+    config.run.clip = str(shutil.copytree(tiny_clip_dir, tmp_path / "moved" / tiny_clip_dir.name))
+    assert all(cell.status is Status.DONE for cell in sweep.run_sweep(config, tmp_path, named))
+    with open(tmp_path / "moved" / tiny_clip_dir.name / "config.json", "a") as stream:
+        stream.write("\n")
+    progress = sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == ALL
+    assert all("is not the one that" in cell.problem for cell in progress)
+
+
+def test_a_finished_cell_of_other_photos_is_no_cell_of_this_sweep(
+    config, named, runs, photos_dir, tmp_path
+):
+    sweep.run_sweep(config, tmp_path, named)
+    config.run.data.root = str(shutil.copytree(photos_dir, tmp_path / "moved" / photos_dir.name))
+    assert all(cell.status is Status.DONE for cell in sweep.run_sweep(config, tmp_path, named))
+    for photo in list((tmp_path / "moved").rglob("*.png")):
+        photo.rename(photo.with_stem(f"new_{photo.stem}"))
+    progress = sweep.run_sweep(config, tmp_path, named)
+    assert runs.done == ALL
+    assert all("the images drawn now are not those" in cell.problem for cell in progress)
 
 
 def test_a_cell_that_another_worker_holds_is_left_to_it(config, named, runs, tmp_path):

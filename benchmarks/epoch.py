@@ -59,7 +59,7 @@ def main(
         cache = CacheBuilder(
             graphdef, support, inputs=inputs, batch_size=batch_size, max_bytes=0, mesh=mesh
         )(trainable, frozen)
-        photos = decode_resident(support, batch_size, ALL_BYTES)
+        photos = decode_resident(support, ALL_BYTES)
         assert photos is not None
         ways: dict[str, Steps] = {
             "host": HostSteps(

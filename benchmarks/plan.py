@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import costs
 from benchmarks.measuring import SHAPES, show
 from fgvpl_jax.recognition.visual_cache import CHUNK
-from fgvpl_jax.training.resident import COPIES
+from fgvpl_jax.training.resident import bytes_needed
 
 GIB = 2**30
 
@@ -44,7 +44,7 @@ def main(
         "kept_for_the_way_back": costs.kept_bytes(config, batch, classes, compared),
         "attention_weights_of_an_evaluation_batch": costs.attention_bytes(config, batch),
         "photos_of_the_cache": 3 * support * config.image_size**2,
-        "resident_photos": 3 * (support + COPIES * batch) * side**2,
+        "resident_photos": bytes_needed(support, side),
     }
     return (
         {"shape": shape, "images": support, "steps": steps}

@@ -13,41 +13,41 @@ EXACT = jax.lax.Precision.HIGHEST  # others round the bytes' products on GPUs an
 
 
 def crop_resize_flip(
-    images: UInt8[Array, "b H H 3"],
-    boxes: Int[Array, "b 4"],
-    flips: Bool[Array, "b"],
+    image: UInt8[Array, "H H 3"],
+    box: Int[Array, "4"],
+    flip: Bool[Array, ""],
     size: int,
-) -> UInt8[Array, "b size size 3"]:
+) -> UInt8[Array, "size size 3"]:
     """What `Image.crop(box).resize((size, size), BICUBIC)` gives, within 1 of 255; then the flip.
 
     As the installed Pillow does: antialiased, rounded to bytes between the two passes, nothing
     beyond the box seen.
 
     Args:
-        images: Photos in the upper left corner of equal square canvases.
-        boxes: (left, top, right, bottom) in pixels, inside each photo.
-        flips: Whether left and right change places.
+        image: A photo in the upper left corner of a square canvas.
+        box: (left, top, right, bottom) in pixels, inside the photo.
+        flip: Whether left and right change places.
         size: Side of the result in pixels.
     """
-    left, top, right, bottom = boxes.T
+    left, top, right, bottom = box
     columns_first = bottom - top - size > 2 * jnp.maximum(right - left - size, 0)
     columns_first &= MAY_BEGIN_DOWN
 
-    def turned(canvases):
-        return jnp.where(columns_first[:, None, None, None], canvases.swapaxes(1, 2), canvases)
+    def turned(canvas):
+        return jnp.where(columns_first, canvas.swapaxes(0, 1), canvas)
 
     def weights(start, stop):
         edges = start.astype(jnp.float32), stop.astype(jnp.float32)
-        return jax.vmap(resize_weights, (0, 0, None, None))(*edges, images.shape[1], size)
+        return resize_weights(*edges, image.shape[0], size)
 
     across = weights(jnp.where(columns_first, top, left), jnp.where(columns_first, bottom, right))
     down = weights(jnp.where(columns_first, left, top), jnp.where(columns_first, right, bottom))
     resized = _as_bytes(
-        jnp.einsum("bow,bhwc->bhoc", across, turned(images).astype(jnp.float32), precision=EXACT)
+        jnp.einsum("ow,hwc->hoc", across, turned(image).astype(jnp.float32), precision=EXACT)
     )
-    resized = _as_bytes(jnp.einsum("boh,bhwc->bowc", down, resized, precision=EXACT))
+    resized = _as_bytes(jnp.einsum("oh,hwc->owc", down, resized, precision=EXACT))
     upright = turned(resized.astype(jnp.uint8))
-    return jnp.where(flips[:, None, None, None], upright[:, :, ::-1], upright)
+    return jnp.where(flip, upright[:, ::-1], upright)
 
 
 def resize_weights(

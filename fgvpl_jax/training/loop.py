@@ -193,8 +193,7 @@ def steps_of(
     """Of photos on the devices, where the method reads pixels and `data.resident_gb` has room."""
     batch_size = min(config.batch_size, len(support))
     if isinstance(model, PixelMethod):
-        rows = layout.num_rows // layout.num_passes // mesh.size
-        photos = decode_resident(support, rows, resident_bytes(config))
+        photos = decode_resident(support, resident_bytes(config))
         if photos is not None:
             size = model.image_encoder.vision.config.image_size
             train_steps = make_resident_train_step(

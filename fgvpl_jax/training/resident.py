@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
@@ -19,10 +20,12 @@ from fgvpl_jax.data import (
 )
 from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.training.augmentation import crop_resize_flip
+from fgvpl_jax.training.mesh import replicated, split_rows
 
 DECODED_AHEAD = 64
 SIDE_STEP = 64  # canvases' sides are multiples of it, so that few draws need a new program
-# Of each row of a pass its canvas is copied once as bytes and once as float32, to be resized.
+CROPPED_AT_ONCE = 32  # by a device
+# Of each of these rows the canvas is copied once as bytes and once as float32, to be resized.
 COPIES = 5
 NOTHING = Crop((0, 0, 1, 1), False)  # of a row of padding
 
@@ -52,10 +55,21 @@ class Crops(NamedTuple):
     boxes: Int[Array | np.ndarray, "*b 4"]
     flips: Bool[Array | np.ndarray, "*b"]
 
-    def pixels(self, canvases: UInt8[Array, "s H H 3"], size: int) -> UInt8[Array, "b size size 3"]:
-        """The crops themselves, size × size."""
-        boxes, flips = jnp.asarray(self.boxes), jnp.asarray(self.flips)
-        return crop_resize_flip(canvases[self.places], boxes, flips, size)
+    def pixels(
+        self, canvases: UInt8[Array, "s H H 3"], size: int, mesh: Mesh
+    ) -> UInt8[Array, "b size size 3"]:
+        """The crops themselves, size × size; every device makes its rows' in parts."""
+
+        def of_device(crops, canvases):
+            def crop(row):
+                return crop_resize_flip(canvases[row.places], row.boxes, row.flips, size)
+
+            return jax.lax.map(crop, crops, batch_size=CROPPED_AT_ONCE)
+
+        rows, whole = split_rows(mesh).spec, replicated(mesh).spec
+        return jax.shard_map(of_device, mesh=mesh, in_specs=(rows, whole), out_specs=rows)(
+            self, canvases
+        )
 
 
 class EpochDraw(NamedTuple):
@@ -72,13 +86,12 @@ class EpochDraw(NamedTuple):
     weights: Float[Array | np.ndarray, "steps b"]
 
 
-def decode_resident(split: Split, rows_at_once: int, max_bytes: int) -> ResidentPhotos | None:
+def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
     """Decodes all photos, on the host.
 
     Args:
         split: The few-shot images.
-        rows_at_once: That a device crops in one pass.
-        max_bytes: Of all canvases together, and of a pass's copies of them.
+        max_bytes: Of all canvases together, and of the copies that are cropped at once.
     Returns:
         None as soon as the photos turn out to need more.
     Raises:
@@ -96,13 +109,18 @@ def decode_resident(split: Split, rows_at_once: int, max_bytes: int) -> Resident
         if isinstance(photo, UnreadableImage):
             raise photo
         side = max(side, *(length + -length % SIDE_STEP for length in photo.size))
-        if (len(split) + COPIES * rows_at_once) * side * side * 3 > max_bytes:
+        if bytes_needed(len(split), side) > max_bytes:
             return None
         photos.append(np.asarray(photo, np.uint8))
     canvases = np.zeros((len(photos), side, side, 3), np.uint8)
     for canvas, pixels in zip(canvases, photos, strict=True):
         canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
     return ResidentPhotos(canvases, tuple((p.shape[1], p.shape[0]) for p in photos))
+
+
+def bytes_needed(num_photos: int, side: int) -> int:
+    """Of canvases and of the copies that are cropped at once, on each device."""
+    return 3 * side**2 * (num_photos + COPIES * CROPPED_AT_ONCE)
 
 
 def draw_epoch(

@@ -158,7 +158,7 @@ def make_resident_train_step(
 
     def train_steps(state, frozen, support, choices, canvases, draw, first, last):
         def read(crops):
-            return crops.pixels(canvases, image_size)
+            return crops.pixels(canvases, image_size, mesh)
 
         def one(step, state):
             crops, labels, weights = jax.lax.with_sharding_constraint(

@@ -1,5 +1,7 @@
 """The device's crops against Pillow's."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +39,8 @@ def test_equals_pillow_within_one(kind):
         boxes.append(random_box(width, height, rng))
         flips.append(bool(rng.random() < 0.5))
         expected.append(pillow(photo, boxes[-1], flips[-1]))
-    ours = crop_resize_flip(
-        jnp.asarray(canvases), jnp.asarray(boxes, jnp.int32), jnp.asarray(flips), SIZE
+    ours = jax.vmap(partial(crop_resize_flip, size=SIZE))(
+        jnp.asarray(canvases), jnp.asarray(boxes, jnp.int32), jnp.asarray(flips)
     )
     difference = np.abs(np.asarray(ours, int) - np.stack(expected).astype(int))
     assert difference.max() <= 1
@@ -46,10 +48,10 @@ def test_equals_pillow_within_one(kind):
 
 
 def test_a_box_of_the_result_s_size_is_copied():
-    photo = np.random.default_rng(1).integers(0, 256, (1, 50, 50, 3), dtype=np.uint8)
-    box = jnp.asarray([[7, 3, 7 + SIZE, 3 + SIZE]], jnp.int32)
-    ours = crop_resize_flip(jnp.asarray(photo), box, jnp.array([False]), SIZE)
-    np.testing.assert_array_equal(ours[0], photo[0, 3 : 3 + SIZE, 7 : 7 + SIZE])
+    photo = np.random.default_rng(1).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    box = jnp.asarray([7, 3, 7 + SIZE, 3 + SIZE], jnp.int32)
+    ours = crop_resize_flip(jnp.asarray(photo), box, jnp.array(False), SIZE)
+    np.testing.assert_array_equal(ours, photo[3 : 3 + SIZE, 7 : 7 + SIZE])
 
 
 def test_weights_sum_to_one_and_are_zero_outside_the_box():

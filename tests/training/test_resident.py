@@ -1,5 +1,7 @@
 """Photos on the device against the batches that the host makes of the same photos."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,11 +41,20 @@ def clip(tiny_clip_dir):
 
 
 def draw(photos, num_rows=BATCH):
-    resident = decode_resident(photos, BATCH, 10**9)
+    resident = decode_resident(photos, 10**9)
     drawn = draw_epoch(
         resident.sizes, photos.labels, BATCH, seed=SEED, epoch=EPOCH, num_rows=num_rows
     )
     return resident, drawn
+
+
+@partial(jax.jit, static_argnames=("size", "mesh"))
+def cropped(crops, canvases, *, size, mesh):
+    return crops.pixels(canvases, size, mesh)
+
+
+def pixels_of(crops, resident, clip):
+    return cropped(crops, resident.canvases, size=clip.image_size, mesh=data_mesh())
 
 
 def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
@@ -55,7 +66,7 @@ def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
         np.testing.assert_array_equal(crops.places, batch.indices)
         np.testing.assert_array_equal(labels, batch.labels)
         np.testing.assert_array_equal(weights, batch.weights)
-        pixels = crops.pixels(jnp.asarray(resident.canvases), clip.image_size)
+        pixels = pixels_of(crops, resident, clip)
         real = batch.weights > 0
         difference = np.abs(np.asarray(pixels, int) - batch.images)[real]
         assert difference.max() <= 1
@@ -63,15 +74,15 @@ def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
 
 
 def test_the_budget_is_of_all_canvases(photos):
-    canvases, copies = len(SIZES) * 64 * 64 * 3, 4 * (1 + 4) * 64 * 64 * 3
-    assert decode_resident(photos, 4, canvases + copies).canvases.nbytes == canvases
-    assert decode_resident(photos, 4, canvases + copies - 1) is None
+    canvases, copies = len(SIZES) * 64 * 64 * 3, 32 * (1 + 4) * 64 * 64 * 3
+    assert decode_resident(photos, canvases + copies).canvases.nbytes == canvases
+    assert decode_resident(photos, canvases + copies - 1) is None
 
 
 def test_a_photo_that_cannot_be_decoded_is_named(photos, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no photo")
     with pytest.raises(UnreadableImage, match=r"a\.png"):
-        decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 1, 10**9)
+        decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 10**9)
 
 
 @pytest.fixture
@@ -94,7 +105,7 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
     state, expected = new_state(mesh, trainable, optimizer), []
     for step in range(2):
         crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
-        pixels = crops.pixels(jnp.asarray(resident.canvases), clip.image_size)
+        pixels = pixels_of(crops, resident, clip)
         state, metrics = single(state, frozen, None, {}, StepBatch(pixels, labels, weights))
         expected.append(metrics)
 

@@ -1,4 +1,4 @@
-"""Seconds until the train step and the evaluation program can run, beside plain CLIP's.
+"""Seconds until the train step, evaluation and the cache can run, beside plain CLIP's.
 
     python -m benchmarks.compile_time [shape ...] [--batch=8] [--rematerialise]
 
@@ -24,7 +24,7 @@ from benchmarks.programs import Program, programs
 from fgvpl_jax.training import data_mesh
 
 CLASSES, SHOTS = 100, 16
-NAMES = ("train_step", "evaluation", "plain_clip")
+NAMES = ("train_step", "evaluation", "cache_refresh", "plain_clip")
 
 
 def main(shapes: list[str], batch: int, rematerialise: bool, rounds: int) -> dict[str, Any]:

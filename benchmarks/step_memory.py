@@ -2,15 +2,14 @@
 
     python -m benchmarks.step_memory [--run] [microbatch ...]
 
-For each microbatch (0: the whole batch at once), without and with rematerialising, what the
-compiled float32 step needs by XLA's own account: arguments, results and temporaries; and what one
-pass keeps for its way back, parameters included. (For CPUs XLA turns only a part of what
-rematerialising does not keep into smaller temporaries.) With --run the first of them is carried
-out once, without rematerialising, and the process's largest resident size stands beside it. 100
-classes, a cache of 1,600 images. Prints text, then one JSON line.
+For each microbatch (0: the whole batch at once, the reference where it is among them), without and
+with rematerialising, what the compiled float32 step needs by XLA's own account: arguments, results
+and temporaries; and what one pass keeps for its way back, parameters included. (For CPUs XLA turns
+only a part of what rematerialising does not keep into smaller temporaries.) With --run the first
+of them is carried out once, without rematerialising, and the process's largest resident size stands
+beside it. 100 classes, a cache of 1,600 images. Prints text, then one JSON line.
 """
 
-import json
 import resource
 import sys
 import time
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.measuring import random_model
+from benchmarks.measuring import random_model, report
 from benchmarks.programs import Program, programs
 from fgvpl_jax.training import data_mesh, split_model
 from fgvpl_jax.training.step import weighted_loss
@@ -53,6 +52,10 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
             name = f"microbatch {microbatch}" + ", rematerialised" * rematerialise
             result[name] = {key: round(value, 2) for key, value in figures.items()}
             print(name, result[name], flush=True)
+    whole = result.get("microbatch 0")
+    if whole is not None:
+        for figures in result.values():
+            figures["of_the_whole_batch"] = round(figures["together"] / whole["together"], 3)
     return result
 
 
@@ -79,4 +82,4 @@ def compile_step(microbatch: int, rematerialise: bool) -> tuple[Any, Program, in
 if __name__ == "__main__":
     arguments = [argument for argument in sys.argv[1:] if argument != "--run"]
     chosen = [int(argument) for argument in arguments] or [16, 32, 64, 0]
-    print(json.dumps(main(chosen, "--run" in sys.argv)))
+    report(main(chosen, "--run" in sys.argv))

@@ -17,10 +17,12 @@ def problem(num_classes, seed=0, per_class=8, dim=6):
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
-@pytest.mark.parametrize("c", [1e-4, 0.3, 100.0])
-def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c):
-    features, labels = problem(num_classes)
-    kernel, bias, _ = solve(features, labels, c, num_classes)
+@pytest.mark.parametrize(("c", "dim"), [(1e-4, 6), (0.3, 6), (100.0, 6), (1e6, 192)])
+def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c, dim):
+    """At the weights as they are kept, in float32."""
+    features, labels = problem(num_classes, dim=dim)
+    solution = solve(features, labels, c, num_classes)[:2]
+    kernel, bias = (weights.astype(np.float32).astype(np.float64) for weights in solution)
     x = features.astype(np.float64)
     logits = x @ kernel + bias
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))

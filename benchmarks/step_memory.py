@@ -1,6 +1,6 @@
 """Memory of one training step at ViT-B/16's size: batch 256, 224 pixels, random weights.
 
-    python -m benchmarks.step_memory [--run] [microbatch ...]
+    python -m benchmarks.step_memory [--run] [microbatch ...]  # divisors of 256
 
 For each microbatch (0: the whole batch at once, the reference where it is among them), without and
 with rematerialising, what the compiled float32 step needs by XLA's own account: arguments, results

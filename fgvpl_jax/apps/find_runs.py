@@ -133,6 +133,8 @@ def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) ->
     for record in records:
         own = varied[record.benchmark, record.backbone, record.method]
         expected = {n: _hashable(v) for n, v in {**defaults, **_own_defaults(record)}.items()}
+        if "epochs" not in own:
+            expected.pop("epochs", None)  # a table's notes tell them
         other = [
             (name, value)
             for name, value in sorted(record.settings.items())
@@ -156,11 +158,13 @@ def _hashable(value: Any) -> Any:
 
 
 def _own_defaults(record: RunRecord) -> Mapping[str, Any]:
-    """The method's recipe, but for the epochs, which a table's notes tell, and known templates."""
+    """The method's recipe, and a known benchmark's templates and split."""
     own: dict[str, Any] = {}
     if record.method in METHODS:
-        own |= METHODS[record.method].recipe(record.benchmark, record.shots or 1, 1)._asdict()
-        del own["epochs"]
+        num_images = record.results["counts"]["train"]
+        recipe = METHODS[record.method].recipe(record.benchmark, record.shots or 1, num_images)
+        own |= recipe._asdict()
     if record.benchmark in BENCHMARKS:
-        own[TEMPLATES] = BENCHMARKS[record.benchmark].templates
+        benchmark = BENCHMARKS[record.benchmark]
+        own |= {TEMPLATES: benchmark.templates, "data.split_file": benchmark.split_file}
     return own

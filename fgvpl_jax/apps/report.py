@@ -221,7 +221,7 @@ class Report:
         )
         csv_files.write_csv(
             self._out / f"{file_stem('confusion', panel)}.csv",
-            ["true class", *names],
+            [f"true class ({label}, {shots_label(shots)})", *names],
             [[name, *counts] for name, counts in zip(names, confusions[key], strict=True)],
         )
         section.tables.append(
@@ -257,14 +257,14 @@ class Report:
             found = [r.results for r in panel.records if (r.row, r.shots) == (row.key, shots)]
             if found and all(name in results for results in found for name in scores):
                 means = [np.mean([results[name] for results in found]) for name in scores]
-                rows.append([row.label, *(f"{mean:.3f}" for mean in means)])
+                rows.append([row.label, *means])
         columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]
         csv_files.write_csv(self._out / f"{file_stem('calibration', panel)}.csv", columns, rows)
         section.tables.append(
             Table(
                 f"Calibration at {shots_label(shots)}, mean over seeds",
                 columns,
-                rows,
+                [[label, *(f"{mean:.3f}" for mean in means)] for label, *means in rows],
                 ["ECE: expected calibration error, 15 bins. Tempered: by validation images."],
             )
         )

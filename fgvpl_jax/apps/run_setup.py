@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -181,7 +182,8 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     dataset = load_dataset(config)
     few_shot = draw(config, dataset)
     config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
-    check_is_same_run(workdir, config, few_shot)
+    workdir.check_is_free_for(config)
+    check_is_same_draw(workdir, config, few_shot_record(few_shot))
     clip, image_cache = load_clip(config.clip), open_image_cache(config)
     check_is_same_backbone(workdir, config.clip, clip.identity)
     check_readable(few_shot.support, clip, image_cache)
@@ -200,16 +202,8 @@ def draw(config: ConfigDict, dataset: Dataset) -> FewShot:
     return draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
 
 
-def check_is_same_run(workdir: Workdir, config: ConfigDict, few_shot: FewShot) -> None:
-    """Refuses a folder with a run of other settings or other few-shot images.
-
-    Args:
-        workdir: May be empty.
-        config: With its recipe filled in.
-        few_shot: Drawn now.
-    """
-    workdir.check_is_free_for(config)
-    record = few_shot_record(few_shot)
+def check_is_same_draw(workdir: Workdir, config: ConfigDict, record: dict[str, Any]) -> None:
+    """Refuses a folder with a run of other few-shot images than `record`, which are drawn now."""
     if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
         raise UserError(
             f"the images drawn now are not those of {workdir.few_shot_file}: the data at "

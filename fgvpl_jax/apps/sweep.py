@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from fgvpl_jax.apps.experiment import carry_out
 from fgvpl_jax.apps.run_setup import (
     check_is_same_backbone,
-    check_is_same_run,
+    check_is_same_draw,
     draw,
     load_dataset,
     with_recipe,
@@ -27,7 +28,7 @@ from fgvpl_jax.apps.run_setup import (
 from fgvpl_jax.apps.sweep_cells import Cell, ConfigNamed, cells_of
 from fgvpl_jax.apps.workdir import Workdir, WorkdirInUse, read_json
 from fgvpl_jax.clip import Identity, identity_of
-from fgvpl_jax.data import Dataset
+from fgvpl_jax.data import Dataset, few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.reporting.live_table import CellProgress, Status, showing
 
@@ -75,7 +76,8 @@ class Worker:
         self._place = place
         self.progress = [progress_of(cell, self._folder(cell)) for cell in cells]
         self._errors_before = {cell.name: _age(self._error_file(cell)) for cell in cells}
-        self._identities: dict[str, Identity] = {}
+        self._identities: dict[str, Identity | None] = {}
+        self._draws: dict[str, dict[str, Any] | None] = {}
         self._datasets: dict[str, Dataset] = {}
 
     def advance(self, cell: Cell, progress: CellProgress) -> None:
@@ -85,20 +87,21 @@ class Worker:
             KeyboardInterrupt: As it comes.
         """
         error_file = self._error_file(cell)
-        if _age(error_file) not in (None, self._errors_before[cell.name]):
+        workdir = Workdir(self._folder(cell))
+        is_finished = workdir.results_file.exists()
+        if not is_finished and _age(error_file) not in (None, self._errors_before[cell.name]):
             progress.problem = read_json(error_file)["problem"]
             progress.status = Status.FAILED
             return
         # A file, as a handler of signals may write to where the standard error goes.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as output:
             try:
-                workdir = Workdir(self._folder(cell))
                 with workdir.locked():
-                    if workdir.results_file.exists():
-                        self._check_finished(cell.config, workdir)
-                    else:
-                        progress.status = Status.RUNNING
-                        with redirect_stdout(output), redirect_stderr(output):
+                    with redirect_stdout(output), redirect_stderr(output):
+                        if workdir.results_file.exists():
+                            self._check_finished(cell.config, workdir)
+                        else:
+                            progress.status = Status.RUNNING
                             carry_out(cell.config, workdir)
                     results = read_json(workdir.results_file)
                     if not cell.keeps_model:
@@ -126,18 +129,42 @@ class Worker:
     def _check_finished(self, config: ConfigDict, workdir: Workdir) -> None:
         """Refuses a finished run of other settings, images or weights, as `prepare` would.
 
-        Backbones are hashed and data are listed once for all cells.
+        What is not on this machine cannot be compared, and need not be there for a finished run.
         """
+        results = read_json(workdir.results_file)
+        workdir.check_is_free_for(
+            with_recipe(config, results["counts"]["train"], results["num_classes"])
+        )
+        record = self._draw_of(config)
+        if record is not None:
+            check_is_same_draw(workdir, config, record)
+        identity = self._identity_of(config.clip, workdir.stored_backbone()["name"])
+        if identity is not None:
+            check_is_same_backbone(workdir, config.clip, identity)
+
+    def _draw_of(self, config: ConfigDict) -> dict[str, Any] | None:
+        """What `few_shot.json` would hold, made once for all methods."""
         source = repr((config.benchmark, config.data.to_dict()))
-        if source not in self._datasets:
-            self._datasets = {source: load_dataset(config)}  # one at a time, as they are large
-        if config.clip not in self._identities:
-            self._identities[config.clip] = identity_of(config.clip)
-        dataset = self._datasets[source]
-        few_shot = draw(config, dataset)
-        config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
-        check_is_same_run(workdir, config, few_shot)
-        check_is_same_backbone(workdir, config.clip, self._identities[config.clip])
+        key = repr((source, config.shots, config.seed, config.allow_fewer))
+        if key not in self._draws:
+            try:
+                if source not in self._datasets:
+                    self._datasets = {source: load_dataset(config)}  # large: one at a time
+                self._draws[key] = few_shot_record(draw(config, self._datasets[source]))
+            except UserError:
+                self._draws[key] = None
+        return self._draws[key]
+
+    def _identity_of(self, clip: str, stored_name: str) -> Identity | None:
+        """Hashed once; a hub's checkpoint is not fetched for what has its name already."""
+        if clip == stored_name and not Path(clip).expanduser().is_dir():
+            return None
+        if clip not in self._identities:
+            try:
+                self._identities[clip] = identity_of(clip)
+            except UserError:
+                self._identities[clip] = None
+        return self._identities[clip]
 
     def _folder(self, cell: Cell) -> Path:
         return self._place / CELLS / cell.name

@@ -81,8 +81,9 @@ def variant_label(variant: Variant) -> str:
 
 
 def zero_shot_records(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
-    """Those that measured zero-shot CLIP by the default's texts; where none did, all."""
-    return [record for record in records if record.has_default_texts] or records
+    """Those that measured zero-shot CLIP by one text: the default's or, without such, the first."""
+    found = [record for record in records if record.has_default_texts] or records
+    return [r for r in found if r.settings.get(TEMPLATES) == found[0].settings.get(TEMPLATES)]
 
 
 def by_panel(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:

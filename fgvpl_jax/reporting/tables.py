@@ -15,11 +15,13 @@ from fgvpl_jax.reporting.paper_numbers import (
     paper_setting,
 )
 from fgvpl_jax.reporting.records import (
+    TEMPLATES,
     RunRecord,
     Variant,
     shots_label,
     shots_order,
     variant_label,
+    zero_shot_records,
 )
 
 NOTHING = "-"
@@ -50,7 +52,7 @@ def shots_table(panel: Panel) -> Table:
         for row in panel.rows
     ]
     columns = ["method", *map(shots_label, panel.shots)]
-    notes = [*seed_notes(panel), *epoch_notes(panel), *shared_notes(panel)]
+    notes = [*seed_notes(panel), *epoch_notes(panel), *shared_notes(panel), *text_notes(panel)]
     return Table(panel.title, columns, rows, notes)
 
 
@@ -83,6 +85,7 @@ def average_table(panel: Panel) -> Table:
     notes = [
         f"Mean over {names}; only of methods that were run on all of them.",
         *seed_notes(panel),
+        *epoch_notes(panel),
         *shared_notes(panel),
     ]
     return Table(panel.title, columns, rows, notes)
@@ -284,6 +287,15 @@ def shared_notes(panel: Panel) -> list[str]:
         f"{', '.join(labels)}{where}: {variant_label(shared)}, which is not the default."
         for (shared, where), labels in labels_by_setting.items()
     ]
+
+
+def text_notes(panel: Panel) -> list[str]:
+    """By which texts zero-shot CLIP was measured, where runs read different ones."""
+    texts = {record.settings.get(TEMPLATES) for record in panel.records}
+    if len(texts) < 2:
+        return []
+    (told,) = {record.settings.get(TEMPLATES) for record in zero_shot_records(panel.records)}
+    return [f"{method_label(ZERO_SHOT)}: {TEMPLATES}={told}."]
 
 
 def _listed(shots: Sequence[int | None]) -> str:

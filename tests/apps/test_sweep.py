@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,12 @@ class Runs:
         workdir.write_config(resolved, asdict(identity_of(config.clip)))
         workdir.checkpoints.mkdir(exist_ok=True)
         workdir.support_file.write_bytes(b"")
-        results = {"test_accuracy": 0.25, "wall_seconds": 2.0}
+        results = {
+            "test_accuracy": 0.25,
+            "wall_seconds": 2.0,
+            "counts": {"train": len(few_shot.support)},
+            "num_classes": len(dataset.class_names),
+        }
         workdir.write(workdir.results_file, results)
         return results
 
@@ -134,6 +140,22 @@ def test_a_finished_cell_of_another_backbone_is_no_cell_of_this_sweep(
     progress = sweep.run_sweep(config, tmp_path, named)
     assert runs.done == ALL
     assert all("is not the one that" in cell.problem for cell in progress)
+
+
+def test_a_finished_cell_needs_neither_data_nor_backbone(config, named, runs, photos_dir, tmp_path):
+    config.run.data.root = str(shutil.copytree(photos_dir, tmp_path / "here" / photos_dir.name))
+    cells = cells_of(config, named)
+    worker = sweep.Worker(tmp_path, cells)
+    sweep.run_sweep(config, tmp_path, named)
+    shutil.rmtree(tmp_path / "here")
+    config.run.clip = str(tmp_path / "gone" / Path(config.run.clip).name)
+    assert all(cell.status is Status.DONE for cell in sweep.run_sweep(config, tmp_path, named))
+    for cell, progress in zip(cells, worker.progress, strict=True):
+        error_file = tmp_path / "errors" / f"{cell.name}.json"
+        error_file.parent.mkdir(parents=True, exist_ok=True)
+        error_file.write_text("{}")  # another worker's, who could not take it for its own
+        worker.advance(cell, progress)
+    assert all(cell.status is Status.DONE for cell in worker.progress)
 
 
 def test_a_finished_cell_of_other_photos_is_no_cell_of_this_sweep(

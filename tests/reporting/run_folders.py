@@ -47,6 +47,7 @@ def write_run(
         "shots": settings.shots,
         "seed": settings.seed,
         "epochs": settings.epochs,
+        "counts": {"train": 10 * (settings.shots or 16)},
         "validation_accuracy": {"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
         "test_accuracy": accuracy,
         "test_ece": 0.1,

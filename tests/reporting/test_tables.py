@@ -115,7 +115,7 @@ def test_settings_that_are_lists_make_rows_and_are_named(tmp_path):
         "FG-VPL (data.templates=('b {}.',))",
     ]
     note = "FG-VPL: cache_logit_weight_grid=(1.0, 2.0), which is not the default."
-    assert shots_table(panel).notes[-1] == note
+    assert shots_table(panel).notes[-2] == note
     assert setting_tables(panel)[0].columns == ["method", "('a {}.',)", "('b {}.',)"]
 
 
@@ -195,6 +195,36 @@ def test_other_templates_have_no_paper_beside_them_and_no_part_in_zero_shot(tmp_
         ["Zero-shot CLIP", "68.00 (paper 68.7, -0.70)"],
         ["FG-VPL", "70.00 (paper 75.5, -5.50)"],
         ["FG-VPL (data.templates=('a {}.',))", "60.00"],
+    ]
+
+
+def test_templates_of_a_benchmark_that_is_not_the_papers_are_not_mixed(tmp_path):
+    for template, zero_shot in (("a {}.", 0.2), ("b {}.", 0.6)):
+        config = {"benchmark": "shapes", "data.templates": (template,)}
+        write_run(tmp_path / template[0], 0.7, zero_shot=zero_shot, config=config)
+    (panel,) = panels(tmp_path)
+    table = shots_table(panel)
+    assert table.rows[0] == ["Zero-shot CLIP", "20.00"]
+    assert table.notes[-1] == "Zero-shot CLIP: data.templates=('a {}.',)."
+
+
+def test_another_split_has_no_paper_beside_it(tmp_path):
+    own = {"benchmark": "imagenet", "data.split_file": "mine.json"}
+    write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=own)
+    (panel,) = panels(tmp_path)
+    table = shots_table(panel)
+    assert table.rows[1] == ["FG-VPL", "70.00"]
+    assert table.notes[-1] == "FG-VPL: data.split_file=mine.json, which is not the default."
+
+
+def test_epochs_that_differ_between_draws_make_a_row_beside_the_recipes(tmp_path):
+    for seed, epochs in ((1, 50), (2, 10)):
+        config = {"benchmark": "imagenet", "seed": seed, "epochs": epochs}
+        write_run(tmp_path / str(seed), 0.7, config=config)
+    (panel,) = panels(tmp_path)
+    assert [row[:2] for row in shots_table(panel).rows[1:]] == [
+        ["FG-VPL", "70.00 (paper 75.5, -5.50)"],
+        ["FG-VPL (epochs=10)", "70.00"],
     ]
 
 

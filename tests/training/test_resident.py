@@ -14,6 +14,7 @@ from fgvpl_jax.data import Split, UnreadableImage, random_crop_and_flip, train_b
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
+from fgvpl_jax.training import resident as resident_module
 from fgvpl_jax.training import steps as steps_module
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
@@ -22,6 +23,15 @@ from fgvpl_jax.training.steps import ResidentSteps
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
+
+
+AT_ONCE = 4
+
+
+@pytest.fixture(autouse=True)
+def _cropped_in_parts(monkeypatch):
+    """Six rows are one whole part and one that is not."""
+    monkeypatch.setattr(resident_module, "CROPPED_AT_ONCE", AT_ONCE)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,7 @@ def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
 
 
 def test_the_budget_is_of_all_canvases(photos):
-    canvases, copies = len(SIZES) * 64 * 64 * 3, 32 * (1 + 4) * 64 * 64 * 3
+    canvases, copies = len(SIZES) * 64 * 64 * 3, AT_ONCE * (1 + 4) * 64 * 64 * 3
     assert decode_resident(photos, canvases + copies).canvases.nbytes == canvases
     assert decode_resident(photos, canvases + copies - 1) is None
 

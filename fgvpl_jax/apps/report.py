@@ -74,7 +74,7 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     write_markdown(title, sections, out / "report.md")
     write_html(title, sections, out, "report.html")
     csv_files.write_runs(records, out / "runs.csv")
-    csv_files.write_accuracies([*panels, *averages_of(panels)], out / "accuracy.csv")
+    csv_files.write_accuracies([*panels, *report.averages], out / "accuracy.csv")
     csv_files.write_verdicts(report.verdicts, out / "significance.csv")
     lines = [f"left out: {line}" for line in left_out]
     return [*lines, f"{len(records)} runs; the report is {out / 'report.html'}"]
@@ -84,6 +84,7 @@ class Report:
     """Gathers the sections; figures are written as they are drawn.
 
     Attributes:
+        averages: Over the benchmarks of each backbone that has several.
         answers: Of every run that kept them.
         verdicts: Of every benchmark and backbone.
     """
@@ -91,6 +92,7 @@ class Report:
     def __init__(self, out: Path, panels: Sequence[Panel]):
         self._out = out
         self._panels = panels
+        self.averages = averages_of(panels)
         self.answers: AnswersOf = {
             record: answers
             for panel in panels
@@ -121,8 +123,7 @@ class Report:
     def _accuracy(self) -> Section:
         """Tables 2 and 3, Figure 4."""
         section = Section("Accuracy", tables=[tables.shots_table(panel) for panel in self._panels])
-        averages = averages_of(self._panels)
-        for panel in averages:
+        for panel in self.averages:
             section.tables.append(tables.average_table(panel))
         for benchmark in dict.fromkeys(panel.benchmark for panel in self._panels):
             found = [panel for panel in self._panels if panel.benchmark == benchmark]
@@ -130,7 +131,7 @@ class Report:
             if table is not None:
                 section.tables.append(table)
         for backbone in dict.fromkeys(panel.backbone for panel in self._panels):
-            found = [p for p in (*self._panels, *averages) if p.backbone == backbone]
+            found = [p for p in (*self._panels, *self.averages) if p.backbone == backbone]
             caption = (
                 f"Accuracy against shots, {backbone}; error bars are the standard deviation over "
                 "seeds, the dashed line is zero-shot CLIP."

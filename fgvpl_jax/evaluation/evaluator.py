@@ -249,7 +249,8 @@ def readable_rows(weights: jax.Array, columns: tuple) -> tuple:
     """The rows of weight above 0, of all processes, on the host; a column may be None."""
     # Compared on the host: on the device it would wait for the next batch, which is at work there.
     weights, rows = to_host((weights, columns))
-    return jax.tree.map(lambda column: column[weights > 0], rows)
+    readable = weights > 0
+    return jax.tree.map(lambda column: column[readable], rows)
 
 
 def in_order_of_last(batches: list[tuple]) -> tuple:

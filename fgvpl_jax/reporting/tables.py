@@ -52,7 +52,7 @@ def shots_table(panel: Panel) -> Table:
         for row in panel.rows
     ]
     columns = ["method", *map(shots_label, panel.shots)]
-    notes = [*seed_notes(panel), *epoch_notes(panel), *shared_notes(panel), *text_notes(panel)]
+    notes = [*seed_notes(panel), *epoch_notes(panel), *text_notes(panel), *shared_notes(panel)]
     return Table(panel.title, columns, rows, notes)
 
 

@@ -115,7 +115,7 @@ def test_settings_that_are_lists_make_rows_and_are_named(tmp_path):
         "FG-VPL (data.templates=('b {}.',))",
     ]
     note = "FG-VPL: cache_logit_weight_grid=(1.0, 2.0), which is not the default."
-    assert shots_table(panel).notes[-2] == note
+    assert shots_table(panel).notes[-1] == note
     assert setting_tables(panel)[0].columns == ["method", "('a {}.',)", "('b {}.',)"]
 
 

@@ -1,9 +1,9 @@
 """Runs a trained model over a split: one jitted program from its inputs to logits."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,12 @@ from fgvpl_jax.training import (
     batch_size_for,
     gather_texts,
     is_writer,
+    one_behind,
     process_share,
     replicate,
     split_batch,
     to_host,
 )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -234,15 +233,6 @@ class Evaluator:
     def _on_devices(self, choices: Any) -> dict[str, jax.Array]:
         arrays = {name: jnp.asarray(value, jnp.float32) for name, value in choices.items()}
         return replicate(self._mesh, arrays)
-
-
-def one_behind(values: Iterable[T]) -> Iterator[T]:
-    """Each value when the next has been made, so that the device has work while one is fetched."""
-    waiting: list[T] = []
-    for value in values:
-        yield from waiting
-        waiting = [value]
-    yield from waiting
 
 
 def readable_rows(weights: jax.Array, columns: tuple) -> tuple:

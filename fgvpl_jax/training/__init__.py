@@ -9,6 +9,7 @@ from fgvpl_jax.training.inputs import (
     Inputs,
     PixelInputs,
     kept_text_features,
+    one_behind,
 )
 from fgvpl_jax.training.loop import Observer, read_metrics, restore_model, train
 from fgvpl_jax.training.mesh import (
@@ -47,6 +48,7 @@ __all__ = [
     "join_processes",
     "kept_text_features",
     "make_train_step",
+    "one_behind",
     "process_share",
     "read_metrics",
     "replicate",

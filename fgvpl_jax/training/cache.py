@@ -72,13 +72,12 @@ class CacheBuilder:
 
         Rows are in the order of the support set and split over the devices.
         """
-        features = [
-            self._support_features(
-                trainable,
-                frozen,
-                rows if isinstance(rows, jax.Array) else split_batch(self.mesh, rows),
-            )
-            for rows in self._inputs
-        ]
+        features: list[tuple] = []
+        for rows in self._inputs:
+            on_devices = rows if isinstance(rows, jax.Array) else split_batch(self.mesh, rows)
+            encoded = self._support_features(trainable, frozen, on_devices)
+            # Of photos on the host no more than two batches lie on the devices.
+            jax.block_until_ready(features[-1:])
+            features.append(encoded)
         image, object_ = reorder(self.mesh, self._order, features)
         return VisualCache(image, object_, self._labels, self._valid)

@@ -5,9 +5,9 @@ under the evaluation transform, and each augmented epoch's, which derive from (s
 alone, as the pixels do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ from fgvpl_jax.data import (
 )
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+
+T = TypeVar("T")
 
 FEATURE_FORMAT = 1  # counts up when records, or what is computed, change
 EXTRACTION_BATCH_SIZE = 256
@@ -130,6 +132,15 @@ class PixelInputs:
             share=self.share,
         ):
             yield InputBatch(*batch)
+
+
+def one_behind(values: Iterable[T]) -> Iterator[T]:
+    """Each value when the next has been made, so that the device has work while one is fetched."""
+    waiting: list[T] = []
+    for value in values:
+        yield from waiting
+        waiting = [value]
+    yield from waiting
 
 
 @partial(jax.jit, static_argnums=0)
@@ -246,8 +257,10 @@ class FeatureInputs:
         return self.image_cache.place(identity, self._record, len(split))
 
     def _encoded(self, batches: Iterator[InputBatch]) -> Iterator[InputBatch]:
-        for batch in batches:
-            features = self._encoder(split_batch(self.mesh, batch.inputs))
+        dispatched = (
+            (batch, self._encoder(split_batch(self.mesh, batch.inputs))) for batch in batches
+        )
+        for batch, features in one_behind(dispatched):
             yield batch._replace(inputs=np.asarray(features))
 
 

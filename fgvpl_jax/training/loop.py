@@ -159,10 +159,9 @@ def train(
                 stopping = agree_to_stop()
                 if stopping:
                     break
-            per_step = jax.device_get(per_step)
-            for number, metrics in enumerate(per_step, start=epoch * steps_per_epoch + 1):
-                if not np.isfinite(metrics.loss):
-                    raise diverged(f"the loss is {metrics.loss}", number)
+            for number, of_step in enumerate(per_step, start=epoch * steps_per_epoch + 1):
+                if not np.isfinite(of_step.loss):
+                    raise diverged(f"the loss is {of_step.loss}", number)
             if len(per_step) == steps_per_epoch:
                 line = epoch_line(epoch, per_step, started)
                 if is_writer():

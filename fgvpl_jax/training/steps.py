@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -28,8 +29,8 @@ from fgvpl_jax.training.step import (
 SPAN_SECONDS = 2.0
 
 Choices = Mapping[str, Float[Array | np.ndarray, ""]]
-# From state, frozen variables, cache and choices: after each step, or after several, the state and
-# their metrics.
+# From state, frozen variables, cache and choices: after every `Pace` of steps the state and their
+# metrics, fetched.
 StepsOfEpoch = Callable[
     [TrainState, nnx.State, VisualCache | None, Choices],
     Iterator[tuple[TrainState, list[StepMetrics]]],
@@ -45,6 +46,25 @@ class Steps(Protocol):
 
         What takes longer than a step is done before this returns.
         """
+
+
+class Pace:
+    """How many steps take `SPAN_SECONDS`, measured, and the same number in all processes.
+
+    Attributes:
+        num_steps: At first 1.
+    """
+
+    def __init__(self):
+        self.num_steps = 1
+
+    def measured(self, num_steps: int, seconds: float) -> None:
+        """Sets `num_steps` by what this process last did; every process must call it.
+
+        The first time compilation is part of it: then it sets too few.
+        """
+        seconds_each = slowest(seconds) / num_steps
+        self.num_steps = max(1, int(SPAN_SECONDS / max(seconds_each, 1e-6)))
 
 
 class HostSteps:
@@ -74,6 +94,7 @@ class HostSteps:
         self._batch_size = batch_size
         self._layout = layout
         self._mesh = mesh
+        self._pace = Pace()
 
     def epoch(self, epoch: int, first_step: int) -> StepsOfEpoch:
         """See `Steps`."""
@@ -86,13 +107,25 @@ class HostSteps:
         )
 
         def run(state, frozen, cache, choices):
-            for batch in batches:
-                device_batch = split_batch(
-                    self._mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
-                )
-                with jax.transfer_guard("disallow"):
-                    state, metrics = self._train_step(state, frozen, cache, choices, device_batch)
-                yield state, [metrics]
+            while True:
+                started = time.monotonic()
+                span: list[StepMetrics] = []
+                for batch in islice(batches, self._pace.num_steps):
+                    device_batch = split_batch(
+                        self._mesh,
+                        StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices),
+                    )
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = self._train_step(
+                            state, frozen, cache, choices, device_batch
+                        )
+                    jax.block_until_ready(span[-1:])  # so that two batches lie there at most
+                    span.append(metrics)
+                if not span:
+                    return
+                span = jax.device_get(span)
+                self._pace.measured(len(span), time.monotonic() - started)
+                yield state, span
 
         return run
 
@@ -128,7 +161,7 @@ class ResidentSteps:
         self._num_rows = layout.num_rows
         self._seed = seed
         self._mesh = mesh
-        self._span = 1
+        self._pace = Pace()
 
     def epoch(self, epoch: int, first_step: int) -> StepsOfEpoch:
         """See `Steps`."""
@@ -145,7 +178,7 @@ class ResidentSteps:
         def run(state, frozen, cache, choices):
             first = first_step
             while first < num_steps:
-                last = min(first + self._span, num_steps)
+                last = min(first + self._pace.num_steps, num_steps)
                 bounds = replicate(self._mesh, (np.int32(first), np.int32(last)))
                 jax.block_until_ready((state, cache))  # what was begun before is not timed
                 started = time.monotonic()
@@ -154,9 +187,7 @@ class ResidentSteps:
                         state, frozen, cache, choices, self._canvases, draw, *bounds
                     )
                 columns = [column[first:last] for column in jax.device_get(metrics)]
-                # With the compilation in it the first time, and so short; all processes' alike.
-                seconds = slowest(time.monotonic() - started) / (last - first)
-                self._span = max(1, int(SPAN_SECONDS / max(seconds, 1e-6)))
+                self._pace.measured(last - first, time.monotonic() - started)
                 yield state, [StepMetrics(*row) for row in zip(*columns, strict=True)]
                 first = last
 

@@ -41,13 +41,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
-def signal_in_epoch(number, place=1):
-    """Wraps `train_batches`: SIGTERM when one batch of the epoch is handed out."""
+def signal_in_epoch(number):
+    """Wraps `train_batches`: SIGTERM when the epoch's first batch is handed out."""
     original = inputs.train_batches
 
     def batches(*args, epoch, **kwargs):
         for current, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
-            if (epoch, current) == (number, place):
+            if (epoch, current) == (number, 0):
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
@@ -87,11 +87,10 @@ def signal_at_cache(number):
 def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
     tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb, capsys
 ):
-    """Of photos on the device, undisturbed epochs are one span of three steps."""
+    """Undisturbed epochs are spans of one to three steps, of photos on the device and not."""
     tiny_config.cache_refresh = cache_refresh
     tiny_config.data.resident_gb = resident_gb
     whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2))
     monkeypatch.setattr(steps, "SPAN_SECONDS", 0.0)
     monkeypatch.setattr(steps, "slowest", signal_after_spans(8))
     with pytest.raises(Interrupted), handling_signals():
@@ -143,7 +142,7 @@ def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
 ):
     tiny_config.method = "clip_adapter"
     whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2, place=0))
+    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2))
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
     monkeypatch.undo()

@@ -13,13 +13,20 @@ from fgvpl_jax import load_clip
 from fgvpl_jax.data import Split, UnreadableImage, random_crop_and_flip, train_batches
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.optimizers import adamw, cosine
-from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
+from fgvpl_jax.training import (
+    PixelInputs,
+    TrainState,
+    data_mesh,
+    make_train_step,
+    replicate,
+    split_model,
+)
 from fgvpl_jax.training import resident as resident_module
 from fgvpl_jax.training import steps as steps_module
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
 from fgvpl_jax.training.step import StepBatch, make_resident_train_step
-from fgvpl_jax.training.steps import ResidentSteps
+from fgvpl_jax.training.steps import HostSteps, ResidentSteps
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
@@ -125,7 +132,7 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
         steps = ResidentSteps(
             program, resident, photos.labels, BATCH, batch_layout(mesh, BATCH, 0), SEED, mesh
         )
-        steps._span = 1 if seconds == 0 else 2
+        steps._pace.num_steps = 2 if seconds else 1
         run = steps.epoch(EPOCH, 0)
         yielded = list(run(new_state(mesh, trainable, optimizer), frozen, None, {}))
         after, found = yielded[-1][0], [row for _, rows in yielded for row in rows]
@@ -136,6 +143,34 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
         ):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert program._cache_size() == 1
+
+
+@pytest.mark.parametrize(("seconds", "spans"), [(0.0, [1, 1]), (60.0, [1, 1]), (60.0, [2])])
+def test_batches_from_the_host_come_in_spans_of_single_steps(
+    photos, clip, parts, monkeypatch, seconds, spans
+):
+    """The first span is one step, whatever the pace that it then sets."""
+    graphdef, trainable, frozen = parts
+    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
+    inputs, single = PixelInputs(clip, SEED, None), make_train_step(graphdef, optimizer, mesh)
+    state, expected = new_state(mesh, trainable, optimizer), []
+    for batch in inputs.epoch(photos, BATCH, EPOCH):
+        state, metrics = single(state, frozen, None, {}, StepBatch(*batch[:3], batch.indices))
+        expected.append(metrics)
+
+    monkeypatch.setattr(steps_module, "SPAN_SECONDS", seconds)
+    steps = HostSteps(single, inputs, photos, BATCH, batch_layout(mesh, BATCH, 0), mesh)
+    if spans == [2]:
+        list(steps.epoch(EPOCH, 0)(new_state(mesh, trainable, optimizer), frozen, None, {}))
+        assert steps._pace.num_steps > 2
+    run = steps.epoch(EPOCH, 0)
+    yielded = list(run(new_state(mesh, trainable, optimizer), frozen, None, {}))
+    assert [len(rows) for _, rows in yielded] == spans
+    np.testing.assert_array_equal([row for _, rows in yielded for row in rows], expected)
+    for ours, theirs in zip(
+        jax.tree.leaves(yielded[-1][0].trainable), jax.tree.leaves(state.trainable), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_epoch_is_a_loop_without_the_host(photos, clip, parts):

@@ -31,6 +31,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 class TorchFGVPL(nn.Module):
     """Pixels to logits (Eqs. 2-19) for a given visual cache.
 
+    Attention is fused wherever its weights are not needed.
+
     Attributes:
         prompt, fine_grained_layer, text_adapter, visual_adapter: Trained; everything else is not.
     """
@@ -39,15 +41,16 @@ class TorchFGVPL(nn.Module):
     pixel_scale: Tensor
     pixel_shift: Tensor
 
-    def __init__(self, clip: CLIPModel, model: FGVPL):
-        """Takes every parameter over from a JAX model whose backbone `clip` equals."""
+    def __init__(self, clip: CLIP, model: FGVPL):
+        """Takes every parameter over from a JAX model and its backbone."""
         super().__init__()
-        self.vision: Any = clip.vision_model
-        self.projection = clip.visual_projection
+        self.clip: Any = clip_like(clip.vision, clip.text, "sdpa")
+        self.weighing: Any = clip_like(clip.vision, clip.text, "eager").vision_model.encoder.layers
         self.requires_grad_(False)
-        self.fine_grained_layer = copy.deepcopy(self.vision.encoder.layers[-1])
+        self.last_layer = self.clip.vision_model.encoder.layers[-1]
+        self.fine_grained_layer = copy.deepcopy(self.last_layer)
         self.prompt = nn.Parameter(to_torch(model.encoder.prompt[...]))
-        dim = self.projection.out_features
+        dim = self.clip.visual_projection.out_features
         self.text_adapter, self.visual_adapter = nn.Linear(dim, dim), nn.Linear(dim, dim)
         with torch.no_grad():
             for ours, theirs in (
@@ -94,12 +97,12 @@ class TorchFGVPL(nn.Module):
         tokens = self.embed(images)
         tokens = torch.cat([tokens, self.prompt.to(tokens.dtype).expand(len(tokens), -1, -1)], 1)
         attentions = []
-        for layer in self.vision.encoder.layers[:-1]:
+        for layer in self.weighing[:-1]:
             tokens, weights = block(layer, tokens)
             attentions.append(weights.detach())
         mask = self.object_mask(attentions)
-        original, _ = block(self.vision.encoder.layers[-1], tokens)
-        projected = self.projection(self.vision.post_layernorm(original))
+        original, _ = block(self.last_layer, tokens)
+        projected = self.project(original)
         weights = mask.to(projected.dtype)
         patches = projected[:, 1 : 1 + mask.shape[1]]
         means = (patches * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
@@ -108,23 +111,26 @@ class TorchFGVPL(nn.Module):
         bias = torch.zeros(kept.shape, dtype=tokens.dtype, device=tokens.device)
         bias = bias.masked_fill(~kept, -torch.inf)[:, None, None]
         fine_grained, _ = block(self.fine_grained_layer, tokens, bias)
-        object_ = self.projection(self.vision.post_layernorm(fine_grained[:, 0]))
-        return projected[:, 0], object_, means, mask
+        return projected[:, 0], self.project(fine_grained[:, 0]), means, mask
 
     def zero_shot_logits(self, images: Tensor) -> Tensor:
         """Plain CLIP's logits."""
-        tokens = self.embed(images)
-        for layer in self.vision.encoder.layers:
-            tokens, _ = block(layer, tokens)
-        image = self.projection(self.vision.post_layernorm(tokens[:, 0]))
+        image = self.clip.get_image_features(self.pixels(images)).pooler_output
         return self.logit_scale * F.normalize(image, dim=1) @ self.text_features.T
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Normalised pixels as tokens, after the pre-LayerNorm."""
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised, [b, 3, H, W]."""
         pixels = images.to(self.pixel_scale.dtype) * self.pixel_scale + self.pixel_shift
-        dtype = self.projection.weight.dtype
-        embedded = self.vision.embeddings(pixels.permute(0, 3, 1, 2).to(dtype))
-        return self.vision.pre_layrnorm(embedded)
+        return pixels.permute(0, 3, 1, 2)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pixels as tokens, after the pre-LayerNorm."""
+        vision = self.clip.vision_model
+        return vision.pre_layrnorm(vision.embeddings(self.pixels(images)))
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """From the last layer's tokens to features."""
+        return self.clip.visual_projection(self.clip.vision_model.post_layernorm(tokens))
 
     @torch.no_grad()
     def object_mask(self, attentions: list[Tensor]) -> Tensor:
@@ -145,7 +151,7 @@ class TorchFGVPL(nn.Module):
 
 
 def block(layer: Any, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """One layer of transformers' encoder, with its attention weights."""
+    """One layer of transformers' encoder, with its attention weights where it is not fused."""
     update, weights = layer.self_attn(layer.layer_norm1(tokens), attention_mask=bias)
     tokens = tokens + update
     return tokens + layer.mlp(layer.layer_norm2(tokens)), weights
@@ -158,8 +164,14 @@ def largest_area(significance: np.ndarray, connectivity: int) -> np.ndarray:
     return areas == 1 + sizes.argmax() if len(sizes) else np.ones_like(areas, bool)
 
 
-def clip_like(vision: VisionTower, text: TextTower) -> CLIPModel:
-    """Transformers' model with the same weights, attention weights included in its outputs."""
+def clip_like(vision: VisionTower, text: TextTower, attention: str) -> CLIPModel:
+    """Transformers' model with the same weights.
+
+    Args:
+        vision: Our image tower.
+        text: Our text tower.
+        attention: "eager", which gives the attention weights, or "sdpa", fused.
+    """
     sizes = {
         name: {
             "hidden_size": tower.config.width,
@@ -181,7 +193,7 @@ def clip_like(vision: VisionTower, text: TextTower) -> CLIPModel:
         "eos_token_id": text.config.eos_token_id,
     }
     config = CLIPConfig.from_dict({**sizes, "projection_dim": vision.config.embed_dim})
-    model = CLIPModel._from_config(config, attn_implementation="eager")
+    model = CLIPModel._from_config(config, attn_implementation=attention)
     tensors = {name: to_torch(value) for name, value in hugging_face_tensors(vision, text).items()}
     unfilled = model.load_state_dict(tensors, strict=False)
     assert not unfilled.unexpected_keys, unfilled
@@ -206,7 +218,7 @@ def contestants(
 ) -> dict[str, Callable[[], Any]]:
     """The reference's train step and evaluation, on as many threads as there are cores."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    reference = TorchFGVPL(clip_like(clip.vision, clip.text), model).to(DEVICE)
+    reference = TorchFGVPL(clip, model).to(DEVICE)
     batch, targets = to_torch(images).to(DEVICE), to_torch(labels).long().to(DEVICE)
     keys, object_keys, key_labels = (to_torch(array).to(DEVICE) for array in cache)
     support = (keys, object_keys, key_labels.long())

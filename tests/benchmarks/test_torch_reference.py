@@ -29,7 +29,7 @@ def both(tiny_clip_dir):
     text = rng.normal(size=(CLASSES, clip.vision.config.embed_dim)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     model = FGVPL(clip, jnp.asarray(text), rngs=nnx.Rngs(0))
-    reference = torch_reference.TorchFGVPL(torch_reference.clip_like(clip.vision, clip.text), model)
+    reference = torch_reference.TorchFGVPL(clip, model)
     side = clip.image_size
     images = jnp.asarray(rng.integers(0, 256, (6, side, side, 3), dtype=np.uint8))
     labels = jnp.asarray(rng.integers(0, CLASSES, 6), jnp.int32)

@@ -53,7 +53,13 @@ def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> 
         **settings: Of `FGVPL`.
     """
     text_config = TextConfig(
-        width=64, num_layers=1, num_heads=1, mlp_width=64, vocab_size=64, context_length=8
+        width=64,
+        num_layers=1,
+        num_heads=1,
+        mlp_width=64,
+        embed_dim=vision_config.embed_dim,
+        vocab_size=64,
+        context_length=8,
     )
     vision = VisionTower(vision_config, rngs=nnx.Rngs(0))
     clip = CLIP.__new__(CLIP)  # without a tokenizer and a checkpoint's files

@@ -121,7 +121,7 @@ class TorchFGVPL(nn.Module):
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised, [b, 3, H, W]."""
         pixels = images.to(self.pixel_scale.dtype) * self.pixel_scale + self.pixel_shift
-        return pixels.permute(0, 3, 1, 2)
+        return pixels.permute(0, 3, 1, 2).to(self.clip.dtype)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pixels as tokens, after the pre-LayerNorm."""
@@ -219,6 +219,9 @@ def contestants(
     """The reference's train step and evaluation, on as many threads as there are cores."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     reference = TorchFGVPL(clip, model).to(DEVICE)
+    # Autocast would cast each frozen weight anew in every pass.
+    reference.clip.to(getattr(torch, dtype))
+    reference.weighing.to(getattr(torch, dtype))
     batch, targets = to_torch(images).to(DEVICE), to_torch(labels).long().to(DEVICE)
     keys, object_keys, key_labels = (to_torch(array).to(DEVICE) for array in cache)
     support = (keys, object_keys, key_labels.long())

@@ -105,4 +105,4 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
     # Not by print, which may be at work in the very code that the signal came upon.
     with suppress(OSError):
-        os.write(STDERR, b"\nstopping after this step; Ctrl-C (again) exits at once\n")
+        os.write(STDERR, b"\nstopping after the steps at work; Ctrl-C (again) exits at once\n")

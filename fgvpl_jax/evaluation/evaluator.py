@@ -198,6 +198,7 @@ class Evaluator:
                 self._mesh, (batch.inputs, batch.labels, batch.weights, batch.indices)
             )
             features = self._programs.features(self._state, inputs)
+            jax.block_until_ready(encoded[-1:])  # so that two batches lie on the devices at most
             encoded.append((features, *answers))
             if len(candidates) > 1:
                 hits.append(

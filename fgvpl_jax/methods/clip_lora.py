@@ -98,8 +98,8 @@ class ClipLoRA(PixelMethod):
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Scaled cosines of both adapted towers' features."""
-        weights = normalize(self.adapted_text(self.token_ids[...]))
-        return self.logit_scale[...] * normalize(features) @ weights.T
+        class_weights = normalize(self.adapted_text(self.token_ids[...]))
+        return self.cosine_logits(features, class_weights)
 
 
 def with_updates(module, rngs: nnx.Rngs):

@@ -101,7 +101,7 @@ class CoOp(CoOpLoop):
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Scaled cosines with the learnt texts."""
-        return self.logit_scale[...] * normalize(features) @ self.class_weights().T
+        return self.cosine_logits(features, self.class_weights())
 
 
 def coop_epochs(benchmark: str, shots: int) -> int:

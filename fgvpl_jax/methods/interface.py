@@ -190,7 +190,13 @@ class Method(nnx.Module):
 
     def text_logits(self, image_features: Float[Array, "b e"]) -> Float[Array, "b k"]:
         """Scaled cosines with the zero-shot weights."""
-        return self.logit_scale[...] * normalize(image_features) @ self.text_features[...].T
+        return self.cosine_logits(image_features, self.text_features[...])
+
+    def cosine_logits(
+        self, image_features: Float[Array, "b e"], class_weights: Float[Array, "k e"]
+    ) -> Float[Array, "b k"]:
+        """Scaled cosines with weights that are unit vectors."""
+        return self.logit_scale[...] * normalize(image_features) @ class_weights.T
 
 
 class FeatureMethod(Method):

@@ -149,7 +149,8 @@ def setting_tables(panel: Panel) -> list[Table]:
             for method, by_value in found.items()
         ]
         title = f"{panel.title}: {name} at {shots_label(shots)}"
-        tables.append(Table(title, ["method", *map(str, values)], rows))
+        notes = [f"Over how many seeds, and how trained: below {panel.title}."]
+        tables.append(Table(title, ["method", *map(str, values)], rows, notes))
     return tables
 
 
@@ -168,7 +169,8 @@ def gains_table(panels: Sequence[Panel]) -> Table:
             entries.append(entry(gain, paper, sign="+"))
         rows.append([f"{panel.title}, {shots_label(shots)}", *entries])
     columns = ["benchmark", *(ResultRow(*key).label for key in keys)]
-    return Table("Points above zero-shot CLIP", columns, rows)
+    notes = ["Over how many seeds, and how trained: below each benchmark's own table."]
+    return Table("Points above zero-shot CLIP", columns, rows, notes)
 
 
 def zero_shot_entry(panel: Panel, shots: int | None) -> str:

@@ -74,10 +74,9 @@ class CacheBuilder:
         """
         features: list[tuple] = []
         for rows in self._inputs:
-            on_devices = rows if isinstance(rows, jax.Array) else split_batch(self.mesh, rows)
-            encoded = self._support_features(trainable, frozen, on_devices)
-            # Of photos on the host no more than two batches lie on the devices.
-            jax.block_until_ready(features[-1:])
-            features.append(encoded)
+            if not isinstance(rows, jax.Array):
+                jax.block_until_ready(features[-2:-1])  # so that two batches lie there at most
+                rows = split_batch(self.mesh, rows)
+            features.append(self._support_features(trainable, frozen, rows))
         image, object_ = reorder(self.mesh, self._order, features)
         return VisualCache(image, object_, self._labels, self._valid)

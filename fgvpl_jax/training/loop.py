@@ -68,7 +68,7 @@ def train(
         observe: Called after every epoch; must not keep the parameters, whose memory is reused.
     Raises:
         UserError: If a loss or a parameter is not finite; the last checkpoint is.
-        Interrupted: If a signal asked for the end; the step that it came upon is done and saved.
+        Interrupted: If a signal asked for the end; the steps that it came upon are done and saved.
     """
     batch_size = min(config.batch_size, len(support))
     layout = batch_layout(mesh, batch_size, config.microbatch)

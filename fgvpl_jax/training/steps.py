@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -61,14 +60,15 @@ class Pace:
     def measured(self, num_steps: int, seconds: float) -> None:
         """Sets `num_steps` by what this process last did; every process must call it.
 
-        The first time compilation is part of it: then it sets too few.
+        It doubles at most: a batch that lay ready says little of those that must be decoded.
         """
         seconds_each = slowest(seconds) / num_steps
-        self.num_steps = max(1, int(SPAN_SECONDS / max(seconds_each, 1e-6)))
+        wanted = int(SPAN_SECONDS / max(seconds_each, 1e-6))
+        self.num_steps = max(1, min(wanted, 2 * num_steps))
 
 
 class HostSteps:
-    """Batches that the host makes, each sent when its step comes.
+    """Batches that the host makes, each sent while the step before its own is at work.
 
     Args:
         train_step: See `make_train_step`.
@@ -106,23 +106,25 @@ class HostSteps:
             num_rows=self._layout.num_rows,
         )
 
+        sent = (
+            split_batch(
+                self._mesh, StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices)
+            )
+            for batch in batches
+        )
+
         def run(state, frozen, cache, choices):
-            while True:
+            batch = next(sent, None)
+            jax.block_until_ready((state, cache))  # what was begun before is not timed
+            while batch is not None:
                 started = time.monotonic()
                 span: list[StepMetrics] = []
-                for batch in islice(batches, self._pace.num_steps):
-                    device_batch = split_batch(
-                        self._mesh,
-                        StepBatch(batch.inputs, batch.labels, batch.weights, batch.indices),
-                    )
+                while batch is not None and len(span) < self._pace.num_steps:
                     with jax.transfer_guard("disallow"):
-                        state, metrics = self._train_step(
-                            state, frozen, cache, choices, device_batch
-                        )
+                        state, metrics = self._train_step(state, frozen, cache, choices, batch)
                     jax.block_until_ready(span[-1:])  # so that two batches lie there at most
                     span.append(metrics)
-                if not span:
-                    return
+                    batch = next(sent, None)
                 span = jax.device_get(span)
                 self._pace.measured(len(span), time.monotonic() - started)
                 yield state, span

@@ -41,13 +41,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
-def signal_in_epoch(number):
-    """Wraps `train_batches`: SIGTERM when the epoch's first batch is handed out."""
+def signal_in_epoch(number, place=0):
+    """Wraps `train_batches`: SIGTERM when a batch of the epoch is handed out."""
     original = inputs.train_batches
 
     def batches(*args, epoch, **kwargs):
         for current, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
-            if (epoch, current) == (number, 0):
+            if (epoch, current) == (number, place):
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
@@ -101,6 +101,20 @@ def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
     resumed = run(tiny_config, tmp_path / "cut")
     assert "going on after epoch 2 and 2 steps of 4" in capsys.readouterr().out
     assert without_times(resumed) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_signal_amid_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):
+    tiny_config.data.resident_gb = 0.0
+    tiny_config.batch_size = 2  # six steps an epoch, in spans of 1, 2 and 3
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(steps, "SPAN_SECONDS", 60.0)
+    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(0, place=2))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / "3").exists()
+    assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 

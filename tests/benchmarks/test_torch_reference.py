@@ -61,6 +61,36 @@ def test_features_masks_and_logits_agree(both):
         assert relative_error(one, other.numpy()) < 1e-5
 
 
+def test_attention_is_fused_where_no_weights_are_needed(both):
+    reference, images = both[1], both[2]
+    with torch.inference_mode():
+        tokens = reference.embed(as_torch(images))
+        bias = torch.zeros(len(tokens), 1, 1, tokens.shape[1])
+        for layer in (reference.last_layer, reference.fine_grained_layer):
+            assert torch_reference.block(layer, tokens, bias)[1] is None
+        for layer in reference.weighing[:-1]:
+            assert torch_reference.block(layer, tokens)[1] is not None
+
+
+def test_in_bfloat16_the_reference_trains_and_evaluates(tiny_clip_dir, both):
+    model, _, images, labels, cache, _ = both
+    arrays = [np.asarray(array) for array in (cache.image, cache.object, cache.labels)]
+    contestants = torch_reference.contestants(
+        load_clip(str(tiny_clip_dir)),
+        model,
+        np.asarray(images),
+        np.asarray(labels),
+        arrays,
+        LEARNING_RATE,
+        WEIGHT_DECAY,
+        "bfloat16",
+    )
+    _, zero_shot = contestants["torch_evaluation"]()
+    assert relative_error(model.zero_shot_logits(images), zero_shot) < 0.05
+    first, second = (contestants["torch_train_step"]() for _ in range(2))
+    assert second < first
+
+
 def test_a_training_step_agrees(both):
     model, reference, images, labels, cache, their_cache = both
     graphdef, trainable, frozen = split_model(model)

@@ -167,6 +167,7 @@ def test_varied_settings_have_rows_and_the_shape_of_tables_4_and_5(tmp_path):
         ]
     ]
     assert beta_table.columns == ["method", "0.5", "0.9"]
+    assert beta_table.notes[0].endswith(f"below {panel.title}.")
 
 
 def test_a_mean_over_draws_is_of_equal_settings(tmp_path):

@@ -1,5 +1,6 @@
 """Photos on the device against the batches that the host makes of the same photos."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -145,24 +146,20 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
     assert program._cache_size() == 1
 
 
-@pytest.mark.parametrize(("seconds", "spans"), [(0.0, [1, 1]), (60.0, [1, 1]), (60.0, [2])])
+@pytest.mark.parametrize(("seconds", "spans"), [(0.0, [1] * 6), (60.0, [1, 2, 3])])
 def test_batches_from_the_host_come_in_spans_of_single_steps(
     photos, clip, parts, monkeypatch, seconds, spans
 ):
-    """The first span is one step, whatever the pace that it then sets."""
     graphdef, trainable, frozen = parts
     mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
     inputs, single = PixelInputs(clip, SEED, None), make_train_step(graphdef, optimizer, mesh)
     state, expected = new_state(mesh, trainable, optimizer), []
-    for batch in inputs.epoch(photos, BATCH, EPOCH):
+    for batch in inputs.epoch(photos, 1, EPOCH):
         state, metrics = single(state, frozen, None, {}, StepBatch(*batch[:3], batch.indices))
         expected.append(metrics)
 
     monkeypatch.setattr(steps_module, "SPAN_SECONDS", seconds)
-    steps = HostSteps(single, inputs, photos, BATCH, batch_layout(mesh, BATCH, 0), mesh)
-    if spans == [2]:
-        list(steps.epoch(EPOCH, 0)(new_state(mesh, trainable, optimizer), frozen, None, {}))
-        assert steps._pace.num_steps > 2
+    steps = HostSteps(single, inputs, photos, 1, batch_layout(mesh, 1, 0), mesh)
     run = steps.epoch(EPOCH, 0)
     yielded = list(run(new_state(mesh, trainable, optimizer), frozen, None, {}))
     assert [len(rows) for _, rows in yielded] == spans
@@ -171,6 +168,41 @@ def test_batches_from_the_host_come_in_spans_of_single_steps(
         jax.tree.leaves(yielded[-1][0].trainable), jax.tree.leaves(state.trainable), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+class WatchedMetric:
+    """A step's result that tells when it is waited for."""
+
+    def __init__(self, number, events):
+        self.number, self.events = number, events
+
+    def block_until_ready(self):
+        self.events.append(f"waited for {self.number}")
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros((), dtype)
+
+
+def test_two_batches_from_the_host_lie_on_the_devices_at_most(photos, clip, monkeypatch):
+    events, numbers = [], itertools.count()
+
+    def send(mesh, batch):
+        events.append("sent")
+        return batch
+
+    def step(state, frozen, cache, choices, batch):
+        return state, WatchedMetric(next(numbers), events)
+
+    monkeypatch.setattr(steps_module, "split_batch", send)
+    mesh = data_mesh()
+    steps = HostSteps(
+        step, PixelInputs(clip, SEED, None), photos, 1, batch_layout(mesh, 1, 0), mesh
+    )
+    steps._pace.num_steps = len(photos)
+    list(steps.epoch(EPOCH, 0)({}, None, None, {}))
+    between = [event for n in range(4) for event in (f"waited for {n}", "sent")]
+    assert events == ["sent", "sent", *between, "waited for 4"]
 
 
 def test_an_epoch_is_a_loop_without_the_host(photos, clip, parts):

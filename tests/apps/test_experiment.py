@@ -81,27 +81,6 @@ def test_a_second_run_in_the_folder_is_refused(finished):
         load_classifier(path)  # which only reads
 
 
-def test_the_test_split_is_unread_until_selection_ended(tiny_config, tmp_path, monkeypatch):
-    events = []
-    image = Split.image
-
-    def spy(split, i):
-        events.append("test" if split.keys[i].startswith("test/") else "other")
-        return image(split, i)
-
-    def select(*args, **kwargs):
-        result = original_select(*args, **kwargs)
-        events.append("selected")
-        return result
-
-    original_select = experiment.selection_of
-    monkeypatch.setattr(Split, "image", spy)
-    monkeypatch.setattr(experiment, "selection_of", select)
-    results = run(tiny_config, tmp_path / "W")
-    assert "test" not in events[: events.index("selected")]
-    assert events.count("test") == results["counts"]["test"]  # and then once
-
-
 def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.image_cache_gb = 1
     tiny_config.data.image_cache_dir = str(tmp_path / "images")

@@ -10,6 +10,7 @@ import fgvpl_jax as fg
 from fgvpl_jax.apps import default_config, experiment, run_setup
 from fgvpl_jax.apps.predict import as_json, predict_files
 from fgvpl_jax.apps.workdir import Workdir, read_json
+from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import METHODS
@@ -60,13 +61,35 @@ def logits_seen(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def events(monkeypatch):
+    """In order: "test" where a photo of the test split is read, "selected" after all choices."""
+    found = []
+    image, select = Split.image, experiment.selection_of
+
+    def read(split, i):
+        if split.keys[i].startswith("test/"):
+            found.append("test")
+        return image(split, i)
+
+    def selected(*args, **kwargs):
+        selection = select(*args, **kwargs)
+        found.append("selected")
+        return selection
+
+    monkeypatch.setattr(Split, "image", read)
+    monkeypatch.setattr(experiment, "selection_of", selected)
+    return found
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
-    name, tiny_config, tmp_path, photos_dir, monkeypatch, relabel_test, logits_seen
+    name, tiny_config, tmp_path, photos_dir, monkeypatch, relabel_test, logits_seen, events
 ):
     tiny_config.method = name
     whole, cut = Workdir(tmp_path / "whole"), Workdir(tmp_path / "cut")
     results = experiment.train_and_evaluate(tiny_config, whole)
+    assert events == ["selected"] + ["test"] * results["counts"]["test"]
     epochs = results["epochs"]
     trains = METHODS[name].recipe("", 3, 9).epochs > 0
     assert epochs == (4 if trains else 0)

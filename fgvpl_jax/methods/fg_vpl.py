@@ -12,7 +12,7 @@ from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
-# Section 4.2; "shapes" is this project's own.
+# Section 4.2; "shapes" is this project's own, and short, so that its demonstration takes minutes.
 EPOCHS = {"imagenet": 50, "eurosat": 400, "shapes": 40}
 OTHER_EPOCHS = 100
 

@@ -178,9 +178,11 @@ def test_sigterm_reaches_a_process_that_joined_a_job():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signalled", [0, 1])
-def test_a_signal_to_one_process_ends_all_after_the_same_step(arguments, signalled, tmp_path):
-    arguments.append("--config.epochs=60")
+@pytest.mark.parametrize(("signalled", "resident_gb"), [(0, 2.0), (1, 0.0)])
+def test_a_signal_to_one_process_ends_all_after_the_same_step(
+    arguments, signalled, resident_gb, tmp_path
+):
+    arguments += ["--config.epochs=60", f"--config.data.resident_gb={resident_gb}"]
     finish(start(arguments, tmp_path / "whole", devices=2, processes=2))
     jobs = start(arguments, tmp_path / "cut", devices=2, processes=2)
     wait_for_checkpoint(tmp_path / "cut", jobs)

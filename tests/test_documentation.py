@@ -12,7 +12,7 @@ from fgvpl_jax.apps import command_line, default_config
 from fgvpl_jax.apps.shipped_configs import FOLDER
 from fgvpl_jax.apps.sweep_cells import sweep_config
 from fgvpl_jax.apps.workdir import flatten
-from fgvpl_jax.methods import fg_vpl
+from fgvpl_jax.methods import METHODS, fg_vpl
 from tests.conftest import write_photo_folders
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_the_python_of_a_page_runs(page, desk):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_name_flags_and_fields_that_there_are(page):
     of_runs = flatten(default_config.get_config().to_dict())
-    of_sweeps = flatten(sweep_config(("fg_vpl",)).to_dict())
+    of_sweeps = flatten(sweep_config(tuple(METHODS)).to_dict())
     modes = flags.FLAGS[command_line.MODE.name].parser.enum_values
     for command in COMMAND.findall(page.read_text(encoding="utf-8")):
         for name, value in FLAG.findall(command):

@@ -138,12 +138,13 @@ def solve(
     # The bias is free, so that features may be centred: CLIP's have a large common part, with
     # which the solver ends far from the minimum.
     centre = features.mean(axis=0, dtype=np.float64)
+    centred = features - centre
     solver = LogisticRegression(C=c, max_iter=MOST_ITERATIONS, tol=TOLERANCE, warm_start=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of the final C it is told otherwise
-        solver.fit(features - centre, labels)
+        solver.fit(centred, labels)
         solver.set_params(solver="newton-cg", max_iter=MOST_NEWTON_STEPS)
-        solver.fit(features - centre, labels)
+        solver.fit(centred, labels)
     coefficients, intercepts = solver.coef_, solver.intercept_ - solver.coef_ @ centre
     if len(solver.classes_) == 2:  # scikit-learn gives the difference of the two
         coefficients = np.concatenate([-coefficients, coefficients]) / 2

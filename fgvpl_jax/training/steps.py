@@ -64,7 +64,7 @@ class Pace:
         """
         seconds_each = slowest(seconds) / num_steps
         wanted = int(SPAN_SECONDS / max(seconds_each, 1e-6))
-        self.num_steps = max(1, min(wanted, 2 * num_steps))
+        self.num_steps = max(1, min(wanted, 2 * self.num_steps))
 
 
 class HostSteps:

@@ -98,24 +98,24 @@ class Attention(nnx.Module):
         query, key = self.queries_and_keys(tokens, num_queries)
         value = self._heads(self.value(tokens))
         weights = attention_weights(query, key, mask)
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
+        mixed = (weights @ value).swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None
-    ) -> tuple[Float[Array, "b q h c"], Float[Array, "b t h c"]]:
+    ) -> tuple[Float[Array, "b h q c"], Float[Array, "b h t c"]]:
         """Of normalised tokens, for `attention_weights`; queries carry the scale."""
         query = self._heads(self.query(tokens[:, :num_queries]))
         return query * (1 / math.sqrt(query.shape[-1])), self._heads(self.key(tokens))
 
-    def _heads(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+    def _heads(self, x: Float[Array, "b t d"]) -> Float[Array, "b h t c"]:
+        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
 
 @jax.custom_vjp
 def attention_weights(
-    queries: Float[Array, "b q h c"],
-    keys: Float[Array, "b k h c"],
+    queries: Float[Array, "b h q c"],
+    keys: Float[Array, "b h k c"],
     mask: Bool[Array, "#b #q k"] | None = None,
 ) -> Float[Array, "b h q k"]:
     """How much each query attends to each key (Eq. 5); softmax in float32 at least.
@@ -128,7 +128,7 @@ def attention_weights(
         The weights in the queries' type.
     """
     wide = jnp.promote_types(queries.dtype, jnp.float32)
-    scores = jnp.einsum("bqhc,bkhc->bhqk", queries, keys, preferred_element_type=wide)
+    scores = jnp.matmul(queries, keys.mT, preferred_element_type=wide)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
@@ -147,8 +147,7 @@ def _attention_weights_backward(kept, gradient):
     product = weights.astype(wide) * gradient.astype(wide)
     of_scores = product - weights.astype(wide) * product.sum(axis=-1, keepdims=True)
     of_scores = of_scores.astype(weights.dtype)
-    of_queries = jnp.einsum("bhqk,bkhc->bqhc", of_scores, keys)
-    return of_queries, jnp.einsum("bhqk,bqhc->bkhc", of_scores, queries), None
+    return of_scores @ keys, of_scores.mT @ queries, None
 
 
 # The weights alone are kept for the way back; left to itself, XLA also keeps the exponentials and
@@ -202,6 +201,6 @@ class TransformerLayer(nnx.Module):
 
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"]
-    ) -> tuple[Float[Array, "b t h c"], Float[Array, "b t h c"]]:
+    ) -> tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]:
         """What `attention_weights` makes the block's weights of, without a mask."""
         return self.attention.queries_and_keys(self.norm1(tokens))

@@ -44,7 +44,7 @@ def attention_map(
 
 
 def attention_map_anew(
-    queries_and_keys: Sequence[tuple[Float[Array, "b t h c"], Float[Array, "b t h c"]]],
+    queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
     num_prompts: int = 1,
 ) -> Float[Array, "b n"]:
     """`attention_map` without the layers' weights: each is computed anew when its turn comes.
@@ -58,7 +58,7 @@ def attention_map_anew(
         num_prompts: As for `attention_map`.
     """
     *lower, (queries, keys) = jax.lax.stop_gradient(list(queries_and_keys))
-    row = attention_weights(queries[:, :1], keys)[:, :, 0].astype(jnp.float32)
+    row = attention_weights(queries[:, :, :1], keys)[:, :, 0].astype(jnp.float32)
     if lower:
         # A loop, whose turns XLA cannot begin before their time, as it does with unrolled ones.
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)

@@ -97,19 +97,19 @@ def test_gradient_of_quick_gelu_by_hand():
 def test_gradient_of_attention_weights_by_the_jacobian_of_softmax():
     """diag(w) - w·wᵀ for each query, and nothing through a masked key."""
     rng = np.random.default_rng(3)
-    queries, keys = rng.normal(size=(2, 3, 2, 4)), rng.normal(size=(2, 5, 2, 4))
+    queries, keys = rng.normal(size=(2, 2, 3, 4)), rng.normal(size=(2, 2, 5, 4))
     gradient, mask = rng.normal(size=(2, 2, 3, 5)), np.ones((2, 1, 5), bool)
     mask[1, 0, 2] = False
     of_queries, of_keys = np.zeros_like(queries), np.zeros_like(keys)
     expected = np.zeros_like(gradient)
     for image, head, query in np.ndindex(2, 2, 3):
-        scores = keys[image, :, head] @ queries[image, query, head]
+        scores = keys[image, head] @ queries[image, head, query]
         weights = np.exp(scores) * mask[image, 0]
         weights /= weights.sum()
         jacobian = np.diag(weights) - np.outer(weights, weights)
         of_scores = jacobian @ gradient[image, head, query]
-        of_queries[image, query, head] = of_scores @ keys[image, :, head]
-        of_keys[image, :, head] += np.outer(of_scores, queries[image, query, head])
+        of_queries[image, head, query] = of_scores @ keys[image, head]
+        of_keys[image, head] += np.outer(of_scores, queries[image, head, query])
         expected[image, head, query] = weights
     with jax.enable_x64(True):
         arrays = [jnp.asarray(array) for array in (queries, keys, mask)]
@@ -118,7 +118,7 @@ def test_gradient_of_attention_weights_by_the_jacobian_of_softmax():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     np.testing.assert_allclose(back[0], of_queries, atol=1e-14)
     np.testing.assert_allclose(back[1], of_keys, atol=1e-14)
-    assert (np.asarray(back[1])[1, 2] == 0).all()
+    assert (np.asarray(back[1])[1, :, 2] == 0).all()
 
 
 def test_one_array_is_kept_of_quick_gelu():
@@ -128,7 +128,7 @@ def test_one_array_is_kept_of_quick_gelu():
 
 
 def test_attention_keeps_its_weights_once_and_in_the_compute_type():
-    queries, keys = jnp.ones((2, 3, 2, 4), jnp.bfloat16), jnp.ones((2, 5, 2, 4), jnp.bfloat16)
+    queries, keys = jnp.ones((2, 2, 3, 4), jnp.bfloat16), jnp.ones((2, 2, 5, 4), jnp.bfloat16)
     kept = jax.eval_shape(lambda *inputs: jax.vjp(attention_weights, *inputs)[1], queries, keys)
     leaves = jax.tree.leaves(kept)
     assert sorted(leaf.shape for leaf in leaves) == sorted(

@@ -38,8 +38,8 @@ def test_equals_the_full_product(layers, tokens, num_prompts):
 @pytest.mark.parametrize(("layers", "num_prompts"), [(1, 1), (2, 0), (5, 4)])
 def test_anew_from_queries_and_keys_equals_the_full_product(layers, num_prompts):
     rng = np.random.default_rng(layers)
-    queries, keys = rng.normal(size=(2, layers, 2, 18, 3, 4))  # layer, image, token, head, channel
-    weights = np.exp(np.einsum("lbqhc,lbkhc->lbhqk", queries, keys))
+    queries, keys = rng.normal(size=(2, layers, 2, 3, 18, 4))  # layer, image, head, token, channel
+    weights = np.exp(np.einsum("lbhqc,lbhkc->lbhqk", queries, keys))
     weights /= weights.sum(axis=-1, keepdims=True)
     pairs = [
         tuple(jnp.asarray(x, jnp.float32) for x in pair) for pair in zip(queries, keys, strict=True)

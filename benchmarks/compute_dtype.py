@@ -6,7 +6,6 @@ EuroSAT below DATA, 16 shots, seed 1, λ = 1; every `stride`-th test image. Prin
 JSON line.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.measuring import report
 from configs import eurosat
 from fgvpl_jax.apps.run_setup import Run, prepare
 from fgvpl_jax.apps.workdir import Workdir
@@ -68,7 +68,4 @@ def train_and_predict(
 if __name__ == "__main__":
     clip, data, *options = sys.argv[1:]
     epochs, stride = (int(value) for value in (*options, *("10", "1")[len(options) :]))
-    result = main(clip, data, epochs, stride)
-    for name, value in result.items():
-        print(f"{name:24} {value:.6g}")
-    print(json.dumps(result))
+    report(main(clip, data, epochs, stride))

@@ -4,11 +4,10 @@
 
 EuroSAT below DATA, 4 shots (40 images a step), seed 1; simulated CPU devices: one, eight, and two
 processes of two that meet on the loopback interface. Prints the loss curves' largest difference,
-the object masks that differ on the way, and the accuracy on every eighth test image; then one JSON
-line.
+the object masks that differ on the way, and the accuracy on every eighth test image, with one JSON
+line for each.
 """
 
-import json
 import os
 import socket
 import subprocess
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.measuring import report
 from configs import eurosat
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import draw_few_shot, load_coop
@@ -176,9 +176,5 @@ if __name__ == "__main__":
     else:
         clip, data, *options = sys.argv[1:]
         dtype, steps = (*options, *("float64", "50")[len(options) :])
-        result = main(clip, data, dtype, int(steps))
-        for name, figures in result.items():
-            print(name)
-            for figure, value in figures.items():
-                print(f"  {figure:36} {value:.7g}")
-        print(json.dumps(result))
+        for name, figures in main(clip, data, dtype, int(steps)).items():
+            report({"devices": name} | figures)

@@ -5,12 +5,14 @@
 Each is a process of its own, in turns; the goal is at most twice the time of jax.
 """
 
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from benchmarks.measuring import report
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 7
@@ -30,8 +32,8 @@ def seconds(arguments: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Prints seconds and ratios."""
+def main() -> dict[str, Any]:
+    """Medians in seconds, and how often they hold that of `import jax`."""
     for arguments in COMMANDS.values():
         seconds(arguments)  # from here on, files are in the system's cache
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
@@ -39,11 +41,12 @@ def main() -> None:
         for name, arguments in COMMANDS.items():
             times[name].append(seconds(arguments))
     reference = median(times["import jax"])
-    ratios = {name: median(of_one) / reference for name, of_one in times.items()}
-    for name, ratio in ratios.items():
-        print(f"{name:36} {median(times[name]):6.2f} s   {ratio:5.2f} x import jax")
-    print(json.dumps({"rounds": ROUNDS, "ratios": {n: round(r, 3) for n, r in ratios.items()}}))
+    result: dict[str, Any] = {"rounds": ROUNDS}
+    for name, of_one in times.items():
+        result[f"{name}, seconds"] = median(of_one)
+        result[f"{name}, over import jax"] = median(of_one) / reference
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    report(main())

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.measuring import report
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.clip.image_input import ImageProcessor
 from fgvpl_jax.data import ImageCache, Split, Transform, batches, eval_batches
@@ -163,7 +164,4 @@ def time_tf_data(split: Split) -> float:
 
 
 if __name__ == "__main__":
-    result = main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
-    for name, value in result.items():
-        print(f"{name:42} {value}")
-    print(json.dumps(result))
+    report(main(int(sys.argv[1]) if len(sys.argv) > 1 else 200))

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
-from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.recognition import class_text_features, visual_cache
 from fgvpl_jax.training import (
     TrainState, batch_layout, data_mesh, make_train_step, replicate, split_batch, split_model
 )
@@ -33,9 +33,9 @@ clip = load_clip(sys.argv[1])
 model = FGVPL(clip, class_text_features(clip, ("a", "b"), ("a {}.",)), rngs=nnx.Rngs(0))
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (7, clip.image_size, clip.image_size, 3), dtype=np.uint8)
-labels = (np.arange(8) % 2).astype(np.int32)
-features = model.support_features(images[[0, 1, 2, 3, 4, 5, 6, 0]])
-cache = VisualCache(*features, labels, np.arange(8) < 6)
+labels = (np.arange(16) % 2).astype(np.int32)
+features = model.support_features(images[np.arange(16) % 7])
+cache = VisualCache(*features, labels, np.arange(16) < 13)
 graphdef, *state = split_model(model)
 
 def step(mesh, microbatch):
@@ -61,6 +61,7 @@ def step(mesh, microbatch):
 assert data_mesh().size == 8
 one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
 expected, metrics = step(one, 0)
+visual_cache.CHUNK = 8  # of the sixteen, a row a device
 found, other_metrics = step(data_mesh(), 4)  # two passes of a row a device
 np.testing.assert_allclose(metrics, other_metrics, rtol=1e-10)
 for a, b in zip(expected, found, strict=True):
@@ -74,7 +75,7 @@ def environment(num_devices: int) -> dict[str, str]:
 
 
 def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
-    """Seven images in two padded passes, and a cache of eight, in float64."""
+    """Seven images in two padded passes, and a cache of sixteen in two chunks, in float64."""
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tiny_clip_dir)],
         env=environment(8),

@@ -176,5 +176,6 @@ if __name__ == "__main__":
     else:
         clip, data, *options = sys.argv[1:]
         dtype, steps = (*options, *("float64", "50")[len(options) :])
+        jax.config.update("jax_platforms", "cpu")  # as the workers
         for name, figures in main(clip, data, dtype, int(steps)).items():
             report({"devices": name} | figures)

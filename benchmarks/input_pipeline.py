@@ -18,6 +18,7 @@ from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -164,4 +165,5 @@ def time_tf_data(split: Split) -> float:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the host alone is measured
     report(main(int(sys.argv[1]) if len(sys.argv) > 1 else 200))

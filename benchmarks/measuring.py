@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -21,6 +21,18 @@ from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
 
+# Those that decide a figure, references among them.
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "transformers",
+    "torch",
+    "tensorflow",
+)
 SHAPES = {
     "B/32": VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072, patch_size=32),
     "B/16": VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072),
@@ -133,7 +145,7 @@ def report(result: dict[str, Any]) -> None:
         "date": date.today().isoformat(),
         "device": f"{device.platform} {device.device_kind} x{jax.device_count()}",
         "machine": f"{platform.machine()}, {_cores()} cores",
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+        "versions": {name: version(name) for name in PACKAGES if _is_installed(name)},
     }
     show(result)
 
@@ -143,6 +155,14 @@ def show(result: dict[str, Any]) -> None:
     for name, value in result.items():
         print(f"{name:44} {f'{value:.4g}' if isinstance(value, float) else value}")
     print(json.dumps(result))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _cores() -> int:

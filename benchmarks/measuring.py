@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
 import jax
@@ -145,7 +145,7 @@ def report(result: dict[str, Any]) -> None:
         "date": date.today().isoformat(),
         "device": f"{device.platform} {device.device_kind} x{jax.device_count()}",
         "machine": f"{platform.machine()}, {_cores()} cores",
-        "versions": {name: version(name) for name in PACKAGES if _is_installed(name)},
+        "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }
     show(result)
 
@@ -155,14 +155,6 @@ def show(result: dict[str, Any]) -> None:
     for name, value in result.items():
         print(f"{name:44} {f'{value:.4g}' if isinstance(value, float) else value}")
     print(json.dumps(result))
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _cores() -> int:

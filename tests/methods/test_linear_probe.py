@@ -116,5 +116,5 @@ def test_a_solver_that_stops_early_is_told_of(clip, text_features, monkeypatch, 
     features, labels = problem(3, dim=16)
     probe = LinearProbe(clip, text_features)
     probe.initialise(FewShot(features, labels, None))
-    assert probe.facts()["gradient_norm"] > 1e-6
+    assert probe.facts()["gradient_norm"] > 1e-3
     assert "with C = 1, after 3 steps at most" in caplog.text

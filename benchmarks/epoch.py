@@ -30,6 +30,7 @@ from fgvpl_jax.training import (
     batch_layout,
     data_mesh,
     make_train_step,
+    microbatch_for,
     replicate,
     split_model,
 )
@@ -51,7 +52,7 @@ def main(
     model = FGVPL(clip, jnp.asarray(text, jnp.float32), compute_dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
-    layout = batch_layout(mesh, batch_size, 0)
+    layout = batch_layout(mesh, batch_size, microbatch_for(model, mesh, 0))
     choices = replicate(mesh, {"cache_logit_weight": jnp.float32(1)})
     with tempfile.TemporaryDirectory() as folder:
         support = random_photos(Path(folder), num_images, side)
@@ -63,7 +64,7 @@ def main(
         assert photos is not None
         ways: dict[str, Steps] = {
             "host": HostSteps(
-                make_train_step(graphdef, optimizer, mesh),
+                make_train_step(graphdef, optimizer, mesh, layout.num_passes),
                 inputs,
                 support,
                 batch_size,
@@ -71,7 +72,9 @@ def main(
                 mesh,
             ),
             "resident": ResidentSteps(
-                make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size),
+                make_resident_train_step(
+                    graphdef, optimizer, mesh, layout.num_passes, clip.image_size
+                ),
                 photos,
                 support.labels,
                 batch_size,

@@ -32,7 +32,7 @@ from benchmarks.measuring import (
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
 from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.training import data_mesh
+from fgvpl_jax.training import data_mesh, microbatch_for
 
 CLASSES, SHOTS = 100, 16
 PRODUCTS = 10  # at a time, so that a GPU does not wait for the host
@@ -43,7 +43,11 @@ def main(
 ) -> dict[str, Any]:
     """Times all and returns the medians and ratios."""
     model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
-    every = programs(model, batch, CLASSES * SHOTS, data_mesh(), microbatch)
+    mesh = data_mesh()
+    microbatch = microbatch_for(model, mesh, microbatch) or batch
+    if batch % min(batch, microbatch):
+        raise SystemExit(f"--batch={batch} is no multiple of --microbatch={microbatch}")
+    every = programs(model, batch, CLASSES * SHOTS, mesh, microbatch)
     step, evaluation = every["train_step"](), every["evaluation"]()
     contestants: dict[str, Callable[[], Any]] = {
         "train_step": steps(step.function, step),
@@ -73,7 +77,7 @@ def main(
     result: dict[str, Any] = {
         "shape": shape,
         "batch": batch,
-        "microbatch": microbatch or batch,
+        "microbatch": min(batch, microbatch),
         "dtype": dtype,
         "rounds": rounds,
     }
@@ -147,13 +151,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--microbatch", type=int, default=0, help="as in the config: 0 for all")
+    parser.add_argument("--microbatch", type=int, default=0, help="as in the config")
     parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_torch", action="store_true")
     options = parser.parse_args()
-    if options.microbatch and options.batch % options.microbatch:
-        parser.error(f"--batch={options.batch} is no multiple of --microbatch={options.microbatch}")
     report(
         main(
             options.shape,

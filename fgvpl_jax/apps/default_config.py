@@ -81,8 +81,9 @@ def get_config() -> ConfigDict:
     config.calibrate = True
 
     config.eval_batch_size = 256
-    # Images in one forward and backward pass, whose gradients are summed up to a batch; 0 for the
-    # whole batch. Less memory, the same step.
+    # Images in one forward and backward pass, whose gradients are summed up to a batch: less
+    # memory, the same step. 0 is the whole batch, and on a CPU, for fg_vpl and fvp, as many as
+    # suit its caches (2 of ViT-B/16).
     config.microbatch = 0
     # Activations anew in the backward pass, attention weights anew for the roll-out: less memory,
     # more time.

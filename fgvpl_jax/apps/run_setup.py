@@ -51,6 +51,7 @@ from fgvpl_jax.training import (
     gather_texts,
     is_writer,
     kept_text_features,
+    microbatch_for,
     process_share,
     replicate,
     same_backbone,
@@ -146,12 +147,12 @@ class Run:
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
         cache = None
         if model.uses_cache:
-            size = self.config.microbatch or self.config.batch_size
+            size = microbatch_for(model, self.mesh, self.config.microbatch)
             cache = CacheBuilder(
                 graphdef,
                 support,
                 inputs=self.inputs,
-                batch_size=batch_size_for(self.mesh, size, len(support)),
+                batch_size=batch_size_for(self.mesh, size or self.config.batch_size, len(support)),
                 max_bytes=0,  # built once
                 mesh=self.mesh,
             )(trainable, frozen)

@@ -36,6 +36,7 @@ class FGVPL(PixelMethod):
     title = "FG-VPL"
     finds_objects = True
     tunable_encoder = True
+    passes_are_cheap = True
     uses_cache = True
 
     def __init__(

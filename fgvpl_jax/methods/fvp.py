@@ -24,6 +24,7 @@ class FVP(PixelMethod):
     title = "FVP alone"
     finds_objects = True
     tunable_encoder = True
+    passes_are_cheap = True
 
     def __init__(
         self,

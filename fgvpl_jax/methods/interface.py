@@ -218,9 +218,12 @@ class PixelMethod(Method):
 
     Attributes:
         image_encoder: Plain CLIP's.
+        passes_are_cheap: Whether training a batch in small parts computes little more than at
+            once; not so where every part has the text tower's work to do.
     """
 
     reads_features = False
+    passes_are_cheap: ClassVar[bool] = False
 
     def __init__(self, clip: CLIP, text_features: Float[Array, "k e"]):
         super().__init__(clip, text_features)

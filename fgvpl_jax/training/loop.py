@@ -25,7 +25,13 @@ from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Position
 from fgvpl_jax.training.inputs import FewShotInputs, Inputs
-from fgvpl_jax.training.mesh import BatchLayout, batch_layout, batch_size_for, replicate
+from fgvpl_jax.training.mesh import (
+    BatchLayout,
+    batch_layout,
+    batch_size_for,
+    microbatch_for,
+    replicate,
+)
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
 from fgvpl_jax.training.resident import decode_resident
 from fgvpl_jax.training.step import (
@@ -71,7 +77,8 @@ def train(
         Interrupted: If a signal asked for the end; the steps that it came upon are done and saved.
     """
     batch_size = min(config.batch_size, len(support))
-    layout = batch_layout(mesh, batch_size, config.microbatch)
+    microbatch = microbatch_for(model, mesh, config.microbatch)
+    layout = batch_layout(mesh, batch_size, microbatch)
     steps_per_epoch = -(-len(support) // batch_size)
     if checkpoints.latest_step is None:
         size = batch_size_for(mesh, config.batch_size, len(support))
@@ -90,7 +97,7 @@ def train(
     optimizer = model.optimizer(schedule, config.weight_decay)
     build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
     if model.uses_cache:
-        size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
+        size = batch_size_for(mesh, microbatch or config.batch_size, len(support))
         build_cache = CacheBuilder(
             graphdef,
             support,

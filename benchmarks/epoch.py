@@ -30,10 +30,10 @@ from fgvpl_jax.training import (
     batch_layout,
     data_mesh,
     make_train_step,
-    microbatch_for,
     replicate,
     split_model,
 )
+from fgvpl_jax.training.loop import images_in_a_pass
 from fgvpl_jax.training.resident import decode_resident
 from fgvpl_jax.training.step import make_resident_train_step
 from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
@@ -52,7 +52,7 @@ def main(
     model = FGVPL(clip, jnp.asarray(text, jnp.float32), compute_dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
-    layout = batch_layout(mesh, batch_size, microbatch_for(model, mesh, 0))
+    layout = batch_layout(mesh, batch_size, images_in_a_pass(model, mesh, num_images))
     choices = replicate(mesh, {"cache_logit_weight": jnp.float32(1)})
     with tempfile.TemporaryDirectory() as folder:
         support = random_photos(Path(folder), num_images, side)

@@ -47,7 +47,7 @@ def programs(
         batch: Images at a time, a multiple of the number of devices.
         support: Images of the cache, likewise.
         mesh: Devices.
-        microbatch: Of the train step, as in the config; a divisor of the batch.
+        microbatch: Of the train step, a divisor of the batch; 0 for the whole, on a CPU too.
     """
     graphdef, trainable, frozen = split_model(model)
     num_classes, dim = model.text_features.shape

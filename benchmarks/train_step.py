@@ -32,7 +32,8 @@ from benchmarks.measuring import (
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
 from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.training import data_mesh, microbatch_for
+from fgvpl_jax.training import data_mesh
+from fgvpl_jax.training.loop import images_in_a_pass
 
 CLASSES, SHOTS = 100, 16
 PRODUCTS = 10  # at a time, so that a GPU does not wait for the host
@@ -44,9 +45,8 @@ def main(
     """Times all and returns the medians and ratios."""
     model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
     mesh = data_mesh()
-    microbatch = microbatch_for(model, mesh, microbatch) or batch
-    if batch % min(batch, microbatch):
-        raise SystemExit(f"--batch={batch} is no multiple of --microbatch={microbatch}")
+    if not microbatch:
+        microbatch = math.gcd(batch, images_in_a_pass(model, mesh, CLASSES * SHOTS))
     every = programs(model, batch, CLASSES * SHOTS, mesh, microbatch)
     step, evaluation = every["train_step"](), every["evaluation"]()
     contestants: dict[str, Callable[[], Any]] = {
@@ -77,7 +77,7 @@ def main(
     result: dict[str, Any] = {
         "shape": shape,
         "batch": batch,
-        "microbatch": min(batch, microbatch),
+        "microbatch": microbatch,
         "dtype": dtype,
         "rounds": rounds,
     }
@@ -156,6 +156,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_torch", action="store_true")
     options = parser.parse_args()
+    if options.microbatch and options.batch % options.microbatch:
+        parser.error(f"--batch={options.batch} is no multiple of --microbatch={options.microbatch}")
     report(
         main(
             options.shape,

@@ -51,7 +51,6 @@ from fgvpl_jax.training import (
     gather_texts,
     is_writer,
     kept_text_features,
-    microbatch_for,
     process_share,
     replicate,
     same_backbone,
@@ -147,12 +146,12 @@ class Run:
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
         cache = None
         if model.uses_cache:
-            size = microbatch_for(model, self.mesh, self.config.microbatch)
+            size = self.config.microbatch or self.config.batch_size
             cache = CacheBuilder(
                 graphdef,
                 support,
                 inputs=self.inputs,
-                batch_size=batch_size_for(self.mesh, size or self.config.batch_size, len(support)),
+                batch_size=batch_size_for(self.mesh, size, len(support)),
                 max_bytes=0,  # built once
                 mesh=self.mesh,
             )(trainable, frozen)

@@ -219,7 +219,7 @@ class PixelMethod(Method):
     Attributes:
         image_encoder: Plain CLIP's.
         passes_are_cheap: Whether training a batch in small parts computes little more than at
-            once; not so where every part has the text tower's work to do.
+            once, but for a cache; not so where every part has the text tower's work to do.
     """
 
     reads_features = False

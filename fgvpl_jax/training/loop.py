@@ -25,13 +25,7 @@ from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.cache import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Position
 from fgvpl_jax.training.inputs import FewShotInputs, Inputs
-from fgvpl_jax.training.mesh import (
-    BatchLayout,
-    batch_layout,
-    batch_size_for,
-    microbatch_for,
-    replicate,
-)
+from fgvpl_jax.training.mesh import BatchLayout, batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
 from fgvpl_jax.training.resident import decode_resident
 from fgvpl_jax.training.step import (
@@ -46,6 +40,10 @@ from fgvpl_jax.whole_files import written_whole
 
 # Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
 Observer = Callable[[dict[str, float | int], nnx.State], None]
+# What was fastest on two cores, for B/16, L/14 and 64 pixels in patches of 8.
+CPU_PATCHES = 512
+# Beyond, comparing every part of a batch with all of them outweighs what parts gain.
+MOST_KEYS_IN_PARTS = 2048
 
 
 def train(
@@ -77,7 +75,7 @@ def train(
         Interrupted: If a signal asked for the end; the steps that it came upon are done and saved.
     """
     batch_size = min(config.batch_size, len(support))
-    microbatch = microbatch_for(model, mesh, config.microbatch)
+    microbatch = config.microbatch or images_in_a_pass(model, mesh, len(support))
     layout = batch_layout(mesh, batch_size, microbatch)
     steps_per_epoch = -(-len(support) // batch_size)
     if checkpoints.latest_step is None:
@@ -97,7 +95,7 @@ def train(
     optimizer = model.optimizer(schedule, config.weight_decay)
     build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
     if model.uses_cache:
-        size = batch_size_for(mesh, microbatch or config.batch_size, len(support))
+        size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
         build_cache = CacheBuilder(
             graphdef,
             support,
@@ -184,6 +182,28 @@ def train(
             if stopping:
                 break
     nnx.update(model, state.trainable)
+
+
+def images_in_a_pass(model: Method, mesh: Mesh, num_support: int) -> int:
+    """What `config.microbatch` is where the config leaves it open.
+
+    Args:
+        model: To be trained.
+        mesh: Devices.
+        num_support: Few-shot images s, with all of which a method with a cache compares every part
+            of a batch.
+    Returns:
+        On one CPU as many images as have `CPU_PATCHES` patches, but a power of two, and at least
+        one. 0, for the whole batch, elsewhere, and where a part costs much beside its images.
+    """
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return 0
+    if not isinstance(model, PixelMethod) or not model.passes_are_cheap:
+        return 0
+    if model.uses_cache and num_support > MOST_KEYS_IN_PARTS:
+        return 0
+    patches = math.prod(model.image_encoder.vision.config.grid)
+    return 1 << max(1, CPU_PATCHES // patches).bit_length() - 1
 
 
 def steps_of(

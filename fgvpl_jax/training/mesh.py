@@ -1,6 +1,5 @@
 """Where arrays live: batches split over all devices, everything else on each of them."""
 
-import math
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -9,11 +8,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods.interface import Method, PixelMethod
 
 Tree = TypeVar("Tree")
-# Of the images in one pass on a CPU: one layer's activations then stay in its caches.
-CPU_TOKENS = 512
 
 
 def data_mesh() -> Mesh:
@@ -80,26 +76,6 @@ class BatchLayout(NamedTuple):
 
     num_rows: int
     num_passes: int
-
-
-def microbatch_for(model: Method, mesh: Mesh, wanted: int) -> int:
-    """The most images in one pass of training.
-
-    Args:
-        model: To be trained.
-        mesh: Devices.
-        wanted: `config.microbatch`; 0 for what suits the devices.
-    Returns:
-        `wanted`; where it is 0, on a CPU as many images a device as have `CPU_TOKENS` patches at
-        most, but a power of two, if the model's passes are cheap; else 0, for the whole batch.
-    """
-    if wanted or not isinstance(model, PixelMethod) or not model.passes_are_cheap:
-        return wanted
-    if mesh.devices.flat[0].platform != "cpu":
-        return 0
-    patches = math.prod(model.image_encoder.vision.config.grid)
-    images = max(1, CPU_TOKENS // patches)
-    return (1 << images.bit_length() - 1) * mesh.size
 
 
 def batch_layout(mesh: Mesh, batch_size: int, microbatch: int) -> BatchLayout:

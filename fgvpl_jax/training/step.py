@@ -123,7 +123,7 @@ def make_train_step(
         optimizer: Of the trainable variables.
         mesh: Devices that the batch is split over.
         num_passes: Parts of the batch that go through the model one after the other, to save
-            memory; see `BatchLayout`.
+            memory, and on a CPU time; see `BatchLayout`.
     Returns:
         step(state, frozen, support, choices, batch) -> (state, metrics). `support` is what the
         method's logits take beside the features, `choices` their keyword arguments. `state` is

@@ -82,8 +82,8 @@ def get_config() -> ConfigDict:
 
     config.eval_batch_size = 256
     # Images in one forward and backward pass, whose gradients are summed up to a batch: less
-    # memory, the same step. 0 is the whole batch; but one CPU takes fg_vpl's and fvp's in parts
-    # that suit its caches (2 images of ViT-B/16), unless the batch size is given here as well.
+    # memory, the same step. 0 is the whole batch; but one CPU takes fg_vpl's, of up to 4,096 photos
+    # in all, and fvp's in parts that suit its caches (2 images of ViT-B/16).
     config.microbatch = 0
     # Activations anew in the backward pass, attention weights anew for the roll-out: less memory,
     # more time.

@@ -219,7 +219,8 @@ class PixelMethod(Method):
     Attributes:
         image_encoder: Plain CLIP's.
         passes_are_cheap: Whether training a batch in small parts computes little more than at
-            once, but for a cache; not so where every part has the text tower's work to do.
+            once, apart from comparisons with a cache; not so where every part has the text
+            tower's work to do.
     """
 
     reads_features = False

@@ -71,7 +71,7 @@ def test_parts_that_do_not_divide_the_batch_train_the_same(
         return layouts[-1]
 
     monkeypatch.setattr(loop, "batch_layout", remembered)
-    tiny_config.epochs, tiny_config.batch_size = 2, 5
+    tiny_config.epochs, tiny_config.batch_size = 1, 5
     tiny_config.data.resident_gb = resident_gb
     results = []
     for name, microbatch in (("parts", 0), ("whole", 5)):

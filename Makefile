@@ -42,7 +42,7 @@ slow: $(VENV)/developed
 
 # The page in the Chromium that is installed; CHROMIUM= names another.
 browser: $(VENV)/developed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/apps/serving
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/serving
 
 # Executes notebooks/quickstart.ipynb.
 notebook: $(VENV)/developed

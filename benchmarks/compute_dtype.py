@@ -15,10 +15,11 @@ import numpy as np
 
 from benchmarks.measuring import report
 from configs import eurosat
-from fgvpl_jax.apps.run_setup import Run, prepare
-from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.evaluation import Predictions, score
 from fgvpl_jax.evaluation.mask_iou import iou
+from fgvpl_jax.runs.prepare import prepare
+from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints
 
 

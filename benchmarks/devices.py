@@ -44,7 +44,7 @@ from fgvpl_jax.training import (
     split_model,
     to_host,
 )
-from fgvpl_jax.training.step import StepBatch
+from fgvpl_jax.training.train_step import StepBatch
 
 SHOTS, SEED, TEST_STRIDE = 4, 1, 8
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01

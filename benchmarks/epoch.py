@@ -18,11 +18,11 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measuring import ratio, report, smooth_photo, take_turns
-from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import Split
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
+from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.training import (
     CacheBuilder,
     PixelInputs,
@@ -33,10 +33,10 @@ from fgvpl_jax.training import (
     replicate,
     split_model,
 )
+from fgvpl_jax.training.epochs import HostSteps, ResidentSteps, Steps
 from fgvpl_jax.training.loop import images_in_a_pass
 from fgvpl_jax.training.resident import decode_resident
-from fgvpl_jax.training.step import make_resident_train_step
-from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
+from fgvpl_jax.training.train_step import make_resident_train_step
 
 CLASSES, SEED, LEARNING_RATE, WEIGHT_DECAY = 10, 1, 1e-3, 0.01
 ALL_BYTES = 2**40

@@ -19,9 +19,9 @@ from fgvpl_jax.training import (
     split_batch,
     split_model,
 )
-from fgvpl_jax.training.cache import compile_support_features
+from fgvpl_jax.training.cache_builder import compile_support_features
 from fgvpl_jax.training.mesh import batch_layout
-from fgvpl_jax.training.step import StepBatch
+from fgvpl_jax.training.train_step import StepBatch
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from benchmarks.measuring import SHAPES, random_model, ratio, report, take_turns
 from fgvpl_jax import attention_map, object_mask
-from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
+from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 
 
 def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:

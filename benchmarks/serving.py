@@ -31,10 +31,10 @@ import uvicorn
 import fgvpl_jax as fg
 from benchmarks.measuring import SHAPES, ratio, report, take_turns
 from benchmarks.synthetic_imagenet import write_clip
-from fgvpl_jax.apps.classifier import Classifier, Prediction
-from fgvpl_jax.apps.serving import server
-from fgvpl_jax.apps.serving.service import BATCH_SIZES, Limits, Service
 from fgvpl_jax.data import load_shapes
+from fgvpl_jax.inference.classifier import Classifier, Prediction
+from fgvpl_jax.serving import server
+from fgvpl_jax.serving.service import BATCH_SIZES, Limits, Service
 
 TIMEOUT = 600.0
 TOLERANCE = 1e-3  # of a logit: sums of another batch size round otherwise

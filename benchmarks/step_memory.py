@@ -22,7 +22,7 @@ from flax import nnx
 from benchmarks.measuring import random_model, report
 from benchmarks.programs import Program, programs
 from fgvpl_jax.training import data_mesh, split_model
-from fgvpl_jax.training.step import weighted_loss
+from fgvpl_jax.training.train_step import weighted_loss
 
 BATCH_SIZE, CLASSES, SUPPORT = 256, 100, 1600
 GIB = 2**30

@@ -30,8 +30,8 @@ from benchmarks.measuring import (
     take_turns,
 )
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
-from fgvpl_jax.apps.run_setup import COMPUTE_DTYPES
 from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.training import data_mesh
 from fgvpl_jax.training.loop import images_in_a_pass
 

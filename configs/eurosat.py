@@ -6,7 +6,7 @@ Layout below `data.root`: `eurosat/2750/<Class>/*.jpg`.
 The paper reports 45.7 points above zero-shot CLIP at 16 shots (ViT-B/16).
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

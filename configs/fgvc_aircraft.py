@@ -5,7 +5,7 @@
 Layout below `data.root`: `fgvc_aircraft/images/*.jpg` and `fgvc_aircraft/images_variant_*.txt`.
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

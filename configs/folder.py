@@ -8,7 +8,7 @@ Or `train/`, `val/` and `test/` folders of class folders below the root, or a li
 
 from ml_collections.config_dict import placeholder
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

@@ -6,7 +6,7 @@ Layout below `data.root`: `imagenet/images/{train,val}/<code>/*.JPEG` and `image
 The paper reports 75.5% at 16 shots, 68.7% for zero-shot CLIP (ViT-B/16).
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

@@ -5,7 +5,7 @@
 Layout below `data.root`: `oxford_flowers/jpg/*.jpg` and `oxford_flowers/imagelabels.mat`.
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

@@ -5,7 +5,7 @@
 Layout below `data.root`: `oxford_pets/images/*.jpg` and `oxford_pets/annotations/`.
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

@@ -7,7 +7,7 @@ Ten pairs of colour and shape that the CLIP of `demo/clip` never saw together.
 
 from pathlib import Path
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

@@ -5,7 +5,7 @@
 Layout below `data.root`: `stanford_cars/cars_*/*.jpg` and the annotations beside them.
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

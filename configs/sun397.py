@@ -6,7 +6,7 @@ Layout below `data.root`: `sun397/SUN397/a/abbey/*.jpg` and so on.
 The paper reports 16.1 points above zero-shot CLIP at 16 shots (ViT-B/16).
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

@@ -8,8 +8,8 @@ Zero-shot CLIP is measured within every run, so that it needs none of its own. T
 backbones: --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
 """
 
-from fgvpl_jax.apps.sweep_cells import sweep_config
 from fgvpl_jax.methods import METHODS
+from fgvpl_jax.sweeps.cells import sweep_config
 
 
 def get_config():

@@ -6,7 +6,7 @@
 In the folder of `configs/sweep.py` it shares the cells at the paper's setting.
 """
 
-from fgvpl_jax.apps.sweep_cells import sweep_config
+from fgvpl_jax.sweeps.cells import sweep_config
 
 
 def get_config():

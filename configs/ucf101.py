@@ -5,7 +5,7 @@
 Layout below `data.root`: `ucf101/UCF-101-midframes/<Action>/*.jpg`, see docs/datasets.md.
 """
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 
 
 def get_config():

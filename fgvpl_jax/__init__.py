@@ -6,9 +6,11 @@ The names below load their modules when first used, so that importing the packag
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fgvpl_jax.version import __version__
+
 if TYPE_CHECKING:
-    from fgvpl_jax.apps.classifier import fit, load_classifier
     from fgvpl_jax.clip import load_clip
+    from fgvpl_jax.inference.classifier import fit, load_classifier
     from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
     from fgvpl_jax.visual_prompt import (
         FGImageEncoder,
@@ -18,11 +20,9 @@ if TYPE_CHECKING:
         otsu_threshold,
     )
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "fit": "fgvpl_jax.apps.classifier",
-    "load_classifier": "fgvpl_jax.apps.classifier",
+    "fit": "fgvpl_jax.inference.classifier",
+    "load_classifier": "fgvpl_jax.inference.classifier",
     "load_clip": "fgvpl_jax.clip",
     "attention_map": "fgvpl_jax.visual_prompt",
     "otsu_threshold": "fgvpl_jax.visual_prompt",
@@ -37,6 +37,7 @@ __all__ = [
     "FGImageEncoder",
     "TwoPathwayHead",
     "VisualCache",
+    "__version__",
     "attention_map",
     "fit",
     "largest_component",

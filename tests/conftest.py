@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fgvpl_jax.apps import default_config
+from fgvpl_jax.runs import default_config
 from tests.tiny_clip import write_tiny_clip
 
 # Tests compile the same small programs again and again, also in processes of their own.

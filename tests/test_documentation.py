@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from fgvpl_jax.apps import command_line, default_config
-from fgvpl_jax.apps.shipped_configs import FOLDER
-from fgvpl_jax.apps.sweep_cells import sweep_config
-from fgvpl_jax.apps.workdir import flatten
+from fgvpl_jax.commands import command_line
+from fgvpl_jax.commands.shipped_configs import FOLDER
 from fgvpl_jax.methods import METHODS, fg_vpl
+from fgvpl_jax.runs import default_config
+from fgvpl_jax.runs.settings import flatten
+from fgvpl_jax.sweeps.cells import sweep_config
 from tests.conftest import write_photo_folders
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from flax import nnx
 from fgvpl_jax import load_clip
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.recognition import VisualCache, class_text_features, normalize
-from fgvpl_jax.training.step import StepBatch, weighted_loss
+from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 from fgvpl_jax.variables import trainable_copy
 from tests.comparison import BOUND, relative_error
 from tests.golden.inputs import (

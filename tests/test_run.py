@@ -11,7 +11,7 @@ import pytest
 from absl.testing import flagsaver
 from flax import nnx
 
-from fgvpl_jax.apps import command_line
+from fgvpl_jax.commands import command_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,7 +137,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
 
 def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
     for name in list(sys.modules):
-        if name.startswith("fgvpl_jax.apps.serving"):
+        if name.startswith("fgvpl_jax.serving"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with flagsaver.flagsaver():
@@ -194,7 +194,7 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
     ],
 )
 def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
-    from fgvpl_jax.apps import command_line as command
+    from fgvpl_jax.commands import command_line as command
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.json_text import parse_json
+from fgvpl_jax.files import parse_json
 
 # transformers writes 2 into configs made before its pooling looked for the end-of-text token.
 LEGACY_EOS_TOKEN_ID = 2

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.json_text import parse_json
+from fgvpl_jax.files import parse_json
 
 Tensors = dict[str, np.ndarray]
 

@@ -18,7 +18,7 @@ from fgvpl_jax.data.splits import (
     same_name,
 )
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.json_text import parse_json
+from fgvpl_jax.files import parse_json
 
 
 def load_coop(

@@ -9,7 +9,7 @@ import numpy as np
 
 from fgvpl_jax.data.splits import Dataset, Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.json_text import parse_json
+from fgvpl_jax.files import parse_json
 
 # Validation images per class for choosing λ: min(shots, 4).
 MOST_VALIDATION_SHOTS = 4

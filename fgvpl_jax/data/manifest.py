@@ -15,7 +15,7 @@ from fgvpl_jax.data.splits import (
     one_spelling,
 )
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.json_text import parse_json
+from fgvpl_jax.files import parse_json
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
 

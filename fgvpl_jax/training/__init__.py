@@ -1,6 +1,6 @@
 """State, step, loop, checkpoints and the device mesh."""
 
-from fgvpl_jax.training.cache import CacheBuilder
+from fgvpl_jax.training.cache_builder import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Provenance, same_backbone
 from fgvpl_jax.training.inputs import (
     FeatureInputs,
@@ -27,7 +27,7 @@ from fgvpl_jax.training.processes import (
     process_share,
     wait_for_all,
 )
-from fgvpl_jax.training.step import TrainState, make_train_step, split_model
+from fgvpl_jax.training.train_step import TrainState, make_train_step, split_model
 
 __all__ = [
     "CacheBuilder",

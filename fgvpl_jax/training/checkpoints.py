@@ -12,10 +12,10 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.training.checkpoint_names import StepFolders
 from fgvpl_jax.training.named_arrays import NamedArrays, by_path, content_hash, filled
 from fgvpl_jax.training.processes import is_writer, wait_for_all
-from fgvpl_jax.training.step import StepMetrics, TrainState
-from fgvpl_jax.training.step_folders import StepFolders
+from fgvpl_jax.training.train_step import StepMetrics, TrainState
 
 KEEP_LAST = 2
 EPOCH_START = "epoch_start"

@@ -18,25 +18,24 @@ from ml_collections import ConfigDict
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.json_text import parse_json
+from fgvpl_jax.files import parse_json, written_whole
 from fgvpl_jax.methods import Method
 from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training.cache import CacheBuilder
+from fgvpl_jax.training.cache_builder import CacheBuilder
 from fgvpl_jax.training.checkpoints import Checkpoints, Position
+from fgvpl_jax.training.epochs import HostSteps, ResidentSteps, Steps
 from fgvpl_jax.training.inputs import FewShotInputs, Inputs
 from fgvpl_jax.training.mesh import BatchLayout, batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
 from fgvpl_jax.training.resident import decode_resident
-from fgvpl_jax.training.step import (
+from fgvpl_jax.training.train_step import (
     StepMetrics,
     TrainState,
     make_resident_train_step,
     make_train_step,
     split_model,
 )
-from fgvpl_jax.training.steps import HostSteps, ResidentSteps, Steps
-from fgvpl_jax.whole_files import written_whole
 
 # Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
 Observer = Callable[[dict[str, float | int], nnx.State], None]
@@ -65,7 +64,7 @@ def train(
         model: Freshly initialised from the run's seed.
         support: The few-shot images.
         validation: For what a method chooses before it is trained; None where there are none.
-        config: See `fgvpl_jax/apps/default_config.py`; with the recipe filled in.
+        config: See `fgvpl_jax/runs/default_config.py`; with the recipe filled in.
         inputs: What the method reads of the images.
         checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
         metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.

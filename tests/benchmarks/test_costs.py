@@ -13,7 +13,7 @@ from benchmarks.programs import programs
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import data_mesh, split_model
-from fgvpl_jax.training.step import StepBatch, weighted_loss
+from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 
 BATCH, CLASSES, SUPPORT, DIM = 4, 100, 400, 128
 TOWER = VisionConfig(

@@ -10,7 +10,7 @@ from fgvpl_jax import VisualCache, load_clip
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.training import TrainState, data_mesh, make_train_step, split_model
-from fgvpl_jax.training.step import StepBatch
+from fgvpl_jax.training.train_step import StepBatch
 from tests.comparison import relative_error
 
 torch = pytest.importorskip("torch", reason="compares live with PyTorch: make parity")

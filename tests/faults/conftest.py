@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from fgvpl_jax.apps import experiment
-from fgvpl_jax.apps.workdir import Workdir, read_arrays
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import read_arrays
+from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import loop
 
 COLUMNS = ("injected", "ended right", "of them refused", "data lost", "false success")

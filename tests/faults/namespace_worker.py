@@ -11,7 +11,7 @@ import traceback
 
 from absl import flags, logging
 
-from fgvpl_jax.apps import command_line
+from fgvpl_jax.commands import command_line
 
 
 def run_command(arguments: list[str], log: str) -> int:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgvpl_jax.apps import experiment
-from fgvpl_jax.apps.workdir import Workdir
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.workdir import Workdir
 from tests.faults.conftest import count
 
 pytestmark = pytest.mark.slow

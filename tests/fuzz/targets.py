@@ -22,12 +22,13 @@ from flax.serialization import msgpack_serialize
 from PIL import Image
 from safetensors.numpy import save
 
-from fgvpl_jax.apps import command_line, workdir
 from fgvpl_jax.clip import config as clip_config
 from fgvpl_jax.clip import weights
+from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
 from fgvpl_jax.data.splits import Dataset, make_split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.runs import workdir
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Mutation
 from tests.tiny_clip import tiny_config
@@ -371,21 +372,20 @@ def run_targets(place: Path) -> dict[str, Target]:
             (stream.getvalue(), packed.getvalue()),
             mutations.mutate_bytes,
             read_arrays,
-            {"fgvpl_jax/apps/workdir.py": ("read_arrays",)},
+            {"fgvpl_jax/files.py": ("read_arrays",)},
         ),
         "results.json": Target(
             (b'{"test_accuracy": 0.5, "unreadable": [], "backbone": {"sha256": "0"}}',),
             mutations.mutate_json,
             read_json,
             {
-                "fgvpl_jax/apps/workdir.py": ("read_json",),
-                "fgvpl_jax/json_text.py": ("parse_json",),
+                "fgvpl_jax/files.py": ("read_json", "parse_json"),
             },
         ),
         "overrides": Target(
             (b"", "\n".join(settings).encode(), *(s.encode() for s in (*settings, *others))),
             mutations.mutate_overrides,
             read_overrides,
-            {"fgvpl_jax/apps/command_line.py": ("parse_flags", "complain", "printable")},
+            {"fgvpl_jax/commands/command_line.py": ("parse_flags", "complain", "printable")},
         ),
     }

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from fgvpl_jax.training import split_model
-from fgvpl_jax.training.step import StepBatch, weighted_loss
+from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 
 CLASSES = ("red square", "green_circle", "b")
 STEP = 1e-5

@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from fgvpl_jax import TwoPathwayHead, VisualCache
-from fgvpl_jax.apps import default_config
 from fgvpl_jax.methods import FGVPL, METHODS
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tar import TAR
+from fgvpl_jax.runs import default_config
 from fgvpl_jax.visual_prompt import ImageFeatures
 from tests.methods.checks import unit
 

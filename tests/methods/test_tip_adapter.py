@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fgvpl_jax.apps import default_config
 from fgvpl_jax.methods import METHODS, Task
+from fgvpl_jax.runs import default_config
 from tests.methods.checks import unit
 
 LABELS = np.array([0, 0, 1, 2, 2])

@@ -15,7 +15,7 @@ from flax import nnx
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbone
 from fgvpl_jax.training.checkpoints import KEEP_LAST, Position
-from fgvpl_jax.training.step import StepMetrics
+from fgvpl_jax.training.train_step import StepMetrics
 from fgvpl_jax.variables import Trainable
 
 PROVENANCE = Provenance("fg_vpl", ["a", "b"], {"name": "x", "sha256": "1"}, 1)

@@ -27,7 +27,7 @@ from fgvpl_jax.recognition import class_text_features, visual_cache
 from fgvpl_jax.training import (
     TrainState, batch_layout, data_mesh, make_train_step, replicate, split_batch, split_model
 )
-from fgvpl_jax.training.step import StepBatch
+from fgvpl_jax.training.train_step import StepBatch
 
 clip = load_clip(sys.argv[1])
 model = FGVPL(clip, class_text_features(clip, ("a", "b"), ("a {}.",)), rngs=nnx.Rngs(0))

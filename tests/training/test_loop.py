@@ -13,7 +13,7 @@ from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
 from fgvpl_jax.training import loop
 from fgvpl_jax.training.loop import images_in_a_pass
-from tests.apps.runs import metrics, run
+from tests.whole_runs import metrics, run
 
 
 def devices(platform, number=1):

@@ -22,12 +22,12 @@ from fgvpl_jax.training import (
     replicate,
     split_model,
 )
+from fgvpl_jax.training import epochs as steps_module
 from fgvpl_jax.training import resident as resident_module
-from fgvpl_jax.training import steps as steps_module
+from fgvpl_jax.training.epochs import HostSteps, ResidentSteps
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
-from fgvpl_jax.training.step import StepBatch, make_resident_train_step
-from fgvpl_jax.training.steps import HostSteps, ResidentSteps
+from fgvpl_jax.training.train_step import StepBatch, make_resident_train_step
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))

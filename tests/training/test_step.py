@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from fgvpl_jax import VisualCache, load_clip
-from fgvpl_jax.apps import default_config
 from fgvpl_jax.methods import FGVPL, METHODS, Task
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.runs import default_config
 from fgvpl_jax.training import (
     TrainState,
     data_mesh,
@@ -21,7 +21,7 @@ from fgvpl_jax.training import (
     replicate,
     split_model,
 )
-from fgvpl_jax.training.step import StepBatch, weighted_loss
+from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 from fgvpl_jax.variables import Frozen, Trainable
 
 CLASSES = ("a", "b", "c")

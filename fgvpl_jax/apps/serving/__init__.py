@@ -1,1 +1,0 @@
-"""`--mode=serve`: a page and an HTTP endpoint for a trained run."""

@@ -1,0 +1,1 @@
+"""The command line: a table of modes and their flags; parses, calls and prints."""

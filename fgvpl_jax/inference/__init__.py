@@ -1,0 +1,1 @@
+"""A trained run in use: the classifier, added classes, predictions, export."""

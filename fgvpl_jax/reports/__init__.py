@@ -1,0 +1,1 @@
+"""Many runs read: records, tables, plots, significance, the page of the report."""

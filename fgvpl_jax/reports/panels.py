@@ -1,0 +1,172 @@
+"""Runs gathered: by benchmark and backbone, method and settings, shots and seed."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fgvpl_jax.displays.labels import ZERO_SHOT, benchmark_label, method_label, shots_order
+from fgvpl_jax.reports.records import RunRecord, Variant, by_panel, variant_label, zero_shot_records
+
+Row = tuple[str, Variant]  # method, settings
+
+
+class Spread(NamedTuple):
+    """What several seeds gave.
+
+    Attributes:
+        mean: Over the seeds.
+        deviation: Standard deviation of the sample (divisor n - 1); None of a single seed.
+        seeds: How many.
+    """
+
+    mean: float
+    deviation: float | None
+    seeds: int
+
+
+@dataclass
+class ResultRow:
+    """One method with its settings on one benchmark, or on several in the mean.
+
+    Attributes:
+        method: As in the config.
+        variant: Settings other than the default.
+        accuracies: In percent, by shots and seed.
+    """
+
+    method: str
+    variant: Variant
+    accuracies: dict[int | None, dict[int, float]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    @property
+    def key(self) -> Row:
+        """What tells it from the other rows."""
+        return self.method, self.variant
+
+    @property
+    def label(self) -> str:
+        """The row's name."""
+        settings = variant_label(self.variant)
+        return method_label(self.method) + (f" ({settings})" if settings else "")
+
+    def spread(self, shots: int | None) -> Spread | None:
+        """Over the seeds; None where there is no run."""
+        values = self.accuracies.get(shots)
+        return spread(list(values.values())) if values else None
+
+
+@dataclass(eq=False)  # a key by itself
+class Panel:
+    """All runs on one benchmark with one backbone.
+
+    Attributes:
+        benchmark: As in the config; several in the mean.
+        backbone: Its label.
+        shots: All that any row has, in order.
+        rows: In the paper's order, without zero-shot CLIP.
+        zero_shot: Accuracy of zero-shot CLIP in percent, which has neither shots nor seeds.
+        records: The runs; of a mean those of all its benchmarks.
+        averaged: Benchmarks of a mean.
+    """
+
+    benchmark: str
+    backbone: str
+    shots: list[int | None]
+    rows: list[ResultRow]
+    zero_shot: float
+    records: Sequence[RunRecord] = ()
+    averaged: frozenset[str] = frozenset()
+
+    def row(self, key: Row) -> ResultRow | None:
+        """The row of a method with its settings; None where it was not run."""
+        return next((row for row in self.rows if row.key == key), None)
+
+    @property
+    def most_shots(self) -> int | None:
+        """The last column."""
+        return self.shots[-1]
+
+    @property
+    def title(self) -> str:
+        """For a heading."""
+        return f"{benchmark_label(self.benchmark)}, {self.backbone}"
+
+
+def rows_of(panels: Sequence[Panel]) -> list[Row]:
+    """The methods and settings that any of the panels has."""
+    return list(dict.fromkeys(row.key for panel in panels for row in panel.rows))
+
+
+def drawn_rows(panels: Sequence[Panel]) -> list[Row]:
+    """Of each method the row at its defaults; only where there is none, those of its settings."""
+    keys = rows_of(panels)
+    return [key for key in keys if not key[1] or (key[0], ()) not in keys]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and deviation of at least one value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
+    """Gathers runs by benchmark and backbone, then by method and settings.
+
+    Every run measures zero-shot CLIP on the same images; runs of the method of that name add
+    nothing to it.
+    """
+    panels = []
+    for (benchmark, backbone), members in by_panel(records).items():
+        rows: dict[tuple[str, Variant], ResultRow] = {}
+        for record in members:
+            if record.method != ZERO_SHOT:
+                row = rows.setdefault(record.row, ResultRow(*record.row))
+                row.accuracies[record.shots][record.seed] = record.accuracy
+        shots = sorted({n for row in rows.values() for n in row.accuracies}, key=shots_order)
+        zero_shot = statistics.fmean(
+            100 * r.results["zero_shot_accuracy"] for r in zero_shot_records(members)
+        )
+        if shots:
+            kept = list(rows.values())
+            panels.append(Panel(benchmark, backbone, shots, kept, zero_shot, members))
+    return panels
+
+
+def averages_of(panels: Sequence[Panel]) -> list[Panel]:
+    """The mean over the benchmarks of each backbone that has several.
+
+    A row has a value only where it has one, of the same seeds, on every benchmark: a mean over
+    others would compare methods on different data.
+    """
+    averages = []
+    for backbone in dict.fromkeys(panel.backbone for panel in panels):
+        members = [panel for panel in panels if panel.backbone == backbone]
+        if len(members) < 2:
+            continue
+        by_row = [{row.key: row for row in panel.rows} for panel in members]
+        rows = []
+        for key in dict.fromkeys(key for found in by_row for key in found):
+            if not all(key in found for found in by_row):
+                continue
+            row = ResultRow(*key)
+            for n in by_row[0][key].accuracies:
+                columns = [found[key].accuracies.get(n, {}) for found in by_row]
+                if columns[0] and all(c.keys() == columns[0].keys() for c in columns):
+                    row.accuracies[n] = {
+                        seed: statistics.fmean(column[seed] for column in columns)
+                        for seed in columns[0]
+                    }
+            if row.accuracies:
+                rows.append(row)
+        shots = sorted({n for row in rows for n in row.accuracies}, key=shots_order)
+        if rows:
+            benchmark = f"Average over {len(members)} benchmarks"
+            zero_shot = statistics.fmean(panel.zero_shot for panel in members)
+            records = [record for panel in members for record in panel.records]
+            averaged = frozenset(panel.benchmark for panel in members)
+            averages.append(Panel(benchmark, backbone, shots, rows, zero_shot, records, averaged))
+    return averages

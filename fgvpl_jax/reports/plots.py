@@ -1,0 +1,208 @@
+"""The figures; one style, readable without colour, and the same bytes for the same runs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fgvpl_jax.displays.figures import BASELINE, INK, figure_style, shortened
+from fgvpl_jax.displays.labels import FG_VPL, ZERO_SHOT, benchmark_label, method_label, shots_label
+from fgvpl_jax.reports.panels import Panel, ResultRow, Row, drawn_rows
+from fgvpl_jax.reports.per_class import Reliability
+
+# Okabe and Ito's colours, which those who confuse red and green can tell apart; markers and dashes
+# say the same again.
+COLOURS = {
+    "linear_probe": "#999999",
+    "clip_adapter": "#56B4E9",
+    "coop": "#E69F00",
+    "tip_adapter": "#009E73",
+    "tip_adapter_f": "#0072B2",
+    "clip_lora": "#8C564B",
+    "fvp": "#CC79A7",
+    "tar": "#882255",
+    "fg_vpl": "#D55E00",
+}
+MARKERS = {
+    "linear_probe": "s",
+    "clip_adapter": "v",
+    "coop": "^",
+    "tip_adapter": "D",
+    "tip_adapter_f": "P",
+    "clip_lora": "X",
+    "fvp": "h",
+    "tar": "<",
+    "fg_vpl": "o",
+}
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+PANELS_A_LINE = 3
+
+
+def accuracy_figure(panels: Sequence[Panel]) -> Figure:
+    """Figure 4: accuracy against shots, a small plot for each benchmark, error bars of the seeds.
+
+    Args:
+        panels: Of one backbone; averages among them.
+    """
+    keys = drawn_rows(panels)
+    figure, axes = _grid_of(len(panels), height=2.9)
+    with matplotlib.rc_context(rc=figure_style()):
+        for ax, panel in zip(axes, panels, strict=True):
+            places = {n: x for x, n in enumerate(panel.shots)}
+            ax.axhline(panel.zero_shot, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
+            for key in keys:
+                row = panel.row(key)
+                found = [] if row is None else [(n, row.spread(n)) for n in panel.shots]
+                points = [(places[n], s) for n, s in found if s is not None]
+                if points:
+                    ax.errorbar(
+                        [x for x, _ in points],
+                        [s.mean for _, s in points],
+                        [s.deviation or 0.0 for _, s in points],
+                        **_line_style(key, keys),
+                    )
+            ax.set_title(benchmark_label(panel.benchmark))
+            ax.set_xticks(
+                range(len(panel.shots)), ["all" if n is None else str(n) for n in panel.shots]
+            )
+            ax.set_xlim(-0.3, len(panel.shots) - 0.7)
+            ax.set_xlabel("training images per class")
+            ax.set_ylabel("test accuracy (%)")
+        _legend(figure, axes[0], keys)
+    return figure
+
+
+def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
+    """Points above zero-shot CLIP at the most shots: a small plot for each benchmark."""
+    keys = drawn_rows(panels)
+    figure, axes = _grid_of(len(panels), height=0.9 + 0.27 * len(keys))
+    with matplotlib.rc_context(rc=figure_style()):
+        for ax, panel in zip(axes, panels, strict=True):
+            bars = []
+            for key in keys:
+                row = panel.row(key)
+                found = None if row is None else row.spread(panel.most_shots)
+                if found is not None:
+                    gain = found.mean - panel.zero_shot
+                    bars.append((ResultRow(*key).label, gain, found.deviation, _colour(key)))
+            bars.sort(key=lambda bar: bar[1])
+            _bars(ax, bars)
+            ax.set_title(f"{benchmark_label(panel.benchmark)}, {shots_label(panel.most_shots)}")
+    return figure
+
+
+def gains_by_benchmark_figure(panels: Sequence[Panel]) -> Figure | None:
+    """Figure 3: FG-VPL's points above zero-shot CLIP, a bar for each benchmark of several."""
+    bars = []
+    for panel in panels:
+        row = panel.row((FG_VPL, ()))
+        found = None if row is None else row.spread(panel.most_shots)
+        if found is not None:
+            label = f"{benchmark_label(panel.benchmark)} ({shots_label(panel.most_shots)})"
+            bars.append((label, found.mean - panel.zero_shot, found.deviation, COLOURS[FG_VPL]))
+    if len(bars) < 2:
+        return None
+    bars.sort(key=lambda bar: bar[1])
+    figure, (ax,) = _grid_of(1, height=1.0 + 0.3 * len(bars))
+    with matplotlib.rc_context(rc=figure_style()):
+        _bars(ax, bars)
+        ax.set_title(f"{method_label(FG_VPL)} beside zero-shot CLIP")
+    return figure
+
+
+def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
+    """Accuracy against confidence, one small plot a curve; below it, how many images are there."""
+    with matplotlib.rc_context(rc=figure_style()):
+        figure = Figure(figsize=(3.4 * len(curves), 4.0), layout="constrained")
+        axes = figure.subplots(
+            2, len(curves), squeeze=False, sharex=True, height_ratios=(4, 1), sharey="row"
+        )
+        for (label, curve), ax, below in zip(curves.items(), axes[0], axes[1], strict=True):
+            bins = len(curve.share)
+            middles = (np.arange(bins) + 0.5) / bins
+            ax.plot([0, 1], [0, 1], color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
+            ax.plot(curve.confidence, curve.accuracy, "o-", color=COLOURS[FG_VPL], markersize=4)
+            ax.set_title(f"{label}\nECE {curve.ece:.3f}")
+            below.bar(middles, 100 * curve.share, 0.9 / bins, color="#56B4E9")
+            below.set_xlabel("confidence")
+            ax.set_xlim(0, 1)
+            ax.set_ylim(-0.02, 1.02)
+        axes[0, 0].set_ylabel("accuracy")
+        axes[1, 0].set_ylabel("% of images")
+    return figure
+
+
+def _grid_of(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Small plots, at most three a line."""
+    columns = min(count, PANELS_A_LINE)
+    lines = math.ceil(count / columns)
+    width = 5.6 if count == 1 else 4.0 * columns
+    with matplotlib.rc_context(rc=figure_style()):
+        figure = Figure(figsize=(width, lines * height + 0.4), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _colour(key: Row) -> str:
+    return COLOURS.get(key[0], "#7A7A7A")
+
+
+def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
+    """FG-VPL is the thickest and on top; settings of one method differ in their dashes."""
+    variants = [other for other in keys if other[0] == key[0]]
+    is_ours = key[0] == FG_VPL
+    return {
+        "label": ResultRow(*key).label,
+        "color": _colour(key),
+        "marker": MARKERS.get(key[0], "p"),
+        "linestyle": DASHES[variants.index(key) % len(DASHES)],
+        "linewidth": 2.2 if is_ours else 1.3,
+        "markersize": 6 if is_ours else 5,
+        "capsize": 2.5,
+        "elinewidth": 1.0,
+        "zorder": 3 if is_ours else 2,
+    }
+
+
+def _legend(figure: Figure, ax: Axes, keys: Sequence[Row]) -> None:
+    """One for all small plots, below them."""
+    handles = [Line2D([], [], color=BASELINE, linestyle=(0, (4, 3)), label=method_label(ZERO_SHOT))]
+    for key in keys:
+        style = _line_style(key, keys)
+        names = ("label", "color", "marker", "linestyle", "linewidth", "markersize")
+        handles.append(Line2D([], [], **{name: style[name] for name in names}))
+    width = figure.get_size_inches()[0]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(width / (0.6 + 0.075 * longest)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def _bars(ax: Axes, bars: Sequence[tuple[str, float, float | None, str]]) -> None:
+    """Horizontal bars (label, length, deviation, colour), the first at the bottom."""
+    places = range(len(bars))
+    lengths = [length for _, length, _, _ in bars]
+    ax.barh(
+        places,
+        lengths,
+        xerr=[deviation or 0.0 for _, _, deviation, _ in bars],
+        color=[colour for *_, colour in bars],
+        error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
+        height=0.7,
+    )
+    ax.set_yticks(places, [shortened(label, 34) for label, *_ in bars])
+    ax.grid(axis="y", visible=False)
+    ax.axvline(0, color=BASELINE, linewidth=1.0)
+    ax.set_xlabel("points above zero-shot CLIP")
+    ax.margins(x=0.25)  # of which the numbers take a part
+    gap = 0.015 * np.ptp(ax.get_xlim())
+    for y, (_, length, deviation, _) in zip(places, bars, strict=True):
+        # To the right in any case: on the left are the names.
+        end = max(0.0, length + (deviation or 0.0)) + gap
+        ax.text(end, y, f"{length:+.1f}", va="center", size=8.5)

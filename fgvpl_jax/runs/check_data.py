@@ -1,0 +1,103 @@
+"""`--mode=data`: is the data whole and sound, before anything is trained on it?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fgvpl_jax.data import BENCHMARKS, DataReport, Dataset, benchmark_named, check_dataset
+from fgvpl_jax.data.tfds_prepare import prepare_tfds
+from fgvpl_jax.data.tfds_source import find_prepared
+from fgvpl_jax.displays.contact_sheet import PER_CLASS, draw_contact_sheet, thumbnail
+from fgvpl_jax.runs.data_loading import load_dataset
+from fgvpl_jax.runs.workdir import Workdir
+
+REPORT, SHEET = "data.json", "contact_sheet.jpg"
+
+
+def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[str]]:
+    """Checks the data that a config names; needs no checkpoint.
+
+    What TFDS has not prepared yet is prepared first.
+
+    Args:
+        config: See `default_config.py`; only `benchmark` and `data` are read.
+        workdir: Gets `data.json`, all that was found, and `contact_sheet.jpg`.
+    Returns:
+        Lines that tell what is there, and lines that tell what is wrong.
+    Raises:
+        UserError: If the data cannot be found or prepared, or makes no sense.
+    """
+    if config.data.source == "tfds":
+        prepare_if_missing(config.benchmark, config.data.root)
+    dataset = load_dataset(config)
+    benchmark = BENCHMARKS.get(config.benchmark)
+    published = None if benchmark is None else benchmark.counts._asdict()
+    report = check_dataset(dataset, published)
+    rows = [
+        {"class": name, **{split: int(n[label]) for split, n in report.counts.items()}}
+        for label, name in enumerate(dataset.class_names)
+    ]
+    workdir.write(
+        workdir.path / REPORT,
+        {
+            "benchmark": config.benchmark,
+            "split_protocol": dataset.split_protocol,
+            "counts": rows,
+            "published": published,
+            "unreadable": [line for found in report.unreadable.values() for line in found.values()],
+            "duplicates": report.duplicates,
+            "repeats": report.repeats,
+            "problems": report.problems,
+            "notes": report.notes,
+        },
+    )
+    draw_contact_sheet(samples(dataset, report)).save(workdir.path / SHEET, quality=90)
+    lines = count_lines(config.benchmark, dataset, report, published)
+    lines.append(f"splits: {dataset.split_protocol}")
+    lines.append(f"{PER_CLASS} photos of each class are in {workdir.path / SHEET}")
+    lines.append(f"all that was found is in {workdir.path / REPORT}")
+    lines += [f"note: {note}" for note in report.notes]
+    if not report.problems:
+        alone = "" if report.duplicates else ", and none is in two splits"
+        lines.append(f"nothing is wrong: every image can be read{alone}")
+    return lines, report.problems
+
+
+def prepare_if_missing(name: str, root: str) -> None:
+    """Has TFDS prepare a benchmark where no version of it is prepared below `root`."""
+    examples = benchmark_named(name).tfds
+    if examples is not None and find_prepared(Path(root).expanduser(), examples.name) is None:
+        print(f"{name} is not prepared in {root} yet: preparing it", flush=True)
+        prepare_tfds(name, root)
+
+
+def samples(dataset: Dataset, report: DataReport) -> list[tuple[str, list]]:
+    """Thumbnails of training photos, spread evenly over each class's readable ones."""
+    train, unreadable = dataset.train, report.unreadable["train"]
+    classes = []
+    for label, name in enumerate(dataset.class_names):
+        members = [i for i in np.flatnonzero(train.labels == label) if int(i) not in unreadable]
+        spread = np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)
+        classes.append((name, [thumbnail(train.image(int(members[place]))) for place in spread]))
+    return classes
+
+
+def count_lines(
+    benchmark: str, dataset: Dataset, report: DataReport, published: Mapping[str, int] | None
+) -> list[str]:
+    """A table of classes by splits, with sums and, where known, the published ones."""
+    width = max(len(name) for name in (*dataset.class_names, "published"))
+
+    def row(name: str, numbers: Mapping[str, int]) -> str:
+        return f"{name:{width}}" + "".join(f"{numbers[split]:12,}" for split in report.counts)
+
+    heading = "".join(f"{split:>12}" for split in report.counts)
+    lines = [f"{benchmark}: {len(dataset.class_names)} classes", f"{'':{width}}{heading}"]
+    for label, name in enumerate(dataset.class_names):
+        lines.append(row(name, {split: int(n[label]) for split, n in report.counts.items()}))
+    lines.append(row("all", {split: int(n.sum()) for split, n in report.counts.items()}))
+    if published is not None:
+        lines.append(row("published", published))
+    return lines

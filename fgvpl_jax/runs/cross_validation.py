@@ -1,0 +1,150 @@
+"""An honest estimate where there are photos to train on and no others."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int
+from scipy.stats import binomtest
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import read_arrays
+from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.selection import choose_on_validation
+from fgvpl_jax.training import Checkpoints, is_writer, wait_for_all
+
+CONFIDENCE = 0.95
+
+
+class HeldOut(NamedTuple):
+    """Logits of every support image by a model that was not trained on it.
+
+    Attributes:
+        logits: The trained models'.
+        zero_shot_logits: Plain CLIP's.
+        labels: True classes.
+    """
+
+    logits: Float[np.ndarray, "N k"]
+    zero_shot_logits: Float[np.ndarray, "N k"]
+    labels: Int[np.ndarray, "N"]
+
+
+def cross_validate(run: Run) -> None:
+    """Trains once per fold on the other folds' images and predicts the fold's.
+
+    Each fold leaves its own folder in `cv/`: an interrupted estimate goes on where it was.
+
+    Args:
+        run: Whose support images are parted into folds, each class evenly.
+    """
+    run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
+    folds = folds_of(run)
+    warn_of_single_photos(run)
+    for number, file in enumerate(held_out_files(run)):
+        if not is_estimated(file):
+            print(f"fold {number + 1} of {folds.max() + 1}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            run.workdir.write_arrays(
+                file, **predict_fold(run, folds == number, file.parent)._asdict()
+            )
+        if is_writer():
+            shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
+    wait_for_all("folds")  # the writer's last file is there
+
+
+def is_estimated(file: Path) -> bool:
+    """Whether a fold's predictions are there and intact; damaged ones are told of."""
+    if not file.exists():
+        return False
+    try:
+        read_arrays(file)
+    except UserError as error:
+        logging.warning("%s", error)
+        return False
+    return True
+
+
+def warn_of_single_photos(run: Run) -> None:
+    """Tells of classes that the estimate cannot do justice to."""
+    counts = np.bincount(run.few_shot.support.labels)
+    single = [run.dataset.class_names[label] for label in np.flatnonzero(counts == 1)]
+    if single:
+        logging.warning(
+            "%d classes have a single photo, which is held out without one to be trained on: %s%s; "
+            "the estimate is too low for them, add photos",
+            len(single),
+            ", ".join(single[:5]),
+            " …" if len(single) > 5 else "",
+        )
+
+
+def read_held_out(run: Run) -> HeldOut:
+    """What `cross_validate` found.
+
+    Raises:
+        UserError: If a fold is missing.
+    """
+    parts = []
+    for file in held_out_files(run):
+        if not file.exists():
+            raise UserError(f"{file} is missing: estimate again with --mode=train")
+        parts.append(HeldOut(**read_arrays(file)))
+    return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def folds_of(run: Run) -> Int[np.ndarray, "s"]:
+    """Fold of each support image."""
+    return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
+
+
+def held_out_files(run: Run) -> list[Path]:
+    """Where each fold's predictions are kept."""
+    count = folds_of(run).max() + 1
+    return [run.workdir.folds / f"fold_{i + 1}" / "held_out.npz" for i in range(count)]
+
+
+def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
+    """Trains on the support images outside the fold and predicts those inside.
+
+    λ and the like are chosen for each fold as for the final model: on the validation images, which
+    are in none.
+    """
+    support = run.few_shot.support
+    rest = support.select(np.flatnonzero(~held_out).tolist())
+    model = run.new_model(rest)
+    with Checkpoints(place / "checkpoints", run.provenance, to_train=True) as checkpoints:
+        run.train(model, rest, checkpoints, place / "metrics.jsonl")
+    evaluator, _ = run.evaluator(model, rest)
+    predictions = evaluator.predict(
+        support.select(np.flatnonzero(held_out).tolist()),
+        choose_on_validation(evaluator, run).choices,
+        name="held out",
+    )
+    return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)
+
+
+def stratified_folds(
+    labels: Int[np.ndarray, "N"], num_folds: int, seed: int
+) -> Int[np.ndarray, "N"]:
+    """Fold of each image: every class spread evenly, and the folds of nearly one size.
+
+    A class of one image is held out once, and then has no image to be trained on.
+    """
+    rng = np.random.default_rng((seed, len(labels)))
+    order = np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    )
+    folds = np.empty(len(labels), np.int64)
+    # Counting through the classes, each begins where the one before it ended.
+    folds[order] = np.arange(len(labels)) % min(num_folds, len(labels))
+    return folds
+
+
+def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:
+    """95% Wilson interval of an accuracy."""
+    interval = binomtest(num_right, num_images).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,77 @@
+"""From a config to its data: the data set, the few-shot draw, the cache of decoded images."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.data import (
+    BENCHMARKS,
+    Dataset,
+    FewShot,
+    ImageCache,
+    Split,
+    benchmark_named,
+    default_cache_folder,
+    draw_few_shot,
+    load_coop,
+    load_folder,
+    load_manifest,
+    load_shapes,
+    load_tfds,
+    read_few_shot,
+    unreadable_images,
+)
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.training import gather_texts, process_share
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """The data that `config.data` names."""
+    data = config.data
+    if data.source == "coop":
+        benchmark = BENCHMARKS.get(config.benchmark)
+        return load_coop(data.root, data.split_file, data.image_dir, benchmark)
+    if data.source == "tfds":
+        return load_tfds(data.root, data.split_file, benchmark_named(config.benchmark))
+    if data.source == "folder":
+        is_list = Path(data.root).expanduser().is_file()
+        return load_manifest(data.root) if is_list else load_folder(data.root)
+    if data.source == "shapes":
+        return load_shapes()
+    raise UserError(f"data.source is {data.source!r}: choose 'coop', 'tfds', 'folder' or 'shapes'")
+
+
+def draw(config: ConfigDict, dataset: Dataset) -> FewShot:
+    """The few-shot images of a run: by its seed, or those of another run."""
+    if config.data.few_shot_file:
+        return read_few_shot(config.data.few_shot_file, dataset, config.shots)
+    return draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
+
+
+def open_image_cache(config: ConfigDict) -> ImageCache | None:
+    """The cache of decoded images; None where its size is 0."""
+    folder, size = config.data.image_cache_dir, config.data.image_cache_gb
+    if not size:
+        return None
+    return ImageCache(
+        Path(folder).expanduser() if folder else default_cache_folder(), int(size * 1e9)
+    )
+
+
+def check_readable(support: Split, clip: CLIP, image_cache: ImageCache | None) -> None:
+    """Reads every image once; of several processes each reads its share.
+
+    Raises:
+        UserError: If any cannot be; names them and says how many.
+    """
+    problems = gather_texts(
+        unreadable_images(
+            support, transform=clip.resize_and_crop, cache=image_cache, share=process_share()
+        )
+    )
+    if problems:
+        raise UserError(
+            f"{len(problems)} of the {len(support)} few-shot images cannot be read: "
+            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove them"
+        )

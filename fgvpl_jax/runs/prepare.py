@@ -1,0 +1,67 @@
+"""From a config to a run, with every mistake found before anything is written."""
+
+from dataclasses import asdict
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fgvpl_jax.clip import Identity, load_clip
+from fgvpl_jax.data import few_shot_record
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import read_json
+from fgvpl_jax.methods import method_named
+from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
+from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.settings import check_config, with_recipe
+from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import data_mesh, kept_text_features, same_backbone
+
+
+def prepare(config: ConfigDict, workdir: Workdir) -> Run:
+    """Resolves and checks a config: data, draw, backbone.
+
+    Raises:
+        UserError: For every mistake in config or data.
+    """
+    check_config(config)
+    if method_named(config.method).reads_features and jax.process_count() > 1:
+        raise UserError(
+            f"{config.method} reads features that one process makes, and this job has "
+            f"{jax.process_count()}: start a single one, which may have several devices"
+        )
+    dataset = load_dataset(config)
+    few_shot = draw(config, dataset)
+    config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
+    workdir.check_is_free_for(config)
+    check_is_same_draw(workdir, config, few_shot_record(few_shot))
+    clip, image_cache = load_clip(config.clip), open_image_cache(config)
+    check_is_same_backbone(workdir, config.clip, clip.identity)
+    check_readable(few_shot.support, clip, image_cache)
+    text_features = kept_text_features(
+        clip, dataset.class_names, config.data.templates, image_cache
+    )
+    run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
+    run.new_model(few_shot.support)  # refuses what only the model can judge
+    return run
+
+
+def check_is_same_draw(workdir: Workdir, config: ConfigDict, record: dict[str, Any]) -> None:
+    """Refuses a folder with a run of other few-shot images than `record`, which are drawn now."""
+    if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
+        raise UserError(
+            f"the images drawn now are not those of {workdir.few_shot_file}: the data at "
+            f"{config.data.root} changed since that run; restore it or choose another --workdir"
+        )
+
+
+def check_is_same_backbone(workdir: Workdir, clip: str, identity: Identity) -> None:
+    """Refuses a folder with a run of another backbone than `clip`, whose identity is given."""
+    if workdir.config_file.exists() and not same_backbone(
+        workdir.stored_backbone(), asdict(identity)
+    ):
+        raise UserError(
+            f"the backbone {clip} is not the one that {workdir.path} was begun with: name "
+            "that one with --config.clip, fetch it again if its files changed, or choose another "
+            "--workdir"
+        )

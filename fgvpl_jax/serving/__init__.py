@@ -1,0 +1,1 @@
+"""The page and the HTTP endpoint of a trained run."""

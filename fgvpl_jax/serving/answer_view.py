@@ -1,0 +1,140 @@
+"""A prediction as a piece of the page; every name in it is escaped."""
+
+import base64
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import Bool, Float
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from fgvpl_jax.displays.overlay import heat, mask_layer
+from fgvpl_jax.inference.classifier import Prediction
+from fgvpl_jax.serving.service import Seen, Service
+
+# What the table's columns say, in their order: what is compared with what.
+PARTS = {
+    "image": "photo",
+    "image_text": "photo and name",
+    "image_cache": "photo and training photos",
+    "object_text": "object and name",
+    "object_cache": "object and training objects",
+}
+
+TEMPLATES = Environment(
+    loader=PackageLoader("fgvpl_jax.serving"), autoescape=True, undefined=StrictUndefined
+)
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A picture that can be laid over the photo.
+
+    Attributes:
+        name: In the style sheet.
+        title: Of its switch.
+        description: For who cannot see it.
+        source: The picture as an address.
+    """
+
+    name: str
+    title: str
+    description: str
+    source: str
+
+
+def answer_html(
+    seen: Seen, service: Service, added: Sequence[str], added_squares: Sequence[Image.Image]
+) -> str:
+    """The photo with its layers, classes, similar photos, and what each part contributed.
+
+    Args:
+        seen: A photo with its square and its answer.
+        service: That gave it.
+        added: Classes that this user added.
+        added_squares: Their photos, in the extension's order.
+    """
+    assert seen.square is not None
+    prediction, classifier = seen.answer.prediction, service.classifier
+    similar = []
+    for found in prediction.similar:
+        place = found.place - len(classifier.support)
+        square = service.thumbnail(found.place) if place < 0 else added_squares[place]
+        similar.append(
+            {
+                "source": None if square is None else as_address(square, "JPEG"),
+                "key": found.key,
+                "class_name": found.class_name,
+                "similarity": found.similarity,
+            }
+        )
+    return TEMPLATES.get_template("answer.html.j2").render(
+        prediction=prediction,
+        number=next(_numbers),  # ids must differ from those of the answer before
+        square=as_address(seen.square, "JPEG"),
+        layers=layers_of(prediction),
+        similar=similar,
+        added=added,
+        parts=[
+            {"title": title, "scores": prediction.contributions[part]}
+            for part, title in PARTS.items()
+            if part in prediction.contributions
+        ],
+        num_classes=len(classifier.class_names) + len(added),
+        temperature=classifier.results["temperature"],
+    )
+
+
+def problem_html(message: str) -> str:
+    """What went wrong."""
+    return TEMPLATES.from_string('<p class="fg-problem" role="alert">{{ message }}</p>').render(
+        message=message
+    )
+
+
+def layers_of(prediction: Prediction) -> list[Layer]:
+    """Attention map and object mask, where the method has them."""
+    if prediction.attention_map is None or prediction.object_mask is None:
+        return []
+    mask = prediction.object_mask
+    return [
+        Layer(
+            "attention",
+            "attention map",
+            f"Attention map: brightest {place_of(prediction.attention_map)}",
+            as_address(heat(prediction.attention_map), "JPEG"),
+        ),
+        Layer(
+            "object",
+            "object mask",
+            f"Object mask: {mask.mean():.0%} of the picture, around the {place_of(mask)}",
+            as_address(mask_layer(mask), "PNG"),
+        ),
+    ]
+
+
+def place_of(weights: Float[np.ndarray, "gh gw"] | Bool[np.ndarray, "gh gw"]) -> str:
+    """Where the centre of weight lies, in words such as "top left"."""
+    weights = weights - weights.min() if weights.dtype != bool else weights.astype(float)
+    total = weights.sum()
+    if not total:
+        return "centre"
+    words = []
+    for axis, (low, high) in enumerate((("top", "bottom"), ("left", "right"))):
+        length = weights.shape[axis]
+        along = weights.sum(axis=1 - axis)
+        centre = (along @ (np.arange(length) + 0.5)) / total / length
+        words.append(low if centre < 0.4 else high if centre > 0.6 else "")
+    return " ".join(filter(None, words)) or "centre"
+
+
+def as_address(image: Image.Image, kind: str) -> str:
+    """A picture as a data address."""
+    stream = BytesIO()
+    # The mask's few colours are small at any level, and the default takes as long as the rest.
+    image.save(stream, kind, **({"quality": 88} if kind == "JPEG" else {"compress_level": 1}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,128 @@
+"""`POST /api/predict`, and the limits that hold for it and the page alike."""
+
+import math
+import re
+import time
+from collections import OrderedDict
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fgvpl_jax.inference.predict import content_of
+from fgvpl_jax.serving.micro_batches import Overloaded
+from fgvpl_jax.serving.service import Limits, Refused, Seen, Service
+
+ENDPOINT = "/api/predict"
+FORM_BYTES = 10_000  # what a form adds to a photo
+MOST_CLIENTS = 10_000
+TOP_K = 5
+PLAIN_NUMBER = re.compile("[1-9][0-9]{0,8}")
+MOST_TOP_K = 1000
+
+
+def add_endpoint(app: FastAPI, service: Service) -> None:
+    """Adds the endpoint to an app."""
+
+    @app.post(ENDPOINT)
+    async def predict(request: Request) -> JSONResponse:
+        try:
+            async with request.form(max_files=1, max_fields=1) as form:
+                image, top_k = form.get("image"), form.get("top_k", str(TOP_K))
+                if not isinstance(image, UploadFile):
+                    raise Refused(400, "no photo: send one as the file field 'image' of a form")
+                if not isinstance(top_k, str) or not PLAIN_NUMBER.fullmatch(top_k):
+                    raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give a number, 1 or more")
+                name, data = image.filename or "image", await image.read()
+            seen = await service.ask(data, name, min(int(top_k), MOST_TOP_K))
+        except Refused as refusal:
+            return problem(refusal.status, str(refusal))
+        except Overloaded as error:
+            return problem(503, str(error), retry_after=1)
+        return JSONResponse(as_content(seen))
+
+    # Without it the page, which is mounted below all other addresses, would say 404.
+    @app.api_route(ENDPOINT, methods=["DELETE", "GET", "PATCH", "PUT"])
+    async def other_method() -> JSONResponse:
+        return problem(405, "send a photo by POST, see docs/serve.md")
+
+    @app.exception_handler(HTTPException)
+    async def as_json(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail))
+
+
+def as_content(seen: Seen) -> dict[str, Any]:
+    """The answer that the page shows, for a program."""
+    prediction = seen.answer.prediction
+    content = {"image": prediction.name, **content_of(prediction)}
+    if prediction.attention_map is not None and prediction.object_mask is not None:
+        content["attention_map"] = prediction.attention_map.astype(float).round(6).tolist()
+        content["object_mask"] = prediction.object_mask.astype(int).tolist()
+    return content
+
+
+def problem(status: int, message: str, retry_after: int | None = None) -> JSONResponse:
+    """A mistake as JSON."""
+    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+    return JSONResponse({"error": message}, status, headers)
+
+
+class TooLarge(HTTPException):
+    """A body that goes on beyond its limit."""
+
+
+class LimitedRequests:
+    """Refuses bodies that are too large, and clients that ask too often.
+
+    Of each address `requests_per_minute` may come at once and then as many in every minute. Only
+    what brings something (POST) counts.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits):
+        self._app = app
+        self._limits = limits
+        # Requests that each client has left, and when that was so; those seen last come last.
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it with 413 or 429."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        wait = self._seconds_to_wait((scope.get("client") or ("", 0))[0])
+        if wait:
+            message = f"more than {self._limits.requests_per_minute} requests a minute: wait"
+            await problem(429, message, math.ceil(wait))(scope, receive, send)
+            return
+        is_photo = scope["path"] == ENDPOINT
+        most = self._limits.photo_bytes + FORM_BYTES if is_photo else self._limits.request_bytes
+        refusal = f"more than {most:,} bytes: send smaller photos, or fewer"
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            await problem(413, refusal)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > most:  # sent in chunks, without a length
+                raise TooLarge(413, refusal)
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _seconds_to_wait(self, client: str) -> float:
+        """0 if the client may ask now, which is counted."""
+        now, most = time.monotonic(), float(self._limits.requests_per_minute)
+        left, since = self._left.pop(client, (most, now))
+        left = min(most, left + (now - since) * most / 60)
+        if len(self._left) >= MOST_CLIENTS:
+            self._left.popitem(last=False)
+        allowed = left >= 1
+        self._left[client] = (left - allowed, now)
+        return 0.0 if allowed else (1 - left) * 60 / most

@@ -1,0 +1,111 @@
+"""The picture of a prediction: what it shows where."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from fgvpl_jax.displays.overlay import (
+    ALPHABETIC_FONTS,
+    CJK_FONTS,
+    INK,
+    OUTLINE,
+    PANEL,
+    PAPER,
+    centred_square,
+    draw_overlay,
+    font,
+    heat,
+    shortened,
+    with_outline,
+    write,
+)
+
+
+def test_the_square_is_the_centre():
+    photo = Image.new("RGB", (300, 100), (255, 0, 0))
+    photo.paste((0, 255, 0), (100, 0, 200, 100))
+    square = np.asarray(centred_square(photo))
+    assert square.shape == (PANEL, PANEL, 3)
+    assert (square[:, 8:-8] == (0, 255, 0)).all()
+
+
+def test_the_square_is_cut_from_the_resized_photo_as_the_models_is():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    whole = np.asarray(photo.resize((PANEL * 60 // 40, PANEL), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(centred_square(photo), whole[:, PANEL // 4 : -PANEL // 4])
+
+
+def test_the_centre_is_exact_where_the_rest_is_odd():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 61, 3), np.uint8)
+    photo = Image.fromarray(pixels)
+    mirrored = ImageOps.mirror(centred_square(ImageOps.mirror(photo)))
+    difference = np.asarray(mirrored, int) - np.asarray(centred_square(photo), int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_the_map_is_bright_where_attention_is():
+    level = np.zeros((4, 4))
+    level[0, 3] = 2.0
+    pixels = np.asarray(heat(level), float).sum(axis=-1)
+    brightest = np.unravel_index(pixels.argmax(), pixels.shape)
+    assert brightest[0] < PANEL / 4
+    assert brightest[1] >= 3 * PANEL / 4
+
+
+def test_a_constant_map_is_drawn():
+    assert np.unique(np.asarray(heat(np.ones((4, 4)))).reshape(-1, 3), axis=0).shape[0] == 1
+
+
+def test_the_outline_surrounds_the_mask_and_the_rest_is_dimmed():
+    square = Image.new("RGB", (PANEL, PANEL), (200, 200, 200))
+    mask = np.zeros((4, 4), bool)
+    mask[1, 1:3] = True
+    shown = np.asarray(with_outline(square, mask))
+    side = PANEL // 4
+    assert (shown[side + side // 2, side + side // 2] == 200).all()  # inside
+    assert (shown[side // 2, side // 2] < 200).all()  # outside
+    assert (shown[side + side // 2, side] == OUTLINE).all()  # the left border
+    assert (shown[side + side // 2, 2 * side] == 200).all()  # none between two of the object
+
+
+@pytest.mark.parametrize("num_similar", [0, 3])
+def test_a_whole_picture(num_similar):
+    similar = [(None, "gone")] + [(Image.new("RGB", (50, 20)), "x" * 80)] * 2
+    classes = [("a very long name " * 9, 0.7), ("b", 0.3), ("c", 0.0)]
+    sheet = draw_overlay(
+        Image.new("RGB", (90, 60), (1, 2, 3)),
+        np.arange(16.0).reshape(4, 4),
+        np.eye(4, dtype=bool),
+        classes,
+        similar[:num_similar],
+    )
+    assert sheet.width > 3 * PANEL
+    assert (np.asarray(sheet) == INK).all(axis=-1).any()
+
+
+def test_long_names_are_cut_to_the_width():
+    chosen = font(15)
+    assert shortened("short", 200, chosen) == "short"
+    cut = shortened("x" * 100, 120, chosen)
+    assert cut.endswith("…")
+    assert chosen.getlength(cut) <= 120
+
+
+@pytest.mark.parametrize(("letters", "has_cjk"), [("жщλß", False), ("狐鳥かな", True)])
+def test_letters_beyond_ascii_are_no_boxes(letters, has_cjk):
+    def drawn(letter):
+        sheet = Image.new("RGB", (24, 24), PAPER)
+        write(ImageDraw.Draw(sheet), (2, 2), letter, 24, 15)
+        return sheet.tobytes()
+
+    names = CJK_FONTS if has_cjk else ALPHABETIC_FONTS
+    if font(15, has_cjk).path not in {path_of(name) for name in names}:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    assert len({drawn(letter) for letter in letters}) == len(letters)
+
+
+def path_of(name):
+    try:
+        return ImageFont.truetype(name, 15).path
+    except OSError:
+        return None

@@ -1,0 +1,150 @@
+"""An exported run: the same answers, from any number of photos, without the package."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from PIL import Image
+
+import fgvpl_jax as fg
+from examples.run_exported import prepare
+from fgvpl_jax.data import decode_image
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import read_json
+from fgvpl_jax.inference.export import export_classifier
+from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.workdir import Workdir
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "run_exported.py"
+# Every library that this package adds to those which the script may use.
+ALONE = """
+import runpy, sys
+for name in ("fgvpl_jax", "flax", "transformers", "orbax", "ml_collections", "jaxtyping"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+# One that looks for objects in pixels, one that reads frozen features with a cache of its own, and
+# one that needs a part of the text tower.
+@pytest.fixture(
+    scope="module",
+    params=["fg_vpl", "tip_adapter_f", pytest.param("coop", marks=pytest.mark.slow)],
+)
+def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):
+    from tests.conftest import tiny_config
+
+    config = tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+    config.method = request.param
+    place = tmp_path_factory.mktemp(request.param)
+    experiment.train_and_evaluate(config, Workdir(place / "W"))
+    classifier = fg.load_classifier(place / "W")
+    return classifier, export_classifier(classifier, place / "a" / "W.fgvpl")
+
+
+@pytest.fixture(scope="module")
+def photos(photos_dir):
+    return sorted((photos_dir / "test").rglob("*.png"))
+
+
+def read(file):
+    with zipfile.ZipFile(file) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+        program = jax.export.deserialize(bytearray(archive.read("program.stablehlo")))
+        names = [f"weights/{number:04}.npy" for number in range(manifest["num_weights"])]
+        return manifest, program, [np.load(archive.open(name)) for name in names]
+
+
+def test_answers_are_those_of_the_run_for_any_number_of_photos(exported, photos):
+    classifier, file = exported
+    manifest, program, weights = read(file)
+    k = len(classifier.class_names)
+    for count in (1, 3, len(photos)):
+        images = np.stack([prepare(p, manifest["preparation"]) for p in photos[:count]])
+        outputs = jax.device_get(program.call(weights, images))
+        tempered = outputs["logits"].astype(np.float64) / manifest["temperature"]
+        by_hand = np.exp(tempered) / np.exp(tempered).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(outputs["probabilities"], by_hand, rtol=1e-5)
+        for row, prediction in enumerate(classifier.predict(photos[:count], top_k=k)):
+            said = dict(zip(prediction.class_names, prediction.probabilities, strict=True))
+            ours = [said[name] for name in manifest["class_names"]]
+            np.testing.assert_allclose(outputs["probabilities"][row], ours, rtol=1e-5, atol=1e-6)
+            assert ("object_mask" in outputs) == classifier.finds_objects
+            if classifier.finds_objects:
+                np.testing.assert_array_equal(outputs["object_mask"][row], prediction.object_mask)
+                np.testing.assert_allclose(
+                    outputs["attention_map"][row], prediction.attention_map, rtol=1e-5
+                )
+
+
+@pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
+def test_a_script_without_the_package_says_the_same(exported, photos, tmp_path):
+    classifier, file = exported
+    names = [str(photo) for photo in photos[::5]]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(SCRIPT), str(file), *names],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        f"{p.name}: {p.class_names[0]} ({p.probabilities[0]:.1%})"
+        for p in classifier.predict(names, top_k=1)
+    ]
+
+
+def test_the_manifest_tells_what_it_is(exported):
+    classifier, file = exported
+    manifest, program, weights = read(file)
+    results = read_json(classifier.workdir / "results.json")
+    assert os.sep in results["backbone"]["name"]  # no place of the maker's machine goes along
+    results["backbone"]["name"] = results["backbone"]["name"].rsplit(os.sep, 1)[1]
+    assert manifest["results"] == results
+    assert tuple(manifest["class_names"]) == classifier.class_names
+    assert manifest["fgvpl_jax"] == fg.__version__
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    # CoOp's names are embedded once: the text tower's table of tokens stays behind.
+    table = classifier.clip.text.token_embedding.shape
+    assert table not in [array.shape for array in weights]
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 33), (33, 101), (500, 32), (31, 20)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "turned"])
+def test_the_script_prepares_photos_bit_by_bit_as_the_run_does(tiny_clip, size, mode, tmp_path):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), np.uint8))
+    file, exif = tmp_path / ("photo.jpg" if mode in ("CMYK", "turned") else "photo.png"), None
+    if mode == "turned":
+        exif, mode = Image.Exif(), "RGB"
+        exif[0x0112] = 6
+    photo.convert(mode).save(file, **({} if exif is None else {"exif": exif}))
+    preparation = {"centre_crop": tiny_clip.image_size, "filter": "bicubic"}
+    ours = tiny_clip.resize_and_crop(decode_image(file))
+    np.testing.assert_array_equal(prepare(file, preparation), ours)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tiny_clip_dir):
+    return fg.load_clip(tiny_clip_dir)
+
+
+@pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
+def test_what_cannot_be_exported_is_said(exported, tmp_path, monkeypatch):
+    classifier, file = exported
+    with pytest.raises(UserError, match="is there already"):
+        export_classifier(classifier, file)
+    monkeypatch.setattr(classifier.clip.image_processor, "is_plain", False)
+    with pytest.raises(UserError, match="prepares photos otherwise"):
+        export_classifier(classifier, tmp_path / "W.fgvpl")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,72 @@
+"""Folders as finished runs leave them, written by hand: results and answers are the test's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fgvpl_jax.data import BENCHMARKS
+from fgvpl_jax.runs.default_config import benchmark_config, get_config
+from fgvpl_jax.runs.settings import plain
+
+
+def write_run(
+    folder: Path,
+    accuracy: float | None,
+    *,
+    zero_shot: float = 0.5,
+    sha256: str = "a" * 64,
+    config: dict[str, Any] | None = None,
+    answers: dict[str, Any] | None = None,
+    drawn: tuple[str, ...] = ("a.jpg",),
+) -> Path:
+    """A run's config, few-shot images and results and, if answers are given, predictions.npz.
+
+    Args:
+        folder: Where.
+        accuracy: Fraction of the test images; None for a run without a test split.
+        zero_shot: The same of zero-shot CLIP.
+        sha256: The backbone's.
+        config: Fields other than the default, under names with dots.
+        answers: Fields of `Answers`.
+        drawn: Names of the few-shot images.
+    """
+    config = {"benchmark": "eurosat"} | (config or {})
+    known = config["benchmark"] in BENCHMARKS
+    settings = benchmark_config(config["benchmark"]) if known else get_config()
+    settings.update_from_flattened_dict(config)
+    folder.mkdir(parents=True)
+    content = {"config": plain(settings), "backbone": {"sha256": sha256}}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "few_shot.json").write_text(json.dumps({"a": drawn}))
+    results = {
+        "method": settings.method,
+        "benchmark": settings.benchmark,
+        "backbone": {"id": settings.clip, "sha256": sha256},
+        "shots": settings.shots,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "counts": {"train": 10 * (settings.shots or 16)},
+        "validation_accuracy": {"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
+        "test_accuracy": accuracy,
+        "test_ece": 0.1,
+        "test_ece_tempered": 0.05,
+        "test_nll": 1.0,
+        "test_nll_tempered": 0.9,
+        "zero_shot_accuracy": zero_shot,
+        "wall_seconds": 3.0,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    if answers is not None:
+        count = len(answers["labels"])
+        columns = {
+            "indices": np.arange(count),
+            "confidence": np.full(count, 0.9, np.float32),
+            "confidence_tempered": np.full(count, 0.8, np.float32),
+            "zero_shot_predicted": np.zeros(count, np.int32),
+            "zero_shot_confidence": np.full(count, 0.5, np.float32),
+            "class_names": np.array(["a", "b", "c"]),
+        }
+        np.savez(folder / "predictions.npz", **(columns | answers))
+    return folder

@@ -1,0 +1,160 @@
+"""The whole report of runs written by hand, and of a real one with its pictures."""
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation import Answers
+from fgvpl_jax.reports.answer_pictures import surest
+from fgvpl_jax.reports.report import write_report
+from fgvpl_jax.runs.experiment import train_and_evaluate
+from fgvpl_jax.runs.workdir import Workdir
+from tests.reports.run_folders import write_run
+
+EVIL = "<script>alert('x')</script>"
+NAMES = np.array([EVIL, "a | b", '$5 & "6"'])
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [v for name, v in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def runs(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = (np.arange(60) % 3).astype(np.int32)
+    for benchmark in ("eurosat", "dtd"):
+        for method, quality in {"fg_vpl": 0.8, "coop": 0.6}.items():
+            for shots in (1, 2):
+                for seed in (1, 2):
+                    predicted = np.where(rng.random(60) < quality, labels, (labels + 1) % 3)
+                    write_run(
+                        tmp_path / "runs" / f"{benchmark}{method}{shots}{seed}",
+                        float((predicted == labels).mean()),
+                        config={
+                            "benchmark": benchmark,
+                            "method": method,
+                            "shots": shots,
+                            "seed": seed,
+                            "clip": "my clip (old)",
+                        },
+                        answers={
+                            "labels": labels,
+                            "predicted": predicted.astype(np.int32),
+                            "class_names": NAMES,
+                        },
+                    )
+    return tmp_path / "runs"
+
+
+def test_the_page_holds_everything_itself_and_names_are_only_text(runs, tmp_path):
+    lines = write_report(tmp_path / "W", [runs])
+    out = tmp_path / "W" / "report"
+    assert lines == [f"16 runs; the report is {out / 'report.html'}"]
+    source = (out / "report.html").read_text()
+    page = Page(source)
+    assert "script" not in page.tags
+    assert EVIL in page.text
+    assert "&lt;script&gt;" in source
+    assert page.tags.count("img") == 7
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert not re.search(r"https?://", re.sub(r"data:[^\"]*", "", source))
+    for heading in ("Accuracy", "Points above zero-shot CLIP", "Is the difference real?"):
+        assert heading in page.text
+    assert "No pictures: the model of" in page.text
+
+
+def test_figures_are_sound_and_the_same_for_the_same_runs(runs, tmp_path):
+    for name in ("A", "B"):
+        write_report(tmp_path / name, [runs])
+    first, second = (tmp_path / name / "report" for name in ("A", "B"))
+    stems = {file.stem for file in first.glob("*.png")}
+    assert stems == {file.stem for file in first.glob("*.svg")}
+    assert {stem.partition("_")[0] for stem in stems} == {
+        *("accuracy", "gains", "confusion", "reliability"),
+    }
+    for stem in stems:
+        with Image.open(first / f"{stem}.png") as image:
+            assert min(image.size) > 200
+        ET.parse(first / f"{stem}.svg")
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes(), file.name
+
+
+def test_markdown_names_its_pictures_and_keeps_its_columns(runs, tmp_path):
+    write_report(tmp_path / "W", [runs])
+    out = tmp_path / "W" / "report"
+    text = (out / "report.md").read_text()
+    assert "<script" not in text
+    assert "a \\| b" in text
+    for address in re.findall(r"\]\((\S+)\)\n", text + "\n"):
+        assert (out / unquote(address)).is_file()
+    assert text.count("![") == text.count("my%20clip%20%28old%29.svg") == 7
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+@pytest.mark.slow
+def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_config, tmp_path):
+    place = Workdir(tmp_path / "run")
+    results = train_and_evaluate(tiny_config, place)
+    write_report(tmp_path / "W", [place.path])
+    out = tmp_path / "W" / "report"
+    text = (out / "report.md").read_text()
+    assert f"{100 * results['test_accuracy']:.2f}" in text
+    kinds = {file.name.split("_")[-2] for file in out.glob("*.jpg")}
+    assert kinds <= {"right", "wrong"}
+    assert kinds
+    with np.load(place.predictions_file) as kept:
+        right = kept["predicted"] == kept["labels"]
+    assert right.mean() == pytest.approx(results["test_accuracy"])
+    place.support_file.unlink()
+    write_report(tmp_path / "W2", [place.path])
+    assert "No pictures: the model of" in (tmp_path / "W2" / "report" / "report.md").read_text()
+
+
+def test_runs_of_zero_shot_clip_alone_are_told_what_is_missing(tmp_path):
+    write_run(tmp_path / "runs" / "a", 0.25, config={"method": "zero_shot"})
+    with pytest.raises(UserError, match=r"another --config\.method"):
+        write_report(tmp_path, [tmp_path / "runs"])
+
+
+def test_the_surest_of_each_class_first():
+    columns = dict.fromkeys(Answers._fields, np.zeros(6, np.int32))
+    columns["labels"] = np.array([0, 0, 1, 2, 2, 3], np.int32)
+    columns["confidence"] = np.array([0.5, 0.9, 0.7, 0.95, 0.99, 0.1], np.float32)
+    floats = ("confidence_tempered", "zero_shot_confidence")
+    columns |= {name: np.zeros(6, np.float32) for name in floats}
+    answers = Answers(**columns)
+    assert surest(answers, np.ones(6, bool)).tolist() == [4, 1, 2]
+    assert surest(answers, columns["labels"] == 0).tolist() == [1]
+    assert surest(answers, np.zeros(6, bool)).tolist() == []
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_no_run_is_one_line(tmp_path, make):
+    place = tmp_path / "W"
+    if make:
+        place.mkdir()
+    with pytest.raises(UserError, match="no finished run" if make else "no folder"):
+        write_report(place, [place])
+    assert not (place / "report").exists()

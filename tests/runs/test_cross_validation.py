@@ -1,0 +1,127 @@
+"""The estimate where there is no test split."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgvpl_jax.runs import cross_validation, experiment
+from fgvpl_jax.runs.cross_validation import accuracy_interval, stratified_folds
+from fgvpl_jax.runs.workdir import Workdir
+from tests.conftest import write_photo_folders
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(2, 6), st.integers(0, 99))
+def test_folds_are_stratified_and_of_one_size(counts, num_folds, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    folds = stratified_folds(labels, num_folds, seed)
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() <= 1
+    for label in range(len(counts)):
+        in_class = np.bincount(folds[labels == label], minlength=folds.max() + 1)
+        assert in_class.max() - in_class.min() <= 1
+    np.testing.assert_array_equal(folds, stratified_folds(labels, num_folds, seed))
+
+
+def test_the_interval_is_wilsons():
+    """(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) at 45 of 50."""
+    p, n, z = 0.9, 50, 1.959964
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+    np.testing.assert_allclose(accuracy_interval(45, 50), expected, rtol=1e-5)
+
+
+@pytest.fixture
+def folder_config(tiny_config, tmp_path):
+    write_photo_folders(tmp_path / "photos", 6)
+    tiny_config.data.root = str(tmp_path / "photos")
+    tiny_config.cv_folds = 3
+    tiny_config.epochs = 2
+    with tiny_config.ignore_type():
+        tiny_config.shots = None
+    return tiny_config
+
+
+def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
+    folder_config, tmp_path, monkeypatch
+):
+    sizes = []
+    original = cross_validation.predict_fold
+
+    def spy(run, held_out, place):
+        sizes.append(int(held_out.sum()))
+        return original(run, held_out, place)
+
+    monkeypatch.setattr(cross_validation, "predict_fold", spy)
+    workdir = Workdir(tmp_path / "W")
+    results = experiment.train_and_evaluate(folder_config, workdir)
+    assert sizes == [6, 6, 6]
+    left = {file.name for file in (tmp_path / "W" / "cv" / "fold_1").iterdir()}
+    assert left == {"metrics.jsonl", "held_out.npz"}
+    assert results["test_accuracy"] is None
+    assert results["counts"] == {"train": 18, "validation": 0, "test": 0}
+    low, high = results["cv_interval"]
+    assert low <= results["cv_accuracy"] <= high
+    assert results["temperature"] == 1.0  # 18 photos are too few to fit one
+    assert results["cache_logit_weight"] == 1.0
+    stored = json.loads((tmp_path / "W" / "results.json").read_text())
+    again = experiment.evaluate(workdir)
+    assert len(sizes) == 3  # the folds are not trained again
+    del stored["wall_seconds"], again["wall_seconds"]
+    assert {**again, "cv_interval": list(again["cv_interval"])} == stored
+
+
+def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatch, caplog):
+    for photo in list((tmp_path / "photos" / "red_square").iterdir())[1:]:
+        photo.unlink()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "predict_fold", stop)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert "1 classes have a single photo" in caplog.text
+    assert "red square" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "tip_adapter", "tip_adapter_f"])
+def test_a_fold_stopped_between_training_and_prediction_is_the_same(
+    method, folder_config, tmp_path, monkeypatch
+):
+    folder_config.method = method
+    whole = experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "whole"))
+    monkeypatch.setattr(cross_validation, "choose_on_validation", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "cut"))
+    monkeypatch.undo()
+    assert any((tmp_path / "cut" / "cv" / "fold_1" / "checkpoints").iterdir())
+    cut = experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "cut"))
+    for name in ("cv_nll", "cv_accuracy", "zero_shot_nll"):
+        assert cut[name] == whole[name]
+
+
+def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch, caplog):
+    original = cross_validation.predict_fold
+    calls = []
+
+    def interrupted(run, held_out, place):
+        calls.append(place.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(run, held_out, place)
+
+    monkeypatch.setattr(cross_validation, "predict_fold", interrupted)
+    workdir = Workdir(tmp_path / "W")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, workdir)
+    experiment.train_and_evaluate(folder_config, workdir)
+    assert calls == ["fold_1", "fold_2", "fold_2", "fold_3"]
+    file = tmp_path / "W" / "cv" / "fold_2" / "held_out.npz"
+    file.write_bytes(file.read_bytes()[:-9])
+    experiment.train_and_evaluate(folder_config, workdir)
+    assert calls[4:] == ["fold_2"]
+    assert f"{file} is damaged" in caplog.text

@@ -1,0 +1,197 @@
+"""Every method through the whole program."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fgvpl_jax as fg
+from fgvpl_jax.data import Split, draw_few_shot
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation import Evaluator
+from fgvpl_jax.files import read_json
+from fgvpl_jax.inference.predict import as_json, predict_files
+from fgvpl_jax.methods import METHODS
+from fgvpl_jax.runs import data_loading, default_config, experiment, prepare, settings
+from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import loop
+from tests.conftest import write_photo_folders
+
+# What knows of test labels, and what tells of time.
+FINAL = ("test_", "zero_shot_", "train_seconds", "wall_seconds")
+
+
+def without_final_score(results):
+    return {k: v for k, v in results.items() if not k.startswith(FINAL)}
+
+
+def losses(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [(line["epoch"], line["loss"], line["accuracy"]) for line in map(json.loads, lines)]
+
+
+@pytest.fixture
+def relabel_test(monkeypatch):
+    """Call with a function of labels: from then on the test split's are those."""
+    original = data_loading.load_dataset
+
+    def change(relabel):
+        def load(config):
+            dataset = original(config)
+            test = replace(dataset.test, labels=relabel(dataset.test.labels))
+            return replace(dataset, test=test)
+
+        monkeypatch.setattr(prepare, "load_dataset", load)
+
+    return change
+
+
+@pytest.fixture
+def logits_seen(monkeypatch):
+    """Test logits of every measurement."""
+    seen = []
+    original = Evaluator.predict
+
+    def predict(*args, **kwargs):
+        predictions = original(*args, **kwargs)
+        seen.append(predictions.logits)
+        return predictions
+
+    monkeypatch.setattr(Evaluator, "predict", predict)
+    return seen
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """In order: "test" where a photo of the test split is read, "selected" after all choices."""
+    found = []
+    image, select = Split.image, experiment.selection_of
+
+    def read(split, i):
+        if split.keys[i].startswith("test/"):
+            found.append("test")
+        return image(split, i)
+
+    def selected(*args, **kwargs):
+        selection = select(*args, **kwargs)
+        found.append("selected")
+        return selection
+
+    monkeypatch.setattr(Split, "image", read)
+    monkeypatch.setattr(experiment, "selection_of", selected)
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
+    name, tiny_config, tmp_path, photos_dir, monkeypatch, relabel_test, logits_seen, events
+):
+    tiny_config.method = name
+    whole, cut = Workdir(tmp_path / "whole"), Workdir(tmp_path / "cut")
+    results = experiment.train_and_evaluate(tiny_config, whole)
+    assert events == ["selected"] + ["test"] * results["counts"]["test"]
+    epochs = results["epochs"]
+    trains = METHODS[name].recipe("", 3, 9).epochs > 0
+    assert epochs == (4 if trains else 0)
+    assert results["method"] == name
+    assert read_json(whole.config_file)["config"]["learning_rate"] is not None
+
+    # An interruption after epoch 3, whose last checkpoint is of epoch 2, and no test label known.
+    relabel_test(np.zeros_like)
+    original = loop.epoch_line
+
+    def interrupted(epoch, *args):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return original(epoch, *args)
+
+    if trains:
+        monkeypatch.setattr(loop, "epoch_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train_and_evaluate(tiny_config, cut)
+        monkeypatch.setattr(loop, "epoch_line", original)
+    resumed = experiment.train_and_evaluate(tiny_config, cut)
+    assert without_final_score(resumed) == without_final_score(results)
+    assert losses(cut.path) == losses(whole.path)
+    assert len(losses(whole.path)) == epochs
+
+    relabel_test(lambda labels: np.random.default_rng(0).permutation(labels))
+    again = experiment.evaluate(whole)
+    assert without_final_score(again) == without_final_score(results)
+    for logits in logits_seen[1:]:
+        np.testing.assert_array_equal(logits, logits_seen[0])
+
+    classifier = fg.load_classifier(cut.path)
+    photos = sorted((photos_dir / "test").rglob("*.png"))
+    predictions = classifier.predict(photos, top_k=1)
+    right = [p.class_names[0].replace(" ", "_") in p.name.replace(" ", "_") for p in predictions]
+    assert np.mean(right) == pytest.approx(results["test_accuracy"])
+    assert (predictions[0].object_mask is not None) == METHODS[name].finds_objects
+    assert bool(predictions[0].similar) == METHODS[name].uses_cache
+    if not METHODS[name].finds_objects:
+        with pytest.raises(UserError, match="looks for no object"):
+            list(predict_files(classifier, photos[:1], 1, str(tmp_path / "pictures")))
+    (answer,) = predict_files(classifier, photos[:1], 1, None)
+    assert ("object_share" in json.loads(as_json(answer))) == METHODS[name].finds_objects
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "tar"])
+def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
+    write_photo_folders(tmp_path / "photos", 4)
+    tiny_config.method = name
+    tiny_config.data.root = str(tmp_path / "photos")
+    tiny_config.cv_folds = 2
+    with tiny_config.ignore_type():
+        tiny_config.shots = None
+    results = experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"))
+    assert results["test_accuracy"] is None
+    assert results["cv_interval"][0] <= results["cv_accuracy"] <= results["cv_interval"][1]
+    assert fg.load_classifier(tmp_path / "W").predict(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_a_config_without_numbers_means_the_methods_own(tiny_config):
+    for field in ("epochs", "batch_size", "learning_rate", "weight_decay"):
+        with tiny_config.ignore_type():
+            tiny_config[field] = None
+    few_shot = draw_few_shot(data_loading.load_dataset(tiny_config), 3, 1)
+
+    def resolved(method, benchmark, **fields):
+        config = tiny_config.copy_and_resolve_references()
+        config.method, config.benchmark = method, benchmark
+        config.update(fields)
+        config = settings.with_recipe(config, len(few_shot.support), len(few_shot.class_names))
+        return config.epochs, config.batch_size, config.learning_rate, config.weight_decay
+
+    assert resolved("fg_vpl", "imagenet") == (50, 256, 1e-3, 0.01)
+    assert resolved("fg_vpl", "eurosat") == (400, 256, 1e-3, 0.01)
+    assert resolved("fvp", "dtd") == resolved("tar", "dtd") == (100, 256, 1e-3, 0.01)
+    assert resolved("fg_vpl", "eurosat", epochs=7) == (7, 256, 1e-3, 0.01)
+    assert resolved("coop", "dtd") == (100, 32, 2e-3, 5e-4)  # three shots
+    assert resolved("tip_adapter_f", "eurosat") == (100, 256, 1e-3, 0.01)
+    assert resolved("tip_adapter_f", "dtd") == (20, 256, 1e-3, 0.01)
+    assert resolved("clip_lora", "dtd") == (1500, 32, 2e-4, 0.01)  # nine images are one step
+    assert resolved("zero_shot", "dtd", epochs=7)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "eurosat", "imagenet"),
+    [
+        ("zero_shot", 0, 0),
+        ("linear_probe", 0, 0),
+        ("clip_adapter", 200, 50),
+        ("coop", 200, 50),
+        ("tip_adapter", 0, 0),
+        ("tip_adapter_f", 100, 20),
+        ("fvp", 400, 50),
+        ("tar", 400, 50),
+        ("fg_vpl", 400, 50),
+        ("clip_lora", 1600, 16),  # 8,000 steps, of which 5 and 500 are an epoch
+    ],
+)
+def test_a_benchmarks_config_leaves_every_method_its_own_epochs(name, eurosat, imagenet):
+    for benchmark, num_classes, epochs in (("eurosat", 10, eurosat), ("imagenet", 1000, imagenet)):
+        config = default_config.benchmark_config(benchmark)
+        config.method = name
+        resolved = settings.with_recipe(config, 16 * num_classes, num_classes)
+        assert resolved.epochs == epochs

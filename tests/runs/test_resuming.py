@@ -1,0 +1,201 @@
+"""Runs that were stopped, by signals and otherwise: they end as one that never was."""
+
+import shutil
+import signal
+
+import pytest
+
+from fgvpl_jax import load_classifier
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation import Evaluator
+from fgvpl_jax.interruption import Interrupted, handling_signals
+from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import CacheBuilder, inputs
+from fgvpl_jax.training import epochs as steps
+from tests.whole_runs import metrics, run, without_times
+
+
+@pytest.mark.parametrize(
+    ("cache_refresh", "resident_gb"), [("epoch", 1.0), ("once", 1.0), ("epoch", 0.0)]
+)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb
+):
+    tiny_config.cache_refresh = cache_refresh
+    tiny_config.data.resident_gb = resident_gb
+    whole = run(tiny_config, tmp_path / "whole")
+    module, name = (steps, "draw_epoch") if resident_gb else (inputs, "train_batches")
+    original = getattr(module, name)
+
+    def interrupted(*args, epoch, **kwargs):
+        if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) is done again
+            raise KeyboardInterrupt
+        return original(*args, epoch=epoch, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    resumed = run(tiny_config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def signal_in_epoch(number, place=0):
+    """Wraps `train_batches`: SIGTERM when a batch of the epoch is handed out."""
+    original = inputs.train_batches
+
+    def batches(*args, epoch, **kwargs):
+        for current, batch in enumerate(original(*args, epoch=epoch, **kwargs)):
+            if (epoch, current) == (number, place):
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    return batches
+
+
+def signal_after_spans(number):
+    """Instead of `slowest`, which is called after every span of steps: SIGTERM after one."""
+    calls = []
+
+    def wait(seconds):
+        calls.append(seconds)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return seconds
+
+    return wait
+
+
+def signal_at_cache(number):
+    """Wraps the cache builder: SIGTERM when the cache of an epoch is built."""
+    original = CacheBuilder.__call__
+    calls = []
+
+    def build(*args):
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        calls.append(None)
+        return original(*args)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("cache_refresh", "resident_gb"), [("epoch", 1.0), ("once", 1.0), ("epoch", 0.0)]
+)
+def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
+    tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb, capsys
+):
+    """Undisturbed epochs are spans of one to three steps, of photos on the device and not."""
+    tiny_config.cache_refresh = cache_refresh
+    tiny_config.data.resident_gb = resident_gb
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(steps, "SPAN_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "slowest", signal_after_spans(8))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps and 2 steps
+    assert [line["epoch"] for line in metrics(tmp_path / "cut")] == [1, 2]
+    resumed = run(tiny_config, tmp_path / "cut")
+    assert "going on after epoch 2 and 2 steps of 4" in capsys.readouterr().out
+    assert without_times(resumed) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_signal_amid_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):
+    tiny_config.data.resident_gb = 0.0
+    tiny_config.batch_size = 2  # six steps an epoch, in spans of 1, 2 and 3
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(steps, "SPAN_SECONDS", 60.0)
+    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(0, place=2))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / "3").exists()
+    assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_run_terminated_while_its_cache_is_built_has_lost_no_epoch(
+    finished, tmp_path, monkeypatch
+):
+    config, path, results = finished
+    monkeypatch.setattr(CacheBuilder, "__call__", signal_at_cache(3))
+    with pytest.raises(Interrupted), handling_signals():
+        run(config, tmp_path / "W")
+    monkeypatch.undo()
+    assert (tmp_path / "W" / "checkpoints" / "9").exists()
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+def test_a_run_terminated_in_evaluation_ends_at_once(finished, tmp_path, monkeypatch):
+    config, _, results = finished
+    monkeypatch.setattr(Evaluator, "predict", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted), handling_signals():
+        run(config, tmp_path / "W")
+    monkeypatch.undo()
+    assert not (tmp_path / "W" / "results.json").exists()
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+
+
+def test_a_line_that_a_kill_cut_short_is_written_anew(finished, tmp_path):
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
+    file = tmp_path / "W" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    run(config, tmp_path / "W")
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
+    tiny_config, tmp_path, monkeypatch
+):
+    tiny_config.method = "clip_adapter"
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(2))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / "6").exists()  # 2 epochs of 3 steps, no step more
+    assert not (tmp_path / "cut" / "checkpoints" / "7").exists()
+    assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gone_on_from(
+    finished, tmp_path, damage, capsys
+):
+    config, path, results = finished
+    shutil.copytree(path, tmp_path / "W")
+    for file in (tmp_path / "W" / "checkpoints" / "12").rglob("*"):
+        if file.is_file() and "metadata" not in file.name.lower():
+            if damage == "remove":
+                file.unlink()
+            else:
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoint of step 12 .* is damaged"):
+        experiment.evaluate(Workdir(tmp_path / "W"))
+    assert without_times(run(config, tmp_path / "W")) == without_times(results)
+    captured = capsys.readouterr()
+    assert "the checkpoint of step 12" in captured.err
+    assert "going on after epoch 2 of 4" in captured.out
+    assert metrics(tmp_path / "W") == metrics(path)
+
+
+def test_a_damaged_support_file_is_said_and_written_anew(finished, tmp_path):
+    config, path, _ = finished
+    shutil.copytree(path, tmp_path / "W")
+    file = tmp_path / "W" / "support.npz"
+    content = bytearray(file.read_bytes())
+    content[300] ^= 4  # among the first array's numbers
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*train again"):
+        load_classifier(tmp_path / "W")
+    run(config, tmp_path / "W")
+    load_classifier(tmp_path / "W")

@@ -1,0 +1,28 @@
+"""What the temperature is fitted on, and when there is none."""
+
+import numpy as np
+import pytest
+
+from fgvpl_jax.evaluation import score
+from fgvpl_jax.runs.selection import FEWEST_TO_CALIBRATE, Labelled, calibration
+
+
+def overconfident(count):
+    """Right on two of three, and sure of all."""
+    labels = np.arange(count) % 2
+    guesses = np.where(np.arange(count) % 3 < 2, labels, 1 - labels)
+    return Labelled(np.eye(2)[guesses] * 8, labels)
+
+
+def test_calibration_names_its_photos_and_its_worth():
+    photos = overconfident(300)
+    found = calibration("folds", photos)
+    assert found["temperature_fitted_on"] == "folds"
+    assert found["fitted_ece_before"] == pytest.approx(score(*photos).ece)
+    assert found["fitted_ece_before"] > 0.3
+    assert found["fitted_ece_after"] < 0.02
+
+
+def test_too_few_photos_give_no_temperature():
+    assert calibration("validation", overconfident(FEWEST_TO_CALIBRATE - 1)) == {}
+    assert calibration("validation", overconfident(FEWEST_TO_CALIBRATE))

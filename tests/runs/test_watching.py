@@ -1,0 +1,96 @@
+"""What a training leaves for TensorBoard and Weights & Biases."""
+
+import json
+import sys
+import types
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.watching import Watch
+from fgvpl_jax.runs.workdir import Workdir
+
+
+def events(folder):
+    """(tag, step, value) of every event: each is 8 bytes of length, 4 of CRC, itself, 4 of CRC."""
+    found = []
+    for file in sorted(folder.glob("events.*")):
+        data, start = file.read_bytes(), 0
+        while start < len(data):
+            length = int.from_bytes(data[start : start + 8], "little")
+            event = Event.FromString(data[start + 12 : start + 12 + length])
+            found += [(value.tag, event.step, value) for value in event.summary.value]
+            start += length + 16
+    return found
+
+
+def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
+    workdir = Workdir(tmp_path / "W")
+    results = experiment.train_and_evaluate(tiny_config, workdir, Watch(tensorboard=True))
+    numbers, pictures = defaultdict(dict), defaultdict(dict)
+    for tag, step, value in events(tmp_path / "W" / "tensorboard"):
+        if value.HasField("image"):
+            pictures[tag][step] = (value.image.width, value.image.height)
+        else:
+            numbers[tag][step] = value.simple_value
+    lines = [json.loads(line) for line in workdir.metrics_file.read_text().splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        for name in ("loss", "accuracy", "images_per_second"):
+            told = numbers[f"train/{name}"][line["epoch"]]
+            assert told == pytest.approx(line[name], rel=1e-6)
+    best = max(results["validation_accuracy"].values())
+    assert numbers["validation/accuracy"] == {4: pytest.approx(best)}
+    assert pictures["train/object_masks"] == dict.fromkeys((1, 2, 3, 4), (480, 480))
+    assert list(pictures["validation/confusion"]) == [4]
+
+
+def test_watching_changes_nothing_of_the_run(tiny_config, tmp_path):
+    tiny_config.epochs = 2
+    runs = {}
+    for name, watch in (("plain", None), ("watched", Watch(tensorboard=True))):
+        experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / name), watch)
+        runs[name] = dict(np.load(tmp_path / name / "predictions.npz"))
+    assert not (tmp_path / "plain" / "tensorboard").exists()
+    for key, values in runs["plain"].items():
+        np.testing.assert_array_equal(values, runs["watched"][key])
+
+
+def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path):
+    tiny_config.method, tiny_config.epochs = "tar", 1
+    experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"), Watch(tensorboard=True))
+    tags = {tag for tag, _, _ in events(tmp_path / "W" / "tensorboard")}
+    assert "train/object_masks" not in tags
+    assert {"train/loss", "validation/confusion"} <= tags
+
+
+def test_weights_and_biases_is_given_the_same(tiny_config, tmp_path, monkeypatch):
+    logged, opened, finished = [], [], []
+    run = types.SimpleNamespace(log=logged.append, finish=lambda: finished.append(True))
+    module = types.SimpleNamespace(
+        init=lambda **given: opened.append(given) or run, Image=Image.fromarray
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    tiny_config.epochs = 1
+    experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"), Watch(wandb_project="p"))
+    assert opened[0]["project"] == "p" and opened[0]["config"]["shots"] == 3
+    assert {name for line in logged for name in line} >= {
+        "epoch",
+        "train/loss",
+        "train/object_masks",
+        "validation/confusion",
+    }
+    assert finished == [True]
+
+
+def test_without_the_package_it_is_said_how_to_get_it(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
+        experiment.train_and_evaluate(
+            tiny_config, Workdir(tmp_path / "W"), Watch(wandb_project="p")
+        )

@@ -30,9 +30,9 @@ from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training import (
-    CacheBuilder,
     PixelInputs,
     TrainState,
+    VisualCacheBuilder,
     batch_layout,
     data_mesh,
     is_writer,
@@ -105,7 +105,7 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
     state = replicate(mesh, TrainState(trainable, optimizer.init(trainable)))
     layout = batch_layout(mesh, len(support), 0)
     inputs = PixelInputs(clip, SEED, None, process_share())
-    build_cache = CacheBuilder(
+    build_cache = VisualCacheBuilder(
         graphdef, support, inputs=inputs, batch_size=layout.num_rows, max_bytes=0, mesh=mesh
     )
     train_step = make_train_step(graphdef, optimizer, mesh)

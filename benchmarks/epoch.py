@@ -24,17 +24,18 @@ from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.training import (
-    CacheBuilder,
     PixelInputs,
     TrainState,
+    VisualCacheBuilder,
     batch_layout,
     data_mesh,
     make_train_step,
     replicate,
     split_model,
 )
-from fgvpl_jax.training.epochs import HostSteps, ResidentSteps, Steps
-from fgvpl_jax.training.loop import images_in_a_pass
+from fgvpl_jax.training.batch_sources import BatchSource, HostBatches, Pace, ResidentBatches
+from fgvpl_jax.training.loop import run_spans
+from fgvpl_jax.training.microbatches import default_microbatch
 from fgvpl_jax.training.resident import decode_resident
 from fgvpl_jax.training.train_step import make_resident_train_step
 
@@ -52,18 +53,19 @@ def main(
     model = FGVPL(clip, jnp.asarray(text, jnp.float32), compute_dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
-    layout = batch_layout(mesh, batch_size, images_in_a_pass(model, mesh, num_images))
+    layout = batch_layout(mesh, batch_size, default_microbatch(model, mesh, num_images))
+    steps_per_epoch = -(-num_images // batch_size)
     choices = replicate(mesh, {"cache_logit_weight": jnp.float32(1)})
     with tempfile.TemporaryDirectory() as folder:
         support = random_photos(Path(folder), num_images, side)
         inputs = PixelInputs(clip, SEED, None)
-        cache = CacheBuilder(
+        cache = VisualCacheBuilder(
             graphdef, support, inputs=inputs, batch_size=batch_size, max_bytes=0, mesh=mesh
         )(trainable, frozen)
         photos = decode_resident(support, ALL_BYTES)
         assert photos is not None
-        ways: dict[str, Steps] = {
-            "host": HostSteps(
+        ways: dict[str, BatchSource] = {
+            "host": HostBatches(
                 make_train_step(graphdef, optimizer, mesh, layout.num_passes),
                 inputs,
                 support,
@@ -71,7 +73,7 @@ def main(
                 layout,
                 mesh,
             ),
-            "resident": ResidentSteps(
+            "resident": ResidentBatches(
                 make_resident_train_step(
                     graphdef, optimizer, mesh, layout.num_passes, clip.image_size
                 ),
@@ -89,9 +91,15 @@ def main(
             for copy in [jax.tree.map(jnp.copy, trainable)]
         }
         epochs = dict.fromkeys(ways, 0)
+        paces = {name: Pace() for name in ways}
 
         def epoch(name: str) -> TrainState:
-            for after, _ in ways[name].epoch(epochs[name], 0)(states[name], frozen, cache, choices):
+            source, pace = ways[name], paces[name]
+            calls = source.epoch(epochs[name], 0, pace)
+            spans = run_spans(
+                source, calls, states[name], frozen, cache, choices, pace, steps_per_epoch
+            )
+            for after, _ in spans:
                 states[name] = after
             epochs[name] += 1
             return states[name]

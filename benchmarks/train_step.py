@@ -33,7 +33,7 @@ from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.training import data_mesh
-from fgvpl_jax.training.loop import images_in_a_pass
+from fgvpl_jax.training.microbatches import default_microbatch
 
 CLASSES, SHOTS = 100, 16
 PRODUCTS = 10  # at a time, so that a GPU does not wait for the host
@@ -46,7 +46,7 @@ def main(
     model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
     mesh = data_mesh()
     if not microbatch:
-        microbatch = math.gcd(batch, images_in_a_pass(model, mesh, CLASSES * SHOTS))
+        microbatch = math.gcd(batch, default_microbatch(model, mesh, CLASSES * SHOTS))
     every = programs(model, batch, CLASSES * SHOTS, mesh, microbatch)
     step, evaluation = every["train_step"](), every["evaluation"]()
     contestants: dict[str, Callable[[], Any]] = {

@@ -31,7 +31,7 @@ runpy.run_path("run.py", run_name="__main__")
 PARTS = {
     "saving": (") in save\n", ") in close\n", "_wait"),
     "restoring": ("in restore\n", "_remove_damaged"),
-    "cache building": ("training/cache_builder.py",),
+    "cache building": ("training/visual_cache_builder.py",),
     "evaluation": ("in measure\n", "evaluator.py"),
     "training": ("training/loop.py",),
     "preparing": ("in prepare\n",),

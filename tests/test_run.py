@@ -209,12 +209,11 @@ def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, m
 
 
 def test_a_full_disk_is_told_of_without_a_stack(monkeypatch, capsys, caplog, tmp_path):
-    from fgvpl_jax.training import Checkpoints, Provenance, TrainState
-    from fgvpl_jax.training.checkpoints import Position
+    from fgvpl_jax.training import Checkpoints, Progress, Provenance, TrainState
 
     def save(_):
         with Checkpoints(tmp_path / "checkpoints", Provenance("tar", [], {}, 1)) as checkpoints:
-            checkpoints.save(1, TrainState(nnx.State({}), None), Position(1))
+            checkpoints.save(1, Progress(TrainState(nnx.State({}), None), 1))
 
     monkeypatch.setattr(command_line, "train_or_evaluate", save)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

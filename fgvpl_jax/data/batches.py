@@ -1,4 +1,4 @@
-"""Batches of fixed shape through grain: decoding and augmenting in threads."""
+"""Batches of fixed shape: grain decodes and augments images in threads."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,28 +15,29 @@ from fgvpl_jax.data.images import UnreadableImage
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Augmentation, Transform
 
-# Pillow lets go of the interpreter lock while it decodes and resizes, so threads suffice.
+# Pillow releases the interpreter lock while it decodes and resizes, so threads suffice.
 NUM_THREADS = os.cpu_count() or 1
 CHECK_BATCH_SIZE = 64
-PADDING = -1  # the place of a row that holds no image
-# What its shape under a transform is taken from.
+PADDING = -1  # index of a row that holds no image
+# A photo whose transform shows the shape that a transform returns.
 BLANK = Image.new("RGB", (1, 1))
 
 T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """Images of one step, padded to the batch size.
+    """Images of one step, or CLIP's features of them, padded to the batch size.
 
     Attributes:
-        images: Bytes; the device normalises them.
-        labels: 0 for padding.
-        weights: 1 for a real image, 0 for padding and for an unreadable one.
-        indices: Position in the split; -1 for padding.
-        unreadable: Why an image of this batch has no weight.
+        inputs: Pixels as bytes, which the device normalises, or features; whichever the method
+            reads.
+        labels: Class of each image; 0 for padding.
+        weights: 1 for a real image, 0 for padding and for an unreadable image.
+        indices: Position of each image in the split; -1 for padding.
+        unreadable: A line for each image of the batch that cannot be decoded: "path: reason".
     """
 
-    images: UInt8[np.ndarray, "b H W 3"]
+    inputs: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b e"]
     labels: Int32[np.ndarray, "b"]
     weights: Float32[np.ndarray, "b"]
     indices: Int32[np.ndarray, "b"]
@@ -45,13 +46,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several equal processes reads: part `number` of `count`."""
+    """The part of the data that one of several equal processes reads: `number` of `count`."""
 
     number: int = 0
     count: int = 1
 
     def of(self, size: int) -> slice:
-        """Its contiguous part of `size` things; the last parts may be short or empty."""
+        """Returns the contiguous part of `size` items; the last parts may be short or empty."""
         part = -(-size // self.count)
         return slice(min(self.number * part, size), min((self.number + 1) * part, size))
 
@@ -76,22 +77,22 @@ def train_batches(
     num_rows: int | None = None,
     share: Share = ALL,
 ) -> Iterator[Batch]:
-    """One epoch of augmented images, each once, in an order drawn from (seed, epoch) alone.
+    """Returns one epoch of augmented images, each once, in the order of `epoch_rows`.
 
-    What an image looks like is drawn from (seed, epoch, its place in the split): neither batch
-    size, nor order, nor the number of threads changes it.
+    The augmentation of an image is drawn from (seed, epoch, its place in the split): batch size,
+    order and number of threads do not change it.
 
     Args:
         split: The few-shot images.
-        batch_size: Images of every batch; the last may have fewer.
-        augment: From photo and random generator to bytes.
-        seed: The run's.
-        epoch: Counting from 0.
-        first_batch: Batches to leave out, of an epoch that was begun before.
-        num_rows: Rows that every batch is padded to; None for the batch size.
-        share: Of every batch's rows, which are given; others are not decoded.
+        batch_size: Number of images in every batch; the last batch may have fewer.
+        augment: Function from photo and random generator to bytes.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        first_batch: Number of batches to skip, for an epoch that is resumed.
+        num_rows: Number of rows that every batch is padded to; None for the batch size.
+        share: Part of every batch's rows to return; other rows are not decoded.
     Raises:
-        UnreadableImage: At the image that cannot be decoded.
+        UnreadableImage: If an image cannot be decoded.
     """
     blank = augment(BLANK, np.random.default_rng(0))
 
@@ -110,14 +111,16 @@ def train_batches(
 def epoch_rows(
     num_images: int, batch_size: int, *, seed: int, epoch: int, num_rows: int | None = None
 ) -> Int[np.ndarray, "steps rows"]:
-    """Places of the images of each step of an epoch, `PADDING` where a row holds none.
+    """Returns the places of the images of each step of an epoch; `PADDING` in rows without one.
+
+    This is the only place that draws the order of an epoch, from (seed, epoch) alone.
 
     Args:
-        num_images: Each comes once.
-        batch_size: Images of every step; the last may have fewer.
-        seed: The run's.
-        epoch: Counting from 0.
-        num_rows: Rows that every step is padded to; None for the batch size.
+        num_images: Number of images; each appears once.
+        batch_size: Number of images in every step; the last step may have fewer.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        num_rows: Number of rows that every step is padded to; None for the batch size.
     """
     order = np.random.default_rng((seed, epoch)).permutation(num_images)
     order = np.pad(order, (0, -num_images % batch_size), constant_values=PADDING)
@@ -126,7 +129,7 @@ def epoch_rows(
 
 
 def image_generator(seed: int, epoch: int, place: int) -> np.random.Generator:
-    """What an image's augmentation in an epoch is drawn from."""
+    """Returns the generator of an image's augmentation in an epoch."""
     return np.random.default_rng((seed, epoch, place))
 
 
@@ -139,19 +142,19 @@ def eval_batches(
     cache: ImageCache | None = None,
     share: Share = ALL,
 ) -> Iterator[Batch]:
-    """All images in the split's order under the evaluation transform.
+    """Returns all images in the split's order under the evaluation transform.
 
-    Of several processes each reads a contiguous part of the split, so that its part in the cache
-    does not depend on the batch size, and all give equally many batches.
+    Each of several processes reads a contiguous part of the split, so that its part of the cache
+    does not depend on the batch size. All processes return equally many batches.
 
     Args:
         split: Any split.
-        batch_size: Every batch's size, of all processes together; the last is padded.
-        transform: From photo to bytes.
-        strict: Raise at an unreadable image, rather than giving it weight 0 and naming it.
-        cache: Where images are taken from if they are there, and kept if not; an image that could
-            not be read is tried again each time.
-        share: Of the split, which is read.
+        batch_size: Size of every batch, over all processes; the last batch is padded.
+        transform: Function from photo to bytes.
+        strict: Raise an error at an unreadable image instead of giving it weight 0 and naming it.
+        cache: Cache that images are read from, or written to if it does not have them; an image
+            that could not be read is tried again each time.
+        share: Part of the split to read.
     """
     if share.count == 1:
         return _eval_batches(split, batch_size, transform, strict, cache)
@@ -172,7 +175,7 @@ def _eval_batches(
     blank = transform(BLANK)
     entry = None if cache is None else cache.entry(split, transform)
     if entry is not None and (kept := entry.read()) is not None:
-        # Without threads: handing an image over costs more than copying it.
+        # No threads: handing an image from thread to thread costs more than copying it.
         kept_examples = _kept_examples(split, entry, kept, transform)
         return _batches(kept_examples, batch_size, blank=blank, strict=strict)
     examples = in_threads(lambda i: _example(split, i, transform), range(len(split)), batch_size)
@@ -183,7 +186,7 @@ def _eval_batches(
 def _placed(
     batches: Iterator[Batch], first: int, num_batches: int, padding: Batch
 ) -> Iterator[Batch]:
-    """With places in the whole split, and as many batches as every other process has."""
+    """Shifts indices to the whole split, and pads to the number of batches of other processes."""
     given = 0
     for batch in batches:
         places = np.where(batch.indices == PADDING, PADDING, batch.indices + np.int32(first))
@@ -193,7 +196,7 @@ def _placed(
 
 
 def _example(split: Split, index: int, transform: Transform) -> _Example:
-    """Decodes in a thread; what went wrong travels on as a value, to be told by the consumer."""
+    """Decodes in a thread; an error is returned as a value, for the consumer to report."""
     label = int(split.labels[index])
     try:
         return _Example(index, label, transform(split.image(index)))
@@ -217,15 +220,15 @@ def _kept_examples(
 
 
 def in_threads(work: Callable[[int], T], places: Sequence[int], ahead: int) -> Iterable[T]:
-    """What `work` makes of each place, in order, made in threads.
+    """Calls `work` with each place in threads; returns the results in order.
 
     Args:
-        work: Must not raise.
-        places: What it is called with.
-        ahead: Results made before they are asked for. grain looks at all of them for each it
-            hands over, so that one batch, enough to be ready when the device is, costs the least.
+        work: Function that must not raise.
+        places: Its arguments.
+        ahead: Number of results to prepare in advance. grain checks all of them for each result
+            that it returns, so one batch, enough to be ready when the device is, costs the least.
     """
-    import grain  # brings JAX and more: a second, which reading a config need not wait for
+    import grain  # takes a second and imports JAX, which reading a config should not wait for
 
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=ahead)
     return grain.MapDataset.source(places).map(work).to_iter_dataset(options)
@@ -258,7 +261,7 @@ def _stack(examples: list[_Example], batch_size: int, blank: np.ndarray) -> Batc
         batch.indices[row] = place
         batch.labels[row] = label
         if place != PADDING and not isinstance(image, UnreadableImage):
-            batch.images[row] = image
+            batch.inputs[row] = image
             batch.weights[row] = 1
     return batch
 
@@ -267,14 +270,14 @@ def _recorded(batches: Iterator[Batch], entry: CacheEntry) -> Iterator[Batch]:
     with entry.recording() as append:
         for batch in batches:
             real = batch.indices != PADDING
-            append(batch.images[real], batch.weights[real] > 0)
+            append(batch.inputs[real], batch.weights[real] > 0)
             yield batch
 
 
 def unreadable_images(
     split: Split, *, transform: Transform, cache: ImageCache | None, share: Share = ALL
 ) -> list[str]:
-    """Reads every image once, as evaluation will; "path: reason" of those that cannot be."""
+    """Reads every image once, as evaluation will; returns "path: reason" of unreadable ones."""
     size = CHECK_BATCH_SIZE * share.count
     batches = eval_batches(split, size, transform=transform, cache=cache, share=share)
     return [problem for batch in batches for problem in batch.unreadable]

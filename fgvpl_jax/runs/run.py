@@ -18,13 +18,15 @@ from fgvpl_jax.methods import Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import (
-    CacheBuilder,
     Checkpoints,
+    EpochCallback,
+    EpochMetrics,
     FeatureInputs,
     Inputs,
-    Observer,
     PixelInputs,
     Provenance,
+    TrainingSetup,
+    VisualCacheBuilder,
     batch_size_for,
     is_writer,
     process_share,
@@ -75,7 +77,7 @@ class Run:
         support: Split,
         checkpoints: Checkpoints,
         metrics_file: Path,
-        observe: Observer | None = None,
+        on_epoch: EpochCallback | None = None,
     ) -> None:
         """Trains a model in place with the run's settings, and shows how far it is.
 
@@ -84,22 +86,17 @@ class Run:
         display = showing_epochs(self.config.epochs) if is_writer() else nullcontext(None)
         with display as show:
 
-            def tell(line: dict[str, float | int], trainable: nnx.State) -> None:
+            def show_epoch(line: EpochMetrics, trainable: nnx.State) -> None:
                 assert show is not None
                 show(line)
-                if observe is not None:
-                    observe(line, trainable)
 
             train(
                 model,
                 support,
-                self.few_shot.validation,
-                self.config,
-                inputs=self.inputs,
+                TrainingSetup(self.config, self.few_shot.validation, self.inputs, self.mesh),
                 checkpoints=checkpoints,
                 metrics_file=metrics_file,
-                mesh=self.mesh,
-                observe=tell,
+                on_epoch=[show_epoch] if on_epoch is None else [show_epoch, on_epoch],
             )
 
     def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
@@ -109,7 +106,7 @@ class Run:
         cache = None
         if model.uses_cache:
             size = self.config.microbatch or self.config.batch_size
-            cache = CacheBuilder(
+            cache = VisualCacheBuilder(
                 graphdef,
                 support,
                 inputs=self.inputs,

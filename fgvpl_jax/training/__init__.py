@@ -1,17 +1,15 @@
 """State, step, loop, checkpoints and the device mesh."""
 
-from fgvpl_jax.training.cache_builder import CacheBuilder
-from fgvpl_jax.training.checkpoints import Checkpoints, Provenance, same_backbone
+from fgvpl_jax.training.checkpoints import Checkpoints, Progress, Provenance, same_backbone
 from fgvpl_jax.training.inputs import (
     FeatureInputs,
     FewShotInputs,
-    InputBatch,
     Inputs,
     PixelInputs,
     kept_text_features,
     one_behind,
 )
-from fgvpl_jax.training.loop import Observer, read_metrics, restore_model, train
+from fgvpl_jax.training.loop import EpochCallback, restore_model, train
 from fgvpl_jax.training.mesh import (
     batch_layout,
     batch_size_for,
@@ -20,6 +18,7 @@ from fgvpl_jax.training.mesh import (
     split_batch,
     to_host,
 )
+from fgvpl_jax.training.metrics_file import EpochMetrics, read_metrics
 from fgvpl_jax.training.processes import (
     gather_texts,
     is_writer,
@@ -27,19 +26,23 @@ from fgvpl_jax.training.processes import (
     process_share,
     wait_for_all,
 )
+from fgvpl_jax.training.setup import TrainingSetup
 from fgvpl_jax.training.train_step import TrainState, make_train_step, split_model
+from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
 __all__ = [
-    "CacheBuilder",
     "Checkpoints",
+    "EpochCallback",
+    "EpochMetrics",
     "FeatureInputs",
     "FewShotInputs",
-    "InputBatch",
     "Inputs",
-    "Observer",
     "PixelInputs",
+    "Progress",
     "Provenance",
     "TrainState",
+    "TrainingSetup",
+    "VisualCacheBuilder",
     "batch_layout",
     "batch_size_for",
     "data_mesh",

@@ -1,4 +1,4 @@
-"""The training augmentation on the device: Pillow's bicubic resize of a crop, as a program."""
+"""The training augmentation on the device: Pillow's bicubic resize of a crop, in JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import PIL
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 CUBIC = -0.5  # Pillow's coefficient of the bicubic kernel
-SUPPORT = 2.0  # of the kernel, in pixels of whichever of the two images has the larger ones
-# From 13 on Pillow begins down the columns where those lose over twice as many pixels as rows do.
+SUPPORT = 2.0  # radius of the kernel, in pixels of the coarser of the two images
+# From version 13 on Pillow resizes columns first if they lose over twice as many pixels as rows.
 MAY_BEGIN_DOWN = int(PIL.__version__.split(".")[0]) >= 13
-EXACT = jax.lax.Precision.HIGHEST  # others round the bytes' products on GPUs and TPUs
+EXACT = jax.lax.Precision.HIGHEST  # lower precisions round the products on GPUs and TPUs
 
 
 def crop_resize_flip(
@@ -18,25 +18,25 @@ def crop_resize_flip(
     flip: Bool[Array, ""],
     size: int,
 ) -> UInt8[Array, "size size 3"]:
-    """What `Image.crop(box).resize((size, size), BICUBIC)` gives, within 1 of 255; then the flip.
+    """Computes `Image.crop(box).resize((size, size), BICUBIC)` within 1 of 255, then the flip.
 
-    As the installed Pillow does: antialiased, rounded to bytes between the two passes, nothing
-    beyond the box seen.
+    It follows the installed Pillow: antialiased, rounded to bytes between the two passes, and
+    without a look at pixels outside the box.
 
     Args:
         image: A photo in the upper left corner of a square canvas.
         box: (left, top, right, bottom) in pixels, inside the photo.
-        flip: Whether left and right change places.
+        flip: True if left and right change places.
         size: Side of the result in pixels.
     """
     left, top, right, bottom = box
     columns_first = bottom - top - size > 2 * jnp.maximum(right - left - size, 0)
     columns_first &= MAY_BEGIN_DOWN
 
-    def turned(canvas):
+    def turned(canvas: Array) -> Array:
         return jnp.where(columns_first, canvas.swapaxes(0, 1), canvas)
 
-    def weights(start, stop):
+    def weights(start: Array, stop: Array) -> Array:
         edges = start.astype(jnp.float32), stop.astype(jnp.float32)
         return resize_weights(*edges, image.shape[0], size)
 
@@ -53,9 +53,9 @@ def crop_resize_flip(
 def resize_weights(
     start: Float[Array, ""], stop: Float[Array, ""], length: int, size: int
 ) -> Float[Array, "size length"]:
-    """How much each of `length` pixels counts in each of `size` that stand for [start, stop).
+    """Returns the weight of each of `length` pixels in each of `size` pixels over [start, stop).
 
-    The kernel is as wide as the coarser of both images' pixels; rows sum to 1.
+    The kernel is as wide as the pixels of the coarser image; rows sum to 1.
     """
     scale = (stop - start) / size
     pixels = jnp.arange(length) + 0.5

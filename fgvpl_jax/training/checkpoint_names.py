@@ -1,4 +1,4 @@
-"""How orbax finds a run's checkpoints, also where one is damaged."""
+"""How orbax finds the checkpoints of a run, even if one of them is damaged."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from orbax.checkpoint import v1 as ocp
 
 
 @dataclass(frozen=True)
-class StepFolder:
-    """What orbax asks of each checkpoint when it opens the folder of all.
+class CheckpointFolder:
+    """What orbax reads of each checkpoint when it opens the folder of all checkpoints.
 
     Attributes:
-        step: By which its folder is named.
+        step: Number of steps, which is the folder's name.
         path: The folder.
     """
 
@@ -22,28 +22,28 @@ class StepFolder:
 
     @property
     def commit_timestamp(self) -> datetime:
-        """By the file system; by orbax's own, one that is damaged would keep it from all."""
+        """Time by the file system; reading orbax's own record would fail on a damaged one."""
         return datetime.fromtimestamp(self.path.stat().mtime, UTC)
 
 
-class StepFolders(ocp.path.step.NameFormat):
-    """Orbax's standard names; what is being saved has another."""
+class CheckpointNames(ocp.path.step.NameFormat):
+    """Orbax's standard names; a checkpoint that is being written has another name."""
 
     def build_name(self, step: int) -> str:
-        """The name of a step's folder."""
+        """Returns the name of a step's folder."""
         return str(step)
 
     def find_all(self, base_path: Any) -> Iterator[Any]:
-        """All that were saved, in any order."""
-        return (StepFolder(int(p.name), p) for p in base_path.iterdir() if p.name.isdecimal())
+        """Returns all finished checkpoints, in any order."""
+        return (CheckpointFolder(int(p.name), p) for p in base_path.iterdir() if p.name.isdecimal())
 
     def find_step(self, base_path: Any, step: int) -> Any:
-        """That of one step.
+        """Returns the checkpoint of one step.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no such checkpoint.
         """
         folder = base_path / self.build_name(step)
         if not folder.is_dir():
             raise ValueError(f"no checkpoint of step {step} in {base_path}")
-        return StepFolder(step, folder)
+        return CheckpointFolder(step, folder)

@@ -1,13 +1,13 @@
-"""What a method reads of a split, batch by batch: pixels, or CLIP's frozen features of them.
+"""Reads a split batch by batch: its pixels, or CLIP's frozen features of them.
 
-Frozen features are made once for all methods and runs and kept in the image cache's folder: those
-under the evaluation transform, and each augmented epoch's, which derive from (seed, epoch, place)
-alone, as the pixels do.
+Frozen features are computed once for all methods and runs and kept in the image cache's folder:
+features under the evaluation transform, and features of each augmented epoch. These derive from
+(seed, epoch, place) alone, as the pixels do.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, UInt8
+from PIL import Image
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import (
     ALL,
+    PADDING,
+    Batch,
     CacheEntry,
     ImageCache,
     Share,
     Split,
     Transform,
+    epoch_rows,
     eval_batches,
     identify,
     random_crop_and_flip,
@@ -34,31 +38,13 @@ from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
 
 T = TypeVar("T")
 
-FEATURE_FORMAT = 1  # counts up when records, or what is computed, change
+FEATURE_FORMAT = 1  # increases when records, or the computation of features, change
 EXTRACTION_BATCH_SIZE = 256
-
-
-class InputBatch(NamedTuple):
-    """As `data.Batch`, with whatever the method reads.
-
-    Attributes:
-        inputs: uint8 [b, H, W, 3] or float32 [b, e].
-        labels: 0 for padding.
-        weights: 1 for a real image, 0 for padding and for an unreadable one.
-        indices: Position in the split; -1 for padding.
-        unreadable: Why an image of this batch has no weight.
-    """
-
-    inputs: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b e"]
-    labels: Int[np.ndarray, "b"]
-    weights: Float32[np.ndarray, "b"]
-    indices: Int[np.ndarray, "b"]
-    unreadable: tuple[str, ...]
 
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Where the batches of a run come from."""
+    """Supplies the batches of a run."""
 
     def epoch(
         self,
@@ -68,26 +54,24 @@ class Inputs(Protocol):
         *,
         first_batch: int = 0,
         num_rows: int | None = None,
-    ) -> Iterator[InputBatch]:
-        """One augmented epoch, from 0, as `train_batches` orders, draws, begins and pads it.
+    ) -> Iterator[Batch]:
+        """Returns one augmented epoch; see `train_batches` for order, draw and padding.
 
-        What takes longer than a step is done before the first batch is asked for.
+        Work that takes longer than a step is done before the first batch is asked for.
         """
 
-    def evaluation(
-        self, split: Split, batch_size: int, *, strict: bool = False
-    ) -> Iterator[InputBatch]:
-        """All images in order under the evaluation transform, as `eval_batches` gives them."""
+    def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
+        """Returns all images in order under the evaluation transform; see `eval_batches`."""
 
 
 class PixelInputs:
-    """Pixels as they are.
+    """Supplies pixels.
 
     Args:
-        clip: Whose size and transform the images get.
-        seed: The run's.
-        image_cache: Where images under the evaluation transform are kept.
-        share: What this process reads.
+        clip: Backbone whose image size and transform the images get.
+        seed: Seed of the run.
+        image_cache: Cache of images under the evaluation transform.
+        share: Part of the data that this process reads.
     """
 
     def __init__(self, clip: CLIP, seed: int, image_cache: ImageCache | None, share: Share = ALL):
@@ -105,9 +89,9 @@ class PixelInputs:
         *,
         first_batch: int = 0,
         num_rows: int | None = None,
-    ) -> Iterator[InputBatch]:
-        """See `Inputs`."""
-        for batch in train_batches(
+    ) -> Iterator[Batch]:
+        """Returns one augmented epoch; see `Inputs.epoch`."""
+        return train_batches(
             split,
             batch_size,
             augment=self.augment,
@@ -116,26 +100,22 @@ class PixelInputs:
             first_batch=first_batch,
             num_rows=num_rows,
             share=self.share,
-        ):
-            yield InputBatch(*batch)
+        )
 
-    def evaluation(
-        self, split: Split, batch_size: int, *, strict: bool = False
-    ) -> Iterator[InputBatch]:
-        """See `Inputs`."""
-        for batch in eval_batches(
+    def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
+        """Returns all images in order; see `Inputs.evaluation`."""
+        return eval_batches(
             split,
             batch_size,
             transform=self.transform,
             strict=strict,
             cache=self.image_cache,
             share=self.share,
-        ):
-            yield InputBatch(*batch)
+        )
 
 
 def one_behind(values: Iterable[T]) -> Iterator[T]:
-    """Each value when the next has been made, so that the device has work while one is fetched."""
+    """Yields each value once the next one exists, so the device computes while one is fetched."""
     waiting: list[T] = []
     for value in values:
         yield from waiting
@@ -151,12 +131,12 @@ def _encode(
 
 
 class FeatureInputs:
-    """CLIP's frozen image features, raw; for a job of one process.
+    """Supplies CLIP's frozen image features, raw; only for jobs of one process.
 
     Args:
         clip: The backbone.
-        seed: The run's.
-        image_cache: In whose folder features are kept, beside the images; None keeps none.
+        seed: Seed of the run.
+        image_cache: Cache whose folder keeps the features as well; None keeps no features.
         mesh: Devices.
     """
 
@@ -167,10 +147,10 @@ class FeatureInputs:
         self.mesh = mesh
         graphdef, state = nnx.split(clip.image_encoder)
         self._encoder = partial(_encode, graphdef, replicate(mesh, state))
-        self._augmented_images: dict[Split, list | None] = {}
+        self._augmented_images: dict[Split, list[Any] | None] = {}
         dim = clip.vision.config.embed_dim
         self._record = np.dtype([("feature", np.float32, (dim,)), ("readable", np.bool_)])
-        # All of the backbone that features depend on: the hash is of the weights alone.
+        # Everything in the backbone that features depend on: its hash covers the weights alone.
         self._backbone = [
             clip.identity.sha256,
             repr(clip.vision.config),
@@ -186,30 +166,22 @@ class FeatureInputs:
         *,
         first_batch: int = 0,
         num_rows: int | None = None,
-    ) -> Iterator[InputBatch]:
-        """See `Inputs`."""
+    ) -> Iterator[Batch]:
+        """Returns one augmented epoch; see `Inputs.epoch`."""
         features = self._augmented(split, epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(split))
-        parts = (
-            order[start : start + batch_size]
-            for start in range(first_batch * batch_size, len(order), batch_size)
-        )
-        return (
-            _padded(features[places], split.labels[places], places, num_rows or batch_size)
-            for places in parts
-        )
+        rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=epoch, num_rows=num_rows)
+        return (_feature_batch(features, split.labels, places) for places in rows[first_batch:])
 
-    def evaluation(
-        self, split: Split, batch_size: int, *, strict: bool = False
-    ) -> Iterator[InputBatch]:
-        """See `Inputs`."""
+    def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
+        """Returns all images in order; see `Inputs.evaluation`."""
         entry = self._entry(split, self._images(split, self.pixels.transform))
         kept = None if entry is None else entry.read_checked()
         # Images that could not be read are tried again, so that they are named.
         if kept is not None and kept["readable"].all():
-            for start in range(0, len(split), batch_size):
-                places = np.arange(start, min(start + batch_size, len(split)))
-                yield _padded(kept["feature"][places], split.labels[places], places, batch_size)
+            rows = np.arange(len(split))
+            rows = np.pad(rows, (0, -len(split) % batch_size), constant_values=PADDING)
+            for places in rows.reshape(-1, batch_size):
+                yield _feature_batch(kept["feature"], split.labels, places)
             return
         batches = self._encoded(self.pixels.evaluation(split, batch_size, strict=strict))
         if entry is None or kept is not None:
@@ -217,12 +189,12 @@ class FeatureInputs:
             return
         with entry.recording() as append:
             for batch in batches:
-                real = batch.indices >= 0
+                real = batch.indices != PADDING
                 append(batch.inputs[real], batch.weights[real] > 0)
                 yield batch
 
     def _augmented(self, split: Split, epoch: int) -> Float32[np.ndarray, "s e"]:
-        """Features of one augmented epoch, in the split's order."""
+        """Returns the features of one augmented epoch, in the split's order."""
         entry = self._entry(split, self._images_to_augment(split), "augmented", self.seed, epoch)
         kept = None if entry is None else entry.read_checked()
         if kept is not None:
@@ -230,33 +202,35 @@ class FeatureInputs:
         size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(split))
         features = np.empty((len(split), *self._record["feature"].shape), np.float32)
         for batch in self._encoded(self.pixels.epoch(split, size, epoch)):
-            real = batch.indices >= 0
+            real = batch.indices != PADDING
             features[batch.indices[real]] = batch.inputs[real]
         if entry is not None:
             with entry.recording() as append:
                 append(features, np.ones(len(features), np.bool_))
         return features
 
-    def _images_to_augment(self, split: Split) -> list | None:
-        """`_images`, found once a run: it looks at every file and transforms probes."""
+    def _images_to_augment(self, split: Split) -> list[Any] | None:
+        """Calls `_images` once per run: it reads every file's status and transforms probes."""
         if split not in self._augmented_images:
 
-            def augment(image):  # of the cache's probes
+            def augment(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
                 return self.pixels.augment(image, np.random.default_rng(0))
 
             self._augmented_images[split] = self._images(split, augment)
         return self._augmented_images[split]
 
-    def _images(self, split: Split, transform: Transform) -> list | None:
+    def _images(self, split: Split, transform: Transform) -> list[Any] | None:
         return None if self.image_cache is None else identify(split, transform)
 
-    def _entry(self, split: Split, images: list | None, *which: str | int) -> CacheEntry | None:
+    def _entry(
+        self, split: Split, images: list[Any] | None, *which: str | int
+    ) -> CacheEntry | None:
         if self.image_cache is None or images is None:
             return None
         identity = ["features", FEATURE_FORMAT, *self._backbone, *images, *which]
         return self.image_cache.place(identity, self._record, len(split))
 
-    def _encoded(self, batches: Iterator[InputBatch]) -> Iterator[InputBatch]:
+    def _encoded(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         dispatched = (
             (batch, self._encoder(split_batch(self.mesh, batch.inputs))) for batch in batches
         )
@@ -264,18 +238,18 @@ class FeatureInputs:
             yield batch._replace(inputs=np.asarray(features))
 
 
-def _padded(
-    features: Float32[np.ndarray, "r e"],
-    labels: Int[np.ndarray, "r"],
-    places: Int[np.ndarray, "r"],
-    batch_size: int,
-) -> InputBatch:
-    padding = batch_size - len(features)
-    return InputBatch(
-        np.pad(features, ((0, padding), (0, 0))),
-        np.pad(labels, (0, padding)).astype(np.int32),
-        np.pad(np.ones(len(features), np.float32), (0, padding)),
-        np.pad(places, (0, padding), constant_values=-1).astype(np.int32),
+def _feature_batch(
+    features: Float32[np.ndarray, "s e"],
+    labels: Int[np.ndarray, "s"],
+    places: Int[np.ndarray, "b"],
+) -> Batch:
+    """Returns the rows at these places; rows of `PADDING` are 0."""
+    real = places != PADDING
+    return Batch(
+        np.where(real[:, None], features[places], np.float32(0)),
+        np.where(real, labels[places], 0).astype(np.int32),
+        real.astype(np.float32),
+        places.astype(np.int32),
         (),
     )
 
@@ -286,7 +260,7 @@ def kept_text_features(
     templates: Sequence[str],
     image_cache: ImageCache | None,
 ) -> Float[Array, "k e"]:
-    """`class_text_features`, kept beside the images under a name made of backbone and texts."""
+    """Returns `class_text_features`, kept in the image cache's folder by backbone and texts."""
     if image_cache is None:
         return class_text_features(clip, class_names, templates)
     backbone = [clip.identity.sha256, clip.identity.small_files_sha256]
@@ -306,7 +280,7 @@ def kept_text_features(
 
 
 class FewShotInputs:
-    """The few-shot images as whole arrays, for what is computed from them before training.
+    """Supplies the few-shot images as whole arrays, for computations before training.
 
     Attributes:
         labels: Classes of the support images.
@@ -320,23 +294,23 @@ class FewShotInputs:
         self._batch_size = batch_size
 
     def augmented(self, epoch: int) -> np.ndarray:
-        """Inputs of the support images as epoch `epoch`, from 0, sees them."""
+        """Returns inputs of the support images as augmented in epoch `epoch`, from 0."""
         return _gather(self._inputs.epoch(self._support, self._batch_size, epoch))[0]
 
     def plain(self) -> np.ndarray:
-        """Inputs of the support images under the evaluation transform."""
+        """Returns inputs of the support images under the evaluation transform."""
         return _gather(self._inputs.evaluation(self._support, self._batch_size, strict=True))[0]
 
     def validation(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Inputs and labels of the readable validation images, if there are any."""
+        """Returns inputs and labels of the readable validation images; None if there are none."""
         if self._validation is None:
             return None
         inputs, labels = _gather(self._inputs.evaluation(self._validation, self._batch_size))
         return (inputs, labels) if len(labels) else None
 
 
-def _gather(batches: Iterator[InputBatch]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels of the real images, in the split's order."""
+def _gather(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs and labels of the real images, in the split's order."""
     rows, labels, places = [], [], []
     for batch in batches:
         real = batch.weights > 0

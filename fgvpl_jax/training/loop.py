@@ -1,10 +1,8 @@
-"""The training loop: epochs of steps, cache refresh, metrics, checkpoints."""
+"""The training loop: begin or resume, run epochs of steps, write metrics and checkpoints."""
 
-import json
-import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -13,299 +11,306 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import parse_json, written_whole
 from fgvpl_jax.methods import Method
-from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training.cache_builder import CacheBuilder
-from fgvpl_jax.training.checkpoints import Checkpoints, Position
-from fgvpl_jax.training.epochs import HostSteps, ResidentSteps, Steps
-from fgvpl_jax.training.inputs import FewShotInputs, Inputs
-from fgvpl_jax.training.mesh import BatchLayout, batch_layout, batch_size_for, replicate
+from fgvpl_jax.training.batch_sources import BatchSource, Pace, StepCall
+from fgvpl_jax.training.checkpoints import Checkpoints, Progress
+from fgvpl_jax.training.inputs import FewShotInputs
+from fgvpl_jax.training.mesh import batch_size_for, replicate
+from fgvpl_jax.training.metrics_file import (
+    EpochMetrics,
+    append_line,
+    epoch_metrics,
+    keep_first_lines,
+)
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
-from fgvpl_jax.training.resident import decode_resident
+from fgvpl_jax.training.setup import TrainingSetup, batch_source, visual_cache_builder
 from fgvpl_jax.training.train_step import (
     StepMetrics,
     TrainState,
-    make_resident_train_step,
-    make_train_step,
     split_model,
 )
+from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
-# Is given each epoch's line of `metrics.jsonl` and the parameters at its end, on the first process.
-Observer = Callable[[dict[str, float | int], nnx.State], None]
-# What was fastest on two cores, for B/16, L/14 and 64 pixels in patches of 8.
-CPU_PATCHES = 512
-# Every part of a batch is compared with all of them, 8·s·e² FLOPs, which with far more is more than
-# parts gain; with so many they still take 0.9 of the whole batch's time, six layers 192 wide.
-MOST_KEYS_IN_PARTS = 4096
+# Called on process 0 after each epoch with its metrics and the parameters. It must not keep the
+# parameters, whose memory the next step reuses.
+EpochCallback = Callable[[EpochMetrics, nnx.State], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same in all epochs of one training.
+
+    Attributes:
+        config: Settings of the run.
+        frozen: Frozen variables, on the devices.
+        schedule: Learning rate by step.
+        source: Supplies batches and the compiled step.
+        choices: Values such as λ that training uses, on the devices.
+        build_cache: Builds the visual cache from (trainable, frozen); None for a method without.
+        steps_per_epoch: Number of steps in an epoch.
+        checkpoints: Folder of the checkpoints.
+        metrics_file: JSON lines, one per epoch.
+    """
+
+    config: ConfigDict
+    frozen: nnx.State
+    schedule: optax.Schedule
+    source: BatchSource
+    choices: Mapping[str, Float[Array, ""]]
+    build_cache: VisualCacheBuilder | None
+    steps_per_epoch: int
+    checkpoints: Checkpoints
+    metrics_file: Path
 
 
 def train(
     model: Method,
     support: Split,
-    validation: Split | None,
-    config: ConfigDict,
+    setup: TrainingSetup,
     *,
-    inputs: Inputs,
     checkpoints: Checkpoints,
     metrics_file: Path,
-    mesh: Mesh,
-    observe: Observer,
+    on_epoch: Sequence[EpochCallback] = (),
 ) -> None:
-    """Trains the model in place, going on from the newest checkpoint where there is one.
+    """Trains the model in place; resumes from the newest checkpoint if there is one.
 
     Args:
-        model: Freshly initialised from the run's seed.
+        model: Model that was initialised from the run's seed.
         support: The few-shot images.
-        validation: For what a method chooses before it is trained; None where there are none.
-        config: See `fgvpl_jax/runs/default_config.py`; with the recipe filled in.
-        inputs: What the method reads of the images.
-        checkpoints: Written every `config.checkpoint_every_epochs` and after the last epoch.
-        metrics_file: JSON lines, one an epoch; lines of epochs done again are dropped first.
-        mesh: Devices.
-        observe: Called after every epoch; must not keep the parameters, whose memory is reused.
+        setup: Settings, inputs and devices.
+        checkpoints: Written every `config.checkpoint_every_epochs` epochs and after the last.
+        metrics_file: JSON lines, one per epoch; lines of epochs that are repeated are dropped.
+        on_epoch: Called in order after every epoch.
     Raises:
-        UserError: If a loss or a parameter is not finite; the last checkpoint is.
-        Interrupted: If a signal asked for the end; the steps that it came upon are done and saved.
+        UserError: If a loss or a parameter is not finite; the last checkpoint is finite.
+        Interrupted: If a signal asked to stop; the steps that were running are done and saved.
     """
-    batch_size = min(config.batch_size, len(support))
-    microbatch = config.microbatch or images_in_a_pass(model, mesh, len(support))
-    layout = batch_layout(mesh, batch_size, microbatch)
-    steps_per_epoch = -(-len(support) // batch_size)
+    config, mesh = setup.config, setup.mesh
     if checkpoints.latest_step is None:
         size = batch_size_for(mesh, config.batch_size, len(support))
-        model.initialise(FewShotInputs(inputs, support, validation, size))
+        model.initialise(FewShotInputs(setup.inputs, support, setup.validation, size))
+    if not config.epochs:
+        keep_initialised_model(model, checkpoints, metrics_file, mesh)
+        return
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))
-    if not config.epochs:
-        if is_writer():
-            keep_first_lines(metrics_file, 0)
-        if checkpoints.latest_step is None:
-            checkpoints.save(0, TrainState(trainable, None), Position())
-        else:
-            restore_model(model, checkpoints, mesh)
-        return
+    steps_per_epoch = -(-len(support) // config.batch_size)
     schedule = model.schedule(config.learning_rate, config.epochs, steps_per_epoch)
     optimizer = model.optimizer(schedule, config.weight_decay)
-    build_cache: Callable[[nnx.State, nnx.State], VisualCache | None] = no_cache
-    if model.uses_cache:
-        size = batch_size_for(mesh, config.microbatch or config.batch_size, len(support))
-        build_cache = CacheBuilder(
-            graphdef,
-            support,
-            inputs=inputs,
-            batch_size=size,
-            max_bytes=resident_bytes(config),
-            mesh=mesh,
-        )
+    build_cache = visual_cache_builder(model, graphdef, support, setup)
+    cache = None
+    if build_cache is not None and config.cache_refresh == "once":
+        cache = build_cache(trainable, frozen)
     state = TrainState(trainable, replicate(mesh, optimizer.init(trainable)))
-    cache = build_cache(trainable, frozen) if config.cache_refresh == "once" else None
-    position, epoch_start = Position(), None
-    if checkpoints.latest_step is not None:
-        state, position, epoch_start = checkpoints.restore(state)
-        begun = f" and {len(position.steps)} steps" if position.steps else ""
-        if is_writer():
-            print(f"going on after epoch {position.epoch}{begun} of {config.epochs}")
-    if is_writer():
-        keep_first_lines(metrics_file, position.epoch)
-    if position.epoch == config.epochs:
-        nnx.update(model, state.trainable)
+    progress = begin_or_resume(state, checkpoints, metrics_file, config.epochs)
+    if progress.epoch == config.epochs:
+        nnx.update(model, progress.state.trainable)
         return
-
-    steps = steps_of(model, graphdef, optimizer, support, config, inputs, layout, mesh)
-    choices = replicate(
-        mesh, {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
+    choices = {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
+    job = Job(
+        config,
+        frozen,
+        schedule,
+        batch_source(model, graphdef, optimizer, support, setup),
+        replicate(mesh, choices),
+        build_cache,
+        steps_per_epoch,
+        checkpoints,
+        metrics_file,
     )
+    nnx.update(model, run_epochs(job, progress, cache, on_epoch).trainable)
 
-    def keep() -> None:
-        step = position.epoch * steps_per_epoch + len(position.steps)
-        try:
-            checkpoints.save(step, state, position, epoch_start)
-        except FloatingPointError as error:
-            raise diverged(str(error), step) from error
 
-    def diverged(problem: str, step: int) -> UserError:
-        last = checkpoints.latest_epoch
-        kept = f"the checkpoint of epoch {last} is finite" if last else "no checkpoint is there yet"
-        return UserError(
-            f"{problem} at step {step} (epoch {-(-step // steps_per_epoch)}), where the learning "
-            f"rate is {schedule(step - 1):.3g}; {kept}: begin anew in another --workdir with a "
-            f"lower --config.learning_rate ({config.learning_rate} now), and see that --mode=data "
-            "finds nothing wrong"
-        )
+def run_epochs(
+    job: Job, progress: Progress, cache: VisualCache | None, on_epoch: Sequence[EpochCallback]
+) -> TrainState:
+    """Runs all epochs that are left; a signal ends them after the steps that are running.
 
+    Args:
+        job: What stays the same.
+        progress: How far training is.
+        cache: Visual cache built before training; None if it is built for every epoch.
+        on_epoch: Called after every epoch.
+    Returns:
+        The state after the last epoch.
+    """
+    config, pace, stopping = job.config, Pace(), False
+    refresh_cache = job.build_cache is not None and config.cache_refresh == "epoch"
     with interruption.deferred():
-        for epoch in range(position.epoch, config.epochs):
-            started = time.monotonic() - position.seconds
-            per_step = list(position.steps)
-            refreshes = config.cache_refresh == "epoch" and model.uses_cache
-            if refreshes and epoch_start is None:
-                # A copy: steps give the state's memory away, and who goes on in the midst of
-                # the epoch needs the cache that it began with.
-                epoch_start = jax.tree.map(jnp.copy, state.trainable)
+        while progress.epoch < config.epochs and not stopping:
+            started = time.monotonic() - progress.seconds
+            if refresh_cache and progress.epoch_start is None:
+                # A copy, because steps give the state's memory away, and a run that is resumed
+                # within the epoch needs the cache that the epoch began with.
+                start = jax.tree.map(jnp.copy, progress.state.trainable)
+                progress = replace(progress, epoch_start=start)
             try:
                 with stoppable():
-                    if epoch_start is not None:
-                        cache = build_cache(epoch_start, frozen)
-                    run_steps = steps.epoch(epoch, len(per_step))
+                    if job.build_cache is not None and progress.epoch_start is not None:
+                        cache = job.build_cache(progress.epoch_start, job.frozen)
+                    calls = job.source.epoch(progress.epoch, len(progress.steps), pace)
             except interruption.Interrupted:
-                keep()
+                save(job, progress)
                 raise
-            for after, metrics in run_steps(state, frozen, cache, choices):
-                state = after
-                per_step += metrics
-                # What comes later is for the next step: all processes must go the same way.
+            spans = run_spans(
+                job.source,
+                calls,
+                progress.state,
+                job.frozen,
+                cache,
+                job.choices,
+                pace,
+                job.steps_per_epoch,
+            )
+            for state, steps in spans:
+                progress = replace(progress, state=state, steps=[*progress.steps, *steps])
+                # A signal that comes later is for the next span: all processes must agree.
                 stopping = agree_to_stop()
                 if stopping:
                     break
-            for number, of_step in enumerate(per_step, start=epoch * steps_per_epoch + 1):
-                if not np.isfinite(of_step.loss):
-                    raise diverged(f"the loss is {of_step.loss}", number)
-            if len(per_step) == steps_per_epoch:
-                line = epoch_line(epoch, per_step, started)
-                if is_writer():
-                    append_line(metrics_file, line)
-                    observe(line, state.trainable)
-                position, epoch_start = Position(epoch + 1), None
-                due = (epoch + 1) % config.checkpoint_every_epochs == 0
-                if due or epoch + 1 == config.epochs or stopping:
-                    keep()
+            progress = replace(progress, seconds=time.monotonic() - started)
+            check_losses(job, progress)
+            if len(progress.steps) == job.steps_per_epoch:
+                progress = finish_epoch(job, progress, on_epoch)
+                due = progress.epoch % config.checkpoint_every_epochs == 0
+                if due or progress.epoch == config.epochs or stopping:
+                    save(job, progress)
             else:
-                position = Position(epoch, per_step, time.monotonic() - started)
-                keep()
-            if stopping:
-                break
-    nnx.update(model, state.trainable)
+                save(job, progress)
+    return progress.state
 
 
-def images_in_a_pass(model: Method, mesh: Mesh, num_support: int) -> int:
-    """What `config.microbatch` is where the config leaves it open.
+def run_spans(
+    source: BatchSource,
+    calls: Iterator[StepCall],
+    state: TrainState,
+    frozen: nnx.State,
+    cache: VisualCache | None,
+    choices: Mapping[str, Float[Array, ""]],
+    pace: Pace,
+    steps_per_epoch: int,
+) -> Iterator[tuple[TrainState, list[StepMetrics]]]:
+    """Runs the steps of an epoch in spans of about `SPAN_SECONDS`.
 
     Args:
-        model: To be trained.
-        mesh: Devices.
-        num_support: Few-shot images s, with all of which a method with a cache compares every part
-            of a batch.
-    Returns:
-        On one CPU as many images as have `CPU_PATCHES` patches, but a power of two, and at least
-        one. 0, for the whole batch, elsewhere, and where a part costs much beside its images.
+        source: Its program does the steps.
+        calls: What is left of the epoch, from `source.epoch`.
+        state: Trainable variables and optimizer state; donated.
+        frozen: Frozen variables.
+        cache: Visual cache; None for a method without one.
+        choices: Values such as λ.
+        pace: Number of steps in a span; updated after each.
+        steps_per_epoch: Number of steps in an epoch.
+    Yields:
+        After each span the state and the metrics of its steps, fetched from the device.
     """
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
-        return 0
-    if not isinstance(model, PixelMethod) or not model.passes_are_cheap:
-        return 0
-    if model.uses_cache and num_support > MOST_KEYS_IN_PARTS:
-        return 0
-    patches = math.prod(model.image_encoder.vision.config.grid)
-    return 1 << max(1, CPU_PATCHES // patches).bit_length() - 1
-
-
-def steps_of(
-    model: Method,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    support: Split,
-    config: ConfigDict,
-    inputs: Inputs,
-    layout: BatchLayout,
-    mesh: Mesh,
-) -> Steps:
-    """Of photos on the devices, where the method reads pixels and `data.resident_gb` has room."""
-    batch_size = min(config.batch_size, len(support))
-    if isinstance(model, PixelMethod):
-        photos = decode_resident(support, resident_bytes(config))
-        if photos is not None:
-            size = model.image_encoder.vision.config.image_size
-            train_steps = make_resident_train_step(
-                graphdef, optimizer, mesh, layout.num_passes, size
+    jax.block_until_ready((state, cache))  # work that began earlier is not timed
+    started = time.monotonic()
+    span: list[tuple[StepCall, StepMetrics]] = []
+    for call in calls:
+        with jax.transfer_guard("disallow"):
+            state, metrics = source.program(state, frozen, cache, choices, *call.arguments)
+        if span:
+            jax.block_until_ready(span[-1][1])  # keep at most two batches on the device
+        span.append((call, metrics))
+        num_steps = call.last - span[0][0].first
+        if num_steps >= pace.num_steps or call.last == steps_per_epoch:
+            fetched = jax.device_get([metrics for _, metrics in span])
+            pace.update(num_steps, time.monotonic() - started)
+            yield (
+                state,
+                [
+                    step
+                    for (done, _), metrics in zip(span, fetched, strict=True)
+                    for step in source.step_metrics(done, metrics)
+                ],
             )
-            return ResidentSteps(
-                train_steps, photos, support.labels, batch_size, layout, config.seed, mesh
-            )
-    train_step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
-    return HostSteps(train_step, inputs, support, batch_size, layout, mesh)
+            span, started = [], time.monotonic()
 
 
-def resident_bytes(config: ConfigDict) -> int:
-    """What photos to crop from may take of each device, and the cache's photos of all of them."""
-    return int(config.data.resident_gb * 1e9)
+def begin_or_resume(
+    state: TrainState, checkpoints: Checkpoints, metrics_file: Path, epochs: int
+) -> Progress:
+    """Returns where training starts: at `state`, or at the newest checkpoint.
+
+    The metrics file is cut to the epochs that are done.
+    """
+    progress = Progress(state)
+    if checkpoints.latest_step is not None:
+        progress = checkpoints.restore(state)
+        if is_writer():
+            steps = f" and {len(progress.steps)} steps" if progress.steps else ""
+            print(f"resuming after epoch {progress.epoch}{steps} of {epochs}")
+    if is_writer():
+        keep_first_lines(metrics_file, progress.epoch)
+    return progress
 
 
-def no_cache(trainable: nnx.State, frozen: nnx.State) -> None:
-    """The cache of a method without one."""
+def finish_epoch(job: Job, progress: Progress, on_epoch: Sequence[EpochCallback]) -> Progress:
+    """Writes the metrics of an epoch whose steps are done; returns the start of the next one."""
+    if is_writer():
+        line = epoch_metrics(progress.epoch + 1, progress.steps, progress.seconds)
+        append_line(job.metrics_file, line)
+        for callback in on_epoch:
+            callback(line, progress.state.trainable)
+    return Progress(progress.state, progress.epoch + 1)
+
+
+def save(job: Job, progress: Progress) -> None:
+    """Writes a checkpoint; its number is that of the steps done.
+
+    Raises:
+        UserError: If a parameter is not finite; nothing is written then.
+    """
+    step = progress.epoch * job.steps_per_epoch + len(progress.steps)
+    try:
+        job.checkpoints.save(step, progress)
+    except FloatingPointError as error:
+        raise diverged(job, str(error), step) from error
+
+
+def check_losses(job: Job, progress: Progress) -> None:
+    """Refuses to continue after a loss that is not finite."""
+    for number, metrics in enumerate(progress.steps, start=1):
+        if not np.isfinite(metrics.loss):
+            step = progress.epoch * job.steps_per_epoch + number
+            raise diverged(job, f"the loss is {metrics.loss}", step)
+
+
+def diverged(job: Job, problem: str, step: int) -> UserError:
+    """Returns the error for a training whose numbers are no longer finite."""
+    last = job.checkpoints.latest_epoch
+    kept = f"the checkpoint of epoch {last} is finite" if last else "there is no checkpoint yet"
+    return UserError(
+        f"{problem} at step {step} (epoch {-(-step // job.steps_per_epoch)}), where the learning "
+        f"rate is {job.schedule(step - 1):.3g}; {kept}: check the data, and start again in another "
+        f"workdir with a lower learning_rate ({job.config.learning_rate} now)"
+    )
+
+
+def keep_initialised_model(
+    model: Method, checkpoints: Checkpoints, metrics_file: Path, mesh: Mesh
+) -> None:
+    """Saves or restores the parameters of a method that trains for no epoch."""
+    if is_writer():
+        keep_first_lines(metrics_file, 0)
+    if checkpoints.latest_step is None:
+        _, trainable, _ = split_model(model)
+        checkpoints.save(0, Progress(TrainState(replicate(mesh, trainable), None)))
+    else:
+        restore_model(model, checkpoints, mesh)
 
 
 def restore_model(model: Method, checkpoints: Checkpoints, mesh: Mesh) -> int:
-    """Puts the newest checkpoint's parameters into a model; returns its number of whole epochs."""
+    """Loads the newest checkpoint's parameters into a model; returns its number of whole epochs."""
     _, trainable, _ = split_model(model)
-    restored = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
-    nnx.update(model, restored.state.trainable)
-    return restored.position.epoch
-
-
-def epoch_line(epoch: int, per_step: list[StepMetrics], started: float) -> dict[str, float | int]:
-    """One line of `metrics.jsonl`; epochs count from 1; images are augmented.
-
-    Args:
-        epoch: From 0.
-        per_step: Fetched from the device, so that all the epoch's work is over.
-        started: `time.monotonic()` at the epoch's start.
-    """
-    seconds = time.monotonic() - started
-    loss, correct, weight = (float(sum(column)) for column in zip(*per_step, strict=True))
-    return {
-        "epoch": epoch + 1,
-        "loss": loss / weight,
-        "accuracy": correct / weight,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(weight / seconds, 1),
-    }
-
-
-def append_line(file: Path, line: dict[str, float | int]) -> None:
-    """Adds a line; it is on the disk before the checkpoint that counts it."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def keep_first_lines(file: Path, count: int) -> None:
-    """Cuts a metrics file to its first `count` lines, creating it where there shall be none.
-
-    Raises:
-        UserError: As `read_metrics` does.
-    """
-    text = "".join(json.dumps(line) + "\n" for line in read_metrics(file, count))
-    with written_whole(file) as stream:
-        stream.write(text.encode())
-
-
-def read_metrics(file: Path, count: int) -> list[dict[str, float | int]]:
-    """The lines of the first `count` epochs.
-
-    Raises:
-        UserError: If they are not all there, or one is damaged.
-    """
-    if not count:
-        return []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()[:count]
-        metrics = [parse_json(line) for line in lines]
-        found = [line["epoch"] for line in metrics if math.isfinite(line["seconds"])]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is damaged ({error!r}): restore it, or begin anew in another --workdir"
-        ) from error
-    if found != list(range(1, count + 1)):
-        raise UserError(
-            f"{file} holds {len(found)} of the {count} epochs that were trained: restore it, or "
-            "begin anew in another --workdir"
-        )
-    return metrics
+    progress = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
+    nnx.update(model, progress.state.trainable)
+    return progress.epoch

@@ -1,4 +1,4 @@
-"""The arrays of trees under readable names, as checkpoints hold them, and back into trees."""
+"""Converts trees to arrays under readable names, as checkpoints hold them, and back."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-# By a tree's name, then by the path of its leaves.
+# By the name of a tree, then by the path of a leaf.
 NamedArrays = dict[str, dict[str, np.ndarray]]
 
 
 def content_hash(arrays: NamedArrays, metadata: dict[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and bytes in alphabetical order, and the metadata."""
+    """Returns the SHA-256 of names, types, shapes and bytes in alphabetical order, and metadata."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, leaves in sorted(arrays.items()):
         for path, leaf in sorted(leaves.items()):
@@ -22,18 +22,21 @@ def content_hash(arrays: NamedArrays, metadata: dict[str, Any]) -> str:
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
-    """Copies of the leaves under readable names; orbax saves no empty one, such as no prompt."""
+    """Returns copies of the leaves under readable names.
+
+    Empty leaves, such as no prompt, are left out because orbax does not save them.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # Copies: on a CPU the plain conversion looks into the very memory that a step may overwrite.
+    # Copies: on a CPU a plain conversion shares the memory, which a step may overwrite.
     return {_name(path): np.array(leaf, copy=True) for path, leaf in leaves if leaf.size}
 
 
 def filled(tree: Any, leaves: dict[str, np.ndarray]) -> Any:
-    """The tree with its leaves replaced by those of `by_path`.
+    """Returns the tree with its leaves replaced by those of `by_path`.
 
     Raises:
-        KeyError: If one is missing.
-        ValueError: If one has another shape or type.
+        KeyError: If a leaf is missing.
+        ValueError: If a leaf has another shape or type.
     """
 
     def fill(path: Any, leaf: jax.Array) -> jax.Array:

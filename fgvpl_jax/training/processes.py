@@ -1,4 +1,4 @@
-"""Several processes as one job: joining them, who writes, and what they tell each other."""
+"""Several processes as one job: how they join, which one writes, and what they exchange."""
 
 import json
 import os
@@ -14,8 +14,9 @@ from fgvpl_jax import interruption
 from fgvpl_jax.data import Share
 from fgvpl_jax.errors import UserError
 
-# After so long without a sign of life a process counts as dead and all others end; also how long
-# one that ends waits for the others. jax's own 100 and 300 seconds hold a broken job's machines.
+# A process without a heartbeat for this time counts as dead and all others end; a process that ends
+# waits this long for the others. With jax's own 100 and 300 seconds a broken job holds its machines
+# for longer.
 TIMEOUT_SECONDS = 30
 START_TIMEOUT_SECONDS = 300  # machines do not start at the same moment
 
@@ -25,26 +26,26 @@ def join_processes(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Makes this process one of a job's; to be called before anything is computed.
+    """Makes this process part of a job; must be called before anything is computed.
 
-    On TPU VMs, and where Slurm or Open MPI started several processes, jax finds the others itself.
-    Without them and without arguments this process is the whole job.
+    On TPU VMs, and under Slurm or Open MPI, jax finds the other processes itself. Elsewhere,
+    without arguments, this process is the whole job.
 
     Args:
-        coordinator_address: `host:port` that process 0 can be reached at.
-        num_processes: Of the whole job.
-        process_id: This one's number, from 0.
+        coordinator_address: `host:port` at which process 0 can be reached.
+        num_processes: Number of processes in the job.
+        process_id: Number of this process, from 0.
     Raises:
-        UserError: If only some are given, or the processes do not find each other.
+        UserError: If only some arguments are given, or the processes do not find each other.
     """
     given = (coordinator_address, num_processes, process_id)
     if given == (None, None, None) and os.environ.get("SLURM_NTASKS") == "1":
-        return  # jax would take one GPU for a Slurm task, though there is no other task
-    # It would take SIGTERM for itself, from whoever handles it.
+        return  # jax would give a Slurm task a single GPU, although there is no other task
+    # The service would take over SIGTERM from the handler of the program.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with warnings.catch_warnings():
-            # In a Kubernetes pod without its Python client jax tells that it cannot look there.
+            # In a Kubernetes pod without its Python client jax warns that it cannot look there.
             warnings.simplefilter("ignore", UserWarning)
             jax.distributed.initialize(
                 *given,
@@ -55,28 +56,29 @@ def join_processes(
     except ValueError as error:  # jax found no cluster, or an argument is missing or out of range
         if given != (None, None, None):
             raise UserError(
-                f"{error} Give --coordinator_address=HOST:PORT, --num_processes and --process_id, "
-                "from 0, to every process"
+                f"{error} Give coordinator_address (HOST:PORT), num_processes and process_id (from "
+                "0) to every process"
             ) from error
     except RuntimeError as error:
         raise UserError(
             f"the processes of this job did not find each other ({error}): start all of them "
-            f"within {START_TIMEOUT_SECONDS} seconds, and let them reach {coordinator_address}"
+            f"within {START_TIMEOUT_SECONDS} seconds, and make sure that they can reach "
+            f"{coordinator_address}"
         ) from error
 
 
 def is_writer() -> bool:
-    """Whether this process writes the run's files and speaks for all: process 0 does."""
+    """Returns whether this process writes the run's files and prints: process 0 does."""
     return jax.process_index() == 0
 
 
 def process_share() -> Share:
-    """What this process reads."""
+    """Returns the part of the data that this process reads."""
     return Share(jax.process_index(), jax.process_count())
 
 
 def gather_texts(texts: Iterable[str]) -> list[str]:
-    """The texts of all processes, by process; every process must call it."""
+    """Returns the texts of all processes, in their order; every process must call this function."""
     ours = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(ours)))
     padded = np.pad(ours, (0, sizes.max() - len(ours)))
@@ -86,9 +88,9 @@ def gather_texts(texts: Iterable[str]) -> list[str]:
 
 
 def agree_to_stop() -> bool:
-    """Whether a signal asked any process to end; then all end after the same step.
+    """Returns whether a signal asked any process to stop; all then stop after the same step.
 
-    Every process must call it.
+    Every process must call this function.
     """
     signum = interruption.requested() or 0
     if jax.process_count() > 1:
@@ -99,21 +101,21 @@ def agree_to_stop() -> bool:
 
 
 def slowest(seconds: float) -> float:
-    """The longest that any process took; every process must call it."""
+    """Returns the longest time of all processes; every process must call this function."""
     if jax.process_count() == 1:
         return seconds
     return float(multihost_utils.process_allgather(np.float32(seconds)).max())
 
 
 def stoppable() -> AbstractContextManager:
-    """Where a signal may raise at once: with several processes nowhere, the others would wait."""
+    """Lets a signal raise at once; with several processes never, as the others would wait."""
     return interruption.at_once() if jax.process_count() == 1 else nullcontext()
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here.
+    """Waits until every process has called this function.
 
     Args:
-        name: Of the place in the program.
+        name: Name of the place in the program.
     """
     multihost_utils.sync_global_devices(name)

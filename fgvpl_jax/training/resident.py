@@ -1,6 +1,6 @@
-"""Few-shot photos that stay on the devices: only what is drawn of them travels."""
+"""Few-shot photos that stay on the devices; the host sends only the random draw of crops."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,18 @@ from fgvpl_jax.training.augmentation import crop_resize_flip
 from fgvpl_jax.training.mesh import replicated, split_rows
 
 DECODED_AHEAD = 64
-SIDE_STEP = 64  # canvases' sides are multiples of it, so that few draws need a new program
-CROPPED_AT_ONCE = 32  # by a device
-# Of each of these rows the canvas is copied once as bytes and once as float32, to be resized.
+SIDE_STEP = 64  # sides of canvases are multiples of it, so that few draws need a new program
+CROPPED_AT_ONCE = 32  # rows, on each device
+# Each of these rows copies its canvas once as bytes and once as float32 to resize it.
 COPIES = 5
-NOTHING = Crop((0, 0, 1, 1), False)  # of a row of padding
+NO_CROP = Crop((0, 0, 1, 1), False)  # crop of a row of padding
 
 
 class ResidentPhotos(NamedTuple):
-    """Photos as decoded, each in the upper left corner of a square that holds the largest.
+    """Decoded photos, each in the upper left corner of a square that fits the largest photo.
 
     Attributes:
-        canvases: On every device.
+        canvases: The squares, on every device.
         sizes: (width, height) of each photo.
     """
 
@@ -43,12 +43,12 @@ class ResidentPhotos(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """What a step reads in the place of pixels.
+    """The crops that a step reads instead of pixels.
 
     Attributes:
-        places: Of the photos; -1 for padding.
+        places: Places of the photos in the support set; -1 for padding.
         boxes: (left, top, right, bottom) in pixels.
-        flips: Whether left and right change places.
+        flips: True if left and right change places.
     """
 
     places: Int[Array | np.ndarray, "*b"]
@@ -58,10 +58,10 @@ class Crops(NamedTuple):
     def pixels(
         self, canvases: UInt8[Array, "s H H 3"], size: int, mesh: Mesh
     ) -> UInt8[Array, "b size size 3"]:
-        """The crops themselves, size × size; every device makes its rows' in parts."""
+        """Returns the pixels of the crops, size × size; every device crops its rows in parts."""
 
-        def of_device(crops, canvases):
-            def crop(row):
+        def of_device(crops: "Crops", canvases: Array) -> Array:
+            def crop(row: Any) -> Array:
                 return crop_resize_flip(canvases[row.places], row.boxes, row.flips, size)
 
             return jax.lax.map(crop, crops, batch_size=CROPPED_AT_ONCE)
@@ -76,9 +76,9 @@ class EpochDraw(NamedTuple):
     """All steps of an epoch, without pixels.
 
     Attributes:
-        crops: Of each step and row.
-        labels: 0 for padding.
-        weights: 0 for padding.
+        crops: Crop of each step and row.
+        labels: Class of each step and row; 0 for padding.
+        weights: 1 for a real image, 0 for padding.
     """
 
     crops: Crops
@@ -87,15 +87,15 @@ class EpochDraw(NamedTuple):
 
 
 def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
-    """Decodes all photos, on the host.
+    """Decodes all photos on the host.
 
     Args:
         split: The few-shot images.
-        max_bytes: Of all canvases together, and of the copies that are cropped at once.
+        max_bytes: Most memory for all canvases together and the copies that are cropped at once.
     Returns:
-        None as soon as the photos turn out to need more.
+        The photos; None as soon as they turn out to need more memory.
     Raises:
-        UnreadableImage: At the photo that cannot be decoded.
+        UnreadableImage: If a photo cannot be decoded.
     """
 
     def decode(place: int) -> Image.Image | UnreadableImage:
@@ -119,7 +119,7 @@ def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
 
 
 def bytes_needed(num_photos: int, side: int) -> int:
-    """Of canvases and of the copies that are cropped at once, on each device."""
+    """Returns the memory of canvases and of copies that are cropped at once, on each device."""
     return 3 * side**2 * (num_photos + COPIES * CROPPED_AT_ONCE)
 
 
@@ -132,21 +132,21 @@ def draw_epoch(
     epoch: int,
     num_rows: int,
 ) -> EpochDraw:
-    """The order and the crops that `train_batches` gives the same photos.
+    """Returns the order and the crops that `train_batches` draws for the same photos.
 
     Args:
         sizes: (width, height) of each photo.
         labels: Class of each photo.
-        batch_size: Images of every step; the last may have fewer.
-        seed: The run's.
-        epoch: Counting from 0.
-        num_rows: Rows that every step is padded to.
+        batch_size: Number of images in every step; the last step may have fewer.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        num_rows: Number of rows that every step is padded to.
     """
     rows = epoch_rows(len(sizes), batch_size, seed=seed, epoch=epoch, num_rows=num_rows)
 
     def crop_of(place: int) -> Crop:
         if place == PADDING:
-            return NOTHING
+            return NO_CROP
         width, height = sizes[place]
         return random_crop(width, height, image_generator(seed, epoch, place))
 
@@ -161,6 +161,6 @@ def draw_epoch(
     )
 
 
-def step_of(draw: EpochDraw, step: Int[Array, ""]) -> EpochDraw:
-    """One step's rows of an epoch."""
+def rows_of_step(draw: EpochDraw, step: Int[Array, ""]) -> EpochDraw:
+    """Returns the rows of one step of an epoch."""
     return jax.tree.map(lambda rows: jnp.take(rows, step, axis=0), draw)

@@ -1,7 +1,7 @@
-"""One optimisation step: what is differentiated, what is updated, what is donated."""
+"""One optimisation step: loss, gradients, update, and the programs that are compiled from it."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,14 +15,18 @@ from jaxtyping import Array, Float, Int, UInt8
 from fgvpl_jax.methods import Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.mesh import replicated, split_rows
-from fgvpl_jax.training.resident import Crops, EpochDraw, step_of
+from fgvpl_jax.training.resident import Crops, EpochDraw, rows_of_step
 from fgvpl_jax.variables import Frozen, Trainable
 
 Tree = TypeVar("Tree")
 
+# Number of model structures whose compiled programs stay in memory. A run needs one; a sweep of
+# many shapes in one process would otherwise keep the programs of all its cells.
+PROGRAMS_KEPT = 4
+
 
 class TrainState(NamedTuple):
-    """All that changes in training: the trainable variables and the optimizer's state."""
+    """Everything that a step changes: the trainable variables and the optimizer's state."""
 
     trainable: nnx.State
     optimizer: optax.OptState | None
@@ -32,12 +36,12 @@ class StepBatch(NamedTuple):
     """The part of a batch that goes to the device.
 
     Attributes:
-        inputs: uint8 [b, H, W, 3] or features [b, e], as the method reads, or what to crop out of
-            resident photos.
+        inputs: Pixels or features, whichever the method reads, or the crops to take of resident
+            photos.
         labels: True classes.
-        weights: 0 for padding.
-        places: In the support set and so in its cache; -1 for padding. None where no image needs
-            to know its own.
+        weights: 1 for a real image, 0 for padding.
+        places: Places in the support set, and so in its cache; -1 for padding. None if no image
+            needs its own place.
     """
 
     inputs: UInt8[Array | np.ndarray, "b H W 3"] | Float[Array | np.ndarray, "b e"] | Crops
@@ -47,7 +51,7 @@ class StepBatch(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Sums over the batch's real images, to be divided by `weight`."""
+    """Sums over the real images of a batch; divide them by `weight`."""
 
     loss: Float[Array | np.ndarray, ""]
     correct: Float[Array | np.ndarray, ""]
@@ -81,20 +85,20 @@ ResidentTrainStep = Callable[
 
 
 def split_model(model: Method) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Parts a model by variable type: (graphdef, trainable, frozen); another type is an error."""
+    """Splits a model by variable type: (graphdef, trainable, frozen); other types are errors."""
     return nnx.split(model, Trainable, Frozen)  # type: ignore[return-value]  # typed as variadic
 
 
 def weighted_loss(
     logits: Float[Array, "b k"], batch: StepBatch, total_weight: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, ""], StepMetrics]:
-    """Mean cross-entropy over the real images, and the sums behind it.
+    """Returns the mean cross-entropy over the real images, and the sums behind it.
 
     Args:
-        logits: One row an image.
+        logits: One row per image.
         batch: Labels and weights of the rows.
-        total_weight: What to divide by; None for these rows' own weight. With that of the whole
-            batch, losses and gradients of its parts add up to the whole's.
+        total_weight: Divisor of the mean; None for the weight of these rows. With the weight of
+            the whole batch, losses and gradients of its parts add up to those of the whole.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     weight = batch.weights.sum()
@@ -105,11 +109,11 @@ def weighted_loss(
 
 
 def own_places(model: Method, batch: StepBatch) -> dict[str, Any]:
-    """What keeps an image from matching itself in the cache, where the model wants that."""
+    """Returns the argument that keeps an image from matching itself, if the model wants it."""
     return {"own_places": batch.places} if model.leave_one_out else {}
 
 
-@cache
+@lru_cache(maxsize=PROGRAMS_KEPT)
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -120,21 +124,21 @@ def make_train_step(
 
     Args:
         graphdef: Structure of the model.
-        optimizer: Of the trainable variables.
+        optimizer: Optimizer of the trainable variables.
         mesh: Devices that the batch is split over.
-        num_passes: Parts of the batch that go through the model one after the other, to save
-            memory, and on a CPU time; see `BatchLayout`.
+        num_passes: Number of parts of the batch that go through the model one after the other, to
+            save memory, and on a CPU time; see `BatchLayout`.
     Returns:
-        step(state, frozen, support, choices, batch) -> (state, metrics). `support` is what the
-        method's logits take beside the features, `choices` their keyword arguments. `state` is
-        donated: use the returned one. Frozen variables are an argument, so the program holds no
-        weights as constants; only the trainable ones are differentiated.
+        step(state, frozen, support, choices, batch) -> (state, metrics). `support` is the visual
+        cache or None, `choices` are keyword arguments of the method's logits. `state` is donated:
+        use the returned one. Frozen variables are an argument, so the program holds no weights as
+        constants; only trainable variables are differentiated.
     """
     step = partial(optimisation_step, graphdef, optimizer, mesh, num_passes, lambda inputs: inputs)
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 
 
-@cache
+@lru_cache(maxsize=PROGRAMS_KEPT)
 def make_resident_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -142,34 +146,45 @@ def make_resident_train_step(
     num_passes: int,
     image_size: int,
 ) -> ResidentTrainStep:
-    """Compiles any number of an epoch's steps as one program, which makes its crops itself.
+    """Compiles any number of an epoch's steps as one program, which also crops the photos.
 
     Args:
         graphdef: Structure of the model.
-        optimizer: Of the trainable variables.
-        mesh: Devices that each step's rows are split over.
+        optimizer: Optimizer of the trainable variables.
+        mesh: Devices that the rows of each step are split over.
         num_passes: See `make_train_step`.
         image_size: Side of the crops in pixels.
     Returns:
-        steps(state, frozen, support, choices, canvases, draw, first, last) -> (state, metrics):
-        the steps from `first` up to, without it, `last` of an epoch; metrics are arrays over all
-        its steps, 0 where none was done. `state` is donated. Both bounds are traced.
+        steps(state, frozen, support, choices, canvases, draw, first, last) -> (state, metrics).
+        It does the steps from `first` to `last` - 1 of an epoch; metrics are arrays over all steps
+        of the epoch, 0 for steps that were not done. `state` is donated. Both bounds are traced.
     """
 
-    def train_steps(state, frozen, support, choices, canvases, draw, first, last):
-        def read(crops):
+    def train_steps(
+        state: TrainState,
+        frozen: nnx.State,
+        support: VisualCache | None,
+        choices: Mapping[str, Any],
+        canvases: UInt8[Array, "s H H 3"],
+        draw: EpochDraw,
+        first: Int[Array, ""],
+        last: Int[Array, ""],
+    ) -> tuple[TrainState, StepMetrics]:
+        def read(crops: Crops) -> Array:
             return crops.pixels(canvases, image_size, mesh)
 
-        def one(step, state):
+        def one(step: Int[Array, ""], state: TrainState) -> tuple[TrainState, StepMetrics]:
             crops, labels, weights = jax.lax.with_sharding_constraint(
-                step_of(draw, step), split_rows(mesh)
+                rows_of_step(draw, step), split_rows(mesh)
             )
             batch = StepBatch(crops, labels, weights, crops.places)
             return optimisation_step(
                 graphdef, optimizer, mesh, num_passes, read, state, frozen, support, choices, batch
             )
 
-        def add(step, carried):
+        def add(
+            step: Int[Array, ""], carried: tuple[TrainState, StepMetrics]
+        ) -> tuple[TrainState, StepMetrics]:
             state, metrics = carried
             state, of_step = one(step, state)
             return state, jax.tree.map(lambda column, x: column.at[step].set(x), metrics, of_step)
@@ -194,13 +209,16 @@ def optimisation_step(
     choices: Mapping[str, Any],
     batch: StepBatch,
 ) -> tuple[TrainState, StepMetrics]:
-    """The step itself, to be traced; `read` makes of a part's inputs what the model takes."""
+    """Does one step; must be called under jit.
+
+    `read` converts the inputs of a part of the batch to what the model takes.
+    """
     total_weight = batch.weights.sum()
 
-    def gradients_of(part):
+    def gradients_of(part: StepBatch) -> tuple[nnx.State, StepMetrics]:
         inputs = read(part.inputs)
 
-        def loss_of(trainable):
+        def loss_of(trainable: nnx.State) -> tuple[Float[Array, ""], StepMetrics]:
             model = nnx.merge(graphdef, trainable, frozen)
             logits = model(inputs, support, **choices, **own_places(model, part))
             return weighted_loss(logits, part, total_weight)
@@ -217,12 +235,12 @@ def optimisation_step(
 def sum_over_parts(
     function: Callable[[StepBatch], Tree], batch: StepBatch, mesh: Mesh, num_parts: int
 ) -> Tree:
-    """The sum of a function of each part, one part in memory at a time."""
+    """Returns the sum of a function over the parts of a batch, one part in memory at a time."""
     if num_parts == 1:
         return function(batch)
 
-    def part(rows):
-        # Every device keeps its rows: of each part it has as many.
+    def part(rows: Array) -> Array:
+        # Every device keeps its rows, and has equally many of each part.
         by_device = rows.reshape(mesh.size, num_parts, -1, *rows.shape[1:])
         parts = by_device.swapaxes(0, 1).reshape(num_parts, -1, *rows.shape[1:])
         return jax.lax.with_sharding_constraint(parts, split_rows(mesh, axis=1))
@@ -231,7 +249,7 @@ def sum_over_parts(
     shapes = jax.eval_shape(function, jax.tree.map(lambda rows: rows[0], parts))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
-    def add(total, part):
+    def add(total: Tree, part: StepBatch) -> tuple[Tree, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
 
     return jax.lax.scan(add, zeros, parts)[0]

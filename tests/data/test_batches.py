@@ -42,14 +42,14 @@ def by_image(epoch_batches):
     return {
         int(i): pixels
         for batch in epoch_batches
-        for i, pixels, w in zip(batch.indices, batch.images, batch.weights, strict=True)
+        for i, pixels, w in zip(batch.indices, batch.inputs, batch.weights, strict=True)
         if w
     }
 
 
 def test_an_epoch_shows_every_image_once_and_pads_the_last_batch(split):
     got = epoch(split)
-    assert [b.images.shape for b in got] == [(4, SIZE, SIZE, 3)] * 3
+    assert [b.inputs.shape for b in got] == [(4, SIZE, SIZE, 3)] * 3
     assert got[-1].weights.tolist() == [1, 1, 0, 0]
     assert got[-1].indices.tolist()[2:] == [-1, -1]
     seen = np.concatenate([b.indices[b.weights > 0] for b in got])
@@ -64,7 +64,7 @@ def test_seed_and_epoch_decide_everything(split, monkeypatch):
     monkeypatch.setattr(batches, "NUM_THREADS", 1)
     again = epoch(split)
     for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.inputs, b.inputs)
         np.testing.assert_array_equal(a.indices, b.indices)
     order = [b.indices.tolist() for b in first]
     assert order != [b.indices.tolist() for b in epoch(split, epoch=1)]
@@ -76,7 +76,7 @@ def test_an_epoch_that_was_begun_goes_on_with_the_batches_left(split, first_batc
     augment = random_crop_and_flip(SIZE)
     rest = list(train_batches(split, 4, augment=augment, seed=1, epoch=0, first_batch=first_batch))
     for a, b in zip(rest, epoch(split)[first_batch:], strict=True):
-        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.inputs, b.inputs)
         np.testing.assert_array_equal(a.indices, b.indices)
         np.testing.assert_array_equal(a.weights, b.weights)
 
@@ -91,7 +91,7 @@ def test_the_batch_size_changes_no_image(split):
 def test_evaluation_is_in_order_and_unaugmented(split):
     got = list(eval_batches(split, 4, transform=centre))
     assert np.concatenate([b.indices for b in got]).tolist() == [*range(10), -1, -1]
-    np.testing.assert_array_equal(got[1].images[1], centre(split.image(5)))
+    np.testing.assert_array_equal(got[1].inputs[1], centre(split.image(5)))
 
 
 def test_an_unreadable_image_is_named_or_raised(split):
@@ -112,7 +112,7 @@ def test_a_batch_of_nothing_readable_keeps_its_shape(split):
     """The compiled program must not see another shape."""
     for i in range(4, 8):
         split.path(i).write_bytes(b"")
-    shapes = {b.images.shape for b in eval_batches(split, 4, transform=centre)}
+    shapes = {b.inputs.shape for b in eval_batches(split, 4, transform=centre)}
     assert shapes == {(4, SIZE, SIZE, 3)}
 
 
@@ -160,7 +160,7 @@ def test_shares_of_training_batches_make_up_the_whole(split, count):
 
     whole = rows(Share())
     assert [b.weights.sum() for b in whole] == [4, 4, 2]
-    assert [len(b.images) for b in whole] == [12, 12, 12]
+    assert [len(b.inputs) for b in whole] == [12, 12, 12]
     parts = [rows(Share(number, count)) for number in range(count)]
     for all_rows, *shares in zip(whole, *parts, strict=True):
         for name in ("images", "labels", "weights", "indices"):
@@ -168,7 +168,7 @@ def test_shares_of_training_batches_make_up_the_whole(split, count):
             np.testing.assert_array_equal(together, getattr(all_rows, name))
     unpadded = epoch(split)
     for padded, plain in zip(whole, unpadded, strict=True):
-        np.testing.assert_array_equal(padded.images[:4], plain.images)
+        np.testing.assert_array_equal(padded.inputs[:4], plain.inputs)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -186,13 +186,13 @@ def test_shares_of_an_evaluation_make_up_the_whole(
             for share in (Share(number, count) for number in range(count))
         ]
         assert len({len(part) for part in parts}) == 1
-        assert {b.images.shape for part in parts for b in part} == {(4, SIZE, SIZE, 3)}
+        assert {b.inputs.shape for part in parts for b in part} == {(4, SIZE, SIZE, 3)}
         seen = {}
         for batch in (b for part in parts for b in part):
             real = batch.indices >= 0
             np.testing.assert_array_equal(real, batch.weights > 0)
             assert not set(batch.indices[real].tolist()) & seen.keys()
-            seen |= dict(zip(batch.indices[real].tolist(), batch.images[real], strict=True))
+            seen |= dict(zip(batch.indices[real].tolist(), batch.inputs[real], strict=True))
             np.testing.assert_array_equal(split.labels[batch.indices[real]], batch.labels[real])
         assert seen.keys() == set(range(num_images))
         for index, image in seen.items():

@@ -114,15 +114,15 @@ def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
     config.data.image_cache_dir = str(place / "cache")
     config.data.image_cache_gb = 1.0
     config.checkpoint_every_epochs = 1
-    original = loop.epoch_line
+    original = loop.epoch_metrics
 
     def interrupted(epoch, *args):
-        if epoch == 2:
+        if epoch == 3:
             raise KeyboardInterrupt
         return original(epoch, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "epoch_line", interrupted)
+        patch.setattr(loop, "epoch_metrics", interrupted)
         with pytest.raises(KeyboardInterrupt):
             experiment.train_and_evaluate(config, Workdir(place / "half"))
     experiment.train_and_evaluate(config, Workdir(place / "W"))

@@ -17,7 +17,6 @@ from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import loop
 from tests.tiny_clip import write_tiny_clip
 from tests.whole_runs import metrics, run, without_times
 
@@ -261,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
 
 def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.resident_gb = 0.0
-    original = loop.make_train_step
+    original = setup.make_train_step
 
     def broken(*args):
         step = original(*args)
@@ -274,7 +273,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
 
         return poisoned
 
-    monkeypatch.setattr(loop, "make_train_step", broken)
+    monkeypatch.setattr(setup, "make_train_step", broken)
     monkeypatch.setattr(jax, "transfer_guard", lambda _: nullcontext())
     message = r"is not finite at step 12 \(epoch 4\), .*; the checkpoint of epoch 2 is finite: "
     with pytest.raises(UserError, match=message):

@@ -99,18 +99,18 @@ def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
 
     # An interruption after epoch 3, whose last checkpoint is of epoch 2, and no test label known.
     relabel_test(np.zeros_like)
-    original = loop.epoch_line
+    original = loop.epoch_metrics
 
     def interrupted(epoch, *args):
-        if epoch == 3:
+        if epoch == 4:
             raise KeyboardInterrupt
         return original(epoch, *args)
 
     if trains:
-        monkeypatch.setattr(loop, "epoch_line", interrupted)
+        monkeypatch.setattr(loop, "epoch_metrics", interrupted)
         with pytest.raises(KeyboardInterrupt):
             experiment.train_and_evaluate(tiny_config, cut)
-        monkeypatch.setattr(loop, "epoch_line", original)
+        monkeypatch.setattr(loop, "epoch_metrics", original)
     resumed = experiment.train_and_evaluate(tiny_config, cut)
     assert without_final_score(resumed) == without_final_score(results)
     assert losses(cut.path) == losses(whole.path)

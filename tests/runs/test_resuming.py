@@ -11,8 +11,7 @@ from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.interruption import Interrupted, handling_signals
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import CacheBuilder, inputs
-from fgvpl_jax.training import epochs as steps
+from fgvpl_jax.training import VisualCacheBuilder, batch_sources, inputs
 from tests.whole_runs import metrics, run, without_times
 
 
@@ -25,7 +24,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     tiny_config.cache_refresh = cache_refresh
     tiny_config.data.resident_gb = resident_gb
     whole = run(tiny_config, tmp_path / "whole")
-    module, name = (steps, "draw_epoch") if resident_gb else (inputs, "train_batches")
+    module, name = (batch_sources, "draw_epoch") if resident_gb else (inputs, "train_batches")
     original = getattr(module, name)
 
     def interrupted(*args, epoch, **kwargs):
@@ -70,7 +69,7 @@ def signal_after_spans(number):
 
 def signal_at_cache(number):
     """Wraps the cache builder: SIGTERM when the cache of an epoch is built."""
-    original = CacheBuilder.__call__
+    original = VisualCacheBuilder.__call__
     calls = []
 
     def build(*args):
@@ -92,15 +91,15 @@ def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
     tiny_config.cache_refresh = cache_refresh
     tiny_config.data.resident_gb = resident_gb
     whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(steps, "SPAN_SECONDS", 0.0)
-    monkeypatch.setattr(steps, "slowest", signal_after_spans(8))
+    monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 0.0)
+    monkeypatch.setattr(batch_sources, "slowest", signal_after_spans(8))
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
     monkeypatch.undo()
     assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps and 2 steps
     assert [line["epoch"] for line in metrics(tmp_path / "cut")] == [1, 2]
     resumed = run(tiny_config, tmp_path / "cut")
-    assert "going on after epoch 2 and 2 steps of 4" in capsys.readouterr().out
+    assert "resuming after epoch 2 and 2 steps of 4" in capsys.readouterr().out
     assert without_times(resumed) == without_times(whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
@@ -109,7 +108,7 @@ def test_a_signal_amid_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, 
     tiny_config.data.resident_gb = 0.0
     tiny_config.batch_size = 2  # six steps an epoch, in spans of 1, 2 and 3
     whole = run(tiny_config, tmp_path / "whole")
-    monkeypatch.setattr(steps, "SPAN_SECONDS", 60.0)
+    monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 60.0)
     monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(0, place=2))
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
@@ -123,7 +122,7 @@ def test_a_run_terminated_while_its_cache_is_built_has_lost_no_epoch(
     finished, tmp_path, monkeypatch
 ):
     config, path, results = finished
-    monkeypatch.setattr(CacheBuilder, "__call__", signal_at_cache(3))
+    monkeypatch.setattr(VisualCacheBuilder, "__call__", signal_at_cache(3))
     with pytest.raises(Interrupted), handling_signals():
         run(config, tmp_path / "W")
     monkeypatch.undo()
@@ -184,7 +183,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gone_on_from(
     assert without_times(run(config, tmp_path / "W")) == without_times(results)
     captured = capsys.readouterr()
     assert "the checkpoint of step 12" in captured.err
-    assert "going on after epoch 2 of 4" in captured.out
+    assert "resuming after epoch 2 of 4" in captured.out
     assert metrics(tmp_path / "W") == metrics(path)
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbone
-from fgvpl_jax.training.checkpoints import KEEP_LAST, Position
+from fgvpl_jax.training.checkpoints import KEEP_LAST, Progress
 from fgvpl_jax.training.train_step import StepMetrics
 from fgvpl_jax.variables import Trainable
 
@@ -36,7 +36,7 @@ def state_of(seed):
 def saved(directory, steps, to_train=True):
     with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state_of(step), Position(step))
+            checkpoints.save(step, Progress(state_of(step), step))
 
 
 def restored(directory, *, to_train=True):
@@ -53,18 +53,18 @@ def test_an_unfinished_epoch_comes_back_to_the_last_bit(tmp_path):
     steps = [StepMetrics(*np.float32([0.1, 2, 4])), StepMetrics(*np.float32([1 / 3, 3, 4]))]
     start = state_of(5).trainable
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
-        checkpoints.save(8, state_of(1), Position(3, steps, 1.25), start)
-    state, position, epoch_start = restored(tmp_path)
-    assert_same(state, state_of(1))
-    assert_same(epoch_start, start)
-    assert (position.epoch, position.seconds) == (3, 1.25)
-    assert position.steps == steps
+        checkpoints.save(8, Progress(state_of(1), 3, steps, 1.25, start))
+    progress = restored(tmp_path)
+    assert_same(progress.state, state_of(1))
+    assert_same(progress.epoch_start, start)
+    assert (progress.epoch, progress.seconds) == (3, 1.25)
+    assert progress.steps == steps
 
 
 def test_a_state_without_anything_to_train_is_kept(tmp_path):
     empty = TrainState(nnx.State({}), None)
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
-        checkpoints.save(0, empty, Position())
+        checkpoints.save(0, Progress(empty))
     with Checkpoints(tmp_path, PROVENANCE) as checkpoints:
         assert checkpoints.latest_epoch == 0
         assert not jax.tree.leaves(checkpoints.restore(empty).state)
@@ -74,7 +74,7 @@ def test_memory_that_the_next_step_takes_is_not_saved(tmp_path):
     state = state_of(1)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
-        checkpoints.save(1, state, Position(1))
+        checkpoints.save(1, Progress(state, 1))
         overwrite(state)
     assert_same(restored(tmp_path).state, state_of(1))
 
@@ -84,7 +84,7 @@ def test_the_last_ones_stay(tmp_path):
     names = {int(folder.name) for folder in tmp_path.iterdir()}
     assert names == {5 - i for i in range(KEEP_LAST)}
     saved(tmp_path, [5])  # nothing new
-    assert restored(tmp_path).position.epoch == 5
+    assert restored(tmp_path).epoch == 5
 
 
 def files_of(folder):
@@ -132,7 +132,7 @@ def test_what_a_checkpoint_says_of_itself_may_be_damaged(two, tmp_path, key, ste
     shutil.copytree(two, tmp_path / "c")
     file = tmp_path / "c" / step / "_CHECKPOINT_METADATA"
     file.write_bytes(file.read_bytes().replace(key, key[:-1] + b"x"))
-    assert restored(tmp_path / "c").position.epoch == (1 if step == "2" else 2)
+    assert restored(tmp_path / "c").epoch == (1 if step == "2" else 2)
 
 
 def test_arrays_changed_under_valid_checksums_are_noticed(two, tmp_path, capsys):
@@ -159,9 +159,9 @@ def test_what_a_kill_left_unfinished_is_removed_by_who_trains(two, tmp_path):
     shutil.copytree(two, tmp_path / "c")
     unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
     shutil.copytree(two / "2", unfinished)
-    assert restored(tmp_path / "c", to_train=False).position.epoch == 2
+    assert restored(tmp_path / "c", to_train=False).epoch == 2
     assert unfinished.exists()  # perhaps of a run that is at work
-    assert restored(tmp_path / "c").position.epoch == 2
+    assert restored(tmp_path / "c").epoch == 2
     assert not unfinished.exists()
 
 
@@ -174,7 +174,7 @@ def test_a_disk_without_room_is_told_of(two, tmp_path):
             saved(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert restored(tmp_path / "c").position.epoch == 2
+    assert restored(tmp_path / "c").epoch == 2
 
 
 def test_a_clock_that_jumps_in_the_midst_of_a_save_loses_no_checkpoint(two, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_a_clock_that_jumps_in_the_midst_of_a_save_loses_no_checkpoint(two, tmp_
     with pytest.raises(UserError, match=r"cannot be written .*imed out after"):
         saved(tmp_path / "c", [3])
     monkeypatch.undo()
-    assert restored(tmp_path / "c").position.epoch == 2
+    assert restored(tmp_path / "c").epoch == 2
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):
@@ -192,7 +192,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
     state.trainable["kernel"][...] = state.trainable["kernel"][...].at[2, 3].set(jnp.nan)
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
         with pytest.raises(FloatingPointError, match="kernel"):
-            checkpoints.save(1, state, Position(1))
+            checkpoints.save(1, Progress(state, 1))
         assert checkpoints.latest_step is None
     assert not list(tmp_path.iterdir())
 

@@ -59,7 +59,7 @@ def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photo
                 for name in ("labels", "weights", "indices"):
                     np.testing.assert_array_equal(getattr(batch, name), getattr(of_pixels, name))
                 real = batch.weights > 0
-                expected = features_of(clip, of_pixels.images)[real]
+                expected = features_of(clip, of_pixels.inputs)[real]
                 np.testing.assert_allclose(batch.inputs[real], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -11,8 +11,8 @@ from fgvpl_jax.methods.clip_lora import ClipLoRA
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
-from fgvpl_jax.training import loop
-from fgvpl_jax.training.loop import images_in_a_pass
+from fgvpl_jax.training import setup
+from fgvpl_jax.training.microbatches import default_microbatch
 from tests.whole_runs import metrics, run
 
 
@@ -37,7 +37,7 @@ def untrained(method, grid=(14, 14)):
     ("grid", "images"), [((7, 7), 8), ((14, 14), 2), ((16, 16), 2), ((24, 24), 1)]
 )
 def test_a_cpu_takes_the_images_that_its_caches_hold(method, grid, images):
-    assert images_in_a_pass(untrained(method, grid), devices("cpu"), 1600) == images
+    assert default_microbatch(untrained(method, grid), devices("cpu"), 1600) == images
 
 
 @pytest.mark.parametrize(
@@ -51,26 +51,26 @@ def test_a_cpu_takes_the_images_that_its_caches_hold(method, grid, images):
     ],
 )
 def test_a_batch_stays_whole_where_parts_would_cost(method, platform, number, num_support):
-    assert images_in_a_pass(untrained(method), devices(platform, number), num_support) == 0
+    assert default_microbatch(untrained(method), devices(platform, number), num_support) == 0
 
 
-def test_a_method_without_a_cache_minds_no_number_of_photos():
-    assert images_in_a_pass(untrained(FVP), devices("cpu"), 16_000) == 2
+def test_a_method_without_a_cache_takes_any_number_of_photos():
+    assert default_microbatch(untrained(FVP), devices("cpu"), 16_000) == 2
 
 
 @pytest.mark.parametrize("resident_gb", [1.0, 0.0])
 def test_parts_that_do_not_divide_the_batch_train_the_same(
     tiny_config, tmp_path, monkeypatch, resident_gb
 ):
-    monkeypatch.setattr(loop, "images_in_a_pass", lambda *_: 2)
+    monkeypatch.setattr(setup, "default_microbatch", lambda *_: 2)
     layouts = []
-    layout_of = loop.batch_layout
+    layout_of = setup.batch_layout
 
     def remembered(*arguments):
         layouts.append(layout_of(*arguments))
         return layouts[-1]
 
-    monkeypatch.setattr(loop, "batch_layout", remembered)
+    monkeypatch.setattr(setup, "batch_layout", remembered)
     tiny_config.epochs, tiny_config.batch_size = 1, 5
     tiny_config.data.resident_gb = resident_gb
     results = []

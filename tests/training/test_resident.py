@@ -17,14 +17,15 @@ from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.training import (
     PixelInputs,
     TrainState,
+    batch_sources,
     data_mesh,
     make_train_step,
     replicate,
     split_model,
 )
-from fgvpl_jax.training import epochs as steps_module
 from fgvpl_jax.training import resident as resident_module
-from fgvpl_jax.training.epochs import HostSteps, ResidentSteps
+from fgvpl_jax.training.batch_sources import HostBatches, Pace, ResidentBatches
+from fgvpl_jax.training.loop import run_spans
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
 from fgvpl_jax.training.train_step import StepBatch, make_resident_train_step
@@ -86,7 +87,7 @@ def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
         np.testing.assert_array_equal(weights, batch.weights)
         pixels = pixels_of(crops, resident, clip)
         real = batch.weights > 0
-        difference = np.abs(np.asarray(pixels, int) - batch.images)[real]
+        difference = np.abs(np.asarray(pixels, int) - batch.inputs)[real]
         assert difference.max() <= 1
     assert step == 1
 
@@ -115,6 +116,11 @@ def new_state(mesh, trainable, optimizer):
     return replicate(mesh, TrainState(copied, optimizer.init(copied)))
 
 
+def spans_of(source, state, frozen, pace, num_steps):
+    calls = source.epoch(EPOCH, 0, pace)
+    return list(run_spans(source, calls, state, frozen, None, {}, pace, num_steps))
+
+
 def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monkeypatch):
     graphdef, trainable, frozen = parts
     mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
@@ -129,13 +135,14 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
 
     program = make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size)
     for seconds, spans in ((0.0, [1, 1]), (60.0, [2])):
-        monkeypatch.setattr(steps_module, "SPAN_SECONDS", seconds)
-        steps = ResidentSteps(
+        monkeypatch.setattr(batch_sources, "SPAN_SECONDS", seconds)
+        source = ResidentBatches(
             program, resident, photos.labels, BATCH, batch_layout(mesh, BATCH, 0), SEED, mesh
         )
-        steps._pace.num_steps = 2 if seconds else 1
-        run = steps.epoch(EPOCH, 0)
-        yielded = list(run(new_state(mesh, trainable, optimizer), frozen, None, {}))
+        pace = Pace()
+        pace.num_steps = 2 if seconds else 1
+        start = new_state(mesh, trainable, optimizer)
+        yielded = spans_of(source, start, frozen, pace, 2)
         after, found = yielded[-1][0], [row for _, rows in yielded for row in rows]
         assert [len(rows) for _, rows in yielded] == spans
         np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -158,10 +165,10 @@ def test_batches_from_the_host_come_in_spans_of_single_steps(
         state, metrics = single(state, frozen, None, {}, StepBatch(*batch[:3], batch.indices))
         expected.append(metrics)
 
-    monkeypatch.setattr(steps_module, "SPAN_SECONDS", seconds)
-    steps = HostSteps(single, inputs, photos, 1, batch_layout(mesh, 1, 0), mesh)
-    run = steps.epoch(EPOCH, 0)
-    yielded = list(run(new_state(mesh, trainable, optimizer), frozen, None, {}))
+    monkeypatch.setattr(batch_sources, "SPAN_SECONDS", seconds)
+    source = HostBatches(single, inputs, photos, 1, batch_layout(mesh, 1, 0), mesh)
+    start = new_state(mesh, trainable, optimizer)
+    yielded = spans_of(source, start, frozen, Pace(), len(photos))
     assert [len(rows) for _, rows in yielded] == spans
     np.testing.assert_array_equal([row for _, rows in yielded for row in rows], expected)
     for ours, theirs in zip(
@@ -184,7 +191,7 @@ class WatchedMetric:
         return np.zeros((), dtype)
 
 
-def test_two_batches_from_the_host_lie_on_the_devices_at_most(photos, clip, monkeypatch):
+def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monkeypatch):
     events, numbers = [], itertools.count()
 
     def send(mesh, batch):
@@ -194,13 +201,14 @@ def test_two_batches_from_the_host_lie_on_the_devices_at_most(photos, clip, monk
     def step(state, frozen, cache, choices, batch):
         return state, WatchedMetric(next(numbers), events)
 
-    monkeypatch.setattr(steps_module, "split_batch", send)
+    monkeypatch.setattr(batch_sources, "split_batch", send)
     mesh = data_mesh()
-    steps = HostSteps(
+    source = HostBatches(
         step, PixelInputs(clip, SEED, None), photos, 1, batch_layout(mesh, 1, 0), mesh
     )
-    steps._pace.num_steps = len(photos)
-    list(steps.epoch(EPOCH, 0)({}, None, None, {}))
+    pace = Pace()
+    pace.num_steps = len(photos)
+    spans_of(source, {}, None, pace, len(photos))
     between = [event for n in range(4) for event in (f"waited for {n}", "sent")]
     assert events == ["sent", "sent", *between, "waited for 4"]
 

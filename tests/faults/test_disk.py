@@ -109,7 +109,7 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
         assert right
         return
     same = code_after == 0 and outcome_of(free / "W") == undisturbed.outcome
-    kept = not begun or "going on after epoch" in log_after
+    kept = not begun or "resuming after epoch" in log_after
     right = code == 2 and len(error_lines(log)) == 1 and same and kept
     count(
         "disk of the run full",

@@ -193,7 +193,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(
     assert [code for _, code in ends] == [143, 143], ends
     assert not (tmp_path / "cut" / "results.json").exists()
     outputs = finish(start(arguments, tmp_path / "cut", devices=2, processes=2))
-    assert "going on after epoch" in outputs[0]
+    assert "resuming after epoch" in outputs[0]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     cut, whole = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole")
@@ -249,7 +249,7 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed,
     assert not (workdir / "results.json").exists()
     done = len(losses(workdir))
     outputs = finish(start(arguments, workdir, devices=2, processes=2))
-    assert "going on after epoch" in outputs[0]
+    assert "resuming after epoch" in outputs[0]
     assert 0 < done < 20 == len(losses(workdir))
     assert (workdir / "results.json").exists()
 
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_removed_once_all_processes_have_read_it(argumen
     jobs = start(arguments, workdir, devices=2, processes=2)
     (out, err), (_, other_err) = (job.communicate(timeout=LONGEST_SECONDS) for job in jobs)
     assert [job.returncode for job in jobs] == [0, 0], (err, other_err)
-    assert "going on after epoch 2 of 4" in out
+    assert "resuming after epoch 2 of 4" in out
     assert [text.count("is damaged") for text in (err, other_err)] == [1, 0]
     again = json.loads((workdir / "results.json").read_text())
     assert losses(workdir) == expected

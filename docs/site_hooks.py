@@ -1,4 +1,4 @@
-"""What the site needs beyond the pages as they are read in the repository."""
+"""MkDocs hooks: adapt the pages, which are written for the repository, to the site."""
 
 import html
 import re
@@ -11,11 +11,11 @@ BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTA
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Names of source files, which the site has not, instead of links to them."""
+    """Replaces links to files outside docs/, which the site does not have, by their text."""
     return SOURCE_LINK.sub(r"\1", markdown)
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Equations as MathML, which browsers draw without a script."""
+    """Converts equations to MathML, which browsers render without a script."""
     content = INLINE.sub(lambda found: convert(html.unescape(found[1])), content)
     return BLOCK.sub(lambda found: convert(html.unescape(found[1]), display="block"), content)

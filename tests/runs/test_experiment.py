@@ -17,6 +17,7 @@ from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import setup
 from tests.tiny_clip import write_tiny_clip
 from tests.whole_runs import metrics, run, without_times
 
@@ -251,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
     tiny_config.learning_rate = 1e30
     message = (
         r"the loss is (nan|inf) at step 2 \(epoch 1\), where the learning rate is 9\.83e\+29; "
-        r"no checkpoint is there yet: .*lower --config\.learning_rate"
+        r"there is no checkpoint yet: .*lower learning_rate"
     )
     with pytest.raises(UserError, match=message):
         run(tiny_config, tmp_path / "W")

@@ -117,12 +117,12 @@ def test_damage_anywhere_is_noticed_or_without_effect(two, tmp_path, capsys, dam
         copy = tmp_path / str(number)
         shutil.copytree(two, copy)
         damage(files_of(copy / "2")[number], rng)
-        state, position, _ = restored(copy)
+        progress = restored(copy)
         told = "step 2" in capsys.readouterr().err
         noticed += told
-        assert position.epoch == (1 if told else 2)
+        assert progress.epoch == (1 if told else 2)
         assert (copy / "2").exists() != told
-        assert_same(state, state_of(position.epoch))
+        assert_same(progress.state, state_of(progress.epoch))
     assert noticed > 3
 
 
@@ -170,7 +170,9 @@ def test_a_disk_without_room_is_told_of(two, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot be written [^{]*File too large[^{]*: make"):
+        with pytest.raises(
+            UserError, match=r"cannot be written [^{]*File too large[^{]*: free"
+        ):
             saved(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -28,7 +28,7 @@ from fgvpl_jax.training.batch_sources import HostBatches, Pace, ResidentBatches
 from fgvpl_jax.training.loop import run_spans
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
-from fgvpl_jax.training.train_step import StepBatch, make_resident_train_step
+from fgvpl_jax.training.train_step import StepBatch, StepMetrics, make_resident_train_step
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
@@ -199,7 +199,7 @@ def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monk
         return batch
 
     def step(state, frozen, cache, choices, batch):
-        return state, WatchedMetric(next(numbers), events)
+        return state, StepMetrics(WatchedMetric(next(numbers), events), 0.0, 0.0)
 
     monkeypatch.setattr(batch_sources, "split_batch", send)
     mesh = data_mesh()
@@ -208,7 +208,7 @@ def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monk
     )
     pace = Pace()
     pace.num_steps = len(photos)
-    spans_of(source, {}, None, pace, len(photos))
+    spans_of(source, TrainState(nnx.State({}), None), nnx.State({}), pace, len(photos))
     between = [event for n in range(4) for event in (f"waited for {n}", "sent")]
     assert events == ["sent", "sent", *between, "waited for 4"]
 

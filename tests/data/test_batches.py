@@ -163,7 +163,7 @@ def test_shares_of_training_batches_make_up_the_whole(split, count):
     assert [len(b.inputs) for b in whole] == [12, 12, 12]
     parts = [rows(Share(number, count)) for number in range(count)]
     for all_rows, *shares in zip(whole, *parts, strict=True):
-        for name in ("images", "labels", "weights", "indices"):
+        for name in ("inputs", "labels", "weights", "indices"):
             together = np.concatenate([getattr(share, name) for share in shares])
             np.testing.assert_array_equal(together, getattr(all_rows, name))
     unpadded = epoch(split)

@@ -45,7 +45,7 @@ EpochCallback = Callable[[EpochMetrics, nnx.State], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same in all epochs of one training.
+    """Settings and objects that do not change during one training.
 
     Attributes:
         config: Settings of the run.
@@ -134,57 +134,82 @@ def run_epochs(
     """Runs all epochs that are left; a signal ends them after the steps that are running.
 
     Args:
-        job: What stays the same.
-        progress: How far training is.
+        job: Settings and objects that do not change during training.
+        progress: State and position that training starts from.
         cache: Visual cache built before training; None if it is built for every epoch.
         on_epoch: Called after every epoch.
     Returns:
         The state after the last epoch.
     """
-    config, pace, stopping = job.config, Pace(), False
-    refresh_cache = job.build_cache is not None and config.cache_refresh == "epoch"
+    pace, stopping = Pace(), False
     with interruption.deferred():
-        while progress.epoch < config.epochs and not stopping:
+        while progress.epoch < job.config.epochs and not stopping:
             started = time.monotonic() - progress.seconds
-            if refresh_cache and progress.epoch_start is None:
-                # A copy, because steps give the state's memory away, and a run that is resumed
-                # within the epoch needs the cache that the epoch began with.
-                start = jax.tree.map(jnp.copy, progress.state.trainable)
-                progress = replace(progress, epoch_start=start)
+            progress = with_epoch_start(job, progress)
             try:
                 with stoppable():
-                    if job.build_cache is not None and progress.epoch_start is not None:
+                    if progress.epoch_start is not None and job.build_cache is not None:
                         cache = job.build_cache(progress.epoch_start, job.frozen)
                     calls = job.source.epoch(progress.epoch, len(progress.steps), pace)
             except interruption.Interrupted:
                 save(job, progress)
                 raise
-            spans = run_spans(
-                job.source,
-                calls,
-                progress.state,
-                job.frozen,
-                cache,
-                job.choices,
-                pace,
-                job.steps_per_epoch,
-            )
-            for state, steps in spans:
-                progress = replace(progress, state=state, steps=[*progress.steps, *steps])
-                # A signal that comes later is for the next span: all processes must agree.
-                stopping = agree_to_stop()
-                if stopping:
-                    break
+            progress, stopping = run_epoch(job, progress, cache, calls, pace)
             progress = replace(progress, seconds=time.monotonic() - started)
             check_losses(job, progress)
             if len(progress.steps) == job.steps_per_epoch:
                 progress = finish_epoch(job, progress, on_epoch)
-                due = progress.epoch % config.checkpoint_every_epochs == 0
-                if due or progress.epoch == config.epochs or stopping:
-                    save(job, progress)
-            else:
+            if stopping or is_checkpoint_due(job.config, progress.epoch):
                 save(job, progress)
     return progress.state
+
+
+def with_epoch_start(job: Job, progress: Progress) -> Progress:
+    """Keeps the parameters that an epoch begins with, if its visual cache is built from them.
+
+    They are a copy, because steps give the state's memory away, and a run that is resumed within
+    the epoch must build the same cache.
+    """
+    refreshes = job.build_cache is not None and job.config.cache_refresh == "epoch"
+    if not refreshes or progress.epoch_start is not None:
+        return progress
+    return replace(progress, epoch_start=jax.tree.map(jnp.copy, progress.state.trainable))
+
+
+def run_epoch(
+    job: Job,
+    progress: Progress,
+    cache: VisualCache | None,
+    calls: Iterator[StepCall],
+    pace: Pace,
+) -> tuple[Progress, bool]:
+    """Runs the remaining steps of an epoch.
+
+    Returns:
+        The progress, and whether a signal ended the epoch early or after its last step.
+    """
+    stopping = False
+    for state, steps in run_spans(
+        job.source,
+        calls,
+        progress.state,
+        job.frozen,
+        cache,
+        job.choices,
+        pace,
+        job.steps_per_epoch,
+    ):
+        progress = replace(progress, state=state, steps=[*progress.steps, *steps])
+        # A signal that comes later is for the next span: all processes must agree.
+        stopping = agree_to_stop()
+        if stopping:
+            break
+    return progress, stopping
+
+
+def is_checkpoint_due(config: ConfigDict, epoch: int) -> bool:
+    """Returns whether a checkpoint is written after so many whole epochs."""
+    return epoch == config.epochs or epoch % config.checkpoint_every_epochs == 0
 
 
 def run_spans(
@@ -201,7 +226,7 @@ def run_spans(
 
     Args:
         source: Its program does the steps.
-        calls: What is left of the epoch, from `source.epoch`.
+        calls: Remaining calls of the epoch, from `source.epoch`.
         state: Trainable variables and optimizer state; donated.
         frozen: Frozen variables.
         cache: Visual cache; None for a method without one.

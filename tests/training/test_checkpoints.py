@@ -170,9 +170,7 @@ def test_a_disk_without_room_is_told_of(two, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(
-            UserError, match=r"cannot be written [^{]*File too large[^{]*: free"
-        ):
+        with pytest.raises(UserError, match=r"cannot be written [^{]*File too large[^{]*: free"):
             saved(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -41,11 +41,13 @@ def load_coop(
     """
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise UserError(f"there is no folder {root}: set --config.data.root to where the data is")
+        raise UserError(
+            f"there is no folder {root}: set data.root to the folder that holds the benchmarks"
+        )
     file, images = base / split_file, base / image_dir
     if not images.is_dir():
         raise UserError(
-            f"{images} is missing: --config.data.root={root} must hold the images in {image_dir}"
+            f"{images} is missing: data.root is {root}, which must hold the images in {image_dir}"
         )
     if file.is_file():
         class_names, parts = read_split_file(file)
@@ -55,7 +57,7 @@ def load_coop(
         named_by, described = file, f"split file {split_file}"
     elif benchmark is None or split_file not in ("", benchmark.split_file):
         raise UserError(
-            f"{file} is missing: set --config.data.split_file to a split file below data.root"
+            f"{file} is missing: set data.split_file to the path of a split file below data.root"
         )
     else:
         named_by = base / PurePosixPath(image_dir).parts[0]

@@ -61,11 +61,12 @@ def draw_few_shot(
         if len(order) < fewest
     ]
     if short:
-        mend = "remove the class, or " if fewest == 1 else "lower --config.shots, set "
-        mend += "add some" if fewest == 1 else "--config.allow_fewer=True, or add some"
+        remedy = "remove the class, or add some"
+        if fewest > 1:
+            remedy = "lower shots, set allow_fewer to True, or add some"
         raise UserError(
             f"fewer than {fewest} training images in {len(short)} of {num_classes} classes: "
-            f"{', '.join(short[:5])}: {mend}"
+            f"{', '.join(short[:5])}: {remedy}"
         )
     most = MOST_VALIDATION_SHOTS if shots is None else min(shots, MOST_VALIDATION_SHOTS)
     support = dataset.train.select([i for order in orders for i in order[:shots]])

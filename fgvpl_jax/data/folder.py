@@ -37,7 +37,9 @@ def load_folder(root: str) -> Dataset:
     """
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise UserError(f"there is no folder {root}: set --config.data.root to your photos")
+        raise UserError(
+            f"there is no folder {root}: set data.root to the folder that holds your photos"
+        )
     warn_of_loose_photos(base)
     splits = split_folders(base)
     if not splits:

@@ -182,9 +182,9 @@ class CacheEntry:
                 failed = True
                 _remove(partial)  # at once: others may need the space
                 logging.warning(
-                    "the image cache in %s cannot keep %d images (%s): they are made anew each "
-                    "time; free some space, or change --config.data.image_cache_gb or "
-                    "--config.data.image_cache_dir",
+                    "the image cache in %s cannot keep %d images (%s), so they are computed again "
+                    "each time: free some space, or change data.image_cache_gb or "
+                    "data.image_cache_dir",
                     self.cache.folder,
                     self.length,
                     error.strerror or error,

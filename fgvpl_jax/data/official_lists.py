@@ -176,8 +176,8 @@ def check_class_names(found: Sequence[str], expected: Sequence[str], named_by: P
         if theirs != ours:
             raise UserError(
                 f"{named_by} calls class {label} {theirs!r}, the benchmark {ours!r} "
-                f"({len(found)} and {len(expected)} classes): take the benchmark's own file, or "
-                "check --config"
+                f"({len(found)} and {len(expected)} classes): use the benchmark's own file, or "
+                "the config of the benchmark that the file belongs to"
             )
 
 

@@ -86,7 +86,7 @@ def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
     examples = benchmark.tfds
     if examples is None:
         raise UserError(
-            f"TFDS has no photos of {benchmark.name}: use --config.data.source=coop, see "
+            f"TFDS has no photos of {benchmark.name}: set data.source to 'coop' and see "
             "docs/datasets.md"
         )
     base = Path(root).expanduser()
@@ -101,7 +101,7 @@ def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
         described = f"split file {split_file}"
     elif split_file not in ("", benchmark.split_file) and not file.is_file():
         raise UserError(
-            f"{file} is missing: set --config.data.split_file to a split file below data.root"
+            f"{file} is missing: set data.split_file to the path of a split file below data.root"
         )
     else:
         parts, described = benchmark.protocol.split(index.parts, str(place))

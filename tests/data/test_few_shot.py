@@ -63,7 +63,7 @@ def test_without_leftovers_there_is_no_validation():
 
 
 def test_classes_with_too_few_images_are_named():
-    with pytest.raises(UserError, match=r"1 of 3 classes: dog \(2\).*--config\.allow_fewer=True"):
+    with pytest.raises(UserError, match=r"1 of 3 classes: dog \(2\).*set allow_fewer to True"):
         draw_few_shot(dataset([5, 2, 5]), 4, 0)
     few = draw_few_shot(dataset([5, 2, 5]), 4, 0, allow_fewer=True)
     assert np.bincount(few.support.labels).tolist() == [4, 2, 4]

@@ -83,11 +83,11 @@ def test_contradictions_in_a_split_file_are_named(coop, splits, message):
 def test_missing_places_are_named(coop):
     root, rows = coop
     where = write(root, rows)
-    with pytest.raises(UserError, match="there is no folder /none"):
+    with pytest.raises(UserError, match=r"there is no folder /none: set data\.root to"):
         load_coop("/none", *where[1:])
-    with pytest.raises(UserError, match=r"other\.json is missing"):
+    with pytest.raises(UserError, match=r"other\.json is missing: set data\.split_file"):
         load_coop(where[0], "set/other.json", where[2])
-    with pytest.raises(UserError, match=r"pictures is missing"):
+    with pytest.raises(UserError, match=r"pictures is missing: data\.root is"):
         load_coop(where[0], where[1], "set/pictures")
     (root / "set" / "split.json").write_text("[")
     with pytest.raises(UserError, match="not a CoOp split file"):
@@ -261,7 +261,7 @@ def test_folders_that_make_no_sense_are_explained(tmp_path, keys, message):
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(UserError, match="there is no folder /none"):
+    with pytest.raises(UserError, match=r"there is no folder /none: set data\.root to"):
         load_folder("/none")
 
 

@@ -70,7 +70,7 @@ def test_classes_outside_the_protocol_are_left_out():
 
 
 def test_strange_names_are_named():
-    with pytest.raises(UserError, match=r"'Swamp' is no class of eurosat: it has 10"):
+    with pytest.raises(UserError, match=r"'Swamp' is not a class of eurosat, which has 10 classes"):
         benchmark_named("eurosat").label_of("Swamp")
     with pytest.raises(UserError, match="benchmark is 'mnist'"):
         benchmark_named("mnist")

@@ -103,7 +103,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_what_is_no_file_or_too_large_a_one_is_not_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")  # reading it would wait without end
-    with pytest.raises(UnreadableImage, match="pipe: not a plain file"):
+    with pytest.raises(UnreadableImage, match="pipe: not a regular file"):
         decode_image(tmp_path / "pipe")
     photo().save(tmp_path / "big.png")
     monkeypatch.setattr("fgvpl_jax.data.images.MOST_BYTES", 20)

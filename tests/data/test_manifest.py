@@ -62,7 +62,7 @@ def test_a_class_may_be_spelled_with_spaces_or_underscores(photos):
 def test_blank_lines_are_counted(photos):
     rows = [json.dumps({"path": "a 1.png", "label": "x"}), "", json.dumps({"path": "c.png"})]
     (photos / "list.jsonl").write_text("\n".join(rows))
-    with pytest.raises(UserError, match="line 3: needs"):
+    with pytest.raises(UserError, match="line 3 needs"):
         load_manifest(str(photos / "list.jsonl"))
 
 
@@ -74,17 +74,17 @@ def test_blank_lines_are_counted(photos):
             r"1 class\(es\) for training: give at least two different labels",
         ),
         ("", r"0 class"),
-        ("path,label\n\na 1.png,x\n\nc.png,\n", "line 5: needs a path, a label"),
-        ("path,label\na 1.png,x\nc.png,\n", "line 3: needs a path, a label"),
-        ("file,label\na 1.png,x\n", "line 2: needs a path"),
-        ("path,label,split\na 1.png,x,later\n", "line 2: needs"),
+        ("path,label\n\na 1.png,x\n\nc.png,\n", "line 5 needs a path, a label"),
+        ("path,label\na 1.png,x\nc.png,\n", "line 3 needs a path, a label"),
+        ("file,label\na 1.png,x\n", "line 2 needs a path"),
+        ("path,label,split\na 1.png,x,later\n", "line 2 needs"),
         ("path,label\na 1.png,x\n../c.png,y\n", r"line 3 names '\.\./c\.png', which leaves"),
         ("path,label\na 1.png,x\ngone.png,y\n", r"1 images.*gone\.png"),
         (
             "path,label,split\na 1.png,x,train\nc.png,y,train\nc.png,y,test\n",
             "in train and in test",
         ),
-        ("path,label\na 1.png,x\nc.png,y\nc.png,x\n", "line 4: 'c.png' is there twice"),
+        ("path,label\na 1.png,x\nc.png,y\nc.png,x\n", "line 4: 'c.png' occurs twice"),
         (
             "path,label\na 1.png,Cat\nc.png,cat\n",
             "line 3 has the classes 'Cat' and 'cat', which are one name",

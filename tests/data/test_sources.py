@@ -70,7 +70,7 @@ def change(rows, **splits):
         ({"test": []}, "no test image"),
         (
             {"train": [["a/1.png", 0, "sea"]], "val": [], "test": [["a/2.png", 0, "sea"]]},
-            "has 1 class: there must be at least two",
+            "has 1 class: at least two are needed",
         ),
     ],
 )
@@ -220,7 +220,7 @@ def test_photos_in_no_class_are_told_of(tmp_path, caplog, place):
     for key in ("train/a/1.png", "train/b/1.png", f"{place}/1.png", f"{place}/2.HEIC"):
         touch_image(tmp_path / key)
     assert len(load_folder(str(tmp_path)).train) == 2
-    assert f"2 photos directly in {tmp_path / place} are passed over" in caplog.text
+    assert f"2 photos directly in {tmp_path / place} are skipped" in caplog.text
 
 
 def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
@@ -246,8 +246,8 @@ def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
         (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folder"),
         (["_/1.png", "b/1.png"], "a class is called '_'"),
         (["caf\udce9/1.png", "b/1.png"], "which is not UTF-8: rename it"),
-        (["a/1.png", "b/1.heic"], r"b holds 1 photos such as 1\.heic.*convert them to JPEG"),
-        (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] beside test, train"),
+        (["a/1.png", "b/1.heic"], r"b holds 1 photos, such as 1\.heic.*convert them to JPEG"),
+        (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] next to test, train"),
         (["train/1.png", "test/1.png"], "train has 0 class"),
         (["val/a/1.png", "Test/a/1.png"], "has Test, val, but no folder train"),
         (["test/a/1.png", "training/a/1.png"], "has test, but no folder train"),

@@ -196,7 +196,7 @@ def other_split_file(root):
         (harm_info, "is not as TFDS leaves it"),
         (harm_shard, "test cannot be read"),
         (half_copied, r"lacks 1 of its files, such as dtd-test"),
-        (broken_off, "dtd was not prepared to the end"),
+        (broken_off, "dtd was only partly prepared"),
         (other_split_file, r"1 images.*banded_77"),
     ],
 )
@@ -210,7 +210,7 @@ def test_damage_is_named_with_what_to_do(copy, harm, message):
 
 def test_what_is_not_there(tmp_path):
     command = f"`python -m fgvpl_jax.data.tfds_prepare food101 {tmp_path}`"
-    with pytest.raises(UserError, match="food101 is not there") as caught:
+    with pytest.raises(UserError, match="food101 is not prepared") as caught:
         load_tfds(str(tmp_path), "", benchmark_named("food101"))
     assert command in str(caught.value)
     with pytest.raises(UserError, match="TFDS has no photos of ucf101"):

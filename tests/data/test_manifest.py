@@ -1,4 +1,4 @@
-"""Lists of photos: CSV and JSON lines."""
+"""Lists of photos in CSV and JSON lines are read; mistakes are explained."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_json_lines_with_splits(photos):
     assert dataset.test.labels.tolist() == [0]
 
 
-def test_spaces_and_capitals_that_programs_leave_are_no_matter(photos):
+def test_spaces_and_upper_case_suffixes_are_accepted(photos):
     text = "path , label, split\na 1.png,x, train\n\nc.png, y, train\n"
     (photos / "LIST.CSV").write_text(text, encoding="utf-8")
     dataset = load_manifest(str(photos / "LIST.CSV"))
@@ -97,7 +97,7 @@ def test_lists_that_make_no_sense_are_explained(photos, text, message):
         load_manifest(write_csv(photos, text))
 
 
-def test_other_files_are_no_lists(photos):
+def test_other_files_are_refused(photos):
     with pytest.raises(UserError, match=r"must end in \.csv or \.jsonl"):
         load_manifest(str(photos / "c.png"))
     (photos / "bad.jsonl").write_text("{")
@@ -112,12 +112,12 @@ def test_other_files_are_no_lists(photos):
         ("path,label\na 1.png,x\nc.png,\x1b[31mred\n", "control characters"),
     ],
 )
-def test_what_a_file_system_or_a_terminal_cannot_bear(photos, text, message):
+def test_names_that_harm_a_file_system_or_a_terminal_are_refused(photos, text, message):
     with pytest.raises(UserError, match=message):
         load_manifest(write_csv(photos, text))
 
 
-def test_lines_nested_without_end(photos):
+def test_deeply_nested_lines_are_refused(photos):
     (photos / "list.jsonl").write_text("[" * 100_000)
     with pytest.raises(UserError, match="nested too deeply"):
         load_manifest(str(photos / "list.jsonl"))

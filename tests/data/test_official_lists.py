@@ -1,4 +1,4 @@
-"""Every benchmark in CoOp's layout without a split file, from lists as its authors write them."""
+"""Benchmarks in CoOp's layout without a split file are read from their authors' lists."""
 
 import numpy as np
 import pytest
@@ -227,7 +227,7 @@ def test_damage_is_named(name, harm, message, tmp_path):
         load(tmp_path, name)
 
 
-def test_imagenets_codes_decide_and_other_names_are_told_of(tmp_path, caplog):
+def test_imagenets_codes_decide_and_other_names_are_reported(tmp_path, caplog):
     make_imagenet(tmp_path)
     file = tmp_path / "imagenet/classnames.txt"
     lines = file.read_text().splitlines()

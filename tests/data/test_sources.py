@@ -1,4 +1,4 @@
-"""CoOp's layout and plain folders: what is read, and what is refused."""
+"""CoOp's layout and plain folders are read; contradictions and missing files are refused."""
 
 import json
 import tarfile
@@ -116,7 +116,7 @@ def test_a_split_file_of_other_classes_is_refused(coop):
         load_coop(*write(root, rows), benchmark_named("eurosat"))
 
 
-def test_a_split_file_against_the_names_of_the_folders_is_refused(coop):
+def test_a_split_file_that_contradicts_the_folders_names_is_refused(coop):
     root, _ = coop
     for name in ("a", "deep/b"):
         touch_image(root / "set" / "images" / name / "7.png")
@@ -157,7 +157,7 @@ def test_folders_are_known_as_the_benchmark_knows_them(benchmark, key, name, fol
 
 
 def test_links_are_followed_wherever_they_lead(coop, tmp_path_factory):
-    """CoOp tells its users to link their data into place."""
+    """CoOp's instructions ask users to link their data into place."""
     root, rows = coop
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
     (root / "set" / "images").rename(elsewhere)
@@ -216,14 +216,14 @@ def test_a_class_may_be_called_train(tmp_path, keys):
 
 
 @pytest.mark.parametrize("place", [".", "train"])
-def test_photos_in_no_class_are_told_of(tmp_path, caplog, place):
+def test_photos_in_no_class_are_reported(tmp_path, caplog, place):
     for key in ("train/a/1.png", "train/b/1.png", f"{place}/1.png", f"{place}/2.HEIC"):
         touch_image(tmp_path / key)
     assert len(load_folder(str(tmp_path)).train) == 2
     assert f"2 photos directly in {tmp_path / place} are skipped" in caplog.text
 
 
-def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
+def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     touch_image(elsewhere / "1.png")
     for key in ("a/1.png", "b/deep/1.png"):
@@ -265,7 +265,7 @@ def test_a_missing_folder_is_named():
         load_folder("/none")
 
 
-def test_photos_that_cannot_be_read_are_told_of(photos, caplog):
+def test_photos_that_cannot_be_read_are_reported(photos, caplog):
     (photos / "red_fox" / "phone.HEIC").write_bytes(b"x")
     dataset = load_folder(str(photos))
     assert len(dataset.train) == 3

@@ -55,7 +55,7 @@ def load_manifest(manifest: str) -> Dataset:
     names = sorted({name for _, name in rows["train"]})
     if len(names) < 2:
         raise UserError(
-            f"{file} has {len(names)} class(es) for training: give at least two different labels"
+            f"{file} has {len(names)} class(es) for training: use at least two different labels"
         )
     for role, members in rows.items():
         unknown = sorted({name for _, name in members} - set(names))

@@ -71,7 +71,7 @@ def test_blank_lines_are_counted(photos):
     [
         (
             "path,label\na 1.png,x\n",
-            r"1 class\(es\) for training: give at least two different labels",
+            r"1 class\(es\) for training: use at least two different labels",
         ),
         ("", r"0 class"),
         ("path,label\n\na 1.png,x\n\nc.png,\n", "line 5 needs a path, a label"),

@@ -28,7 +28,7 @@ from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
 from fgvpl_jax.data.splits import Dataset, make_split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.runs import workdir
+from fgvpl_jax.files import read_arrays, read_json
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Mutation
 from tests.tiny_clip import tiny_config
@@ -330,14 +330,14 @@ def run_targets(place: Path) -> dict[str, Target]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.npy", stream.getvalue())
 
-    def read_arrays(data: bytes) -> None:
+    def read_npz(data: bytes) -> None:
         (place / "support.npz").write_bytes(data)
-        for array in workdir.read_arrays(place / "support.npz").values():
+        for array in read_arrays(place / "support.npz").values():
             assert not array.dtype.hasobject
 
-    def read_json(data: bytes) -> None:
+    def read_results(data: bytes) -> None:
         (place / "results.json").write_bytes(data)
-        workdir.read_json(place / "results.json")
+        read_json(place / "results.json")
 
     settings = (
         *("--config.shots=4", "--config.seed=2", "--config.data.root=photos"),
@@ -351,20 +351,20 @@ def run_targets(place: Path) -> dict[str, Target]:
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         argv = ["run.py", f"--config={ROOT}/configs/folder.py"] if data else ["run.py"]
         argv += [line for line in lines if line.startswith("--config.") or line == "--help"]
-        told = io.StringIO()
+        printed = io.StringIO()
         before, sys.argv = sys.argv, argv
         try:
             with (
                 flagsaver.flagsaver(),
-                contextlib.redirect_stderr(told),
-                contextlib.redirect_stdout(told),
+                contextlib.redirect_stderr(printed),
+                contextlib.redirect_stdout(printed),
             ):
                 command_line.parse_flags(argv)
         except SystemExit as exit_:
             if "--help" in argv:
                 return
             assert exit_.code == command_line.MISTAKE
-            raise UserError(told.getvalue()) from None
+            raise UserError(printed.getvalue()) from None
         finally:
             sys.argv = before
 
@@ -372,13 +372,13 @@ def run_targets(place: Path) -> dict[str, Target]:
         "support.npz": Target(
             (stream.getvalue(), packed.getvalue()),
             mutations.mutate_bytes,
-            read_arrays,
+            read_npz,
             {"fgvpl_jax/files.py": ("read_arrays",)},
         ),
         "results.json": Target(
             (b'{"test_accuracy": 0.5, "unreadable": [], "backbone": {"sha256": "0"}}',),
             mutations.mutate_json,
-            read_json,
+            read_results,
             {
                 "fgvpl_jax/files.py": ("read_json", "parse_json"),
             },

@@ -1,4 +1,4 @@
-"""Sources, splits, few-shot draws, transforms and batches; knows nothing of models."""
+"""Data sources, splits, few-shot draws, transforms and batches; independent of any model."""
 
 from fgvpl_jax.data.batches import (
     ALL,

@@ -1,4 +1,7 @@
-"""The paper's eleven benchmarks in one table; a twelfth is one entry and one file in `configs/`."""
+"""Table of the paper's eleven benchmarks.
+
+To add a benchmark, add an entry here and a file in `configs/`.
+"""
 
 import json
 import re
@@ -16,7 +19,7 @@ from fgvpl_jax.errors import UserError
 
 
 class Counts(NamedTuple):
-    """Images per split (Table 1); no validation split counts 0."""
+    """Number of images in each split (Table 1); 0 if there is no validation split."""
 
     train: int
     validation: int
@@ -25,19 +28,19 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class TfdsExamples:
-    """How TFDS's examples of a benchmark become CoOp's.
+    """Describes how TFDS's examples of a benchmark map to CoOp's files.
 
     Attributes:
-        name: Of the builder, with version where not the newest is its default, and config.
-        splits: Role ("train", "val", "test") in the benchmark's own parting to TFDS split.
-        file_feature: Where an example carries its file's name.
-        key: CoOp's path of an example, from its {split}, {label} and {file}.
-        folders: Splits and labels that are not CoOp's folders, and those folders.
-        absent: Keys that the builder leaves out on purpose.
-        other_archives: File names of what TFDS lists for the builder, but this version and
-            config do without.
-        own_builder: Module of this project's builder, which names its `ARCHIVE` and needs no
-            TensorFlow; empty where the builder is TFDS's, which unpacks with TensorFlow.
+        name: TFDS builder, with its version if the default is not the newest, and its config.
+        splits: Maps each part of the authors' division ("train", "val", "test") to a TFDS split.
+        file_feature: Feature that holds the file name of an example.
+        key: Template for CoOp's path of an example, with the fields {split}, {label} and {file}.
+        folders: Maps TFDS's splits and labels to CoOp's folders where the two differ.
+        absent: Keys of the images that the builder leaves out on purpose.
+        other_archives: File names of archives that TFDS lists for the builder but that this
+            version and config do not need.
+        own_builder: Module of this project's builder, which defines `ARCHIVE` and does not need
+            TensorFlow; empty if the builder is TFDS's, which unpacks with TensorFlow.
     """
 
     name: str
@@ -52,21 +55,23 @@ class TfdsExamples:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One entry.
+    """Entry of one benchmark in the table.
 
     Attributes:
-        name: As in `config.benchmark`; class names are under it in `class_names.json`.
-        templates: Of Table 1, or CLIP's seven for ImageNet.
-        counts: Of Table 1.
-        image_dir: CoOp's folder of images, below the data root; its first part holds the lists.
-        protocol: How splits are made where there is no split file.
-        read_lists: Reads the benchmark's own lists in CoOp's layout.
-        split_file: CoOp's, below the data root; empty where the own lists are the split.
-        tfds: None where TFDS has no photos of it.
-        respell: From a name in folders, lists or TFDS to CoOp's word order.
-        renamed: Lower-case names that CoOp calls otherwise.
+        name: Value of `config.benchmark`, and the key of the class names in `class_names.json`.
+        templates: Text templates of Table 1; for ImageNet, CLIP's seven templates.
+        counts: Number of images in each split (Table 1).
+        image_dir: CoOp's image folder, relative to the data root; the first component of this
+            path is the folder that holds the lists.
+        protocol: Rule that makes the splits if there is no split file.
+        read_lists: Reader of the authors' lists in CoOp's layout.
+        split_file: CoOp's split file, relative to the data root; empty if the authors' lists
+            define the splits.
+        tfds: Mapping from TFDS; None if TFDS does not have the photos of this benchmark.
+        respell: Changes a class name from folders, lists or TFDS to CoOp's word order.
+        renamed: Maps lower-case class names to the names that CoOp uses instead.
         left_out: Lower-case names of classes that are not part of the benchmark.
-        names_by_position: Others name the classes by codes, in the same order.
+        names_by_position: Whether other sources name the classes by codes, in the same order.
     """
 
     name: str
@@ -84,7 +89,10 @@ class Benchmark:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """In CoOp's label order, ready for a template; ImageNet has two names twice."""
+        """Class names in CoOp's label order, ready for a template.
+
+        Two of ImageNet's names occur twice.
+        """
         return tuple(_all_class_names()[self.name])
 
     @cached_property
@@ -92,21 +100,24 @@ class Benchmark:
         return {name.casefold(): label for label, name in enumerate(self.class_names)}
 
     def label_of(self, name: str) -> int | None:
-        """Label of the class that a folder, list or TFDS calls `name`; None if it is left out.
+        """Returns the label of the class that a folder, list or TFDS calls `name`.
+
+        Returns:
+            The label; None for a class that is not part of the benchmark (`left_out`).
 
         Raises:
-            UserError: If the benchmark has no such class.
+            UserError: If `name` is not the name of any class.
         """
         label = self.find_label(name)
         if label is None and self._folded(name) not in self.left_out:
             raise UserError(
-                f"{name!r} is no class of {self.name}: it has {len(self.class_names)}, such as "
-                f"{', '.join(self.class_names[:3])}; check the data"
+                f"{name!r} is not a class of {self.name}, which has {len(self.class_names)} "
+                f"classes, such as {', '.join(self.class_names[:3])}: check the data"
             )
         return label
 
     def find_label(self, name: str) -> int | None:
-        """As `label_of`, but None too for what is called as no class."""
+        """Like `label_of`, but also returns None if `name` is not the name of any class."""
         folded = self._folded(name)
         return self._labels.get(self.renamed.get(folded, folded))
 
@@ -114,30 +125,30 @@ class Benchmark:
         return self.respell(name).replace("_", " ").casefold()
 
 
-@cache
+@cache  # without arguments, so it holds one value
 def _all_class_names() -> dict[str, list[str]]:
     file = files("fgvpl_jax.data") / "class_names.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def benchmark_named(name: str) -> Benchmark:
-    """The entry of a benchmark.
+    """Returns the entry of a benchmark.
 
     Raises:
-        UserError: If the table has none.
+        UserError: If the table has no benchmark of this name.
     """
     if name not in BENCHMARKS:
-        raise UserError(f"benchmark is {name!r}: the table has {', '.join(BENCHMARKS)}")
+        raise UserError(f"benchmark is {name!r}: choose one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
 def _sun397_name(path: str) -> str:
-    """`/a/apartment_building/outdoor` to `outdoor apartment_building`."""
+    """Turns `/a/apartment_building/outdoor` into `outdoor apartment_building`."""
     return " ".join(reversed(path.strip("/").split("/")[1:]))
 
 
 def _year_first(name: str) -> str:
-    """`Acura RL Sedan 2012` to `2012 Acura RL Sedan`."""
+    """Turns `Acura RL Sedan 2012` into `2012 Acura RL Sedan`."""
     return re.sub(r"^(.*) (\d{4})$", r"\2 \1", name)
 
 
@@ -232,7 +243,7 @@ _ENTRIES = (
         protocol=SplitProtocol.POOLED,
         read_lists=official_lists.class_folders,
         split_file="food-101/split_zhou_Food101.json",
-        # The default version, 2.0.0, carries no file names.
+        # The default version, 2.0.0, has no file names.
         tfds=TfdsExamples(
             "food101:2.1.0", {"train": "train", "test": "validation"}, "id", "{file}.jpg"
         ),

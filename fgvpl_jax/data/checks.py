@@ -1,4 +1,4 @@
-"""Looks at every image of a data set once: can it be read, and is it there twice?"""
+"""Checks that every image of a data set can be read and occurs only once."""
 
 import hashlib
 from collections import defaultdict
@@ -17,15 +17,16 @@ PREFETCH = 64
 
 
 class DataReport(NamedTuple):
-    """What was found.
+    """Result of checking a data set.
 
     Attributes:
-        counts: Split name to images of each class, in label order.
-        unreadable: Split name to "path: reason" by the image's place in the split.
+        counts: Maps each split's name to the number of images per class, in label order.
+        unreadable: Maps each split's name to its unreadable images: index in the split to
+            "path: reason".
         duplicates: Groups of equal images ("split: key") that are in more than one split.
-        repeats: Groups of equal images that are in one split.
-        problems: All that is wrong, one line each; empty for sound data.
-        notes: What should be known and is not the user's to mend, one line each.
+        repeats: Groups of equal images within one split.
+        problems: One line per problem; empty if the data are sound.
+        notes: One line per fact that users should know but need not fix.
     """
 
     counts: dict[str, Int[np.ndarray, "k"]]
@@ -37,19 +38,19 @@ class DataReport(NamedTuple):
 
 
 def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) -> DataReport:
-    """Decodes every image of every split.
+    """Decodes every image of every split and reports what is wrong.
+
+    Images are equal if their pixels are, whatever their file names and formats. If the data have
+    the published counts, equal images are reported as notes even across splits: they were
+    published so, and results without them could not be compared with anyone else's.
 
     Args:
-        dataset: From any source.
-        published: Images per split ("train", "validation", "test"; 0 for no such split), as the
-            benchmark's authors count them; None where nobody says.
-    Returns:
-        Equal images are found by their pixels, whatever their files' names and formats. In data
-        whose counts are the published ones they are a note even across splits: they were
-        published so, and without them figures would compare with no one's.
+        dataset: Data set of any source.
+        published: Number of images in each split ("train", "validation", "test"; 0 if the
+            benchmark has no such split) according to its authors; None if it is not known.
     """
-    everything = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    splits = {name: split for name, split in everything.items() if split is not None}
+    roles = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    splits = {name: split for name, split in roles.items() if split is not None}
     num_classes = len(dataset.class_names)
     counts = {
         name: np.bincount(split.labels, minlength=num_classes) for name, split in splits.items()
@@ -71,7 +72,7 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
     if duplicates:
         line = f"{len(duplicates)} images are in more than one split: {_some_groups(duplicates)}"
         if as_published:
-            notes.append(f"{line} (published so; leave them, or figures would not compare)")
+            notes.append(f"{line} (published so; keep them, or results cannot be compared)")
         else:
             problems.append(line)
     if repeats:
@@ -82,7 +83,10 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
 def _count_differences(
     dataset: Dataset, counts: Mapping[str, np.ndarray], published: Mapping[str, int] | None
 ) -> tuple[list[str], list[str]]:
-    """Problems, or notes where what the source leaves out explains them."""
+    """Compares counts with the published ones; returns problems and notes.
+
+    Differences are notes if the images that the source leaves out explain them.
+    """
     lacking = {
         name: number - (int(counts[name].sum()) if name in counts else 0)
         for name, number in (published or {}).items()
@@ -98,7 +102,7 @@ def _count_differences(
 
 
 def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
-    """16 bytes for each image's pixels, and why some have none."""
+    """Returns a 16-byte digest of each image's pixels, and the unreadable images with reasons."""
 
     def digest(index: int) -> bytes | str:
         try:
@@ -121,7 +125,7 @@ def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
 def _equal(
     splits: dict[str, Split], digests: dict[str, np.ndarray]
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Groups of equal images across splits, and within one."""
+    """Returns the groups of equal images across splits, and those within one split."""
     keys = [f"{name}: {key}" for name, split in splits.items() for key in split.keys]
     owner = np.repeat(np.arange(len(splits)), [len(split) for split in splits.values()])
     values, group, sizes = np.unique(

@@ -1,4 +1,4 @@
-"""CoOp's layout: images with a `split_zhou_*.json`, or the benchmark's own lists, beside them."""
+"""CoOp's layout: images next to a `split_zhou_*.json` or the benchmark's own lists."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,28 +24,32 @@ from fgvpl_jax.files import parse_json
 def load_coop(
     root: str, split_file: str, image_dir: str, benchmark: Benchmark | None = None
 ) -> Dataset:
-    """A benchmark as CoOp's users have it.
+    """Loads a benchmark in CoOp's layout.
 
-    With the split file, exactly its split; without it, where the benchmark is in the table, its
-    own lists under the benchmark's protocol. Links are followed wherever they lead: CoOp's
-    users link their data into place.
+    If the split file exists, the splits are exactly those in it. Otherwise, if the benchmark is in
+    the table, they are made from its own lists by the benchmark's protocol. Links are followed
+    wherever they lead, because CoOp's users link their data into place.
 
     Args:
-        root: The folder that holds the benchmarks' folders.
-        split_file: Below root: {"train" | "val" | "test": [[path, label, class name], ...]}.
-        image_dir: Below root; the folder that the paths start from.
-        benchmark: Its entry in the table, if it has one; class names must be the entry's.
+        root: Folder that holds the benchmarks' folders.
+        split_file: Path of the split file, relative to root. It holds
+            {"train" | "val" | "test": [[path, label, class name], ...]}.
+        image_dir: Folder that the paths start from, relative to root.
+        benchmark: Entry of the benchmark in the table, if it has one. The class names must be
+            those of the entry.
     Raises:
-        UserError: If a folder, a list or an image is missing, or the file contradicts itself or
-            the table.
+        UserError: If a folder, a list or an image is missing, or the split file contradicts
+            itself or the table.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise UserError(f"there is no folder {root}: set --config.data.root to where the data is")
+        raise UserError(
+            f"there is no folder {root}: set data.root to the folder that holds the benchmarks"
+        )
     file, images = base / split_file, base / image_dir
     if not images.is_dir():
         raise UserError(
-            f"{images} is missing: --config.data.root={root} must hold the images in {image_dir}"
+            f"{images} is missing: data.root is {root}, which must hold the images in {image_dir}"
         )
     if file.is_file():
         class_names, parts = read_split_file(file)
@@ -55,7 +59,7 @@ def load_coop(
         named_by, described = file, f"split file {split_file}"
     elif benchmark is None or split_file not in ("", benchmark.split_file):
         raise UserError(
-            f"{file} is missing: set --config.data.split_file to a split file below data.root"
+            f"{file} is missing: set data.split_file to the path of a split file below data.root"
         )
     else:
         named_by = base / PurePosixPath(image_dir).parts[0]
@@ -68,21 +72,21 @@ def load_coop(
         check_labels(parts, len(class_names), named_by)
         parts, described = benchmark.protocol.split(parts, str(named_by))
     if len(class_names) < 2:
-        raise UserError(f"{named_by} has {len(class_names)} class: there must be at least two")
+        raise UserError(f"{named_by} has {len(class_names)} class: at least two are needed")
     for name in ("train", "test"):
         if not parts[name]:
-            raise UserError(f"{named_by} names no {name} image: there must be some")
+            raise UserError(f"{named_by} names no {name} image: at least one is needed")
     check_present(images, (key for split in parts.values() for key, _ in split), named_by)
     train, validation, test = (make_split(images, parts[name]) for name in SPLITS)
     return Dataset(class_names, train, validation if len(validation) else None, test, described)
 
 
 def read_split_file(file: Path) -> tuple[tuple[str, ...], Parts]:
-    """Class names in label order, and each split's (path, label) pairs; opens no image.
+    """Reads class names in label order and each split's (path, label) pairs; opens no image.
 
     Raises:
-        UserError: If the file is not of CoOp's form, a label has two names or none, a path
-            leaves its folder or stands in two splits.
+        UserError: If the file does not have CoOp's format, a label has two names or no name, or
+            a path leaves its folder or is in two splits.
     """
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
@@ -97,7 +101,7 @@ def read_split_file(file: Path) -> tuple[tuple[str, ...], Parts]:
     for _, label, name in (row for rows in entries.values() for row in rows):
         if names.setdefault(label, name) != name:
             raise UserError(f"{file} calls label {label} both {names[label]!r} and {name!r}")
-        one_spelling(name, spellings, file)  # two labels of one spelling are ImageNet's own
+        one_spelling(name, spellings, file)  # two labels may share one: ImageNet's do
     if sorted(names) != list(range(len(names))) or not names:
         raise UserError(f"{file} has labels {sorted(names)[:5]} …: they must count from 0 upwards")
     parts = {
@@ -112,16 +116,16 @@ def read_split_file(file: Path) -> tuple[tuple[str, ...], Parts]:
 def check_folders(
     parts: Parts, class_names: Sequence[str], file: Path, benchmark: Benchmark | None
 ) -> None:
-    """Refuses a split file that puts photos in one class's folder under another class.
+    """Refuses a split file that assigns photos in one class's folder to another class.
 
-    Folders that are called as no class, such as `cars_train`, say nothing.
+    Folders whose names are not those of a class, such as `cars_train`, are not checked.
 
     Raises:
-        UserError: Naming the first such photo.
+        UserError: If there is such a photo; the message names the first one.
     """
     labels = {same_name(name): label for label, name in enumerate(class_names)}
 
-    @cache
+    @cache  # one entry per folder of the split file, and dropped when this call returns
     def label_of(folder: str) -> int | None:
         if benchmark is not None:
             return benchmark.find_label(folder)

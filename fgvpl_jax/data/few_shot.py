@@ -1,4 +1,4 @@
-"""The few-shot protocol: who is drawn, by the run's seed alone."""
+"""The few-shot protocol: draws images by the run's seed alone."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ MOST_VALIDATION_SHOTS = 4
 
 @dataclass(frozen=True)
 class FewShot:
-    """One draw.
+    """Images drawn for a run.
 
     Attributes:
-        shots: Images per class asked for; None for all.
-        seed: Of the draw.
-        class_names: In label order.
-        support: The training images, class by class.
-        validation: min(shots, 4) per class; None where the data leaves none.
+        shots: Requested number of images per class; None for all images.
+        seed: Seed of the draw.
+        class_names: Class names in label order.
+        support: Training images, class by class.
+        validation: Validation images, min(shots, 4) per class; None if the data leave no image
+            for validation.
     """
 
     shots: int | None
@@ -40,15 +41,15 @@ def draw_few_shot(
     """Draws support and validation images per class.
 
     Each class's images, sorted by name, are shuffled once by (seed, label), and the first `shots`
-    are taken: the draw of fewer shots lies within that of more, and depends neither on the
-    listing's order nor on any method. Without a validation split, validation images are the next
-    ones of the same order.
+    are taken: a draw of fewer shots is a subset of a draw of more, and depends neither on the
+    order of the listing nor on any method. Without a validation split, validation images are the
+    next ones in the same order.
 
     Args:
-        dataset: Where to draw from.
-        shots: Images per class; None takes all.
-        seed: Not negative.
-        allow_fewer: Take all of a class that has fewer images than shots.
+        dataset: Data set to draw from.
+        shots: Number of images per class; None takes all images.
+        seed: Non-negative seed.
+        allow_fewer: Whether to accept classes with fewer images than shots and take all of them.
     Raises:
         UserError: If a class has too few images.
     """
@@ -61,11 +62,12 @@ def draw_few_shot(
         if len(order) < fewest
     ]
     if short:
-        mend = "remove the class, or " if fewest == 1 else "lower --config.shots, set "
-        mend += "add some" if fewest == 1 else "--config.allow_fewer=True, or add some"
+        remedy = "remove the class, or add some"
+        if fewest > 1:
+            remedy = "lower shots, set allow_fewer to True, or add some"
         raise UserError(
             f"fewer than {fewest} training images in {len(short)} of {num_classes} classes: "
-            f"{', '.join(short[:5])}: {mend}"
+            f"{', '.join(short[:5])}: {remedy}"
         )
     most = MOST_VALIDATION_SHOTS if shots is None else min(shots, MOST_VALIDATION_SHOTS)
     support = dataset.train.select([i for order in orders for i in order[:shots]])
@@ -81,7 +83,7 @@ def draw_few_shot(
 
 
 def few_shot_record(draw: FewShot) -> dict[str, Any]:
-    """What `few_shot.json` holds: every drawn image under its class."""
+    """Returns the content of `few_shot.json`: the drawn images of each class."""
     return {
         "shots": draw.shots,
         "seed": draw.seed,
@@ -93,15 +95,15 @@ def few_shot_record(draw: FewShot) -> dict[str, Any]:
 
 
 def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
-    """The images that a `few_shot.json` names, of this run or of any other program.
+    """Reads the images that a `few_shot.json` names, written by this or any other program.
 
     Args:
-        file: As `few_shot_record` makes it.
-        dataset: Which must hold every image under the class that the file puts it in.
-        shots: The run's, which the file's must be.
+        file: JSON file with the content that `few_shot_record` returns.
+        dataset: Data set that must contain every image, in the class that the file puts it in.
+        shots: The run's number of shots; the file must have the same number.
     Raises:
-        UserError: If the file cannot be read, or is of other classes, shots or images, or a class
-            has no image, or an image is both for training and for validation.
+        UserError: If the file cannot be read, has other classes, shots or images, has a class
+            without images, or names an image for both training and validation.
     """
     place = Path(file).expanduser()
     try:
@@ -117,16 +119,17 @@ def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
             raise TypeError("each class needs a list of paths")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
-            f"data.few_shot_file={file} is no list of drawn images ({error!r}): name a "
+            f"data.few_shot_file={file} is not a list of drawn images ({error!r}): name a "
             "few_shot.json"
         ) from error
     if found_shots != shots:
         raise UserError(
-            f"{place} is a draw of {found_shots} shots, the run has {shots}: make equal"
+            f"{place} is a draw of {found_shots} shots, the run has {shots}: set shots to the "
+            "number in the file, or use another draw"
         )
     twice = [key for key, count in seen.items() if count > 1]
     if twice:
-        raise UserError(f"{place} names {twice[0]!r} twice: remove it from one place")
+        raise UserError(f"{place} names {twice[0]!r} twice: remove one of the two")
     support = _named_images(train, dataset.train, dataset.class_names, place)
     empty = [name for name, keys in train.items() if not keys]
     if empty:
@@ -141,14 +144,14 @@ def read_few_shot(file: str, dataset: Dataset, shots: int | None) -> FewShot:
 def _named_images(
     drawn: dict[str, list[str]], split: Split, class_names: tuple[str, ...], file: Path
 ) -> Split:
-    """The images of a split that a file names, each under its class."""
+    """Selects the images of a split that a file names, each in its class."""
     expected = _record_names(class_names)
     if drawn.keys() != set(expected):
         strange = [name for name in drawn if name not in expected]
         lacking = [name for name in expected if name not in drawn]
         raise UserError(
-            f"{file} is of other classes than the data: not in the data {strange[:3]}, not in the "
-            f"file {lacking[:3]}; take the draw of this benchmark"
+            f"{file} has other classes than the data: not in the data {strange[:3]}, not in the "
+            f"file {lacking[:3]}; use a draw from this benchmark"
         )
     places = {key: place for place, key in enumerate(split.keys)}
     wanted = [(key, label) for label, name in enumerate(expected) for key in drawn[name]]
@@ -157,8 +160,8 @@ def _named_images(
     ]
     if strange:
         raise UserError(
-            f"{len(strange)} images that {file} names are not in this split of the data under "
-            f"that class, such as {strange[0]}: take the draw of this benchmark and source"
+            f"{len(strange)} images that {file} names are not in this class and split of the data, "
+            f"such as {strange[0]}: use a draw from this benchmark and source"
         )
     return split.select([places[key] for key, _ in wanted])
 
@@ -178,6 +181,6 @@ def _keys_by_class(split: Split, class_names: tuple[str, ...]) -> dict[str, list
 
 
 def _record_names(class_names: tuple[str, ...]) -> list[str]:
-    """What a record calls the classes; ImageNet has two names twice, which numbers tell apart."""
+    """Returns the class names of a record; labels distinguish the names that ImageNet has twice."""
     twice = len(set(class_names)) < len(class_names)
     return [f"{label} {name}" if twice else name for label, name in enumerate(class_names)]

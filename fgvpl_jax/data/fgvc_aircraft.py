@@ -1,4 +1,4 @@
-"""TFDS's missing builder of FGVC-Aircraft; importing this module makes it known to TFDS."""
+"""A TFDS builder of FGVC-Aircraft, which TFDS lacks; importing this module registers it."""
 
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from fgvpl_jax.data.images import MOST_BYTES, decode_image
 
 HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
 ARCHIVE = f"{HOMEPAGE}archives/fgvc-aircraft-2013b.tar.gz"
-# Pixels at the bottom with the photographer's name, which the archive's README asks to remove.
+# Height in pixels of the strip at the bottom with the photographer's name, which users should
+# remove according to the archive's README.
 BANNER = 20
 
 LISTS = {"train": "train", "validation": "val", "test": "test"}
@@ -25,10 +26,10 @@ CITATION = """@techreport{maji13fine-grained,
 
 
 class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
-    """100 variants of aircraft in the authors' own three splits, without the banner.
+    """Builds 100 variants of aircraft in the authors' three splits, without the banner.
 
-    Photos are stored as PNG: cutting a JPEG would change all of its pixels. The archive is read
-    as it is, so neither TensorFlow nor room for unpacking is needed.
+    Photos are stored as PNG, because cropping a JPEG would change all of its pixels. The archive
+    is read without unpacking, so neither TensorFlow nor extra disk space is needed.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -53,7 +54,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        # TFDS looks there only for archives whose checksums it has.
+        # TFDS itself looks there only for archives whose checksums it has.
         manual = Path(dl_manager.download_dir, "manual", Path(ARCHIVE).name)
         archive = manual if manual.exists() else Path(dl_manager.download(ARCHIVE))
         variants = read_variants(archive)
@@ -80,7 +81,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 def read_variants(archive: Path) -> dict[str, dict[str, str]]:
-    """TFDS split to the variant of each of its images, such as "1025794" to "707-320"."""
+    """Reads, for each TFDS split, the variant of every image, such as "1025794": "707-320"."""
     files = {f"images_variant_{name}.txt": split for split, name in LISTS.items()}
     found: dict[str, dict[str, str]] = {}
     with tarfile.open(archive, "r|*") as stream:
@@ -96,7 +97,7 @@ def read_variants(archive: Path) -> dict[str, dict[str, str]]:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A member's bytes; nothing is written, so that its name can do no harm."""
+    """Returns a member's bytes; writes nothing to disk, so that its name can do no harm."""
     if member.size > MOST_BYTES:
         raise ValueError(f"{member.name!r} has {member.size:,} bytes, more than {MOST_BYTES:,}")
     file = archive.extractfile(member)

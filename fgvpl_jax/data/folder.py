@@ -1,4 +1,4 @@
-"""One's own photos: a folder of class folders, or one such folder per split."""
+"""Your own photos: a folder of class folders, or one such folder per split."""
 
 import os
 from collections.abc import Sequence, Set
@@ -11,7 +11,7 @@ from fgvpl_jax.errors import UserError
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
 IMAGE_SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Photos that Pillow does not decode; passing over them in silence would surprise.
+# Photos that Pillow does not decode; skipping them silently would surprise users.
 FOREIGN_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef"}
 SPLIT_FOLDERS = {
     "train": "train",
@@ -23,21 +23,24 @@ SPLIT_FOLDERS = {
 
 
 def load_folder(root: str) -> Dataset:
-    """Photos sorted into folders named as their classes.
+    """Loads photos that are sorted into folders named after their classes.
 
-    Either `root/<class>/…/photo.jpg`, which has neither validation nor test split, or
-    `root/train/<class>/…` with optional `val` and `test` beside `train`, in capitals or not.
+    The layout is either `root/<class>/…/photo.jpg`, which has neither a validation nor a test
+    split, or `root/train/<class>/…` with optional folders `val` and `test` next to `train`, in
+    upper or lower case.
 
     Args:
-        root: The folder.
+        root: Folder that holds the class folders or the split folders.
     Raises:
-        UserError: If there is no such folder, a class has no image, two folders come to one class
-            name, a split has a class that `train` lacks, or `train` is missing or in other
-            company than splits.
+        UserError: If there is no such folder, a class has no image, two folders have the same
+            class name, a split has a class that `train` lacks, or `train` is missing or is next
+            to folders other than splits.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise UserError(f"there is no folder {root}: set --config.data.root to your photos")
+        raise UserError(
+            f"there is no folder {root}: set data.root to the folder that holds your photos"
+        )
     warn_of_loose_photos(base)
     splits = split_folders(base)
     if not splits:
@@ -56,7 +59,7 @@ def load_folder(root: str) -> Dataset:
         folders = {known[same_name(name)]: folder for name, folder in found.items()}
         if not folders:
             raise UserError(
-                f"{place} has no class folder: fill it as {splits['train']}, or remove it"
+                f"{place} has no class folder: fill it like {splits['train']}, or remove it"
             )
         loaded[role] = read_classes(base, place, [folders.get(name) for name in classes])
     return Dataset(
@@ -69,18 +72,18 @@ def load_folder(root: str) -> Dataset:
 
 
 def split_folders(base: Path) -> dict[str, Path]:
-    """Each split's folder; empty where the folders are classes.
+    """Returns the folder of each split; empty if the folders are classes.
 
     Raises:
-        UserError: If the folders are splits, but two are one split, `train` is missing, or a
-            folder is beside them that is none.
+        UserError: If the folders are splits, but two of them are the same split, `train` is
+            missing, or there is a folder that is not a split.
     """
     children = visible_folders(base)
     named = [child for child in children if child.name.casefold() in SPLIT_FOLDERS]
     others = [child.name for child in children if child not in named]
     train = [child for child in named if SPLIT_FOLDERS[child.name.casefold()] == "train"]
-    # A class may be called "train"; but a split's photos are in class folders, and `train` is
-    # told from a class of nested folders by the other splits beside it.
+    # A class may be called "train". But the photos of a split are in class folders, and the other
+    # splits next to `train` distinguish it from a class with nested folders.
     are_classes = named == train or not any(
         visible_folders(folder) and not loose_photos(folder) for folder in train or named
     )
@@ -88,11 +91,11 @@ def split_folders(base: Path) -> dict[str, Path]:
         return {}
     names = ", ".join(child.name for child in named)
     if not train:
-        raise UserError(f"{base} has {names}, but no folder train: call that of training so")
+        raise UserError(f"{base} has {names}, but no folder train: rename the training folder so")
     if others:
         raise UserError(
-            f"{base} has {others} beside {names}: move what is no split out of it, and classes "
-            f"into {train[0].name}"
+            f"{base} has {others} next to {names}: move classes into {train[0].name}, and other "
+            "folders elsewhere"
         )
     splits: dict[str, Path] = {}
     for child in named:
@@ -104,17 +107,17 @@ def split_folders(base: Path) -> dict[str, Path]:
 
 
 def is_visible(name: str) -> bool:
-    """Neither hidden nor what archivers leave behind."""
+    """Returns whether a name is neither hidden nor left behind by an archiver."""
     return not name.startswith((".", "__"))
 
 
 def visible_folders(place: Path) -> list[Path]:
-    """Its folders in name order."""
+    """Returns the visible folders in a folder, in name order."""
     return sorted(child for child in place.iterdir() if child.is_dir() and is_visible(child.name))
 
 
 def loose_photos(place: Path) -> list[Path]:
-    """The photos directly in a folder, those that cannot be read among them."""
+    """Returns the photos directly in a folder, including formats that cannot be read."""
     return [
         child
         for child in place.iterdir()
@@ -125,18 +128,18 @@ def loose_photos(place: Path) -> list[Path]:
 
 
 def warn_of_loose_photos(place: Path) -> None:
-    """Tells of photos that are in no class."""
+    """Logs a warning if photos are in no class folder."""
     count = len(loose_photos(place))
     if count:
         logging.warning(
-            "%d photos directly in %s are passed over: put them into the folders of their classes",
+            "%d photos directly in %s are skipped: move them into the folders of their classes",
             count,
             place,
         )
 
 
 def class_folders(place: Path) -> dict[str, Path]:
-    """Class name to folder, in folder-name order."""
+    """Maps class names to folders, in the order of the folders' names."""
     spellings: dict[str, str] = {}
     return {
         one_spelling(folder.name, spellings, place): folder for folder in visible_folders(place)
@@ -144,17 +147,17 @@ def class_folders(place: Path) -> dict[str, Path]:
 
 
 def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
-    """Refuses what leaves nothing to tell apart."""
+    """Returns the classes unchanged; refuses fewer than two."""
     if len(classes) < 2:
         raise UserError(
             f"{place} has {len(classes)} class(es): put the photos of each class into a folder "
-            "named as the class, at least two of them"
+            "named after the class, with at least two classes"
         )
     return classes
 
 
 def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Split:
-    """All images below each class's folder; a class without a folder in this split has none."""
+    """Lists all images below each class's folder; None stands for a class without a folder."""
     images = []
     foreign = 0
     for label, folder in enumerate(folders):
@@ -165,8 +168,8 @@ def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Spl
         unread = [photo for photo in photos if photo.suffix.lower() in FOREIGN_SUFFIXES]
         if unread and not files:
             raise UserError(
-                f"{folder} holds {len(unread)} photos such as {unread[0].name}, but none that can "
-                "be read: convert them to JPEG"
+                f"{folder} holds {len(unread)} photos, such as {unread[0].name}, but no readable "
+                "one: convert them to JPEG"
             )
         if not files:
             raise UserError(
@@ -177,7 +180,7 @@ def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Spl
         images += [(path.relative_to(base).as_posix(), label) for path in files]
     if foreign:
         logging.warning(
-            "%d photos below %s are passed over (%s cannot be read): convert them to JPEG",
+            "%d photos below %s are skipped (%s cannot be read): convert them to JPEG",
             foreign,
             place,
             ", ".join(sorted(FOREIGN_SUFFIXES)),
@@ -186,9 +189,10 @@ def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Spl
 
 
 def image_files(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files of these endings at any depth, in path order; hidden ones left out.
+    """Returns the visible files with these suffixes at any depth, in path order.
 
-    Links to folders are followed, each folder once: a link may lead back to where it is.
+    Links to folders are followed, but each folder is visited only once, because a link may point
+    to a folder that contains it.
     """
     found: list[Path] = []
     seen = set()
@@ -204,10 +208,10 @@ def image_files(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]
 
 
 def photos_at(place: str | Path) -> list[Path]:
-    """A photo's file alone; all images in a folder.
+    """Returns the file itself if `place` is a file, or all images in it if it is a folder.
 
     Raises:
-        UserError: If nothing is there, or no image in the folder.
+        UserError: If the file or folder does not exist, or the folder holds no image.
     """
     path = Path(place).expanduser()
     if not path.exists():

@@ -1,8 +1,8 @@
-"""What the first run makes of images, kept on disk for the next: decoded images, their features.
+"""Disk cache for what the first run computes from images: decoded images and their features.
 
-A split, decoded or encoded in one way, is one file of fixed-size records, memory-mapped to read.
-Files are never changed: a run writes a partial file of its own and renames it when it is whole, so
-that runs side by side, or one that is killed, leave either a whole file or none.
+Each file holds one split, decoded or encoded in one way, as fixed-size records that are read
+through a memory map. Files are never changed: a run writes its own partial file and renames it when
+it is complete, so that concurrent runs, or a killed run, leave either a complete file or no file.
 """
 
 import errno
@@ -26,41 +26,44 @@ from PIL import Image
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
 
-FORMAT = 2  # counts up when records, or the bytes that `decode_image` gives, change
-# Endings of our own: only what bears them is ever removed.
+FORMAT = 2  # incremented when the records, or the bytes that `decode_image` returns, change
+# Only files with these suffixes, which no other program uses, are ever removed.
 WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
-# A partial file grows with every batch; one that has not for so long belongs to a killed run.
+# A partial file grows with every batch; one that has not grown for this long is from a killed run.
 ABANDONED_SECONDS = 3600
 CHECKSUM = "crc32"  # a record's last field
-# Width and height of the photos by which transforms are told apart.
+# Width and height of the photos that identify a transform.
 PROBES = ((40, 31), (427, 640), (1000, 523))
 
 Append = Callable[..., None]
 
 
 def default_cache_folder() -> Path:
-    """Where the XDG base directory specification has a program's cache."""
+    """Returns the cache folder according to the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "fgvpl_jax" / "images"
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """A folder of such files, of limited size.
+    """A folder of cache files whose total size is limited.
 
     Attributes:
-        folder: Created when first written to.
-        max_bytes: Of all files together; the least recently used make room for new ones.
+        folder: Folder of the files, created at the first write.
+        max_bytes: Limit of the total size; the least recently used files make room for new ones.
     """
 
     folder: Path
     max_bytes: int
 
     def entry(self, split: Split, transform: Transform) -> "CacheEntry | None":
-        """The place of a split under a transform; None where a change of it would not show.
+        """Returns the entry of a split under a transform.
 
-        Files count as the same while path, size and times are, transforms while they treat some
-        random photos alike.
+        A file counts as unchanged if its path, size and times are, a transform if its outputs for
+        some random photos are.
+
+        Returns:
+            The entry; None if the split's images are not files, so that changes are not detected.
         """
         identity = identify(split, transform)
         if identity is None:
@@ -69,11 +72,11 @@ class ImageCache:
         return self.place(identity, record, len(split))
 
     def place(self, identity: list, record: np.dtype, length: int) -> "CacheEntry":
-        """The place of records.
+        """Returns the entry of records.
 
         Args:
-            identity: All that they depend on, as JSON has it.
-            record: Of one image.
+            identity: Everything that the records depend on, as JSON data.
+            record: Data type of one image's record, without the checksum.
             length: Number of images.
         """
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -81,12 +84,12 @@ class ImageCache:
         return CacheEntry(self, self.folder / f"{key}{WHOLE}", record, length)
 
     def make_room(self, size: int) -> None:
-        """Removes what killed runs left and, where needed, the least recently used files.
+        """Removes files of killed runs and, if needed, the least recently used files.
 
         Args:
-            size: Bytes about to be written.
+            size: Number of bytes about to be written.
         Raises:
-            OSError: If they exceed the limit or the disk's free space.
+            OSError: If `size` exceeds the limit or the free space on the disk.
         """
         if size > self.max_bytes:
             raise OSError(errno.EFBIG, f"{size / 1e9:.3g} GB exceed {self.max_bytes / 1e9:.3g} GB")
@@ -106,10 +109,10 @@ class ImageCache:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _files(self, ending: str) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file), least recently used first."""
+        """Returns (last use, bytes, file) of each file, least recently used first."""
         found = []
         for file in self.folder.glob(f"*{ending}"):
-            with suppress(FileNotFoundError):  # another run may remove it at this moment
+            with suppress(FileNotFoundError):  # another run may remove it at any moment
                 status = file.stat()
                 found.append((status.st_mtime, status.st_size, file))
         return sorted(found)
@@ -117,14 +120,14 @@ class ImageCache:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The records of one split, in the cache or not yet.
+    """Records of one split, which the cache may or may not hold yet.
 
     Attributes:
-        cache: Whose it is.
-        file: There only when whole.
-        record: Of one image, such as "image", uint8 [H, W, 3], and "readable"; last comes "crc32"
-            of the others.
-        length: Records in the file.
+        cache: Cache that the entry belongs to.
+        file: Path of the records; the file exists only if it is complete.
+        record: Data type of one image's record, such as "image", uint8 [H, W, 3], and "readable";
+            the last field is "crc32", the checksum of the others.
+        length: Number of records in the file.
     """
 
     cache: ImageCache
@@ -133,7 +136,7 @@ class CacheEntry:
     length: int
 
     def read(self) -> np.ndarray | None:
-        """The records, memory-mapped, to be checked one by one; None where they are not there."""
+        """Memory-maps the records, without checking them; returns None if there is no file."""
         try:
             records = np.memmap(self.file, self.record, "r", shape=(self.length,))
         except OSError:
@@ -141,12 +144,12 @@ class CacheEntry:
         except ValueError:  # too short
             self.remove_damaged()
             return None
-        with suppress(OSError):  # a cache that may only be read
+        with suppress(OSError):  # a read-only cache
             os.utime(self.file)
         return records
 
     def read_checked(self) -> np.ndarray | None:
-        """The records, all of them intact; None where they are not there, or were damaged."""
+        """Returns the records after checking all of them; None if missing or damaged."""
         records = self.read()
         if records is None:
             return None
@@ -156,18 +159,16 @@ class CacheEntry:
         return records
 
     def remove_damaged(self) -> None:
-        """Tells of a file that is not as it was written, and removes it."""
-        logging.warning("%s is damaged: what it held is made anew", self.file)
+        """Logs a warning that the file was changed after it was written, and removes the file."""
+        logging.warning("%s is damaged: its content is computed again", self.file)
         _remove(self.file)
 
     @contextmanager
     def recording(self) -> Iterator[Append]:
-        """Gives what to call with the record's columns of every batch, in the split's order.
+        """Yields a function to call with each batch's record columns, in the split's order.
 
-        At the end the file is there.
-
-        If the block is left by an error there is none. A file that cannot be written is told of
-        in one line, and the calls go on without effect.
+        The file is complete when the block ends. If an error ends the block, there is no file. If
+        the file cannot be written, one line is logged and further calls have no effect.
         """
         partial = self.file.with_suffix(f".{uuid.uuid4().hex}{PARTIAL}")
         failed = False
@@ -180,11 +181,11 @@ class CacheEntry:
                 step()
             except OSError as error:
                 failed = True
-                _remove(partial)  # at once: others may need the space
+                _remove(partial)  # immediately: other runs may need the space
                 logging.warning(
-                    "the image cache in %s cannot keep %d images (%s): they are made anew each "
-                    "time; free some space, or change --config.data.image_cache_gb or "
-                    "--config.data.image_cache_dir",
+                    "the image cache in %s cannot keep %d images (%s), so they are computed again "
+                    "each time: free some space, or change data.image_cache_gb or "
+                    "data.image_cache_dir",
                     self.cache.folder,
                     self.length,
                     error.strerror or error,
@@ -202,16 +203,18 @@ class CacheEntry:
         try:
             yield append
             attempt(lambda: os.replace(partial, self.file))
-            # Again: what runs side by side made room for, they did not know of each other.
+            # Again, because concurrent runs made room without knowing about each other's files.
             attempt(lambda: self.cache.make_room(0))
         finally:
             _remove(partial)
 
 
 def identify(split: Split, transform: Transform) -> list | None:
-    """What images under a transform depend on, as JSON has it; None where a change would not show.
+    """Returns everything that a split's images under a transform depend on, as JSON data.
 
-    The fourth element is the shape of an image.
+    Returns:
+        A list whose fourth element is the shape of an image; None if the split's images are not
+        files, so that changes are not detected.
     """
     fingerprint = split.fingerprint()
     if fingerprint is None:
@@ -222,7 +225,7 @@ def identify(split: Split, transform: Transform) -> list | None:
 
 
 def checksum(record: np.void) -> int:
-    """CRC-32 of all that a record holds beside it."""
+    """Returns the CRC-32 of all other fields of a record."""
     value = 0
     for name in record.dtype.names or ():
         if name != CHECKSUM:
@@ -231,13 +234,13 @@ def checksum(record: np.void) -> int:
 
 
 def _append(file: Path, records: np.ndarray) -> None:
-    # Not through a memory map: there, a full disk kills the process.
+    # Not through a memory map, where a full disk kills the process.
     with file.open("ab") as stream:
         stream.write(records.data)
 
 
 def _remove(file: Path) -> None:
-    with suppress(OSError):  # gone already, or, on Windows, in use
+    with suppress(OSError):  # already removed or, on Windows, in use
         file.unlink()
 
 

@@ -1,4 +1,4 @@
-"""One's own photos by a list: CSV or JSON lines of path, label and, if wanted, split."""
+"""Your own photos from a list: CSV or JSON lines with path, label and, optionally, split."""
 
 import csv
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ MANIFEST_SUFFIXES = (".csv", ".jsonl")
 
 
 def load_manifest(manifest: str) -> Dataset:
-    """Photos as a list names them.
+    """Loads the photos that a list names.
 
     Args:
-        manifest: A .csv file whose first line names its columns, or a .jsonl file with an object
-            a line; `path` (below the file's folder) and `label`, and optionally `split` ("train",
-            "val" or "test"; without it all are for training).
+        manifest: A .csv file whose first line names the columns, or a .jsonl file with one object
+            per line. The columns are `path` (relative to the file's folder), `label` and,
+            optionally, `split` ("train", "val" or "test"; a photo without one is for training).
     Raises:
-        UserError: If the file or a photo is missing, a line lacks something, a path leaves the
-            folder or stands in two splits, or a split has a class that training lacks.
+        UserError: If the file or a photo is missing, a line is incomplete, a path leaves the
+            folder or is in two splits, or a split has a class that the training split lacks.
     """
     file = Path(manifest).expanduser()
     if file.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise UserError(f"{manifest} is no list of photos: it must end in .csv or .jsonl")
+        raise UserError(f"{manifest} is not a list of photos: its name must end in .csv or .jsonl")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     seen: dict[str, str] = {}
     spellings: dict[str, str] = {}
@@ -43,19 +43,19 @@ def load_manifest(manifest: str) -> Dataset:
         role = SPLIT_FOLDERS.get(str(split or "train").lower())
         if not path or label in (None, "") or role is None:
             raise UserError(
-                f"{where}: needs a path, a label and, if any, a split of train, val or test; "
-                f"found {row}"
+                f"{where} needs a path, a label and, optionally, a split (train, val or test), but "
+                f"has {row}"
             )
         key = key_below(str(path), where)
         if key in seen:
-            raise UserError(f"{where}: {path!r} is there twice, in {seen[key]} and in {role}")
+            raise UserError(f"{where}: {path!r} occurs twice, in {seen[key]} and in {role}")
         seen[key] = role
-        # In a list of one's own, "red_fox" and "red fox" may stand for one class.
+        # In a hand-written list, "red_fox" and "red fox" may be the same class.
         rows[role].append((key, one_spelling(class_name(str(label)), spellings, where)))
     names = sorted({name for _, name in rows["train"]})
     if len(names) < 2:
         raise UserError(
-            f"{file} has {len(names)} class(es) for training: give at least two different labels"
+            f"{file} has {len(names)} class(es) for training: use at least two different labels"
         )
     for role, members in rows.items():
         unknown = sorted({name for _, name in members} - set(names))
@@ -74,7 +74,7 @@ def load_manifest(manifest: str) -> Dataset:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers, as an editor counts, and rows; blank lines are passed over."""
+    """Yields rows with their line numbers, counted from 1; skips blank lines."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             if file.suffix.lower() == ".csv":

@@ -1,4 +1,4 @@
-"""The benchmarks' own lists as they lie in CoOp's layout: who is for training, who for testing."""
+"""Readers of the benchmarks' own lists of training and test images, in CoOp's layout."""
 
 import os
 import re
@@ -18,27 +18,27 @@ T = TypeVar("T")
 
 @runtime_checkable
 class ClassTable(Protocol):
-    """What a reader of lists needs to know of its benchmark."""
+    """The part of a benchmark that a reader of lists needs."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In label order."""
+        """Class names in label order."""
 
     def label_of(self, name: str) -> int | None:
-        """None for a class that is left out."""
+        """Returns the label of a class; None if the class is left out."""
 
 
-# From the folder of lists, the folder of images and the classes to the official parts.
+# Reads the official parts, given the folder of lists, the folder of images and the classes.
 ListReader = Callable[[Path, Path, ClassTable], Parts]
 
 
 def class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """Caltech101, Food101, DTD, EuroSAT: all images, by folder."""
+    """Reads Caltech101, Food101, DTD or EuroSAT: all images, with a folder per class."""
     labels = {f: _label_or_none(classes, f.name, f) for f in visible_folders(images)}
     found = set(labels.values())
     for label, name in enumerate(classes.class_names):
         if label not in found:
-            raise UserError(f"{images} has no folder of class {name!r}: unpack all of the archive")
+            raise UserError(f"{images} has no folder of class {name!r}: unpack the whole archive")
     return {
         "train": [
             (file.relative_to(images).as_posix(), label)
@@ -50,13 +50,13 @@ def class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def oxford_flowers(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """Flowers102: `imagelabels.mat` counts images and labels from 1."""
+    """Reads Flowers102: `imagelabels.mat` counts images and labels from 1."""
     labels = _matlab(lists / "imagelabels.mat", "labels", int)
     return {"train": [(f"image_{i:05}.jpg", label - 1) for i, label in enumerate(labels, 1)]}
 
 
 def oxford_pets(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """OxfordPets: lines such as `Abyssinian_100 1 1 1`; the name says the breed."""
+    """Reads OxfordPets: lines such as `Abyssinian_100 1 1 1`; the name contains the breed."""
 
     def read(file: Path) -> Images:
         names = [line.split()[0] for line in _lines(file)]
@@ -67,7 +67,7 @@ def oxford_pets(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def stanford_cars(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """StanfordCars: the development kit's annotations; labels count from 1."""
+    """Reads StanfordCars: the development kit's annotations; labels count from 1."""
 
     def read(file: Path, folder: str) -> Images:
         def image(row: Any) -> tuple[str, int]:
@@ -82,7 +82,7 @@ def stanford_cars(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def sun397(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """SUN397: the first partition, lines such as `/a/abbey/sun_aakbdcgfpksytcwj.jpg`."""
+    """Reads SUN397: the first partition, lines such as `/a/abbey/sun_aakbdcgfpksytcwj.jpg`."""
 
     def read(file: Path) -> Images:
         return [
@@ -94,7 +94,7 @@ def sun397(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def ucf101(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """UCF101: the first parting, lines such as `YoYo/v_YoYo_g08_c01.avi 101`."""
+    """Reads UCF101: the first partition, lines such as `YoYo/v_YoYo_g08_c01.avi 101`."""
 
     def read(file: Path) -> Images:
         videos = [Path(line.split()[0]) for line in _lines(file)]
@@ -109,12 +109,12 @@ def ucf101(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def midframes_folder(action: str) -> str:
-    """CoOp's folder of an action of UCF101: `ApplyEyeMakeup` to `Apply_Eye_Makeup`."""
+    """Returns CoOp's folder of a UCF101 action: `Apply_Eye_Makeup` for `ApplyEyeMakeup`."""
     return "_".join(re.findall("[A-Z][^A-Z]*", action))
 
 
 def fgvc_aircraft(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """FGVC-Aircraft: lines such as `1025794 707-320`, a list per split."""
+    """Reads FGVC-Aircraft: lines such as `1025794 707-320`, one list per split."""
 
     def read(file: Path) -> Images:
         rows = [line.partition(" ") for line in _lines(file)]
@@ -124,7 +124,7 @@ def fgvc_aircraft(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def imagenet(lists: Path, images: Path, classes: ClassTable) -> Parts:
-    """ImageNet: folders named by codes, which `classnames.txt` explains; validation is the test."""
+    """Reads ImageNet: folders named by codes, listed in `classnames.txt`; tests on validation."""
     file = lists / "classnames.txt"
     rows = [line.partition(" ") for line in _lines(file)]
     codes = [code for code, _, _ in rows]
@@ -133,14 +133,14 @@ def imagenet(lists: Path, images: Path, classes: ClassTable) -> Parts:
             f"{file} has {len(set(codes))} codes: it must list each of ImageNet's 1,000 once, in "
             "order"
         )
-    # The codes say what a label is; CLIP's names for them were mended over the years.
+    # The codes define the labels; CLIP's names for them were corrected over the years.
     other = [
         f"{code} {theirs!r}, not {ours!r}"
         for (code, _, theirs), ours in zip(rows, classes.class_names, strict=True)
         if theirs != ours
     ]
     if other:
-        logging.warning("%s names %d classes otherwise, such as %s", file, len(other), other[0])
+        logging.warning("%s names %d classes differently, such as %s", file, len(other), other[0])
 
     def read(folder: Path) -> Images:
         missing = [code for code in codes if not (folder / code).is_dir()]
@@ -149,7 +149,7 @@ def imagenet(lists: Path, images: Path, classes: ClassTable) -> Parts:
                 f"{folder} lacks {len(missing)} of {len(codes)} class folders, such as "
                 f"{missing[0]}: sort the images into them"
             )
-        # Over a million files, flat: names alone, without a look at each.
+        # Over a million files in flat folders: list names only, without a `stat` of each file.
         return [
             (f"{folder.name}/{code}/{name}", label)
             for label, code in enumerate(codes)
@@ -161,7 +161,7 @@ def imagenet(lists: Path, images: Path, classes: ClassTable) -> Parts:
 
 
 def check_labels(parts: Parts, num_classes: int, named_by: Path) -> None:
-    """Refuses lists that number more classes than there are."""
+    """Refuses lists with labels outside the range of classes."""
     labels = {label for images in parts.values() for _, label in images}
     if labels and not 0 <= min(labels) <= max(labels) < num_classes:
         raise UserError(
@@ -171,13 +171,13 @@ def check_labels(parts: Parts, num_classes: int, named_by: Path) -> None:
 
 
 def check_class_names(found: Sequence[str], expected: Sequence[str], named_by: Path) -> None:
-    """Refuses a file whose classes are not the benchmark's, in its order."""
+    """Refuses a file whose classes are not the benchmark's, in the same order."""
     for label, (theirs, ours) in enumerate(zip_longest(found, expected)):
         if theirs != ours:
             raise UserError(
                 f"{named_by} calls class {label} {theirs!r}, the benchmark {ours!r} "
-                f"({len(found)} and {len(expected)} classes): take the benchmark's own file, or "
-                "check --config"
+                f"({len(found)} and {len(expected)} classes): use the benchmark's own file, or "
+                "the config of the benchmark that the file belongs to"
             )
 
 
@@ -192,11 +192,11 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _matlab(file: Path, name: str, read: Callable[[Any], T]) -> list[T]:
-    from scipy.io import loadmat  # slow to import, and needed by two benchmarks only
+    from scipy.io import loadmat  # slow to import, and only two benchmarks need it
 
     try:
         return [read(row) for row in loadmat(file)[name].ravel()]
-    except Exception as error:  # scipy raises whatever a damaged file leads it to
+    except Exception as error:  # scipy may raise any error for a damaged file
         raise UserError(
             f"{file} cannot be read ({error}): restore the benchmark's lists"
         ) from error

@@ -1,8 +1,9 @@
-"""Drawn scenes whose true object masks are known: the embedded benchmark, which needs no download.
+"""Drawn scenes with known object masks: the built-in benchmark, which needs no download.
 
-One coloured shape at a uniformly random place, over a background of soft colour with clutter of
-all colours. A class is a pair of colour and shape, such as "yellow square". The tiny CLIP of the
-demonstration was trained on other pairs, and never read two of the benchmark's words for colours.
+Each scene shows one coloured shape at a uniformly random place, on a background of soft colour with
+clutter of all colours. A class is a pair of colour and shape, such as "yellow square". The tiny
+CLIP of the demonstration was trained on other pairs, and its training texts did not contain two of
+the benchmark's words for colours.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from PIL import Image, ImageDraw
 from fgvpl_jax.data.splits import Dataset, Split
 
 SIDE = 64  # pixels
-SUPERSAMPLING = 2  # drawn larger, then shrunk, for smooth edges
-OBJECT_RADIUS = (0.16, 0.26)  # share of the side
+SUPERSAMPLING = 2  # scenes are drawn larger and then shrunk, for smooth edges
+OBJECT_RADIUS = (0.16, 0.26)  # fraction of the side
 CLUTTER_RADIUS = (0.02, 0.06)
 CLUTTER_COUNT = (14, 26)
-COLOUR_NOISE = 26  # each channel of a colour varies by so much
+COLOUR_NOISE = 26  # largest change of each channel of a colour
 PIXEL_NOISE = 8.0
 
 COLOURS = {
@@ -47,7 +48,7 @@ SHAPES = (
     "diamond",
     "hexagon",
 )
-# Neither colour nor shape alone tells these apart.
+# Neither colour nor shape alone distinguishes these classes.
 BENCHMARK_PAIRS = (
     ("red", "circle"),
     ("red", "hexagon"),
@@ -60,19 +61,19 @@ BENCHMARK_PAIRS = (
     ("purple", "triangle"),
     ("purple", "arrow"),
 )
-# The benchmark calls two colours by words that the tiny CLIP never read: it sees the colour but
-# does not know the name, as CLIP does not know the names of many a benchmark.
+# The benchmark's words for two colours are not in the tiny CLIP's training texts: it recognises the
+# colour but does not know the name, just as CLIP does not know the class names of many benchmarks.
 UNREAD_WORDS = {"red": "crimson", "green": "emerald"}
 SPLIT_SIZES = {"train": 40, "validation": 10, "test": 60}  # images per class
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and where its object is.
+    """A drawn image and the mask of its object.
 
     Attributes:
-        image: RGB, SIDE × SIDE.
-        mask: True on the object's pixels.
+        image: RGB image of SIDE × SIDE pixels.
+        mask: Object mask, True on the object's pixels.
     """
 
     image: Image.Image
@@ -80,7 +81,7 @@ class Scene:
 
 
 def pretraining_pairs() -> list[tuple[str, str]]:
-    """All other pairs: what the tiny CLIP was trained on."""
+    """Returns the pairs outside the benchmark, on which the tiny CLIP was trained."""
     return [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in BENCHMARK_PAIRS]
 
 
@@ -113,14 +114,14 @@ def draw_scene(colour: str, shape: str, rng: np.random.Generator) -> Scene:
 def shape_outline(
     shape: str, centre: np.ndarray, radius: float, angle: float
 ) -> list[tuple[float, float]]:
-    """A polygon of the shape, turned by `angle`, its tips about `radius` from the centre."""
+    """Returns a polygon of the shape, turned by `angle`, with tips about `radius` from `centre`."""
     points = _corners()[shape] * (radius * np.exp(1j * angle)) + complex(*centre)
     return list(zip(points.real.tolist(), points.imag.tolist(), strict=True))
 
 
-@cache
+@cache  # without arguments, so it holds one value
 def _corners() -> dict[str, np.ndarray]:
-    """Each shape in the unit circle, corners as complex numbers."""
+    """Returns the corners of each shape in the unit circle, as complex numbers."""
     turn = np.exp(2j * np.pi * np.arange(40) / 40)
     tips = np.exp(2j * np.pi * np.arange(10) / 10)
     bay = 0.45 - 0.68 * np.exp(1j * np.pi * np.linspace(-0.72, 0.72, 30)[::-1])
@@ -147,7 +148,7 @@ def _vary(rng: np.random.Generator, colour: np.ndarray) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ShapesSplit(Split):
-    """Scenes drawn when asked for; a key fixes its scene."""
+    """Scenes drawn on access; the key determines the scene."""
 
     def scene(self, index: int) -> Scene:
         """Draws scene `index`."""
@@ -157,12 +158,12 @@ class ShapesSplit(Split):
         return draw_scene(*BENCHMARK_PAIRS[label], np.random.default_rng(entropy))
 
     def image(self, index: int) -> Image.Image:
-        """The scene's picture."""
+        """Draws the image of scene `index`."""
         return self.scene(index).image
 
 
 def load_shapes() -> Dataset:
-    """The benchmark: 10 classes, 400 / 100 / 600 scenes."""
+    """Returns the benchmark: 10 classes, 400 / 100 / 600 scenes."""
     names = [f"{UNREAD_WORDS.get(colour, colour)} {shape}" for colour, shape in BENCHMARK_PAIRS]
     train, validation, test = (
         ShapesSplit(

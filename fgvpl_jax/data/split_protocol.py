@@ -1,4 +1,4 @@
-"""From a benchmark's own parts to the splits of the CoOp protocol, where there is no split file."""
+"""Makes the splits of the CoOp protocol from a benchmark's own parts, without a split file."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,12 @@ import numpy as np
 
 from fgvpl_jax.errors import UserError
 
-# Names in split files and lists, in the order of Dataset's fields.
+# Names of the splits in split files and lists, in the order of the fields of `Dataset`.
 SPLITS = ("train", "val", "test")
-# Shares of all images, and of the official training images that become validation.
+# Fraction of all images used for training, and fraction of all images, or of the official training
+# images, used for validation.
 TRAIN_SHARE, VALIDATION_SHARE = 0.5, 0.2
-# Not the run's seed: every run must be tested on the same images.
+# Independent of the run's seed: every run must be tested on the same images.
 SPLIT_SEED = 1
 
 Images = list[tuple[str, int]]
@@ -20,23 +21,24 @@ Parts = dict[str, Images]
 
 
 class SplitProtocol(Enum):
-    """What the benchmark's own parting is worth; the value is what a reader of results sees."""
+    """How much of the authors' own division is kept; the value describes it in the results."""
 
     POOLED = "all images re-split per class, 50% train, 20% validation, 30% test"
     OFFICIAL_TEST = "official test; official training images re-split per class, 80% train"
     OWN = "the benchmark's own lists"
 
     def split(self, parts: Parts, origin: str) -> tuple[Parts, str]:
-        """Splits as CoOp's rule makes them, with a seed of our own.
+        """Makes the splits by CoOp's rule, but with this project's seed.
 
         Args:
-            parts: (key, label) pairs under "train" and, if any, "val" and "test", as the
-                benchmark's authors part them.
-            origin: What named the parts, for errors.
+            parts: (key, label) pairs of "train" and, if they exist, "val" and "test", as the
+                benchmark's authors divide them.
+            origin: File or folder that names the parts, for error messages.
         Returns:
-            The three splits, "val" perhaps empty; and a sentence for people and `results.json`.
+            The three splits, of which "val" may be empty, and a description of the splits for
+            users and `results.json`.
         Raises:
-            UserError: If a key is there twice.
+            UserError: If a key occurs twice.
         """
         refuse_leaks(parts, origin)
         train, held_out, test = (parts.get(name, []) for name in SPLITS)
@@ -52,10 +54,10 @@ class SplitProtocol(Enum):
 
 
 def part_each_class(images: Iterable[tuple[str, int]], shares: Sequence[float]) -> list[Images]:
-    """Parts each class by shares of it, each rounded as Python's `round`; the last takes the rest.
+    """Divides the images of each class into parts by `shares`; the last part takes the rest.
 
-    A class's images are sorted by key and shuffled by (seed, label): the listing's order does not
-    matter.
+    Sizes are rounded like Python's `round`. A class's images are sorted by key and shuffled by
+    (seed, label), so the order of the listing does not matter.
     """
     members = defaultdict(list)
     for key, label in images:
@@ -70,17 +72,17 @@ def part_each_class(images: Iterable[tuple[str, int]], shares: Sequence[float]) 
 
 
 def refuse_leaks(parts: Parts, origin: str) -> None:
-    """Refuses an image that is in two places, such as trained on and tested with.
+    """Refuses an image that is in two places, such as in the training and the test split.
 
     Raises:
-        UserError: If a key is there twice.
+        UserError: If a key occurs twice.
     """
     seen: dict[str, str] = {}
     for name, images in parts.items():
         for key, _ in images:
             if key in seen:
                 raise UserError(
-                    f"{origin} has {key!r} twice, in {seen[key]} and in {name}: an image may be in "
-                    "one place only, or the test would not be honest; remove one"
+                    f"{origin} has {key!r} twice, in {seen[key]} and in {name}: remove one, or the "
+                    "test would not be fair"
                 )
             seen[key] = name

@@ -1,4 +1,4 @@
-"""What every source of data comes down to: class names and up to three splits."""
+"""The common form of every data source: class names and up to three splits."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ from fgvpl_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images that are files below one folder, with their labels.
+    """Image files below one folder, with their labels.
 
     Attributes:
-        root: The folder.
-        keys: Each image's path below it, with forward slashes.
+        root: Folder that holds the images.
+        keys: Path of each image relative to `root`, with forward slashes.
         labels: Class of each image.
     """
 
@@ -34,23 +34,29 @@ class Split:
         return len(self.keys)
 
     def path(self, index: int) -> Path:
-        """Where image `index` lies."""
+        """Returns the path of image `index`."""
         return self.root / self.keys[index]
 
     def image(self, index: int) -> Image.Image:
-        """Opens and decodes image `index` now; raises `UnreadableImage`."""
+        """Reads and decodes image `index`.
+
+        Raises:
+            UnreadableImage: If the image cannot be decoded.
+        """
         return decode_image(self.path(index))
 
     def fingerprint(self) -> str | None:
-        """Changes whenever an image may have, by each file's path, size and times.
+        """Returns a digest of each file's path, size and times; opens no file.
 
-        Opens none of them. None where an image is no file, so that a change would not show.
+        Returns:
+            A digest that changes whenever an image may have changed; None if the images are not
+            files, so that changes are not detected.
         """
         root = self.root.resolve()
         return fingerprint_files(root / key for key in self.keys)
 
     def select(self, indices: Sequence[int]) -> "Split":
-        """The images at `indices`, in that order."""
+        """Returns the images at `indices`, in that order."""
         return replace(
             self,
             keys=tuple(self.keys[i] for i in indices),
@@ -60,14 +66,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A benchmark or one's own folder.
+    """A benchmark or a user's own photos.
 
     Attributes:
-        class_names: In label order, ready for a text template.
-        train: Where few-shot images are drawn from.
-        validation: Where λ is chosen; None where the data has none.
-        test: Read once, at the end; None where the data has none.
-        split_protocol: Who made the splits and how, for people and `results.json`.
+        class_names: Class names in label order, ready for a text template.
+        train: Images that few-shot images are drawn from.
+        validation: Images for choosing λ; None if the data have no validation split.
+        test: Images that are read once, at the end; None if the data have no test split.
+        split_protocol: Description of how the splits were made, and by whom, for users and
+            `results.json`.
         left_out: Keys of published images that the source lacks on purpose.
     """
 
@@ -80,83 +87,83 @@ class Dataset:
 
 
 def class_name(raw: str) -> str:
-    """A class's name as it goes into a sentence: `_` is a space, Unicode composed.
+    """Returns a class name ready for a sentence: `_` becomes a space, Unicode is composed.
 
     Raises:
-        UserError: If nothing is left, it is no text, or it holds control characters.
+        UserError: If nothing is left, or the name is not valid Unicode or has control characters.
     """
     if any(unicodedata.category(letter) == "Cs" for letter in raw):
         raise UserError(f"a class is called {raw!r}, which is not UTF-8: rename it")
     name = " ".join(unicodedata.normalize("NFC", raw).replace("_", " ").split())
     if not name:
         raise UserError(f"a class is called {raw!r}: give it a name of at least one letter")
-    if any(unicodedata.category(letter) == "Cc" for letter in name):  # a terminal would obey them
+    if any(unicodedata.category(letter) == "Cc" for letter in name):  # terminals execute them
         raise UserError(f"a class is called {raw!r}, with control characters: remove them")
     return name
 
 
 def same_name(name: str) -> str:
-    """What two spellings of one class have in common."""
+    """Returns a form that is equal for all spellings of one class name."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 
 def one_spelling(raw: str, spellings: dict[str, str], origin: object) -> str:
-    """A class's name, as `class_name`; refuses a second spelling of one class.
+    """Returns `class_name(raw)`, but refuses a second spelling of one class.
 
     Args:
-        raw: As a list, a split file or a folder spells it.
-        spellings: What was seen so far; gets this one.
-        origin: What spells it so, for errors.
+        raw: Class name as spelled in a list, a split file or a folder.
+        spellings: Spellings seen so far; this one is added.
+        origin: File or folder with this spelling, for error messages.
     Raises:
-        UserError: If another spelling of this name came before, or it is no name.
+        UserError: If this name was spelled differently before, or is not a valid name.
     """
     name = class_name(raw)
     twin = spellings.setdefault(same_name(name), raw)
     if twin != raw:
         raise UserError(
             f"{origin} has the classes {twin!r} and {raw!r}, which are one name in a sentence: "
-            "spell them alike if they are one class, else rename one"
+            "spell them alike if they are one class, or rename one of them"
         )
     return name
 
 
 def key_below(raw: str, origin: object) -> str:
-    """A photo's path as a key, one spelling for one file.
+    """Returns a photo's path as a key, with one spelling per file.
 
     Raises:
-        UserError: If it leaves the folder that it starts from.
+        UserError: If the path is absolute or leaves the folder that it starts from.
     """
     path = PurePosixPath(raw)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"{origin} names {raw!r}, which leaves the folder of its photos: name them by their "
-            "paths below it"
+            f"{origin} names {raw!r}, which leaves the folder of its photos: use paths relative to "
+            "that folder, without '..'"
         )
     return str(path)
 
 
 def fingerprint_files(files: Iterable[Path]) -> str | None:
-    """Digest of the files' paths, sizes and times; None if one is not there."""
+    """Returns a digest of the files' paths, sizes and times; None if a file is missing."""
     digest = hashlib.sha256()
     for file in files:
         try:
             status = file.stat()
         except OSError:
             return None
-        # The change time too: copying with times kept can put another photo in a file's place.
+        # The change time too: a copy that preserves times can replace a file with another photo.
         stamp = (str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(repr(stamp).encode())
     return digest.hexdigest()
 
 
 def make_split(root: Path, images: Sequence[tuple[str, int]]) -> Split:
-    """A split of (key, label) pairs."""
+    """Returns a split of (key, label) pairs."""
     keys = tuple(key for key, _ in images)
     return Split(root, keys, np.array([label for _, label in images], np.int32))
 
 
 def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
-    """Refuses data whose images are not all there; lists each folder once, opens nothing."""
+    """Refuses data with missing images; lists each folder once and opens no image."""
     by_parent = defaultdict(list)
     for key in keys:
         path = PurePosixPath(key)
@@ -164,13 +171,14 @@ def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
     missing = []
     for parent, paths in by_parent.items():
         place = folder / parent
-        # `os.path`: to pathlib a name that is too long is an error, not a folder that is missing.
-        # Of plain files the listing itself knows; only links cost a look at where they lead.
+        # `os.path`, because pathlib raises an error for a name that is too long. The listing itself
+        # says which entries are regular files; only links need an extra system call.
         entries = os.scandir(place) if os.path.isdir(place) else ()
         there = {entry.name for entry in entries if entry.is_file()}
         missing += [str(path) for path in paths if path.name not in there]
     if missing:
         raise UserError(
             f"{len(missing)} images that {named_by} names are not in {folder}, such as "
-            f"{', '.join(sorted(missing)[:3])}: unpack all of the benchmark's archive there"
+            f"{', '.join(sorted(missing)[:3])}: unpack the benchmark's whole archive there, or "
+            "correct the list"
         )

@@ -1,4 +1,4 @@
-"""Prepares a benchmark by TFDS, once: `python -m fgvpl_jax.data.tfds_prepare food101 ~/tfds`."""
+"""Prepares a benchmark with TFDS: `python -m fgvpl_jax.data.tfds_prepare food101 ~/tfds`."""
 
 import json
 import sys
@@ -24,22 +24,24 @@ TIMEOUT = 10.0  # seconds
 
 
 def prepare_tfds(name: str, data_dir: str) -> Path:
-    """Downloads and prepares a benchmark as `array_record`; one that is there stays as it is.
+    """Downloads a benchmark and prepares it as `array_record`, unless it is already prepared.
 
-    Archives at hand are taken from `downloads/manual` of the data folder, under their own names.
+    Archives in `downloads/manual` of the data folder, under their original names, are used instead
+    of downloads.
 
     Args:
-        name: As the table calls it.
+        name: Name of the benchmark in the table.
         data_dir: TFDS's data folder.
     Returns:
-        Where it lies now.
+        The folder of the prepared benchmark.
     Raises:
-        UserError: If TFDS has no photos of it, TensorFlow is missing, an archive's server cannot
-            be reached, TFDS fails, or what is there is in another format.
+        UserError: If TFDS does not have the photos of this benchmark, TensorFlow is missing, an
+            archive's server cannot be reached, TFDS fails, or the benchmark is prepared in
+            another format.
     """
     examples = benchmark_named(name).tfds
     if examples is None:
-        raise UserError(f"TFDS has no photos of {name}: see docs/datasets.md for CoOp's layout")
+        raise UserError(f"TFDS has no photos of {name}: use CoOp's layout, see docs/datasets.md")
     place = Path(data_dir).expanduser()
     again = f"remove it and run `{prepare_command(name, place)}`"
     there = find_prepared(place, examples.name)
@@ -50,19 +52,19 @@ def prepare_tfds(name: str, data_dir: str) -> Path:
     if not examples.own_builder and find_spec("tensorflow") is None:
         raise UserError(
             f"TFDS needs TensorFlow to prepare {name} (reading it later does not): "
-            "`pip install -c constraints.txt -e '.[tensorflow]'`, then again"
+            "`pip install -c constraints.txt -e '.[tensorflow]'`, then run it again"
         )
-    import tensorflow_datasets as tfds  # seconds
+    import tensorflow_datasets as tfds  # takes seconds
 
-    # Importing it makes its builder known to TFDS.
+    # Importing the module registers its builder with TFDS.
     own = import_module(examples.own_builder) if examples.own_builder else None
     builder = tfds.builder(examples.name, data_dir=place, file_format=FORMAT)
-    if builder.data_path.exists():  # which TFDS would take for a prepared one
-        raise UserError(f"{builder.data_path} is there, but lacks {INFO_FILE}: {again}")
+    if builder.data_path.exists():  # TFDS would regard it as prepared
+        raise UserError(f"{builder.data_path} exists, but lacks {INFO_FILE}: {again}")
     downloads = place / "downloads"
     if own is not None:
         archives = {own.ARCHIVE: Path(own.ARCHIVE).name}
-    elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # TFDS says by itself what is missing
+    elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # TFDS itself reports what is missing
         archives = {}
     else:
         archives = {url: info.filename for url, info in builder.url_infos.items()}
@@ -70,23 +72,23 @@ def prepare_tfds(name: str, data_dir: str) -> Path:
     _check_reachable(needed, downloads)
     try:
         builder.download_and_prepare(download_dir=downloads)
-    except Exception as error:  # TFDS, the network and the disk have a hundred kinds
+    except Exception as error:  # of TFDS, the network or the disk, of a hundred types
         raise UserError(
-            f"TFDS could not prepare {name} in {place} ({type(error).__name__}: {error}): mend "
-            "this and run it again; what is downloaded is kept, and an archive from elsewhere is "
-            f"taken from {downloads / 'manual'}"
+            f"TFDS could not prepare {name} in {place} ({type(error).__name__}: {error}): fix "
+            "this and run it again; downloads are kept, and an archive from elsewhere is used if "
+            f"you put it into {downloads / 'manual'}"
         ) from error
     return prepared_folder(place, name, examples.name)
 
 
 def _check_reachable(archives: Mapping[str, str], downloads: Path) -> None:
-    """Fails at once where TFDS would try again for minutes.
+    """Raises immediately if a server is unreachable; TFDS would retry for minutes.
 
     Args:
-        archives: URL to file name.
-        downloads: Where TFDS keeps them.
+        archives: Maps the URL of each archive to its file name.
+        downloads: Folder in which TFDS keeps the archives.
     """
-    # TFDS writes such a file of JSON beside each archive that it has.
+    # TFDS writes a JSON file with this suffix next to each archive that it has downloaded.
     records = [i.read_text() for i in downloads.rglob("*.INFO") if i.with_suffix("").exists()]
     manual = downloads / "manual"
     for url, file in archives.items():
@@ -95,16 +97,16 @@ def _check_reachable(archives: Mapping[str, str], downloads: Path) -> None:
         try:
             urlopen(Request(url, method="HEAD"), timeout=TIMEOUT).close()
         except HTTPError:
-            continue  # a server that answers; what it thinks of HEAD does not matter
+            continue  # the server answers; whether it supports HEAD does not matter
         except OSError as error:
             raise UserError(
                 f"{url} cannot be reached ({error}): put the archive into {manual} as {file}, or "
-                "prepare where there is a network and copy the data folder here"
+                "prepare the benchmark on a machine with a network and copy the data folder here"
             ) from error
 
 
 def main(arguments: list[str]) -> int:
-    """Prepares what the command line names; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     if len(arguments) != 2:
         print("usage: python -m fgvpl_jax.data.tfds_prepare BENCHMARK DATA_DIR", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Photos that TensorFlow Datasets prepared as `array_record`, read without TensorFlow."""
+"""Reads photos that TensorFlow Datasets prepared as `array_record`, without TensorFlow."""
 
 import hashlib
 import os
@@ -23,42 +23,46 @@ from fgvpl_jax.data.split_protocol import SPLITS, Images, Parts
 from fgvpl_jax.data.splits import Dataset, Split, fingerprint_files
 from fgvpl_jax.errors import UserError
 
-# TFDS writes it last.
+# TFDS writes this file last.
 INFO_FILE = "dataset_info.json"
-# The one that is read without TensorFlow.
+# The only format that can be read without TensorFlow.
 FORMAT = "array_record"
 INDEX_PREFIX = "fgvpl_index-"
 
 
 @dataclass(frozen=True, eq=False)
 class TfdsSplit(Split):
-    """Images that are records of one or more TFDS splits.
+    """Images stored as records of one or more TFDS splits.
 
     Attributes:
-        sources: What TFDS calls a data source, one a TFDS split: a sequence of examples.
-        records: Which source, and which of its records, an image is.
+        sources: One TFDS data source, a sequence of examples, for each TFDS split.
+        records: Index of the source, and of the record in the source, for each image.
     """
 
     sources: tuple[Sequence[dict[str, Any]], ...]
     records: Int64[np.ndarray, "N 2"]
 
     def image(self, index: int) -> Image.Image:
-        """Reads and decodes image `index` now; raises `UnreadableImage`."""
+        """Reads and decodes image `index`.
+
+        Raises:
+            UnreadableImage: If the record cannot be read or decoded.
+        """
         source, record = self.records[index].tolist()
         name = f"{self.root}: {self.keys[index]}"
         try:
             data = self.sources[source][record]["image"]
-        except Exception as error:  # a damaged shard; array_record has no error type of its own
+        except Exception as error:  # a damaged shard; array_record does not define an error type
             raise UnreadableImage(f"{name}: {error}") from error
         return decode_image(data, name)
 
     def fingerprint(self) -> str | None:
-        """Of the shards and of which records the images are."""
+        """Returns a digest of the shards' paths, sizes and times, and of the records' indices."""
         shards = fingerprint_files(sorted(self.root.glob("*.array_record*")))
         return f"{shards} {hashlib.sha256(self.records.tobytes()).hexdigest()}" if shards else None
 
     def select(self, indices: Sequence[int]) -> "TfdsSplit":
-        """The images at `indices`, in that order."""
+        """Returns the images at `indices`, in that order."""
         places = np.asarray(indices, np.int64)
         return TfdsSplit(
             self.root,
@@ -70,23 +74,25 @@ class TfdsSplit(Split):
 
 
 def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
-    """A benchmark as TFDS prepared it.
+    """Loads a benchmark that TFDS prepared; never downloads anything.
 
-    With CoOp's split file and examples that carry file names, exactly its split and its paths
-    as keys; else the benchmark's protocol over TFDS's own splits. Nothing is ever downloaded.
+    If CoOp's split file exists and the examples have file names, the splits are exactly those in
+    the file, and its paths are the keys. Otherwise the benchmark's protocol makes the splits from
+    TFDS's own.
 
     Args:
-        root: TFDS's data folder, `--data_dir` when it was prepared.
-        split_file: Below root, as for `load_coop`; need not be there.
-        benchmark: Its entry.
+        root: TFDS's data folder, in which the benchmark was prepared.
+        split_file: Path of the split file relative to root, like in `load_coop`; the file need not
+            exist.
+        benchmark: Entry of the benchmark in the table.
     Raises:
-        UserError: If TFDS has no such photos, they are not prepared here or only in part, or
-            a split file names others.
+        UserError: If TFDS does not have the photos of this benchmark, they are not or only partly
+            prepared in root, or the split file names other images.
     """
     examples = benchmark.tfds
     if examples is None:
         raise UserError(
-            f"TFDS has no photos of {benchmark.name}: use --config.data.source=coop, see "
+            f"TFDS has no photos of {benchmark.name}: set data.source to 'coop' and see "
             "docs/datasets.md"
         )
     base = Path(root).expanduser()
@@ -101,7 +107,7 @@ def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
         described = f"split file {split_file}"
     elif split_file not in ("", benchmark.split_file) and not file.is_file():
         raise UserError(
-            f"{file} is missing: set --config.data.split_file to a split file below data.root"
+            f"{file} is missing: set data.split_file to the path of a split file below data.root"
         )
     else:
         parts, described = benchmark.protocol.split(index.parts, str(place))
@@ -127,32 +133,33 @@ def load_tfds(root: str, split_file: str, benchmark: Benchmark) -> Dataset:
 
 
 def prepare_command(benchmark: str, data_dir: Path) -> str:
-    """What prepares a benchmark, once."""
+    """Returns the command that prepares a benchmark."""
     return f"python -m fgvpl_jax.data.tfds_prepare {benchmark} {data_dir}"
 
 
 def prepared_folder(data_dir: Path, benchmark: str, name: str) -> Path:
-    """Where TFDS keeps the newest prepared version of a benchmark.
+    """Returns the folder in which TFDS stores the newest prepared version of a benchmark.
 
     Args:
         data_dir: TFDS's data folder.
-        benchmark: As the table calls it.
-        name: As TFDS calls it, perhaps with a version, which is passed over, and a config.
+        benchmark: Name of the benchmark in the table.
+        name: TFDS's name of the benchmark, optionally with a version, which is ignored, and a
+            config.
     Raises:
-        UserError: If there is none, or preparing it broke off.
+        UserError: If there is no prepared version, or its preparation was interrupted.
     """
     found = find_prepared(data_dir, name)
     if found is not None:
         return found
     parent = _parent(data_dir, name)
-    state = "was not prepared to the end" if any(parent.glob("*incomplete*")) else "is not there"
+    state = "was only partly prepared" if any(parent.glob("*incomplete*")) else "is not prepared"
     raise UserError(
-        f"{benchmark} {state} in {parent}: `{prepare_command(benchmark, data_dir)}` prepares it"
+        f"{benchmark} {state} in {parent}: run `{prepare_command(benchmark, data_dir)}`"
     )
 
 
 def find_prepared(data_dir: Path, name: str) -> Path | None:
-    """As `prepared_folder`, but None if there is none."""
+    """Like `prepared_folder`, but returns None if there is no prepared version."""
     versions = {
         tuple(map(int, folder.name.split("."))): folder
         for folder in _parent(data_dir, name).glob("*.*.*")
@@ -167,24 +174,24 @@ def _parent(data_dir: Path, name: str) -> Path:
 
 
 def open_prepared(place: Path, again: str) -> Any:
-    """TFDS's builder of a prepared folder.
+    """Opens a prepared folder with TFDS and returns its builder.
 
     Args:
-        place: The folder of a version.
-        again: How to prepare it anew.
+        place: Folder of one version.
+        again: How to prepare the folder again, for error messages.
     Raises:
-        UserError: If its metadata are damaged, or it has no `array_record` files; says how to
-            convert them.
+        UserError: If the metadata are damaged, or there are no `array_record` files; the message
+            then says how to convert the others.
     """
-    import tensorflow_datasets as tfds  # seconds, and only this source needs it
+    import tensorflow_datasets as tfds  # takes seconds, and only this source needs it
 
     try:
         builder = tfds.builder_from_directory(place)
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
-        if FORMAT in formats:  # perhaps beside another, which TFDS would take
+        if FORMAT in formats:  # there may be another one, which TFDS would prefer
             builder.info.set_file_format(FORMAT, override=True, override_if_initialized=True)
             return builder
-    except Exception as error:  # TFDS has a dozen kinds for damaged or foreign metadata
+    except Exception as error:  # TFDS has a dozen error types for damaged or foreign metadata
         raise UserError(f"{place} is not as TFDS leaves it ({error!r}): {again}") from error
     raise UserError(
         f"{place} holds {' and '.join(sorted(formats))} files, which only TensorFlow reads: "
@@ -196,13 +203,13 @@ def open_prepared(place: Path, again: str) -> Any:
 
 @dataclass(frozen=True)
 class _Index:
-    """What is in a prepared benchmark.
+    """Content of a prepared benchmark.
 
     Attributes:
-        sources: One a TFDS split.
-        parts: Keys and labels in the authors' own parting.
-        records: Key to source and record.
-        has_file_names: Whether keys are CoOp's paths.
+        sources: One data source for each TFDS split.
+        parts: Keys and labels in each part of the authors' division.
+        records: Maps each key to the index of its source and of its record there.
+        has_file_names: Whether the keys are CoOp's paths.
     """
 
     sources: tuple[Sequence[dict[str, Any]], ...]
@@ -231,11 +238,11 @@ def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExa
         source = builder.as_data_source(split, decoders=skip)
         try:
             rows = _rows(source, place / f"{INDEX_PREFIX}{split}.npz", examples, has_file_names)
-        except Exception as error:  # array_record raises whatever its C++ says
+        except Exception as error:  # array_record may raise any error of its C++ code
             raise UserError(f"{place}: {split} cannot be read ({error}): {again}") from error
         parts[role] = []
         for record, (position, file) in enumerate(rows):
-            if position < 0:  # TFDS's mark of what has no label
+            if position < 0:  # TFDS's value for examples without a label
                 continue
             if position >= len(names):
                 raise UserError(
@@ -259,7 +266,7 @@ def _read_index(place: Path, again: str, benchmark: Benchmark, examples: TfdsExa
 
 
 def _open(place: Path, again: str, examples: TfdsExamples) -> tuple[Any, dict[str, Any]]:
-    """TFDS's builder of a prepared folder, and what keeps it from decoding photos."""
+    """Returns TFDS's builder of a prepared folder, and the decoders that leave photos encoded."""
     import tensorflow_datasets as tfds
 
     builder = open_prepared(place, again)
@@ -267,7 +274,7 @@ def _open(place: Path, again: str, examples: TfdsExamples) -> tuple[Any, dict[st
         shards = [
             p for split in examples.splits.values() for p in builder.info.splits[split].filepaths
         ]
-    except Exception as error:  # a split that is not there, in whatever way TFDS says it
+    except Exception as error:  # for a missing split, TFDS may raise any error
         raise UserError(f"{place} is not as TFDS leaves it ({error!r}): {again}") from error
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
@@ -283,13 +290,13 @@ def _open(place: Path, again: str, examples: TfdsExamples) -> tuple[Any, dict[st
 def _rows(
     source: Sequence[dict[str, Any]], file: Path, examples: TfdsExamples, has_file_names: bool
 ) -> list[tuple[int, str]]:
-    """TFDS's label and the file name of every record.
+    """Returns TFDS's label and the file name of every record.
 
-    Records hold them beside the photo, so that reading them is reading everything (ImageNet: 140
-    GB): they are kept in a file beside the records, where that may be written.
+    Records hold both next to the photo, so reading them means reading everything (ImageNet: 140
+    GB). The result is therefore saved in a file next to the records, if the folder is writable.
     """
     rows = _kept_rows(file)
-    if len(rows) == len(source):  # else of another preparation
+    if len(rows) == len(source):  # otherwise they belong to another preparation
         return rows
     rows = []
     for example in tqdm(source, desc=f"listing {file.parent.name}", unit="photo", leave=False):
@@ -303,34 +310,34 @@ def _rows(
                 np.savez(stream, labels=np.array(labels), names=np.array(names))
             os.replace(partial, file)
         finally:
-            partial.unlink(missing_ok=True)  # there only after a failure
+            partial.unlink(missing_ok=True)  # exists only after a failure
     return rows
 
 
 def _kept_rows(file: Path) -> list[tuple[int, str]]:
-    """What an earlier run kept; nothing where it kept none or the file is damaged."""
+    """Reads the rows that an earlier run saved; empty if the file is missing or damaged."""
     try:
         with np.load(file) as kept:
             return list(zip(kept["labels"].tolist(), kept["names"].tolist(), strict=True))
-    except Exception:  # numpy, zipfile and zlib have a dozen kinds for damage
+    except Exception:  # numpy, zipfile and zlib have a dozen error types for damage
         return []
 
 
 def _without_absent(parts: Parts, index: _Index, examples: TfdsExamples, file: Path) -> Parts:
-    """The split file's images that TFDS keeps; refuses if others are missing."""
+    """Removes the images that TFDS leaves out on purpose; refuses if others are missing."""
     named = [key for images in parts.values() for key, _ in images]
     missing = [key for key in named if key not in index.records and key not in examples.absent]
     if missing:
         raise UserError(
-            f"{len(missing)} images that {file} names are not in TFDS's, such as "
-            f"{', '.join(missing[:3])}: it is another benchmark's, or from another version"
+            f"{len(missing)} images that {file} names are not in TFDS's benchmark, such as "
+            f"{', '.join(missing[:3])}: use the split file of this benchmark and version"
         )
     labels = dict(pair for images in index.parts.values() for pair in images)
     for key, label in (pair for images in parts.values() for pair in images):
         if labels.get(key, label) != label:
             raise UserError(
-                f"{file} gives {key} label {label}, TFDS label {labels[key]}: restore the split "
-                "file"
+                f"{file} assigns label {label} to {key}, TFDS label {labels[key]}: restore the "
+                "split file"
             )
     return {
         name: [(key, label) for key, label in images if key in index.records]

@@ -1,4 +1,4 @@
-"""The training augmentation (section 4.2, as CoOp and Tip-Adapter have it)."""
+"""The training augmentation (section 4.2, the same as in CoOp and Tip-Adapter)."""
 
 import math
 from collections.abc import Callable
@@ -17,11 +17,11 @@ Augmentation = Callable[[Image.Image, np.random.Generator], UInt8[np.ndarray, "H
 
 
 class Crop(NamedTuple):
-    """What is drawn for one augmented photo.
+    """Random choices for one augmented photo.
 
     Attributes:
-        box: (left, top, right, bottom) in pixels.
-        flip: Whether left and right change places.
+        box: Cropped area (left, top, right, bottom) in pixels.
+        flip: Whether the crop is mirrored horizontally.
     """
 
     box: tuple[int, int, int, int]
@@ -29,7 +29,7 @@ class Crop(NamedTuple):
 
 
 def random_crop_and_flip(size: int) -> Augmentation:
-    """Random resized crop to size × size, bicubic, then a flip every second time."""
+    """Returns the augmentation: a random bicubic crop to size × size, flipped half of the time."""
 
     def augment(image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
         box, flip = random_crop(*image.size, rng)
@@ -42,16 +42,16 @@ def random_crop_and_flip(size: int) -> Augmentation:
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> Crop:
-    """A box as `random_box` draws it, and a flip every second time."""
+    """Draws a box like `random_box`, and a flip half of the time."""
     box = random_box(width, height, rng)
     return Crop(box, bool(rng.random() < 0.5))
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of 50-100% of the area and an aspect of 3/4 to 4/3.
+    """Draws a box (left, top, right, bottom) of 50-100% of the area and an aspect of 3/4 to 4/3.
 
-    Aspects are uniform in the logarithm. After ten boxes that do not fit, the largest centred
-    one of an allowed aspect.
+    The logarithm of the aspect is uniform. After ten boxes that do not fit, returns the largest
+    centred box with an allowed aspect.
     """
     for _ in range(TRIES):
         area = width * height * rng.uniform(*AREA)

@@ -1,4 +1,4 @@
-"""UCF101's videos to CoOp's photos: the middle frame of each.
+"""Converts UCF101's videos to CoOp's photos: the middle frame of each video.
 
     python -m fgvpl_jax.data.ucf101_midframes ~/UCF-101 ~/data/ucf101/UCF-101-midframes
 
@@ -20,23 +20,24 @@ QUALITY = 95
 
 
 def convert(videos: str, photos: str) -> list[str]:
-    """Writes `<photos>/Apply_Eye_Makeup/<video>.jpg` of each `<videos>/ApplyEyeMakeup/<video>.avi`.
+    """Writes the middle frame of each video.
 
-    Photos that are there stay: an interrupted conversion goes on.
+    The photo of `<videos>/ApplyEyeMakeup/<video>.avi` is `<photos>/Apply_Eye_Makeup/<video>.jpg`.
+    Existing photos are kept, so an interrupted conversion can be resumed.
 
     Args:
-        videos: The folder of the unpacked archive, with a folder per action.
-        photos: Made if missing.
+        videos: Folder of the unpacked archive, with one folder per action.
+        photos: Folder for the photos, created if missing.
     Returns:
-        The videos that could not be read, with the reason.
+        One line for each video that could not be read, with the reason.
     Raises:
-        UserError: If there is no video, or PyAV is missing.
+        UserError: If there is no video, or PyAV is not installed.
         OSError: If a photo cannot be written.
     """
     root, target = Path(videos).expanduser(), Path(photos).expanduser()
     files = sorted(root.glob("*/*.avi"))
     if not files:
-        raise UserError(f"{root} holds no <action>/<video>.avi: name the folder of the archive")
+        raise UserError(f"{root} holds no <action>/<video>.avi: name the unpacked folder")
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -58,7 +59,7 @@ def convert(videos: str, photos: str) -> list[str]:
             frame.save(partial, format="JPEG", quality=QUALITY)
             os.replace(partial, photo)
         finally:
-            partial.unlink(missing_ok=True)  # there only after a failure
+            partial.unlink(missing_ok=True)  # exists only after a failure
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -67,7 +68,9 @@ def convert(videos: str, photos: str) -> list[str]:
 
 
 def middle_frame(video: Path) -> Image.Image:
-    """Frame n // 2 of n, counting from 0; n is counted, for headers of AVI files may lie.
+    """Returns frame n // 2 of n, counting from 0.
+
+    n is counted by decoding, because the headers of AVI files may be wrong.
 
     Raises:
         UserError: If the video cannot be decoded or has no frame.
@@ -82,12 +85,12 @@ def middle_frame(video: Path) -> Image.Image:
                 if number == count // 2:
                     return frame.to_image()
     except (av.FFmpegError, IndexError) as error:
-        raise UserError(f"{video} cannot be read ({error}): take it from the archive") from error
-    raise UserError(f"{video} has no frame: take it from the archive")
+        raise UserError(f"{video} cannot be read ({error}): unpack it again") from error
+    raise UserError(f"{video} has no frame: unpack it again")
 
 
 def main(arguments: list[str]) -> int:
-    """Converts what the command line names; exit code 2 if anything went wrong."""
+    """Runs the command line; returns exit code 2 if anything went wrong."""
     if len(arguments) != 2:
         print("usage: python -m fgvpl_jax.data.ucf101_midframes VIDEOS PHOTOS", file=sys.stderr)
         return 2

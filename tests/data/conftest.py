@@ -1,4 +1,4 @@
-"""Real data that this repository does not hold."""
+"""Fixture for real data that are not in this repository."""
 
 import os
 from pathlib import Path

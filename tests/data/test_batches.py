@@ -1,4 +1,4 @@
-"""Augmentation and batches: deterministic, complete, padded."""
+"""Augmentation and batches are deterministic, complete and padded."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_seed_and_epoch_decide_everything(split, monkeypatch):
 
 
 @pytest.mark.parametrize("first_batch", [1, 2, 3])
-def test_an_epoch_that_was_begun_goes_on_with_the_batches_left(split, first_batch):
+def test_an_epoch_resumes_with_the_remaining_batches(split, first_batch):
     augment = random_crop_and_flip(SIZE)
     rest = list(train_batches(split, 4, augment=augment, seed=1, epoch=0, first_batch=first_batch))
     for a, b in zip(rest, epoch(split)[first_batch:], strict=True):
@@ -108,8 +108,8 @@ def test_an_unreadable_image_is_named_or_raised(split):
     assert "5.png: the file is empty" in problem
 
 
-def test_a_batch_of_nothing_readable_keeps_its_shape(split):
-    """The compiled program must not see another shape."""
+def test_a_batch_without_readable_images_keeps_its_shape(split):
+    """Another shape would need another compiled program."""
     for i in range(4, 8):
         split.path(i).write_bytes(b"")
     shapes = {b.inputs.shape for b in eval_batches(split, 4, transform=centre)}
@@ -129,7 +129,7 @@ def test_boxes_keep_to_area_and_aspect(size):
         areas.append(w * h / (width * height))
         aspects.append(w / h)
         lefts.append(left)
-    if size == (40, 400):  # nothing of half the area fits: the centred fall-back
+    if size == (40, 400):  # no box of half the area fits: centred fallback
         assert {(b[2] - b[0], b[3] - b[1]) for b in boxes} == {(40, 53)}
         return
     assert min(areas) > 0.47
@@ -137,7 +137,7 @@ def test_boxes_keep_to_area_and_aspect(size):
     assert min(aspects) > 0.72
     assert max(aspects) < 1.4
     assert np.std(lefts) > 0
-    if size == (64, 64):  # where every aspect fits, the mean of its logarithm is 0
+    if size == (64, 64):  # every aspect fits, so the mean of its logarithm is 0
         assert abs(np.mean(np.log(aspects))) < 0.02
 
 
@@ -197,5 +197,5 @@ def test_shares_of_an_evaluation_make_up_the_whole(
         assert seen.keys() == set(range(num_images))
         for index, image in seen.items():
             np.testing.assert_array_equal(image, centre(split.image(index)))
-        if kept:  # a file for each share that is not empty
+        if kept:  # one file for each share that is not empty
             assert len(list((tmp_path / "cache").iterdir())) == num_files

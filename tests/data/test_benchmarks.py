@@ -1,4 +1,4 @@
-"""The table of benchmarks against Table 1, TFDS's own lists and CoOp's files."""
+"""The table of benchmarks agrees with Table 1, TFDS's lists and CoOp's files."""
 
 import json
 from importlib import import_module
@@ -37,7 +37,7 @@ def test_every_benchmark_has_a_config(name):
     config = import_module(f"configs.{name}").get_config()
     benchmark = benchmark_named(name)
     assert config.benchmark == name
-    assert config.epochs is None  # the method's own
+    assert config.epochs is None  # each method has its own number of epochs
     assert config.data.templates == benchmark.templates
     assert config.data.split_file == benchmark.split_file
     assert all(template.count("{}") == 1 for template in benchmark.templates)
@@ -58,7 +58,7 @@ def test_every_benchmark_has_a_config(name):
         ("sun397", "/a/apartment_building/outdoor", "outdoor apartment building"),
     ],
 )
-def test_names_are_mended(benchmark, name, expected):
+def test_names_are_mapped_to_coops(benchmark, name, expected):
     entry = benchmark_named(benchmark)
     assert entry.class_names[entry.label_of(name)] == expected
 
@@ -69,8 +69,8 @@ def test_classes_outside_the_protocol_are_left_out():
     assert caltech.label_of("faces_easy") is None
 
 
-def test_strange_names_are_named():
-    with pytest.raises(UserError, match=r"'Swamp' is no class of eurosat: it has 10"):
+def test_unknown_names_are_reported():
+    with pytest.raises(UserError, match=r"'Swamp' is not a class of eurosat, which has 10 classes"):
         benchmark_named("eurosat").label_of("Swamp")
     with pytest.raises(UserError, match="benchmark is 'mnist'"):
         benchmark_named("mnist")
@@ -116,7 +116,7 @@ def test_the_names_of_tfds_are_all_known(name):
 
 
 def test_tfds_numbers_imagenets_classes_in_the_order_of_their_codes():
-    """As CoOp's list must; its names are no help, so the place alone says the class."""
+    """CoOp's list must too; names do not help, so the position alone determines the class."""
     import tensorflow_datasets as tfds
 
     file = Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
@@ -175,7 +175,7 @@ def test_labels_of_tfds_become_the_folders_of_the_published_split(name, real_dat
     ],
 )
 def test_file_names_of_tfds_become_the_keys_of_the_published_split(name, split, file, real_data):
-    """Spelled as its builders' sources spell them."""
+    """File names are spelled as in the sources of TFDS's builders."""
     benchmark = benchmark_named(name)
     _, _, parts = published_split(benchmark, real_data)
     key = benchmark.tfds.key.format(split=split, label="", file=file)

@@ -1,4 +1,4 @@
-"""What is wrong with a data set is found, all of it, and nothing else."""
+"""All problems of a data set are found, and nothing else is reported."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from fgvpl_jax.data import Dataset, check_dataset, load_shapes
 from fgvpl_jax.data.splits import make_split
 
 SPLITS = ("train", "validation", "test")
-COUNTS = {"train": 4, "validation": 2, "test": 3}  # of each of two classes
+COUNTS = {"train": 4, "validation": 2, "test": 3}  # per class, for two classes
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_sound_data_has_no_problem(root):
     }
 
 
-def test_counts_are_held_against_the_published_ones(root):
+def test_counts_are_compared_with_the_published_ones(root):
     (root / "test" / "1_0.png").unlink()
     report = check_dataset(load(root), {"train": 8, "validation": 4, "test": 6})
     assert report.problems == ["test has 5 images, but 6 are published"]
@@ -99,7 +99,7 @@ def test_equal_pixels_in_one_split_are_a_note(root):
 
 
 def test_what_is_in_two_splits_as_published_is_a_note(root):
-    """One that is there beside the published images is not."""
+    """An image in addition to the published ones is still a problem."""
     Image.open(root / "train" / "0_0.png").save(root / "test" / "1_2.png")
     published = {name: 2 * count for name, count in COUNTS.items()}
     report = check_dataset(load(root), published)
@@ -122,11 +122,11 @@ def test_what_the_source_leaves_out_is_a_note(root):
     assert report.notes == [
         "test has 5 images, but 6 are published: the source leaves out odd/1.jpg; odd/2.jpg"
     ]
-    assert len(check_dataset(dataset, {**published, "train": 10}).problems) == 2  # 3 lack, not 2
+    assert len(check_dataset(dataset, {**published, "train": 10}).problems) == 2  # 3 missing, not 2
     assert len(check_dataset(dataset, {**published, "train": 7}).problems) == 2  # 1 too many
 
 
-def test_a_turned_image_is_another(root):
+def test_a_transposed_shape_is_another_image(root):
     pixels = np.zeros((2, 8, 3), np.uint8)
     for split, array in (("train", pixels), ("test", pixels.reshape(8, 2, 3))):
         Image.fromarray(array).save(root / split / "0_9.png")  # the same bytes, another shape

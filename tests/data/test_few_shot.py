@@ -1,4 +1,4 @@
-"""The draw: by the seed alone, nested in the number of shots, named when impossible."""
+"""Draws depend on the seed alone and are nested; impossible draws are reported."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def dataset(train, validation=None, order=None):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), shots=st.integers(1, 8), listing=st.integers(0, 2**31))
-def test_the_draw_is_the_seeds_alone(seed, shots, listing):
+def test_the_draw_depends_on_the_seed_alone(seed, shots, listing):
     order = np.random.default_rng(listing).permutation(30)
     plain = draw_few_shot(dataset([10, 10, 10]), shots, seed)
     mixed = draw_few_shot(dataset([10, 10, 10], order=order), shots, seed)
@@ -63,7 +63,7 @@ def test_without_leftovers_there_is_no_validation():
 
 
 def test_classes_with_too_few_images_are_named():
-    with pytest.raises(UserError, match=r"1 of 3 classes: dog \(2\).*--config\.allow_fewer=True"):
+    with pytest.raises(UserError, match=r"1 of 3 classes: dog \(2\).*set allow_fewer to True"):
         draw_few_shot(dataset([5, 2, 5]), 4, 0)
     few = draw_few_shot(dataset([5, 2, 5]), 4, 0, allow_fewer=True)
     assert np.bincount(few.support.labels).tolist() == [4, 2, 4]
@@ -79,7 +79,7 @@ def test_the_record_names_every_image_under_its_class():
 
 
 def test_twin_class_names_are_kept_apart():
-    """ImageNet calls two pairs of classes alike."""
+    """ImageNet has two pairs of classes with the same name."""
     twins = Dataset(("crane", "crane", "eel"), split([2, 2, 2]), None, None, "invented")
     record = few_shot_record(draw_few_shot(twins, 1, 0))
     assert list(record["train"]) == ["0 crane", "1 crane", "2 eel"]
@@ -138,13 +138,13 @@ def test_twin_classes_are_read_back(drawn):
             {"train": {"cat": ["t/cat/1"] * 2, "dog": ["t/dog/2"], "eel": ["t/eel/1"]}},
             r"'t/cat/1' twice",
         ),
-        ({"train": ["t/cat/1"]}, "no list of drawn images"),
-        ({"seed": "one"}, "no list of drawn images"),
-        ({"seed": float("inf")}, "no list of drawn images"),
-        ({"validation": []}, "no list of drawn images"),
-        ({"train": {"cat": [["t/cat/1"]]}}, "no list of drawn images"),
-        ({"train": {"cat": [0]}}, "no list of drawn images"),
-        ({"train": {"cat": "t/cat/1"}}, "no list of drawn images"),
+        ({"train": ["t/cat/1"]}, "not a list of drawn images"),
+        ({"seed": "one"}, "not a list of drawn images"),
+        ({"seed": float("inf")}, "not a list of drawn images"),
+        ({"validation": []}, "not a list of drawn images"),
+        ({"train": {"cat": [["t/cat/1"]]}}, "not a list of drawn images"),
+        ({"train": {"cat": [0]}}, "not a list of drawn images"),
+        ({"train": {"cat": "t/cat/1"}}, "not a list of drawn images"),
     ],
 )
 def test_draws_of_other_data_are_refused(drawn, change, message):

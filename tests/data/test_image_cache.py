@@ -1,4 +1,4 @@
-"""The cache gives the very images that decoding would, whatever happened to it before."""
+"""The cache returns exactly the images that decoding would, whatever happened to it before."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def shrink(image):
 
 def write_photo(path, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, format="BMP")  # all of one size
+    Image.fromarray(pixels).save(path, format="BMP")  # all files have the same size
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Keys of the images that were decoded."""
+    """Returns a list that collects the keys of decoded images."""
     keys = []
     original = Split.image
 
@@ -104,7 +104,7 @@ def test_a_changed_photo_is_decoded_again_even_with_size_and_time_restored(split
         lambda image: np.asarray(image.resize((SIZE, 2 * SIZE)), np.uint8),
     ],
 )
-def test_another_transform_has_images_of_its_own(split, cache, transform):
+def test_another_transform_has_its_own_images(split, cache, transform):
     read(split, cache)
     got = read(split, cache, transform=transform)
     assert_equal(got, read(split, None, transform=transform))
@@ -125,7 +125,7 @@ def test_labels_are_the_splits_own(split, cache, decoded):
     assert len(decoded) == COUNT
 
 
-def test_what_could_not_be_read_is_tried_again(split, cache, decoded, monkeypatch):
+def test_unreadable_images_are_tried_again(split, cache, decoded, monkeypatch):
     original = Split.image
 
     def fails(split, index):
@@ -192,7 +192,7 @@ def test_a_killed_run_does_no_harm_and_is_cleared_away(split, cache):
     (left,) = files(cache, PARTIAL)
     assert not files(cache)
     assert_equal(read(split, cache), read(split, None))
-    assert left.exists()  # as far as anyone can tell, still being written
+    assert left.exists()  # another run might still be writing it
     long_ago = time.time() - ABANDONED_SECONDS - 1
     os.utime(left, (long_ago, long_ago))
     read(split.select([1, 2]), cache)
@@ -234,7 +234,7 @@ def test_the_least_recently_used_makes_room(split, tmp_path, decoded):
         os.utime(file, (time.time() - age,) * 2)
     for name in ("mine.npy", "mine.txt"):
         (cache.folder / name).write_bytes(b"x" * 1000)
-    read(parts[0], cache)  # now the second is the one used longest ago
+    read(parts[0], cache)  # now the second part is the least recently used
     read(parts[2], cache)
     assert sum(file.stat().st_size for file in files(cache)) == 6 * RECORD
     decoded.clear()
@@ -263,14 +263,14 @@ def test_runs_side_by_side_keep_to_the_limit_together(split, tmp_path):
         eval_batches(s, 4, transform=shrink, cache=cache)
         for s in (split, split.select(range(COUNT - 1)))
     ]
-    for _ in range(3):  # in turns; each alone fits, both do not
+    for _ in range(3):  # alternately; each file fits alone, but not both
         for reader in readers:
             next(reader)
     assert [next(reader, None) for reader in readers] == [None, None]
     assert len(list(cache.folder.iterdir())) == 1
 
 
-def test_what_exceeds_the_limit_is_decoded_each_time(split, tmp_path, caplog):
+def test_images_beyond_the_limit_are_decoded_each_time(split, tmp_path, caplog):
     cache = ImageCache(tmp_path / "cache", 5 * RECORD)
     read(split.select([0, 1]), cache)
     assert_equal(read(split, cache), read(split, None))

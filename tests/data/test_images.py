@@ -1,4 +1,4 @@
-"""Every kind of image as a viewer shows it, and every kind of damage by name."""
+"""Images of every kind are decoded as a viewer shows them; damage of every kind is named."""
 
 import os
 
@@ -44,7 +44,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
     np.testing.assert_array_equal(decoded(tmp_path / f"x.{suffix}")[0, :, 0], [0, 1, 128, 255])
 
 
-def test_transparency_is_laid_on_white(tmp_path):
+def test_transparency_is_blended_with_white(tmp_path):
     half = Image.new("RGBA", (2, 2), (*RED, 128))
     half.save(tmp_path / "rgba.png")
     expected = np.round(np.array(RED) * 128 / 255 + 255 * 127 / 255)
@@ -73,7 +73,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert (shown == 255).sum() == 1
 
 
-def test_of_an_animation_the_first_frame(tmp_path):
+def test_the_first_frame_of_an_animation_is_used(tmp_path):
     photo().save(tmp_path / "x.gif", save_all=True, append_images=[photo(colour=(0, 255, 0))])
     np.testing.assert_allclose(decoded(tmp_path / "x.gif")[0, 0], RED, atol=2)
 
@@ -101,9 +101,9 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         decode_image(tmp_path / "big.png")
 
 
-def test_what_is_no_file_or_too_large_a_one_is_not_read(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "pipe")  # reading it would wait without end
-    with pytest.raises(UnreadableImage, match="pipe: not a plain file"):
+def test_pipes_and_too_large_files_are_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")  # reading it would never end
+    with pytest.raises(UnreadableImage, match="pipe: not a regular file"):
         decode_image(tmp_path / "pipe")
     photo().save(tmp_path / "big.png")
     monkeypatch.setattr("fgvpl_jax.data.images.MOST_BYTES", 20)
@@ -125,14 +125,14 @@ def test_floating_point_images_are_refused_with_advice(tmp_path):
         decode_image(tmp_path / "f.tif")
 
 
-def test_sixteen_bit_transparency_is_laid_on_white(tmp_path):
+def test_sixteen_bit_transparency_is_blended_with_white(tmp_path):
     grey = np.array([[0, 1000], [65535, 30000]], np.uint16)
     Image.fromarray(grey).save(tmp_path / "a.png", transparency=1000)
     pixels = np.asarray(decode_image(tmp_path / "a.png"))
     assert pixels[..., 0].tolist() == [[0, 255], [255, 117]]
 
 
-def test_a_strip_is_no_photo(tmp_path):
+def test_very_elongated_images_are_refused(tmp_path):
     Image.new("RGB", (1, 101)).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match=r"a\.png: 1 x 101 pixels.*crop it"):
         decode_image(tmp_path / "a.png")

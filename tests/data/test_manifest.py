@@ -1,4 +1,4 @@
-"""Lists of photos: CSV and JSON lines."""
+"""Lists of photos in CSV and JSON lines are read; mistakes are explained."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_json_lines_with_splits(photos):
     assert dataset.test.labels.tolist() == [0]
 
 
-def test_spaces_and_capitals_that_programs_leave_are_no_matter(photos):
+def test_spaces_and_upper_case_suffixes_are_accepted(photos):
     text = "path , label, split\na 1.png,x, train\n\nc.png, y, train\n"
     (photos / "LIST.CSV").write_text(text, encoding="utf-8")
     dataset = load_manifest(str(photos / "LIST.CSV"))
@@ -62,7 +62,7 @@ def test_a_class_may_be_spelled_with_spaces_or_underscores(photos):
 def test_blank_lines_are_counted(photos):
     rows = [json.dumps({"path": "a 1.png", "label": "x"}), "", json.dumps({"path": "c.png"})]
     (photos / "list.jsonl").write_text("\n".join(rows))
-    with pytest.raises(UserError, match="line 3: needs"):
+    with pytest.raises(UserError, match="line 3 needs"):
         load_manifest(str(photos / "list.jsonl"))
 
 
@@ -71,20 +71,20 @@ def test_blank_lines_are_counted(photos):
     [
         (
             "path,label\na 1.png,x\n",
-            r"1 class\(es\) for training: give at least two different labels",
+            r"1 class\(es\) for training: use at least two different labels",
         ),
         ("", r"0 class"),
-        ("path,label\n\na 1.png,x\n\nc.png,\n", "line 5: needs a path, a label"),
-        ("path,label\na 1.png,x\nc.png,\n", "line 3: needs a path, a label"),
-        ("file,label\na 1.png,x\n", "line 2: needs a path"),
-        ("path,label,split\na 1.png,x,later\n", "line 2: needs"),
+        ("path,label\n\na 1.png,x\n\nc.png,\n", "line 5 needs a path, a label"),
+        ("path,label\na 1.png,x\nc.png,\n", "line 3 needs a path, a label"),
+        ("file,label\na 1.png,x\n", "line 2 needs a path"),
+        ("path,label,split\na 1.png,x,later\n", "line 2 needs"),
         ("path,label\na 1.png,x\n../c.png,y\n", r"line 3 names '\.\./c\.png', which leaves"),
         ("path,label\na 1.png,x\ngone.png,y\n", r"1 images.*gone\.png"),
         (
             "path,label,split\na 1.png,x,train\nc.png,y,train\nc.png,y,test\n",
             "in train and in test",
         ),
-        ("path,label\na 1.png,x\nc.png,y\nc.png,x\n", "line 4: 'c.png' is there twice"),
+        ("path,label\na 1.png,x\nc.png,y\nc.png,x\n", "line 4: 'c.png' occurs twice"),
         (
             "path,label\na 1.png,Cat\nc.png,cat\n",
             "line 3 has the classes 'Cat' and 'cat', which are one name",
@@ -97,7 +97,7 @@ def test_lists_that_make_no_sense_are_explained(photos, text, message):
         load_manifest(write_csv(photos, text))
 
 
-def test_other_files_are_no_lists(photos):
+def test_other_files_are_refused(photos):
     with pytest.raises(UserError, match=r"must end in \.csv or \.jsonl"):
         load_manifest(str(photos / "c.png"))
     (photos / "bad.jsonl").write_text("{")
@@ -112,12 +112,12 @@ def test_other_files_are_no_lists(photos):
         ("path,label\na 1.png,x\nc.png,\x1b[31mred\n", "control characters"),
     ],
 )
-def test_what_a_file_system_or_a_terminal_cannot_bear(photos, text, message):
+def test_names_that_harm_a_file_system_or_a_terminal_are_refused(photos, text, message):
     with pytest.raises(UserError, match=message):
         load_manifest(write_csv(photos, text))
 
 
-def test_lines_nested_without_end(photos):
+def test_deeply_nested_lines_are_refused(photos):
     (photos / "list.jsonl").write_text("[" * 100_000)
     with pytest.raises(UserError, match="nested too deeply"):
         load_manifest(str(photos / "list.jsonl"))

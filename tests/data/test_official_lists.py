@@ -1,4 +1,4 @@
-"""Every benchmark in CoOp's layout without a split file, from lists as its authors write them."""
+"""Benchmarks in CoOp's layout without a split file are read from their authors' lists."""
 
 import numpy as np
 import pytest
@@ -181,7 +181,7 @@ def remove_class(root):
         (
             "dtd",
             lambda root: touch(root / "dtd/images/furry/1.jpg"),
-            r"images/furry: 'furry' is no class of dtd",
+            r"images/furry: 'furry' is not a class of dtd",
         ),
         (
             "fgvc_aircraft",
@@ -191,7 +191,7 @@ def remove_class(root):
         (
             "fgvc_aircraft",
             lambda root: write(root / "fgvc_aircraft/images_variant_val.txt", ["0000001 A300"]),
-            r"images_variant_val\.txt: 'A300' is no class",
+            r"images_variant_val\.txt: 'A300' is not a class",
         ),
         (
             "fgvc_aircraft",
@@ -227,13 +227,13 @@ def test_damage_is_named(name, harm, message, tmp_path):
         load(tmp_path, name)
 
 
-def test_imagenets_codes_decide_and_other_names_are_told_of(tmp_path, caplog):
+def test_imagenets_codes_decide_and_other_names_are_reported(tmp_path, caplog):
     make_imagenet(tmp_path)
     file = tmp_path / "imagenet/classnames.txt"
     lines = file.read_text().splitlines()
     write(file, ["n00000000 trout", *lines[1:]])
     assert load(tmp_path, "imagenet").class_names[0] == "tench"
-    assert "names 1 classes otherwise, such as n00000000 'trout', not 'tench'" in caplog.text
+    assert "names 1 classes differently, such as n00000000 'trout', not 'tench'" in caplog.text
     for wrong in (lines[:-1], [lines[1], lines[0], *lines[2:]], [lines[0], *lines[:-1]]):
         write(file, wrong)
         with pytest.raises(UserError, match=r"classnames\.txt has \d+ codes"):

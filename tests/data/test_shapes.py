@@ -1,4 +1,4 @@
-"""The drawn benchmark: what a key fixes, that splits share nothing, that masks are true."""
+"""The drawn benchmark: keys determine scenes, splits share no scene, masks are correct."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_the_splits_have_every_class_evenly():
         np.testing.assert_array_equal(np.bincount(split.labels), [per_class] * 10)
 
 
-def test_a_key_fixes_its_scene_whatever_is_selected():
+def test_a_key_determines_its_scene_whatever_is_selected():
     train = load_shapes().train
     picked = train.select([57, 3])
     for place, index in enumerate((57, 3)):
@@ -52,14 +52,14 @@ def test_the_tiny_clip_never_saw_a_pair_of_the_benchmark():
         assert {pair[place] for pair in seen} == set(words)
 
 
-def test_objects_lie_everywhere():
-    """Centres are uniform: their mean is the middle, their spread that of a uniform."""
+def test_objects_are_everywhere():
+    """Centres are uniform: their mean is the middle, their spread that of a uniform variable."""
     centres = []
     for i in range(200):
         mask = draw_scene("red", "circle", np.random.default_rng((1, i))).mask
         centres.append(np.mean(np.nonzero(mask), axis=1))
     centres = np.array(centres)
-    # A radius of 0.16-0.26 leaves centres a range of about 0.58 of the side.
+    # With radii of 0.16-0.26, centres have a range of about 0.58 of the side.
     np.testing.assert_allclose(centres.mean(axis=0), SIDE / 2, atol=4 * 0.58 * SIDE / 12**0.5 / 14)
     assert (centres.std(axis=0) > 0.13 * SIDE).all()
 
@@ -68,12 +68,12 @@ def test_objects_lie_everywhere():
 def test_shapes_are_as_large_as_said(shape):
     outline = np.array(shape_outline(shape, np.array([10.0, 20.0]), 3.0, 0.7))
     distance = np.hypot(*(outline - [10.0, 20.0]).T)
-    assert 2.9 < distance.max() < 3.2  # the tips of arrow and crescent stand out a little
+    assert 2.9 < distance.max() < 3.2  # the tips of arrow and crescent are slightly outside
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_mask_covers_the_colour(shape):
-    """On the mask's pixels the object's colour, off them the background or clutter."""
+    """Pixels in the mask have the object's colour, the others show background or clutter."""
     scene = draw_scene("cyan", shape, np.random.default_rng(5))
     pixels = np.asarray(scene.image, np.float64)
     distance = np.abs(pixels - COLOURS["cyan"]).max(axis=-1)

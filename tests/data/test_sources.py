@@ -1,4 +1,4 @@
-"""CoOp's layout and plain folders: what is read, and what is refused."""
+"""CoOp's layout and plain folders are read; contradictions and missing files are refused."""
 
 import json
 import tarfile
@@ -70,7 +70,7 @@ def change(rows, **splits):
         ({"test": []}, "no test image"),
         (
             {"train": [["a/1.png", 0, "sea"]], "val": [], "test": [["a/2.png", 0, "sea"]]},
-            "has 1 class: there must be at least two",
+            "has 1 class: at least two are needed",
         ),
     ],
 )
@@ -83,11 +83,11 @@ def test_contradictions_in_a_split_file_are_named(coop, splits, message):
 def test_missing_places_are_named(coop):
     root, rows = coop
     where = write(root, rows)
-    with pytest.raises(UserError, match="there is no folder /none"):
+    with pytest.raises(UserError, match=r"there is no folder /none: set data\.root to"):
         load_coop("/none", *where[1:])
-    with pytest.raises(UserError, match=r"other\.json is missing"):
+    with pytest.raises(UserError, match=r"other\.json is missing: set data\.split_file"):
         load_coop(where[0], "set/other.json", where[2])
-    with pytest.raises(UserError, match=r"pictures is missing"):
+    with pytest.raises(UserError, match=r"pictures is missing: data\.root is"):
         load_coop(where[0], where[1], "set/pictures")
     (root / "set" / "split.json").write_text("[")
     with pytest.raises(UserError, match="not a CoOp split file"):
@@ -116,7 +116,7 @@ def test_a_split_file_of_other_classes_is_refused(coop):
         load_coop(*write(root, rows), benchmark_named("eurosat"))
 
 
-def test_a_split_file_against_the_names_of_the_folders_is_refused(coop):
+def test_a_split_file_that_contradicts_the_folders_names_is_refused(coop):
     root, _ = coop
     for name in ("a", "deep/b"):
         touch_image(root / "set" / "images" / name / "7.png")
@@ -157,7 +157,7 @@ def test_folders_are_known_as_the_benchmark_knows_them(benchmark, key, name, fol
 
 
 def test_links_are_followed_wherever_they_lead(coop, tmp_path_factory):
-    """CoOp tells its users to link their data into place."""
+    """CoOp's instructions ask users to link their data into place."""
     root, rows = coop
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
     (root / "set" / "images").rename(elsewhere)
@@ -216,14 +216,14 @@ def test_a_class_may_be_called_train(tmp_path, keys):
 
 
 @pytest.mark.parametrize("place", [".", "train"])
-def test_photos_in_no_class_are_told_of(tmp_path, caplog, place):
+def test_photos_in_no_class_are_reported(tmp_path, caplog, place):
     for key in ("train/a/1.png", "train/b/1.png", f"{place}/1.png", f"{place}/2.HEIC"):
         touch_image(tmp_path / key)
     assert len(load_folder(str(tmp_path)).train) == 2
-    assert f"2 photos directly in {tmp_path / place} are passed over" in caplog.text
+    assert f"2 photos directly in {tmp_path / place} are skipped" in caplog.text
 
 
-def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
+def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     touch_image(elsewhere / "1.png")
     for key in ("a/1.png", "b/deep/1.png"):
@@ -246,8 +246,8 @@ def test_links_to_folders_are_followed_without_end(tmp_path, tmp_path_factory):
         (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folder"),
         (["_/1.png", "b/1.png"], "a class is called '_'"),
         (["caf\udce9/1.png", "b/1.png"], "which is not UTF-8: rename it"),
-        (["a/1.png", "b/1.heic"], r"b holds 1 photos such as 1\.heic.*convert them to JPEG"),
-        (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] beside test, train"),
+        (["a/1.png", "b/1.heic"], r"b holds 1 photos, such as 1\.heic.*convert them to JPEG"),
+        (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] next to test, train"),
         (["train/1.png", "test/1.png"], "train has 0 class"),
         (["val/a/1.png", "Test/a/1.png"], "has Test, val, but no folder train"),
         (["test/a/1.png", "training/a/1.png"], "has test, but no folder train"),
@@ -261,11 +261,11 @@ def test_folders_that_make_no_sense_are_explained(tmp_path, keys, message):
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(UserError, match="there is no folder /none"):
+    with pytest.raises(UserError, match=r"there is no folder /none: set data\.root to"):
         load_folder("/none")
 
 
-def test_photos_that_cannot_be_read_are_told_of(photos, caplog):
+def test_photos_that_cannot_be_read_are_reported(photos, caplog):
     (photos / "red_fox" / "phone.HEIC").write_bytes(b"x")
     dataset = load_folder(str(photos))
     assert len(dataset.train) == 3

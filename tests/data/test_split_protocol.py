@@ -1,4 +1,4 @@
-"""The re-split rule against the published splits' counts, class by class."""
+"""The re-split rule gives the published splits' counts, class by class."""
 
 import json
 from collections import Counter
@@ -12,9 +12,10 @@ from fgvpl_jax.data import BENCHMARKS, benchmark_named, read_split_file
 from fgvpl_jax.data.split_protocol import SplitProtocol, part_each_class
 from fgvpl_jax.errors import UserError
 
-# Images per class in label order; what the protocol pools is all under "train". Food101's and
-# SUN397's are their authors' round numbers, FGVC-Aircraft's are of its own lists, the others of all
-# the images that CoOp's split files name. ImageNet's training counts per class were not at hand.
+# Number of images per class in label order; images that the protocol pools are all under "train".
+# Food101's and SUN397's are the authors' round numbers, FGVC-Aircraft's come from its own lists,
+# the others from all the images in CoOp's split files. ImageNet's training counts per class were
+# not available.
 OFFICIAL = json.loads((Path(__file__).parent / "official_counts.json").read_text())
 
 
@@ -34,8 +35,8 @@ def test_official_counts_become_table_1s(name):
     assert ("re-split" in described) == (name != "fgvc_aircraft")
 
 
-def test_the_counts_of_imagenet_as_far_as_they_are_known():
-    """50 validation images of each class are the test; of training only the total is."""
+def test_the_known_counts_of_imagenet():
+    """The test split is 50 validation images per class; of training, only the total is known."""
     benchmark = benchmark_named("imagenet")
     official = images_of({"train": [2] * 1000, "test": [50] * 1000})
     parts, _ = benchmark.protocol.split(official, "imagenet")
@@ -50,7 +51,7 @@ def test_the_rule_gives_the_published_counts_of_every_class(name, real_data):
     if not file.exists():
         pytest.skip(f"{file.name} is not there")
     _, published = read_split_file(file)
-    # The authors' training set is what CoOp made training and validation of.
+    # CoOp divided the authors' training set into training and validation.
     official = {"train": published["train"] + published["val"], "test": published["test"]}
     parts, _ = benchmark.protocol.split(official, name)
     for split, images in published.items():

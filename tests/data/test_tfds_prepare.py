@@ -1,10 +1,11 @@
-"""Preparing by TFDS: what is missing is said at once; the own builder of FGVC-Aircraft."""
+"""Preparing with TFDS: missing archives are reported immediately; the FGVC-Aircraft builder."""
 
 import json
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ AIRCRAFT = benchmark_named("fgvc_aircraft")
 
 @pytest.fixture
 def archive(tmp_path):
-    """At hand, where a person puts it."""
+    """An archive in the folder for archives that users downloaded themselves."""
     file = tmp_path / "data" / "downloads" / "manual" / "fgvc-aircraft-2013b.tar.gz"
     file.parent.mkdir(parents=True)
     return file, write_aircraft_archive(file), tmp_path / "data"
@@ -40,33 +41,45 @@ def test_aircraft_is_prepared_without_its_banner(archive, capsys):
             np.testing.assert_array_equal(np.asarray(split.image(i)), whole[:-20])
 
 
-def test_aircraft_is_downloaded_without_tensorflow(tmp_path, monkeypatch):
+class RefusesHead(SimpleHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_error(405)
+
+
+@pytest.fixture
+def aircraft_site(monkeypatch):
+    """Serves a folder as the site of the Aircraft archive."""
     from fgvpl_jax.data import fgvc_aircraft
 
+    @contextmanager
+    def serve(folder, handler=SimpleHTTPRequestHandler):
+        handler = partial(handler, directory=str(folder))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/fgvc-aircraft-2013b.tar.gz"
+            monkeypatch.setattr(fgvc_aircraft, "ARCHIVE", url)
+            try:
+                yield
+            finally:
+                server.shutdown()
+
+    return serve
+
+
+@pytest.mark.parametrize("handler", [SimpleHTTPRequestHandler, RefusesHead])
+def test_aircraft_is_downloaded_without_tensorflow(tmp_path, aircraft_site, handler):
     site = tmp_path / "site"
     site.mkdir()
     write_aircraft_archive(site / "fgvc-aircraft-2013b.tar.gz")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/fgvc-aircraft-2013b.tar.gz"
-        monkeypatch.setattr(fgvc_aircraft, "ARCHIVE", url)
+    with aircraft_site(site, handler):
         prepare_tfds("fgvc_aircraft", str(tmp_path / "data"))
-        server.shutdown()
     assert len(load_tfds(str(tmp_path / "data"), "", AIRCRAFT).test) == 100
 
 
-def test_an_archive_that_its_site_no_longer_has_may_come_from_elsewhere(tmp_path, monkeypatch):
-    from fgvpl_jax.data import fgvc_aircraft
-
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/fgvc-aircraft-2013b.tar.gz"
-        monkeypatch.setattr(fgvc_aircraft, "ARCHIVE", url)
-        with pytest.raises(UserError, match=r"404.*elsewhere is taken from .*/downloads/manual$"):
-            prepare_tfds("fgvc_aircraft", str(tmp_path / "data"))
-        server.shutdown()
+def test_an_archive_that_its_site_no_longer_has_may_come_from_elsewhere(tmp_path, aircraft_site):
+    message = r"404.*elsewhere is used if you put it into .*/downloads/manual$"
+    with aircraft_site(tmp_path), pytest.raises(UserError, match=message):
+        prepare_tfds("fgvc_aircraft", str(tmp_path / "data"))
 
 
 def test_a_prepared_benchmark_is_left_alone(archive):
@@ -94,7 +107,7 @@ def test_an_archive_with_a_member_beyond_the_limit_is_refused(archive, monkeypat
         prepare_tfds("fgvc_aircraft", str(archive[2]))
 
 
-def test_tensorflow_is_asked_for_before_anything_is_downloaded(tmp_path, monkeypatch):
+def test_missing_tensorflow_is_reported_before_anything_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_prepare, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"TensorFlow to prepare food101.*\.\[tensorflow\]"):
         prepare_tfds("food101", str(tmp_path / "data"))
@@ -103,7 +116,7 @@ def test_tensorflow_is_asked_for_before_anything_is_downloaded(tmp_path, monkeyp
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Whatever is asked for; with TensorFlow, so far as one looks."""
+    """Fails all requests and lists their URLs; pretends that TensorFlow is installed."""
     asked = []
 
     def urlopen(request, timeout):
@@ -115,14 +128,14 @@ def offline(monkeypatch):
     return asked
 
 
-def test_no_network_is_told_before_tfds_tries_for_minutes(tmp_path, offline):
+def test_a_missing_network_is_reported_before_tfds_retries_for_minutes(tmp_path, offline):
     message = r"fgvc-aircraft-2013b\.tar\.gz cannot be reached.*Name or service not known"
     with pytest.raises(UserError, match=message):
         prepare_tfds("fgvc_aircraft", str(tmp_path))
 
 
 def test_the_first_archive_that_is_missing_is_named(tmp_path, offline):
-    """Of Flowers102's three, one is downloaded, of one only the record of it is there."""
+    """One of Flowers102's three archives is downloaded; of another, only the record exists."""
     site = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
     downloads = tmp_path / "downloads" / "oxford_flowers102"
     downloads.mkdir(parents=True)
@@ -143,7 +156,7 @@ def test_the_first_archive_that_is_missing_is_named(tmp_path, offline):
 @pytest.mark.parametrize(
     ("name", "archive"), [("eurosat", "EuroSAT.zip"), ("caltech101", "caltech-101.zip")]
 )
-def test_archives_of_other_configs_are_not_asked_for(name, archive, tmp_path, offline, monkeypatch):
+def test_archives_of_other_configs_are_not_needed(name, archive, tmp_path, offline, monkeypatch):
     import tensorflow_datasets as tfds
 
     (tmp_path / "downloads" / "manual").mkdir(parents=True)
@@ -154,7 +167,7 @@ def test_archives_of_other_configs_are_not_asked_for(name, archive, tmp_path, of
         "download_and_prepare",
         lambda self, download_dir: prepared.append(self.name),
     )
-    with pytest.raises(UserError, match="is not there"):  # nothing was prepared in truth
+    with pytest.raises(UserError, match="is not prepared"):  # the patched method prepares nothing
         prepare_tfds(name, str(tmp_path))
     assert (len(prepared), offline) == (1, [])
 
@@ -176,16 +189,8 @@ def test_another_format_is_refused_with_how_to_convert_it(tmp_path):
 def test_a_folder_without_its_info_is_no_prepared_one(archive):
     _, _, data = archive
     (data / "fgvc_aircraft" / "1.0.0").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"1\.0\.0 is there, but lacks dataset_info\.json: remove"):
+    with pytest.raises(UserError, match=r"1\.0\.0 exists, but lacks dataset_info\.json: remove"):
         prepare_tfds("fgvc_aircraft", str(data))
-
-
-def test_a_server_that_refuses_to_tell_is_reachable(tmp_path, monkeypatch):
-    def urlopen(request, timeout):
-        raise HTTPError(request.full_url, 405, "Method Not Allowed", {}, None)
-
-    monkeypatch.setattr(tfds_prepare, "urlopen", urlopen)
-    tfds_prepare._check_reachable({"https://example.org/a.tar": "a.tar"}, tmp_path)
 
 
 def test_mistakes_on_the_command_line(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Benchmarks as TFDS prepared them, read without TensorFlow and without a network."""
+"""Benchmarks that TFDS prepared are read without TensorFlow and without a network."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def names(count):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """DTD with ten photos a class, parted as its authors do, and the same in CoOp's layout."""
+    """DTD with ten photos per class, divided like the authors', and the same in CoOp's layout."""
     root = tmp_path_factory.mktemp("tfds")
     rows = names(10)
     splits = {"train": rows[0::3], "validation": rows[1::3], "test": rows[2::3]}
@@ -87,7 +87,7 @@ def test_the_listing_is_kept_and_used(copy, monkeypatch):
     assert again.train.labels.tolist() == first.train.labels.tolist()
 
 
-def test_records_are_kept_as_decoded_until_a_shard_changes(copy):
+def test_the_fingerprint_changes_with_shards_and_records(copy):
     train = load_tfds(str(copy), "", DTD).train
     first = train.fingerprint()
     assert first == load_tfds(str(copy), "", DTD).train.fingerprint()
@@ -97,19 +97,19 @@ def test_records_are_kept_as_decoded_until_a_shard_changes(copy):
     assert first != train.fingerprint()
 
 
-def test_a_mistyped_split_file_is_said(copy):
+def test_a_mistyped_split_file_is_reported(copy):
     with pytest.raises(UserError, match=r"dtd/splitt\.json is missing"):
         load_tfds(str(copy), "dtd/splitt.json", DTD)
 
 
-def test_a_listing_of_another_preparation_is_made_anew(copy):
+def test_a_listing_of_another_preparation_is_recomputed(copy):
     first = load_tfds(str(copy), "", DTD)
     for file in copy.rglob("fgvpl_index-*.npz"):
         np.savez(file, labels=np.zeros(1, int), names=np.array(["x"]))
     assert load_tfds(str(copy), "", DTD).train.keys == first.train.keys
 
 
-def test_a_damaged_listing_is_made_anew(copy):
+def test_a_damaged_listing_is_recomputed(copy):
     first = load_tfds(str(copy), "", DTD)
     kept = {file: file.read_bytes() for file in copy.rglob("fgvpl_index-*.npz")}
     for harm in (lambda data: data[:40], lambda data: b"", lambda data: data[:-9] + b"x" * 9):
@@ -152,7 +152,7 @@ def test_selected_images_are_those(copy):
     np.testing.assert_array_equal(np.asarray(few.image(1)), np.asarray(train.image(3)))
 
 
-def test_without_file_names_the_split_file_is_passed_over(tmp_path):
+def test_without_file_names_the_split_file_is_ignored(tmp_path):
     rows = names(10)
     write_dtd(tmp_path, list(DTD.class_names), {"train": rows}, with_names=False)
     benchmark = DTD.__class__(
@@ -196,7 +196,7 @@ def other_split_file(root):
         (harm_info, "is not as TFDS leaves it"),
         (harm_shard, "test cannot be read"),
         (half_copied, r"lacks 1 of its files, such as dtd-test"),
-        (broken_off, "dtd was not prepared to the end"),
+        (broken_off, "dtd was only partly prepared"),
         (other_split_file, r"1 images.*banded_77"),
     ],
 )
@@ -208,9 +208,9 @@ def test_damage_is_named_with_what_to_do(copy, harm, message):
         assert f"python -m fgvpl_jax.data.tfds_prepare dtd {copy}" in str(caught.value)
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_benchmarks_are_reported(tmp_path):
     command = f"`python -m fgvpl_jax.data.tfds_prepare food101 {tmp_path}`"
-    with pytest.raises(UserError, match="food101 is not there") as caught:
+    with pytest.raises(UserError, match="food101 is not prepared") as caught:
         load_tfds(str(tmp_path), "", benchmark_named("food101"))
     assert command in str(caught.value)
     with pytest.raises(UserError, match="TFDS has no photos of ucf101"):
@@ -272,7 +272,7 @@ def test_tfds_own_builders_are_read_as_pillow_reads_their_archives(name, real_da
     assert found
     if name == "imagenet":
         assert {key.split("/")[0] for key in found} == {"train", "val"}  # CoOp's folders
-    if name == "sun397":  # whose photos TFDS compresses anew
+    if name == "sun397":  # TFDS compresses these photos again
         for key, data in stored(dataset.train.root, benchmark.tfds).items():
             with Image.open(BytesIO(data)) as image:
                 np.testing.assert_array_equal(np.asarray(found.pop(key)), np.asarray(image))
@@ -299,7 +299,7 @@ def test_the_complete_eurosat_is_the_same_by_tfds_and_in_coops_layout(real_data,
 
 
 def stored(place, examples):
-    """File name to the bytes that TFDS stored, read by TFDS."""
+    """Maps file names to the bytes that TFDS stored, as read by TFDS."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(place)
@@ -311,7 +311,7 @@ def stored(place, examples):
 
 
 def originals(archives):
-    """Contents of the photos by path, also of those in archives in archives."""
+    """Maps paths to the photos' contents, including photos in nested archives."""
     photos = {}
 
     def unpack(stream):

@@ -1,4 +1,4 @@
-"""Videos to their middle frames, in the places that CoOp's split file names."""
+"""Videos are converted to their middle frames, at the paths in CoOp's split file."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_the_middle_frame(tmp_path, frames, middle):
     assert abs(pixels.mean() - 10 * middle) < 4
 
 
-def test_a_folder_is_converted_and_gone_on_with(tmp_path, capsys):
+def test_a_folder_is_converted_and_the_conversion_resumed(tmp_path, capsys):
     videos, photos = tmp_path / "UCF-101", tmp_path / "frames"
     write_video(videos / "HandstandPushups" / "v_HandStandPushups_g01_c01.avi", 5)
     write_video(videos / "YoYo" / "v_YoYo_g01_c01.avi", 5)

@@ -1,4 +1,4 @@
-"""Small data sets as TFDS's builders would leave them, and its own builders on example archives."""
+"""Small data sets in TFDS's format, and TFDS's own builders run on example archives."""
 
 import tarfile
 from io import BytesIO
@@ -20,7 +20,7 @@ def jpeg(seed, size=(12, 10)):
 
 
 def write_dtd(data_dir, class_names, splits, with_names=True, file_format="array_record"):
-    """TFDS's "dtd": {split: [(label name, file name)]}; returns {file name: bytes}."""
+    """Writes TFDS's "dtd" from {split: [(label name, file name)]}; returns {file name: bytes}."""
     photos = {}
 
     class Dtd(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -51,7 +51,10 @@ def write_dtd(data_dir, class_names, splits, with_names=True, file_format="array
 
 
 def write_aircraft_archive(file, lists=("train", "val", "test")):
-    """Aircraft's official layout: data/images, data/images_variant_*.txt; a photo a variant."""
+    """Writes an archive in Aircraft's official layout, with one photo per variant and list.
+
+    It holds data/images and data/images_variant_*.txt.
+    """
     class_names = benchmark_named("fgvc_aircraft").class_names
     photos = {}
     with tarfile.open(file, "w:gz") as archive:
@@ -75,7 +78,7 @@ def write_aircraft_archive(file, lists=("train", "val", "test")):
 
 
 def fake_archives(root: Path):
-    """What TFDS's builders find instead of their downloads, by builder."""
+    """Maps TFDS's builders to the files that they find instead of their downloads."""
     examples = root / "tfds_fake/tensorflow_datasets/testing/test_data/fake_examples"
     datasets = root / "tfds_fake/tensorflow_datasets/datasets"
     cars, flowers = examples / "cars196", datasets / "oxford_flowers102/dummy_data"

@@ -1,9 +1,10 @@
-"""Many damaged files through every reader, with counts, coverage and peak memory.
+"""Passes many damaged files to every reader; reports counts, coverage and peak memory.
 
     python -m tests.fuzz.campaign --inputs 1000000
 
 Each reader first gets inputs under coverage.py's branch measurement, then the rest of its share
-without it. What breaks a promise is kept in `--finds`, one file each, and makes the exit code 1.
+without it. Inputs that break a promise are saved in `--finds`, one file each; the exit code is then
+1.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from types import FrameType
 import coverage
 
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 20  # of one input; a bound for what hangs
-MOST_GROWTH_MB = 1024  # of the process, over the valid files
+LONGEST_SECONDS = 20  # limit for one input, to detect hangs
+MOST_GROWTH_MB = 1024  # limit for the process, relative to the valid files
 MEASURED = ("fgvpl_jax/*",)
 # Slow readers get a smaller share: transformers, PyTorch and ml_collections take milliseconds.
 SHARES = {"config.json": 0.02, "pytorch": 0.05, "overrides": 0.1, "support.npz": 0.5}
@@ -45,7 +46,7 @@ def peak_mb() -> float:
 
 
 def spans(file: Path, functions: tuple[str, ...]) -> Iterator[range]:
-    """The lines of each function, and of its decorators."""
+    """Yields the lines of each function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name in functions:
@@ -55,7 +56,7 @@ def spans(file: Path, functions: tuple[str, ...]) -> Iterator[range]:
 
 
 def branch_row(measured: coverage.Coverage, name: str, functions: tuple[str, ...]) -> str:
-    """Of these functions the branches that were taken, and the lines of others."""
+    """Returns a table row of the branches taken in these functions, and the lines of the others."""
     file = ROOT / name
     lines = {line for span in spans(file, functions) for line in span}
     exits = {n: v for n, v in measured.branch_stats(str(file)).items() if n in lines}
@@ -67,12 +68,12 @@ def branch_row(measured: coverage.Coverage, name: str, functions: tuple[str, ...
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--under_coverage", type=int, default=2_000, help="of each reader")
+    parser.add_argument("--under_coverage", type=int, default=2_000, help="inputs of each reader")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=[], help="readers")
+    parser.add_argument("--only", nargs="*", default=[], help="names of the readers to run")
     parser.add_argument("--finds", type=Path, default=Path("runs/fuzz"))
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # Pillow's and numpy's, of what they then refuse
+    warnings.simplefilter("ignore")  # Pillow and numpy warn about files that they then refuse
     signal.signal(signal.SIGALRM, on_alarm)
     measured = coverage.Coverage(branch=True, include=MEASURED, data_file=None)
     measured.start()  # before the readers are imported
@@ -127,7 +128,7 @@ def main() -> int:
 
 
 def keep_find(folder: Path, name: str, data: bytes, error: BaseException) -> None:
-    """Keeps what broke a promise, and says how to see it again."""
+    """Saves an input that broke a promise, and reports the file and the error."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name.replace(' ', '_')}_{hashlib.sha256(data).hexdigest()[:12]}"
     file.write_bytes(data)

@@ -1,4 +1,4 @@
-"""One reader by atheris, which prefers inputs that reach new code: pip install -e '.[fuzz]'.
+"""Fuzzes a reader with atheris, which prefers inputs that reach new code (extra `fuzz`).
 
 python -m tests.fuzz.coverage_guided "split file" -atheris_runs=100000
 """

@@ -1,6 +1,6 @@
-"""Damage that knows a file's structure: a valid file in, one that is wrong in few places out.
+"""Damages valid files in few places, according to the structure of their formats.
 
-Randomness comes from a `random.Random`, or hypothesis's, which shrinks what it found.
+Randomness comes from a `random.Random`, or from hypothesis's, which shrinks failing examples.
 """
 
 import csv
@@ -66,7 +66,7 @@ DEEP = 100_000
 
 
 def odd_value(rng: Random) -> Any:
-    """Something that a field is not expected to hold."""
+    """Returns a value that a field is not expected to hold."""
     kinds: tuple[Callable[[], Any], ...] = (
         lambda: rng.choice(TEXTS),
         lambda: rng.choice(NUMBERS),
@@ -77,7 +77,7 @@ def odd_value(rng: Random) -> Any:
 
 
 def mutate_tree(rng: Random, tree: Any) -> Any:
-    """One change somewhere in dictionaries and lists."""
+    """Makes one change somewhere in nested dictionaries and lists."""
     if isinstance(tree, dict) and tree and rng.random() < 0.9:
         key = rng.choice(list(tree))
         rest = {name: value for name, value in tree.items() if name != key}
@@ -107,13 +107,13 @@ def mutate_tree(rng: Random, tree: Any) -> Any:
 
 
 def mutate_text(rng: Random, text: str) -> str:
-    """A text with another one in it, or without a part of it."""
+    """Inserts another text, or removes a part."""
     start, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
     return text[:start] + rng.choice(TEXTS) * rng.randrange(2) + text[end:]
 
 
 def mutate_bytes(rng: Random, data: bytes) -> bytes:
-    """Flipped, cut, repeated or foreign bytes."""
+    """Flips, cuts, repeats or replaces bytes."""
     start, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
     match rng.randrange(6):
         case 0:
@@ -135,7 +135,7 @@ def mutate_bytes(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_json(rng: Random, data: bytes) -> bytes:
-    """Of JSON: a change of its tree; rarely of its bytes, or a tree without end."""
+    """Changes the tree of JSON; rarely its bytes, or returns a very deep tree."""
     kind = rng.randrange(20)
     if kind == 0:
         return rng.choice((b"[", b'{"a":')) * DEEP
@@ -149,7 +149,7 @@ def mutate_json(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_json_lines(rng: Random, data: bytes) -> bytes:
-    """One of its lines, or their number."""
+    """Changes one line, or the number of lines."""
     lines = data.split(b"\n")
     place = rng.randrange(len(lines))
     match rng.randrange(6):
@@ -163,7 +163,7 @@ def mutate_json_lines(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_csv(rng: Random, data: bytes) -> bytes:
-    """A field, a row, or the bytes."""
+    """Changes a field, a row, or the bytes."""
     if rng.randrange(8) == 0:
         return mutate_bytes(rng, data)
     try:
@@ -187,7 +187,7 @@ def mutate_table(rng: Random, rows: list[list[str]]) -> list[list[Any]]:
 
 
 def mutate_lines(rng: Random, data: bytes) -> bytes:
-    """Of lists in plain text: a word, a line, or the bytes."""
+    """Changes a word, a line, or the bytes of a list in plain text."""
     if rng.randrange(8) == 0:
         return mutate_bytes(rng, data)
     rows = [line.split(" ") for line in data.decode("utf-8", "surrogateescape").split("\n")]
@@ -196,7 +196,7 @@ def mutate_lines(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_safetensors(rng: Random, data: bytes) -> bytes:
-    """The JSON of its header with the length that belongs to it, or the bytes."""
+    """Changes the JSON header, with the length adjusted, or the bytes."""
     if len(data) < 8 or rng.randrange(4) == 0:
         return mutate_bytes(rng, data)
     length = int.from_bytes(data[:8], "little")
@@ -209,7 +209,7 @@ def mutate_safetensors(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_msgpack(rng: Random, data: bytes) -> bytes:
-    """Keys, arrays and the fields of arrays as Flax packs them, or the bytes."""
+    """Changes keys, arrays or fields of arrays in Flax's format, or the bytes."""
     if rng.randrange(4) == 0:
         return mutate_bytes(rng, data)
     try:
@@ -245,7 +245,7 @@ def _mutate_packed(rng: Random, tree: Any) -> Any:
 
 
 def mutate_image(rng: Random, data: bytes) -> bytes:
-    """Of PNG a chunk, with the checksum that belongs to it; of others the bytes."""
+    """Changes a chunk of a PNG, with its checksum adjusted; the bytes of other formats."""
     if not data.startswith(b"\x89PNG") or rng.randrange(3) == 0:
         return mutate_bytes(rng, data)
     chunks, place = [], 8
@@ -275,7 +275,7 @@ def mutate_image(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_overrides(rng: Random, data: bytes) -> bytes:
-    """Of arguments, one a line: the field, the value, or the whole."""
+    """Changes the field or value of an argument, or repeats it; there is one argument per line."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     place = rng.randrange(len(lines))
     field, equals, value = lines[place].partition("=")

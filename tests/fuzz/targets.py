@@ -1,7 +1,7 @@
-"""Readers of files that somebody else made, each with valid files and damage that fits them.
+"""Readers of files from other programs, each with valid files and suitable damage.
 
-What is promised of each: a value that holds what a run relies on, or a `UserError`; no other error,
-no waiting without end, no memory out of proportion to the file.
+Each reader promises to return a value that a run can rely on, or to raise a `UserError`: no other
+error, no hang, no use of memory out of proportion to the file.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
 from fgvpl_jax.data.splits import Dataset, make_split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.runs import workdir
+from fgvpl_jax.files import read_arrays, read_json
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Mutation
 from tests.tiny_clip import tiny_config
@@ -38,13 +38,14 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Target:
-    """One reader.
+    """A reader with its inputs.
 
     Attributes:
-        seeds: Valid files.
-        mutate: Damages one in one place.
-        read: Reads a file of these bytes and checks what it gives.
-        covers: The modules' functions, by their names, whose branches count as the reader's.
+        seeds: Contents of valid files.
+        mutate: Damages a file in one place.
+        read: Reads a file with the given bytes and checks the result.
+        covers: Maps each module's path to the names of the functions whose branches belong to the
+            reader.
     """
 
     seeds: tuple[bytes, ...]
@@ -53,17 +54,17 @@ class Target:
     covers: dict[str, tuple[str, ...]]
 
     def input(self, rng: Random, corpus: list[bytes] | None = None) -> bytes:
-        """A valid file with a few mistakes."""
+        """Returns a valid file with a few mistakes."""
         data = rng.choice(corpus or self.seeds)
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 5))):
             data = self.mutate(rng, data)
         return data
 
     def accepts(self, data: bytes) -> bool:
-        """Whether the reader gives a value.
+        """Returns whether the reader returns a value rather than raising a `UserError`.
 
         Raises:
-            Exception: Whatever the reader may not raise.
+            Exception: If the reader raises an error of any other type.
         """
         try:
             self.read(data)
@@ -74,7 +75,7 @@ class Target:
 
 
 def write(file: Path, data: bytes) -> None:
-    """Of nothing there is no file."""
+    """Writes a file; removes it if `data` is empty."""
     if data:
         file.write_bytes(data)
     else:
@@ -86,10 +87,10 @@ DATASET = ("check_present", "key_below", "one_spelling", "class_name", "same_nam
 
 
 def all_targets(place: Path) -> dict[str, Target]:
-    """Every reader.
+    """Returns all readers by name.
 
     Args:
-        place: An empty folder for their files; in memory it is several times as fast.
+        place: Empty folder for their files; a folder in memory is several times as fast.
     """
     makers = (weight_targets, clip_target, data_targets, image_target, run_targets)
     targets: dict[str, Target] = {}
@@ -195,7 +196,7 @@ def data_targets(place: Path) -> dict[str, Target]:
     table = "path,label,split\n" + "".join(",".join(line.values()) + "\n" for line in lines)
 
     def check(dataset: Dataset) -> None:
-        """What a run relies on: known classes, and photos that lie where they were looked for."""
+        """Checks what a run relies on: known classes, and photos inside the data folder."""
         assert len(dataset.class_names) >= 2
         for split in (dataset.train, dataset.validation, dataset.test):
             for key, label in zip(split.keys, split.labels, strict=True) if split else ():
@@ -234,7 +235,7 @@ def data_targets(place: Path) -> dict[str, Target]:
         try:
             check(coop.load_coop(str(place), "", "fgvc_aircraft/images", aircraft))
         except UserError as error:
-            if "names no test image" not in str(error):  # reading was over then
+            if "names no test image" not in str(error):  # this is raised after reading
                 raise
 
     shared = {"fgvpl_jax/data/splits.py": DATASET}
@@ -299,12 +300,12 @@ def image_target(place: Path) -> dict[str, Target]:
         saved(photo, "GIF", save_all=True, append_images=[photo.rotate(90)]),
         saved(photo.resize((300, 2)), "PNG"),
         *(b"", b"folder", b"huge"),
-        saved(Image.new("1", (9500, 9500)), "PNG"),  # beyond the limit of pixels
+        saved(Image.new("1", (9500, 9500)), "PNG"),  # more pixels than the limit
     ]
 
     file, huge = place / "photo", place / "huge"
     with huge.open("wb") as stream:
-        stream.truncate(images.MOST_BYTES + 1)  # without content, it takes no room
+        stream.truncate(images.MOST_BYTES + 1)  # a sparse file, which uses no disk space
     stand_for = {b"": b"", b"folder": place, b"huge": huge}
 
     def read(data: bytes) -> None:
@@ -329,14 +330,14 @@ def run_targets(place: Path) -> dict[str, Target]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.npy", stream.getvalue())
 
-    def read_arrays(data: bytes) -> None:
+    def read_npz(data: bytes) -> None:
         (place / "support.npz").write_bytes(data)
-        for array in workdir.read_arrays(place / "support.npz").values():
+        for array in read_arrays(place / "support.npz").values():
             assert not array.dtype.hasobject
 
-    def read_json(data: bytes) -> None:
+    def read_results(data: bytes) -> None:
         (place / "results.json").write_bytes(data)
-        workdir.read_json(place / "results.json")
+        read_json(place / "results.json")
 
     settings = (
         *("--config.shots=4", "--config.seed=2", "--config.data.root=photos"),
@@ -350,20 +351,20 @@ def run_targets(place: Path) -> dict[str, Target]:
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         argv = ["run.py", f"--config={ROOT}/configs/folder.py"] if data else ["run.py"]
         argv += [line for line in lines if line.startswith("--config.") or line == "--help"]
-        told = io.StringIO()
+        printed = io.StringIO()
         before, sys.argv = sys.argv, argv
         try:
             with (
                 flagsaver.flagsaver(),
-                contextlib.redirect_stderr(told),
-                contextlib.redirect_stdout(told),
+                contextlib.redirect_stderr(printed),
+                contextlib.redirect_stdout(printed),
             ):
                 command_line.parse_flags(argv)
         except SystemExit as exit_:
             if "--help" in argv:
                 return
             assert exit_.code == command_line.MISTAKE
-            raise UserError(told.getvalue()) from None
+            raise UserError(printed.getvalue()) from None
         finally:
             sys.argv = before
 
@@ -371,13 +372,13 @@ def run_targets(place: Path) -> dict[str, Target]:
         "support.npz": Target(
             (stream.getvalue(), packed.getvalue()),
             mutations.mutate_bytes,
-            read_arrays,
+            read_npz,
             {"fgvpl_jax/files.py": ("read_arrays",)},
         ),
         "results.json": Target(
             (b'{"test_accuracy": 0.5, "unreadable": [], "backbone": {"sha256": "0"}}',),
             mutations.mutate_json,
-            read_json,
+            read_results,
             {
                 "fgvpl_jax/files.py": ("read_json", "parse_json"),
             },

@@ -1,4 +1,4 @@
-"""Damaged files come to a value or a `UserError`; `campaign.py` does the same for longer."""
+"""Readers of damaged files return a value or raise `UserError`; `campaign.py` tests for longer."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,7 +26,7 @@ def test_valid_files_are_read(targets, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_refused_in_words_or_does_no_harm(targets, name):
+def test_damage_is_refused_with_a_message_or_harmless(targets, name):
     if name not in targets:
         pytest.skip("PyTorch is not installed")
     target = targets[name]

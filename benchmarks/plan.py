@@ -41,7 +41,7 @@ def main(
     memory = {
         "cache_features": 8 * support * config.embed_dim,
         "affinity_and_labels": 4 * compared * (batch + classes),
-        "kept_for_the_way_back": costs.kept_bytes(config, batch, classes, compared),
+        "kept_for_the_backward_pass": costs.kept_bytes(config, batch, classes, compared),
         "attention_weights_of_an_evaluation_batch": costs.attention_bytes(config, batch),
         "photos_of_the_cache": 3 * support * config.image_size**2,
         "resident_photos": bytes_needed(support, side),

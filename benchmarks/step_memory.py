@@ -44,7 +44,7 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
                 "temporaries": memory.temp_size_in_bytes / GIB,
             }
             figures["together"] = sum(figures.values())
-            figures["kept_for_the_way_back"] = kept / GIB
+            figures["kept_for_the_backward_pass"] = kept / GIB
             if carry_out and number == 0 and not rematerialise:
                 started = time.perf_counter()
                 _, metrics = compiled(*program.arguments)

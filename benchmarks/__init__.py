@@ -1,1 +1,1 @@
-"""Speed and memory, each measured beside a reference in the same run."""
+"""Benchmarks of speed and memory, each compared with a reference in the same run."""

@@ -1,11 +1,11 @@
-"""Seconds until the train step, evaluation and the cache can run, beside plain CLIP's.
+"""Times the compilation of train step, evaluation and cache, compared with plain CLIP.
 
     python -m benchmarks.compile_time [shape ...] [--batch=8] [--rematerialise]
 
-Traced and lowered by JAX, then compiled by XLA; nothing is run. Once more from JAX's persistent
-cache of compiled programs, as a second start finds it. Random weights, 100 classes, 16 shots. The
-layers are unrolled, so plain CLIP of the same shape is the reference. Beside each the temporary
-memory that XLA reserves for it. Prints text, then one JSON line.
+JAX traces and lowers each program, then XLA compiles it; nothing is run. This is repeated with
+JAX's persistent cache of compiled programs, as a second start finds it. Weights are random, with
+100 classes and 16 shots. The layers are unrolled, so plain CLIP of the same shape is the reference.
+Also reports the temporary memory that XLA reserves. Prints text, then one JSON line.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NAMES = ("train_step", "evaluation", "cache_refresh", "plain_clip")
 
 
 def main(shapes: list[str], batch: int, rematerialise: bool, rounds: int) -> dict[str, Any]:
-    """Compiles all and returns medians and their ratios to plain CLIP's."""
+    """Compiles all programs and returns medians and their ratios to plain CLIP's."""
     result: dict[str, Any] = {"batch": batch, "rematerialise": rematerialise}
     for shape in shapes:
         model, _ = random_model(shape, CLASSES, rematerialise=rematerialise)
@@ -50,7 +50,7 @@ def main(shapes: list[str], batch: int, rematerialise: bool, rounds: int) -> dic
 
 
 def figures_of(program: Program) -> dict[str, float]:
-    """Seconds of each stage, without and then with the program in the persistent cache; MiB."""
+    """Returns the seconds of each stage, those with a filled persistent cache, and the MiB."""
     with tempfile.TemporaryDirectory() as folder, persistent_cache(folder):
         lowered, compiled, memory = lower_and_compile(program)
         again = sum(lower_and_compile(program)[:2])
@@ -59,7 +59,7 @@ def figures_of(program: Program) -> dict[str, float]:
 
 @contextmanager
 def persistent_cache(folder: str) -> Iterator[None]:
-    """Has JAX keep every compiled program in a folder."""
+    """Makes JAX keep every compiled program in a folder."""
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -69,7 +69,7 @@ def persistent_cache(folder: str) -> Iterator[None]:
     def use(values: dict[str, Any]) -> None:
         for name, value in values.items():
             jax.config.update(name, value)
-        compilation_cache.reset_cache()  # it keeps to the folder that it found first
+        compilation_cache.reset_cache()  # otherwise it keeps the folder that it found first
 
     use(settings)
     try:
@@ -79,7 +79,10 @@ def persistent_cache(folder: str) -> Iterator[None]:
 
 
 def lower_and_compile(program: Program) -> tuple[float, float, float]:
-    """Seconds to lower and to compile, with nothing of an earlier call but on the disk; MiB."""
+    """Returns the seconds to lower and to compile, and the MiB of temporaries.
+
+    Only the cache on the disk is left of earlier calls.
+    """
     jax.clear_caches()
     started = time.perf_counter()
     lowered = program.function.lower(*program.arguments)
@@ -91,13 +94,13 @@ def lower_and_compile(program: Program) -> tuple[float, float, float]:
 
 
 def sum_of(stages: dict[str, float]) -> float:
-    """Seconds of a first start."""
+    """Returns the seconds of a first start."""
     return stages["lowered"] + stages["compiled"]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shapes", nargs="*", metavar="shape", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("shapes", nargs="*", metavar="shape", help=f"one of {', '.join(SHAPES)}")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rematerialise", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)

@@ -1,9 +1,9 @@
-"""bfloat16 beside float32: the same training in both, accuracy and object masks.
+"""Compares bfloat16 with float32: accuracy and object masks of the same training in both.
 
     python -m benchmarks.compute_dtype CLIP DATA [epochs] [test stride]
 
-EuroSAT below DATA, 16 shots, seed 1, λ = 1; every `stride`-th test image. Prints text, then one
-JSON line.
+Trains on EuroSAT below DATA with 16 shots, seed 1 and λ = 1, and reads every `stride`-th test
+image. Prints text, then one JSON line.
 """
 
 import sys
@@ -24,7 +24,7 @@ from fgvpl_jax.training import Checkpoints
 
 
 def main(clip: str, data: str, epochs: int, stride: int) -> dict[str, float]:
-    """Trains twice and compares."""
+    """Trains once in each dtype and compares the predictions."""
     with tempfile.TemporaryDirectory() as folder:
         found = {
             dtype: train_and_predict(clip, data, epochs, stride, dtype, Path(folder) / dtype)
@@ -49,7 +49,7 @@ def main(clip: str, data: str, epochs: int, stride: int) -> dict[str, float]:
 def train_and_predict(
     clip: str, data: str, epochs: int, stride: int, dtype: str, place: Path
 ) -> Predictions:
-    """One training, and its predictions on the test images."""
+    """Trains in one dtype and returns the predictions on the test images."""
     config = eurosat.get_config()
     config.clip, config.data.root, config.epochs, config.compute_dtype = clip, data, epochs, dtype
     run: Run = prepare(config, Workdir(place))

@@ -1,6 +1,6 @@
-"""What FG-VPL costs, as formulas: FLOPs of the matrix products, 2 per multiply and add; bytes.
+"""Formulas for the cost of FG-VPL: FLOPs of the matrix products (2 per multiply and add) and bytes.
 
-Letters as in `docs/benchmarks.md`. The towers' own FLOPs are `train_step.py`'s.
+`docs/benchmarks.md` defines the letters. `train_step.py` counts the FLOPs of the towers.
 """
 
 from benchmarks.measuring import embedding_flops, layer_flops
@@ -10,7 +10,7 @@ from fgvpl_jax.recognition.visual_cache import CHUNK
 
 
 def train_step_flops(config: VisionConfig, batch: int, classes: int, support: int) -> int:
-    """Of one step: forward, backward, the two pathways and the roll-out."""
+    """Counts the FLOPs of one step: forward, backward, the two pathways and the roll-out."""
     d, e = config.width, config.embed_dim
     t = num_tokens(config)
     roll_out = 2 * (config.num_layers - 2) * config.num_heads * t**2
@@ -19,16 +19,16 @@ def train_step_flops(config: VisionConfig, batch: int, classes: int, support: in
 
 
 def heads_flops(config: VisionConfig, batch: int, classes: int, support: int) -> int:
-    """The part of a train step that does not depend on the tower: adapters and both pathways."""
+    """Counts the FLOPs of a train step that do not depend on the tower: adapters and pathways."""
     b, k, s, e = batch, classes, support, config.embed_dim
     adapters = 4 * k * e**2 + 8 * s * e**2 + 12 * b * e**2
     paths = 12 * b * k * e + 12 * b * s * e + 8 * b * s * k
-    anew = 4 * s * e**2 + 4 * b * s * e if support > CHUNK else 0
-    return adapters + paths + anew
+    recomputed = 4 * s * e**2 + 4 * b * s * e if support > CHUNK else 0
+    return adapters + paths + recomputed
 
 
 def evaluation_step_flops(config: VisionConfig, batch: int, classes: int, support: int) -> int:
-    """Of one evaluation batch, the zero-shot logits included, the roll-out apart."""
+    """Counts the FLOPs of an evaluation batch with its zero-shot logits, without the roll-out."""
     b, k, s, d, e = batch, classes, support, config.width, config.embed_dim
     adapters = 2 * k * e**2 + 4 * s * e**2 + 4 * b * e**2
     paths = 6 * b * k * e + 4 * b * s * e + 4 * b * s * k
@@ -38,7 +38,10 @@ def evaluation_step_flops(config: VisionConfig, batch: int, classes: int, suppor
 
 
 def cache_refresh_flops(config: VisionConfig) -> int:
-    """Of one support image, the roll-out apart: all of the last layer, for its patches are read."""
+    """Counts the FLOPs of one support image without the roll-out.
+
+    All tokens go through the last layer, because its patches are read.
+    """
     d, t = config.width, num_tokens(config)
     layers = config.num_layers * layer_flops(t, t, d, config.mlp_width)
     class_query = layer_flops(t, 1, d, config.mlp_width) - 4 * t * d**2
@@ -47,11 +50,11 @@ def cache_refresh_flops(config: VisionConfig) -> int:
 
 
 def kept_bytes(config: VisionConfig, batch: int, classes: int, support: int) -> int:
-    """What a float32 train step keeps for its way back.
+    """Returns the bytes that a float32 train step keeps for its backward pass.
 
     A shared layer keeps two arrays of each LayerNorm, query, key, value, GELU's slope and the
-    attention weights; the last two keep a LayerNorm, key and value of all tokens. Keys are counted
-    as if compared all at once, as up to `CHUNK` are.
+    attention weights. The last two layers keep a LayerNorm, key and value of all tokens. Keys are
+    counted as if all were compared at once, which is true for up to `CHUNK` of them.
     """
     d, t, s, e = config.width, num_tokens(config), support, config.embed_dim
     shared = t * (7 * d + config.mlp_width) + config.num_heads * t**2
@@ -60,18 +63,18 @@ def kept_bytes(config: VisionConfig, batch: int, classes: int, support: int) -> 
 
 
 def attention_bytes(config: VisionConfig, batch: int) -> int:
-    """The shared layers' float32 attention weights, which wait for the roll-out."""
+    """Returns the bytes of the shared layers' float32 attention weights, kept for the roll-out."""
     return 4 * batch * (config.num_layers - 1) * config.num_heads * num_tokens(config) ** 2
 
 
 def trainable_parameters(config: VisionConfig, num_prompts: int = 1) -> int:
-    """The prompt, the fine-grained layer, p and q."""
+    """Counts the parameters of the prompt, the fine-grained layer, p and q."""
     d, m, e = config.width, config.mlp_width, config.embed_dim
     layer = 4 * (d**2 + d) + 2 * d * m + m + d + 4 * d
     return num_prompts * d + layer + 2 * (e**2 + e)
 
 
 def num_tokens(config: VisionConfig, num_prompts: int = 1) -> int:
-    """Of an image: class, patches and prompt."""
+    """Returns the number of tokens of an image: class, patches and prompt."""
     gh, gw = config.grid
     return gh * gw + 1 + num_prompts

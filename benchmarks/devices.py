@@ -1,11 +1,11 @@
-"""How far a training on several devices or processes goes from one on a single device.
+"""Measures how far training on several devices or processes differs from a single device.
 
     python -m benchmarks.devices CLIP DATA [float64|float32] [steps]
 
-EuroSAT below DATA, 4 shots (40 images a step), seed 1; simulated CPU devices: one, eight, and two
-processes of two that meet on the loopback interface. Prints the loss curves' largest difference,
-the object masks that differ on the way, and the accuracy on every eighth test image, with one JSON
-line for each.
+Trains on EuroSAT below DATA with 4 shots (40 images a step) and seed 1, on simulated CPU devices:
+one, eight, and two processes of two that connect over the loopback interface. Prints the largest
+difference of the loss curves, the number of object masks that differ during training, and the
+accuracy on every eighth test image, with one JSON line per layout.
 """
 
 import os
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +49,12 @@ from fgvpl_jax.training.train_step import StepBatch
 
 SHOTS, SEED, TEST_STRIDE = 4, 1, 8
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
-# Name: devices of a process, processes.
+# By name: number of devices per process, number of processes.
 LAYOUTS = {"1 device": (1, 1), "8 devices": (8, 1), "2 processes x 2 devices": (2, 2)}
 
 
 def main(clip: str, data: str, dtype: str, steps: int) -> dict[str, dict[str, float]]:
-    """Trains under every layout, each in processes of its own, and compares with the first."""
+    """Trains under every layout in separate processes, and compares each with the first."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for name, (devices, processes) in LAYOUTS.items():
@@ -66,7 +67,7 @@ def main(clip: str, data: str, dtype: str, steps: int) -> dict[str, dict[str, fl
 
 
 def run_job(arguments: list[str], devices: int, processes: int) -> None:
-    """Runs `train` in several processes."""
+    """Runs `train` in one or more processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -83,7 +84,7 @@ def run_job(arguments: list[str], devices: int, processes: int) -> None:
 
 
 def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
-    """One training and evaluation; process 0 saves what happened."""
+    """Trains and evaluates once; process 0 saves losses, masks and predictions."""
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     config = eurosat.get_config()
@@ -97,7 +98,7 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
     graphdef, trainable, frozen = split_model(model)
     mesh = data_mesh()
 
-    def cast(tree):
+    def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: np.asarray(x, dtype), jax.device_get(tree))
 
     trainable, frozen = replicate(mesh, (cast(trainable), cast(frozen)))
@@ -112,11 +113,11 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
     choices = replicate(mesh, {"cache_logit_weight": jnp.ones((), dtype)})
 
     @jax.jit
-    def masks_of(trainable, frozen, images):
+    def masks_of(trainable: nnx.State, frozen: nnx.State, images: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, trainable, frozen).features(images).object_mask
 
     losses, masks = [], []
-    for epoch in range(steps):  # all images are one batch
+    for epoch in range(steps):  # all images are in one batch
         cache = build_cache(state.trainable, frozen)
         (batch,) = inputs.epoch(support, len(support), epoch, num_rows=layout.num_rows)
         weights = batch.weights.astype(dtype)
@@ -150,7 +151,7 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
 
 
 def compare(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> dict[str, float]:
-    """Figures of one training beside those of the single device."""
+    """Compares the figures of one training with those of the single device."""
     difference = np.abs(many["losses"] - one["losses"]) / one["losses"]
     flipped = many["masks"] != one["masks"]
     test_flipped = many["test_masks"] != one["test_masks"]
@@ -176,6 +177,6 @@ if __name__ == "__main__":
     else:
         clip, data, *options = sys.argv[1:]
         dtype, steps = (*options, *("float64", "50")[len(options) :])
-        jax.config.update("jax_platforms", "cpu")  # as the workers
+        jax.config.update("jax_platforms", "cpu")  # like the workers
         for name, figures in main(clip, data, dtype, int(steps)).items():
             report({"devices": name} | figures)

@@ -1,9 +1,9 @@
-"""An epoch with the photos on the device beside one whose batches the host decodes and crops.
+"""Compares an epoch with resident photos with one whose batches the host decodes and crops.
 
     python -m benchmarks.epoch CLIP [--images=160] [--side=512] [--batch=32] [--dtype=bfloat16]
 
-Random JPEG photos; FG-VPL over the CLIP in the directory, with a cache of the same photos. Both
-take turns in one process. Prints seconds an epoch and their ratio; then one JSON line.
+Trains FG-VPL over the CLIP in the folder on random JPEG photos, which are also the cache. Both take
+turns in one process. Prints the seconds per epoch and their ratio, then one JSON line.
 """
 
 import argparse
@@ -46,7 +46,7 @@ ALL_BYTES = 2**40
 def main(
     clip_dir: str, num_images: int, side: int, batch_size: int, dtype: str, rounds: int
 ) -> dict[str, Any]:
-    """Runs the epochs and returns what is reported."""
+    """Runs the epochs and returns their medians and ratio."""
     clip, mesh = load_clip(clip_dir), data_mesh()
     text = np.random.default_rng(0).normal(size=(CLASSES, clip.vision.config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
@@ -118,7 +118,7 @@ def main(
 
 
 def random_photos(folder: Path, count: int, side: int) -> Split:
-    """JPEG files that decode as fast as photos."""
+    """Writes JPEG files that decode as fast as photos, and returns their split."""
     rng = np.random.default_rng(0)
     for number in range(count):
         smooth_photo(rng, side).save(folder / f"{number}.jpg")

@@ -1,8 +1,8 @@
-"""Time to import `fgvpl_jax` and to answer `run.py --help`, beside `import jax`.
+"""Times `import fgvpl_jax` and `run.py --help`, compared with `import jax`.
 
     python -m benchmarks.import_time
 
-Each is a process of its own, in turns; the goal is at most twice the time of jax.
+Each runs in its own process, in turns. The goal is at most twice the time of jax.
 """
 
 import subprocess
@@ -28,28 +28,28 @@ COMMANDS = {
 
 
 def seconds(arguments: list[str]) -> float:
-    """Of one process; the last command exits with 2."""
+    """Returns the seconds of one process; the last command exits with code 2."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False)
     return time.perf_counter() - started
 
 
 def main() -> dict[str, Any]:
-    """Medians in seconds, and as multiples of that of `import jax`."""
+    """Returns medians in seconds and as multiples of that of `import jax`."""
     for arguments in COMMANDS.values():
-        seconds(arguments)  # from here on, files are in the system's cache
+        seconds(arguments)  # brings the files into the system's cache
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(ROUNDS):
         for name, arguments in COMMANDS.items():
             times[name].append(seconds(arguments))
     reference = median(times["import jax"])
     result: dict[str, Any] = {"rounds": ROUNDS}
-    for name, of_one in times.items():
-        result[f"{name}, seconds"] = median(of_one)
-        result[f"{name}, over import jax"] = median(of_one) / reference
+    for name, values in times.items():
+        result[f"{name}, seconds"] = median(values)
+        result[f"{name}, over import jax"] = median(values) / reference
     return result
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # the host alone is measured
+    jax.config.update("jax_platforms", "cpu")  # only the host is measured
     report(main())

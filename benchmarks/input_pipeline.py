@@ -1,11 +1,11 @@
-"""Speed of evaluation's input: decoding beside plain Pillow loops, and the image cache.
+"""Times the input of evaluation: decoding compared with plain Pillow loops, and the image cache.
 
     python -m benchmarks.input_pipeline [number of photos]
 
 Draws photos of 500 x 375 pixels and more, as JPEG files, into a temporary folder; the target size
 is CLIP's, 224. Ratios are medians over rounds in which all take turns, so that other work on the
-machine meets all alike. Beside tf.data too where TensorFlow is installed. Prints text, then one
-JSON line.
+machine slows all of them alike. If TensorFlow is installed, tf.data takes part too. Prints text,
+then one JSON line.
 """
 
 import json
@@ -16,7 +16,9 @@ import tempfile
 import time
 from collections import defaultdict
 from importlib.util import find_spec
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,9 +31,10 @@ from fgvpl_jax.data import ImageCache, Split, Transform, batches, eval_batches
 from fgvpl_jax.data.splits import make_split
 
 SIDE, BATCH_SIZE, WORKERS, ROUNDS = 224, 64, 2, 5
-# For a round of the processes: one that dies would leave the others waiting for ever.
-TIMEOUT = 600.0  # seconds
-# Whose speed is divided by whose.
+# Seconds that a round of the processes may take; without it, one that dies would leave the others
+# waiting for ever.
+TIMEOUT = 600.0
+# The speed of the first is divided by that of the second.
 PAIRS = (
     ("threads", "pillow_processes"),
     ("threads", "tf_data"),
@@ -48,7 +51,7 @@ PROCESSOR = {
 
 
 def main(num_photos: int) -> dict[str, float]:
-    """Times all and returns the medians."""
+    """Times all ways of reading and returns medians and ratios."""
     batches.NUM_THREADS = WORKERS
     with tempfile.TemporaryDirectory() as folder:
         split = draw_photos(Path(folder), num_photos)
@@ -83,7 +86,7 @@ def main(num_photos: int) -> dict[str, float]:
 
 
 def draw_photos(folder: Path, count: int) -> Split:
-    """JPEG files with the spectrum of photos: noise at every scale, coarser scales stronger."""
+    """Draws JPEG files with a spectrum like photos: noise at every scale, most at coarse ones."""
     rng = np.random.default_rng(0)
     for number in range(count):
         width, height = SIZES[number % len(SIZES)]
@@ -99,7 +102,7 @@ def draw_photos(folder: Path, count: int) -> Split:
 
 
 def timed(split: Split, transform: Transform, cache: ImageCache | None) -> float:
-    """Seconds of one evaluation's reading."""
+    """Returns the seconds to read all images for one evaluation."""
     started = time.perf_counter()
     for _ in eval_batches(split, BATCH_SIZE, transform=transform, cache=cache):
         pass
@@ -107,10 +110,10 @@ def timed(split: Split, transform: Transform, cache: ImageCache | None) -> float
 
 
 def time_processes(split: Split) -> float:
-    """Seconds of independent Pillow loops, one a process, each over its share of the photos.
+    """Returns the seconds of independent Pillow loops, one per process, that share the photos.
 
     Raises:
-        BrokenBarrierError: If one of them died.
+        BrokenBarrierError: If a process died.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(WORKERS + 1, timeout=TIMEOUT)
@@ -121,7 +124,7 @@ def time_processes(split: Split) -> float:
     ]
     for process in processes:
         process.start()
-    barrier.wait()  # all have started and imported what they need
+    barrier.wait()  # all processes have started and finished their imports
     started = time.perf_counter()
     barrier.wait()
     seconds = time.perf_counter() - started
@@ -130,8 +133,8 @@ def time_processes(split: Split) -> float:
     return seconds
 
 
-def pillow_loop(files: list[str], barrier) -> None:
-    """CLIP's transform, written out."""
+def pillow_loop(files: list[str], barrier: Barrier) -> None:
+    """Applies CLIP's transform, written out with Pillow."""
     barrier.wait()
     for file in files:
         with Image.open(file) as opened:
@@ -145,10 +148,10 @@ def pillow_loop(files: list[str], barrier) -> None:
 
 
 def time_tf_data(split: Split) -> float:
-    """Seconds of the like in tf.data; its bicubic resize is not quite CLIP's."""
+    """Returns the seconds of the same in tf.data; its bicubic resize is not quite CLIP's."""
     import tensorflow as tf
 
-    def load(file):
+    def load(file: Any) -> Any:
         image = tf.io.decode_jpeg(tf.io.read_file(file), channels=3)
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         size = tf.cast(size * SIDE / tf.reduce_min(size), tf.int32)
@@ -165,5 +168,5 @@ def time_tf_data(split: Split) -> float:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # the host alone is measured
+    jax.config.update("jax_platforms", "cpu")  # only the host is measured
     report(main(int(sys.argv[1]) if len(sys.argv) > 1 else 200))

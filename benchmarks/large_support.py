@@ -1,9 +1,10 @@
-"""What a growing visual cache costs a step: 20,000 to 160,000 keys, forward and backward.
+"""Measures the cost of a growing visual cache: 20,000 to 160,000 keys, forward and backward.
 
     python -m benchmarks.large_support [--batch=16]
 
-The second path alone (Eqs. 13-18), e = 512, k = 1,000: votes and the gradient with respect to the
-adapter and the queries. Prints seconds (median) and XLA's temporary memory; then one JSON line.
+Runs only the second path (Eqs. 13-18) with e = 512 and k = 1,000: the votes, and their gradient
+with respect to the adapter and the queries. Prints the median seconds and XLA's temporary memory,
+then one JSON line.
 """
 
 import argparse
@@ -25,7 +26,7 @@ DIM, CLASSES = 512, 1000
 
 
 def main(batch: int, rounds: int) -> dict[str, Any]:
-    """Runs all sizes in turns and returns what is reported."""
+    """Runs all sizes in turns and returns their seconds and memory."""
     adapter = FeatureAdapter(DIM, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(adapter)
     rng = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def main(batch: int, rounds: int) -> dict[str, Any]:
 
     @jax.jit
     @jax.value_and_grad
-    def loss(varied, keys, cache):
+    def loss(varied: tuple[nnx.State, jax.Array], keys: jax.Array, cache: VisualCache) -> jax.Array:
         state, queries = varied
         adapter = nnx.merge(graphdef, state)
         votes = class_votes(queries, keys, cache, CLASSES, adapter=adapter)

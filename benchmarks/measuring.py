@@ -1,4 +1,4 @@
-"""What benchmarks share: taking turns, shapes of real models, counting, a report."""
+"""Tools shared by the benchmarks: timing in turns, real model shapes, FLOP counts, reports."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
 
-# Those that decide a figure, references among them.
+# Packages whose version can change a figure, the references included.
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -52,17 +52,17 @@ SHAPES = {
 
 
 def random_model(shape: str, num_classes: int, **settings: Any) -> tuple[FGVPL, CLIP]:
-    """`model_of` a real model's shape, a key of `SHAPES`."""
+    """Returns `model_of` for the shape of a real model, a key of `SHAPES`."""
     return model_of(SHAPES[shape], num_classes, **settings)
 
 
 def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> tuple[FGVPL, CLIP]:
-    """FG-VPL over a random backbone; the text tower is a stub of one.
+    """Returns FG-VPL over a random backbone with a stub of a text tower, and the backbone.
 
     Args:
         vision_config: Shape of the image tower.
-        num_classes: k.
-        **settings: Of `FGVPL`.
+        num_classes: Number of classes, k.
+        **settings: Further arguments of `FGVPL`.
     """
     text_config = TextConfig(
         width=64,
@@ -91,7 +91,7 @@ def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> 
 
 
 def smooth_photo(rng: np.random.Generator, side: int) -> Image.Image:
-    """A square of noise that was made smooth, so that a JPEG of it decodes as fast as a photo."""
+    """Returns a square of smoothed noise, a JPEG of which decodes as fast as a photo."""
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
     return coarse.resize((side, side), Image.Resampling.BICUBIC)
 
@@ -99,11 +99,15 @@ def smooth_photo(rng: np.random.Generator, side: int) -> Image.Image:
 def take_turns(
     contestants: dict[str, Callable[[], Any]], rounds: int = 7
 ) -> dict[str, list[float]]:
-    """Seconds of each call, round by round, so that other work on the machine meets all alike.
+    """Times each call once per round, so that other work on the machine slows all of them alike.
 
     Args:
-        contestants: Each returns only when its work is done, JAX arrays excepted.
-        rounds: After one that warms up.
+        contestants: Calls by name. Each must return only when its work is done, unless it returns
+            JAX arrays, which are waited for.
+        rounds: Number of timed rounds, after one that warms up.
+
+    Returns:
+        The seconds of each call, in the order of the rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(-1, rounds):
@@ -116,15 +120,16 @@ def take_turns(
 
 
 def ratio(seconds: dict[str, list[float]], ours: str, reference: str) -> float:
-    """Median over the rounds of our time divided by the reference's."""
+    """Returns the median over the rounds of our time divided by the reference's."""
     pairs = zip(seconds[ours], seconds[reference], strict=True)
     return statistics.median(one / other for one, other in pairs)
 
 
 def layer_flops(tokens: int, queries: int, width: int, mlp_width: int) -> int:
-    """Of a transformer layer's matrix products for one image, 2 per multiply and add.
+    """Counts the FLOPs of a transformer layer's matrix products for one image.
 
-    Keys and values of all tokens, everything else of the queries only.
+    A multiply and add is 2 FLOPs. Keys and values are computed for all tokens, everything else for
+    the queries only.
     """
     keys_and_values = 4 * tokens * width**2
     query_and_out = 4 * queries * width**2
@@ -133,13 +138,13 @@ def layer_flops(tokens: int, queries: int, width: int, mlp_width: int) -> int:
 
 
 def embedding_flops(config: VisionConfig) -> int:
-    """Of one image's patches."""
+    """Counts the FLOPs that embed the patches of one image."""
     gh, gw = config.grid
     return 2 * gh * gw * config.patch_size**2 * 3 * config.width
 
 
 def report(result: dict[str, Any]) -> None:
-    """Prints a result as text and as one JSON line, with where and when it was measured."""
+    """Adds date, device, machine and versions to a result, then prints it like `show`."""
     device = jax.devices()[0]
     result |= {
         "date": date.today().isoformat(),

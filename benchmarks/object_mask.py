@@ -1,8 +1,8 @@
-"""The object mask inside the program, beside scikit-image's functions in a loop on the host.
+"""Compares the compiled object mask with scikit-image's functions in a loop on the host.
 
     python -m benchmarks.object_mask [--batch=256]
 
-Smooth maps at the grids of B/32, B/16 and L/14@336; the masks of both are compared as well.
+Uses smooth maps at the grids of B/32, B/16 and L/14@336, and compares the masks of both as well.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GRIDS = (7, 14, 24)
 
 
 def main(batch: int, rounds: int) -> dict[str, Any]:
-    """Times both on each grid and returns medians and ratios."""
+    """Times both on each grid and returns medians, ratios and the number of different masks."""
     result: dict[str, Any] = {"batch": batch}
     for side in GRIDS:
         maps = smooth_maps(batch, side)
@@ -39,14 +39,14 @@ def main(batch: int, rounds: int) -> dict[str, Any]:
 
 
 def smooth_maps(batch: int, side: int) -> np.ndarray:
-    """Heavy-tailed maps with blobs, as attention has them."""
+    """Returns heavy-tailed maps with blobs, like those of attention."""
     rng = np.random.default_rng(0)
     blobs = [gaussian_filter(rng.standard_normal((side, side)), 1.0) for _ in range(batch)]
     return np.exp(3 * np.stack(blobs)).astype(np.float32)
 
 
 def host_loop(maps: np.ndarray) -> np.ndarray:
-    """One map after the other."""
+    """Computes the masks one map after the other."""
     return np.stack([largest_area(one, connectivity=2) for one in maps])
 
 

@@ -1,9 +1,9 @@
-"""What a few-shot run costs by the formulas of `costs.py`; nothing is run or measured.
+"""Plans the cost of a few-shot run by the formulas of `costs.py`; nothing is run or measured.
 
     python -m benchmarks.plan [--shape=B/16] [--tflops=400] [--side=512]
 
-ImageNet's 16 shots unless told otherwise. Prints work, memory and the seconds that a device would
-take which achieves that many TFLOP/s; then one JSON line.
+The default is ImageNet with 16 shots. Prints the work, the memory and the seconds of a device that
+achieves the given TFLOP/s, then one JSON line.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(
     tflops: float,
     side: int,
 ) -> dict[str, Any]:
-    """Every figure by name."""
+    """Returns all figures by name."""
     config, support = SHAPES[shape], classes * shots
     sizes = (config, batch, classes, support)
     steps = epochs * -(-support // batch)
@@ -41,7 +41,7 @@ def main(
     memory = {
         "cache_features": 8 * support * config.embed_dim,
         "affinity_and_labels": 4 * compared * (batch + classes),
-        "kept_for_the_way_back": costs.kept_bytes(config, batch, classes, compared),
+        "kept_for_the_backward_pass": costs.kept_bytes(config, batch, classes, compared),
         "attention_weights_of_an_evaluation_batch": costs.attention_bytes(config, batch),
         "photos_of_the_cache": 3 * support * config.image_size**2,
         "resident_photos": bytes_needed(support, side),
@@ -63,6 +63,10 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--test", type=int, default=50_000)
-    parser.add_argument("--tflops", type=float, default=400, help="TFLOP/s that are achieved")
-    parser.add_argument("--side", type=int, default=512, help="of the largest photo, in pixels")
+    parser.add_argument(
+        "--tflops", type=float, default=400, help="TFLOP/s that the device achieves"
+    )
+    parser.add_argument(
+        "--side", type=int, default=512, help="side of the largest photo, in pixels"
+    )
     show(main(**vars(parser.parse_args())))

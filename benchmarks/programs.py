@@ -1,4 +1,4 @@
-"""The train step and the evaluation program with random arguments, ready to be compiled."""
+"""The programs of an FG-VPL run with random arguments, ready to be compiled."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,27 +27,28 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 
 
 class Program(NamedTuple):
-    """A jitted function and what to call it with."""
+    """A jitted function and its arguments."""
 
     function: Any
     arguments: tuple[Any, ...]
 
     def compile(self) -> Any:
-        """The program, compiled for these arguments."""
+        """Compiles the function for these arguments."""
         return self.function.lower(*self.arguments).compile()
 
 
 def programs(
     model: FGVPL, batch: int, support: int, mesh: Mesh, microbatch: int = 0
 ) -> dict[str, Callable[[], Program]]:
-    """What a run of FG-VPL does on the devices, by name.
+    """Returns by name the builders of the programs that an FG-VPL run executes on the devices.
 
     Args:
-        model: Real or random.
-        batch: Images at a time, a multiple of the number of devices.
-        support: Images of the cache, likewise.
-        mesh: Devices.
-        microbatch: Of the train step, a divisor of the batch; 0 for the whole, on a CPU too.
+        model: Model with real or random weights.
+        batch: Number of images in a batch, a multiple of the number of devices.
+        support: Number of images in the cache, a multiple of the number of devices.
+        mesh: Devices to run on.
+        microbatch: Microbatch of the train step, a divisor of the batch; 0 means the whole batch,
+            on a CPU too.
     """
     graphdef, trainable, frozen = split_model(model)
     num_classes, dim = model.text_features.shape
@@ -64,7 +65,7 @@ def programs(
 
     def train_step() -> Program:
         optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
-        # A copy, because the step gives its state's memory away.
+        # A copy, because the step donates its state's memory.
         copied = jax.tree.map(lambda leaf: leaf.copy(), weights[0])
         state = replicate(mesh, TrainState(copied, optimizer.init(copied)))
         rows = split_batch(mesh, (labels, np.ones(batch, np.float32)))
@@ -92,16 +93,16 @@ def programs(
 
 
 def steps(function: Callable[..., Any], program: Program) -> Callable[[], Any]:
-    """One train step after the other, each from the state that the last one left.
+    """Returns a call that runs one train step from the state that the last call left.
 
     Args:
-        function: The program's, or what it was compiled to.
-        program: A train step.
+        function: The program's function, or the compiled one.
+        program: Program of a train step.
     """
     state, *others = program.arguments
     states = [state]
 
-    def step():
+    def step() -> tuple[Any, Any]:
         states[0], metrics = function(states[0], *others)
         return metrics, states[0].trainable
 

@@ -1,8 +1,8 @@
-"""The attention roll-out by its class row, beside full matrix products, and beside the forward.
+"""Compares the attention roll-out by its class row with full products and the forward pass.
 
     python -m benchmarks.roll_out [--shape=B/16] [--batch=8] [--dtype=bfloat16]
 
-Also what roll-out and object mask take together, beside the plain tower's forward pass.
+Also compares roll-out and object mask together with the forward pass of the plain tower.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 
 
 def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
-    """Times all and returns medians and ratios."""
+    """Times all variants and returns medians and ratios."""
     _, clip = random_model(shape, num_classes=10)
     config = clip.vision.config
     gh, gw = config.grid
@@ -35,11 +35,11 @@ def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
     images = jnp.asarray(rng.normal(size=(batch, clip.image_size, clip.image_size, 3)), jnp.float32)
     graphdef, state = nnx.split(clip.vision)
 
-    def below(product, weights):
+    def below(product: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.matmul(weights, product, precision="highest")
 
     @jax.jit
-    def full_products(attentions):
+    def full_products(attentions: list[jax.Array]) -> jax.Array:
         rolled = reduce(below, [weights.astype(jnp.float32) for weights in attentions])
         return rolled[:, :, 0, 1 : 1 + gh * gw].sum(axis=1)
 

@@ -1,12 +1,13 @@
-"""How the cost of a train step grows: with batch, tokens, classes, shots and devices.
+"""Measures how the cost of a train step grows with batch, tokens, classes, shots and devices.
 
     python -m benchmarks.scaling [--rounds=5]
 
-A small random model, one setting changed at a time. Each line has a cost's ratio to the series'
-first point, beside the ratio that the formulas of `costs.py` give: seconds (all points take turns)
-and FLOPs beside FLOPs; XLA's temporary memory beside what is kept for the way back. With devices,
-which a CPU simulates, nothing is timed: FLOPs and memory are those of one device, and bytes are the
-results of what the devices do together, beside those of all gradients. Then one JSON line.
+Uses a small random model and changes one setting at a time. Each line has a cost's ratio to the
+first point of its series, and the ratio by the formulas of `costs.py`. Seconds (all points take
+turns) and FLOPs are compared with FLOPs, XLA's temporary memory with the bytes kept for the
+backward pass. With several devices, which a CPU simulates, nothing is timed: FLOPs and memory are
+those of one device, and the bytes of the results of collective operations are compared with those
+of all gradients. Then prints one JSON line.
 """
 
 import argparse
@@ -30,7 +31,7 @@ TOWER = VisionConfig(width=256, num_layers=3, num_heads=4, mlp_width=1024, embed
 
 
 class Setting(NamedTuple):
-    """What a train step is compiled for."""
+    """Sizes that a train step is compiled for."""
 
     batch: int = 8
     side: int = 64
@@ -40,12 +41,12 @@ class Setting(NamedTuple):
 
     @property
     def support(self) -> int:
-        """Images of the cache."""
+        """Number of images in the cache."""
         return self.classes * self.shots
 
     @property
     def config(self) -> VisionConfig:
-        """The tower for images of this side."""
+        """Config of the tower for images of this side."""
         return replace(TOWER, image_size=self.side)
 
 
@@ -59,11 +60,11 @@ SERIES = {
 }
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 COLLECTIVE = re.compile(rf"= (.+?) (?:{'|'.join(COLLECTIVES)})(?:-start)?\(")
-ARRAY = re.compile(r"\b[a-z]+(\d*)\[([\d,]*)\]")  # pred[] has no number: a byte
+ARRAY = re.compile(r"\b[a-z]+(\d*)\[([\d,]*)\]")  # pred[] has no number and is a byte
 
 
 def main(rounds: int) -> dict[str, Any]:
-    """Compiles all points, times those on one device, and returns each series."""
+    """Compiles all points, times those on one device, and returns every series."""
     base = Setting()
     points = {
         name: [base._replace(**{name: value}) for value in values]
@@ -108,7 +109,7 @@ def main(rounds: int) -> dict[str, Any]:
 
 
 def train_step(point: Setting) -> Program:
-    """The train step at a point, with its arguments on as many devices."""
+    """Returns the train step at a point, with its arguments on the point's devices."""
     model, _ = model_of(point.config, point.classes)
     devices = np.array(jax.devices()[: point.devices])
     mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
@@ -116,30 +117,30 @@ def train_step(point: Setting) -> Program:
 
 
 def flops_of(compiled: Any) -> float:
-    """Of one device, elementwise operations included."""
+    """Returns the FLOPs of one device, elementwise operations included."""
     return compiled.cost_analysis()["flops"]
 
 
 def memory_of(compiled: Any) -> int:
-    """Bytes of one device's temporaries."""
+    """Returns the bytes of one device's temporaries."""
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def flops_by_formula(point: Setting) -> float:
-    """Of one device; the class weights are computed on each."""
+    """Returns the FLOPs of one device by the formulas; every device computes the class weights."""
     sizes = (point.config, point.batch, point.classes, point.support)
     class_weights = 4 * point.classes * point.config.embed_dim**2
     return (costs.train_step_flops(*sizes) - class_weights) / point.devices + class_weights
 
 
 def kept_by_formula(point: Setting) -> float:
-    """Of one device."""
+    """Returns the bytes that one device keeps, by the formulas."""
     sizes = (point.config, point.batch, point.classes, point.support)
     return costs.kept_bytes(*sizes) / point.devices
 
 
 def sent_by(program: str) -> int:
-    """Bytes of the results of all operations in an HLO text that devices do together."""
+    """Returns the bytes of the results of all collective operations in an HLO text."""
     total = 0
     for shapes in COLLECTIVE.findall(program):
         for bits, sides in ARRAY.findall(shapes):

@@ -1,12 +1,13 @@
-"""The page beside bare `predict`, and batched requests beside one after the other.
+"""Compares the page with bare `predict`, and batched requests with one after the other.
 
     python -m benchmarks.serving WORKDIR PHOTO ... [--clients=32] [--requests=4] [--rounds=5]
     python -m benchmarks.serving --shape=B/16 WORKDIR PHOTO ...
 
-WORKDIR holds a trained run; with --shape one over a random CLIP of that shape is made in it first.
-Two servers, with and without batches, take turns at the same requests of many clients at once, on
-loopback; every answer is compared with `predict`. Then one client asks endpoint and page (in the
-installed Chromium, if Playwright is there) and `predict` in turns.
+WORKDIR holds a trained run; with --shape, a run over a random CLIP of that shape is made in it
+first. Two servers, with and without batches, take turns at the same requests of many simultaneous
+clients on loopback, and every answer is compared with `predict`. Then one client calls `predict`,
+the endpoint and the page in turns. The page opens in the installed Chromium if Playwright is
+installed.
 """
 
 import argparse
@@ -37,11 +38,13 @@ from fgvpl_jax.serving import server
 from fgvpl_jax.serving.service import BATCH_SIZES, Limits, Service
 
 TIMEOUT = 600.0
-TOLERANCE = 1e-3  # of a logit: sums of another batch size round otherwise
+TOLERANCE = 1e-3  # of a logit: sums round differently at another batch size
 
 
-def main(workdir: Path, photos: Sequence[Path], clients: int, requests: int, rounds: int):
-    """Times all and returns medians, ratios and what was wrong."""
+def main(
+    workdir: Path, photos: Sequence[Path], clients: int, requests: int, rounds: int
+) -> dict[str, Any]:
+    """Times all and returns medians, ratios and the number of wrong and lost answers."""
     classifier = fg.load_classifier(workdir)
     expected = {photo.name: classifier.predict(photo)[0] for photo in photos}
     tally = {"answers": 0, "wrong": 0, "lost": 0}
@@ -68,7 +71,7 @@ def main(workdir: Path, photos: Sequence[Path], clients: int, requests: int, rou
 def one_after_the_other(
     classifier: Classifier, address: str, photos: Sequence[Path], rounds: int
 ) -> dict[str, Any]:
-    """One photo at a time: `predict`, the endpoint, the page."""
+    """Times `predict`, the endpoint and the page with one photo at a time."""
     turn = iter(range(10**9))
 
     def next_photo() -> Path:
@@ -100,7 +103,7 @@ async def crowd(
     expected: dict[str, Prediction],
     tally: dict[str, int],
 ) -> None:
-    """Clients that each ask again as soon as they are answered; counts what is wrong."""
+    """Runs clients that send one request after another; counts wrong and lost answers."""
     port = int(address.rpartition(":")[2])
 
     async def one(number: int) -> None:
@@ -122,7 +125,10 @@ async def crowd(
 async def ask(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, photo: Path
 ) -> tuple[int, bytes]:
-    """Status and body of one request; bare, for a client library would take as long as a server."""
+    """Sends one request and returns status and body.
+
+    It uses bare streams, because a client library would take as long as the server.
+    """
     writer.write(request_for(photo))
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(head.partition(b"content-length:")[2].partition(b"\r")[0])
@@ -131,7 +137,7 @@ async def ask(
 
 @cache
 def request_for(photo: Path) -> bytes:
-    """A form with the photo, as it goes over the wire."""
+    """Returns the bytes of a request whose form holds the photo."""
     request = httpx.Request(
         "POST",
         "http://127.0.0.1/api/predict",
@@ -142,7 +148,7 @@ def request_for(photo: Path) -> bytes:
 
 
 def is_right(status: int, body: bytes, expected: Prediction) -> bool:
-    """Whether an answer names the photo and the classes with their logits, as `predict` does."""
+    """Returns whether an answer has the photo, classes and logits that `predict` returns."""
     if status != 200:
         return False
     content = json.loads(body)
@@ -155,7 +161,7 @@ def is_right(status: int, body: bytes, expected: Prediction) -> bool:
 
 @contextmanager
 def serving(workdir: Path, kind: str) -> Iterator[str]:
-    """A server in a process of its own; yields its address."""
+    """Runs a server in a separate process and yields its address."""
     command = [sys.executable, "-m", "benchmarks.serving", "--serve", kind, str(workdir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -169,7 +175,7 @@ def serving(workdir: Path, kind: str) -> Iterator[str]:
 
 
 def serve(kind: str, workdir: Path) -> None:
-    """Serves without a limit of requests, and prints the port when it is ready."""
+    """Serves without a limit on requests, and prints the port when it is ready."""
     limits = Limits(requests_per_minute=10**9)
     sizes = BATCH_SIZES if kind == "batched" else (1,)
     service = Service(fg.load_classifier(workdir), limits, sizes)
@@ -182,7 +188,10 @@ def serve(kind: str, workdir: Path) -> None:
 
 @contextmanager
 def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
-    """The page in a browser; yields what shows it a photo and waits for the answer, or None."""
+    """Opens the page in a browser.
+
+    Yields a call that gives the page a photo and waits for the answer, or None without a browser.
+    """
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
@@ -207,7 +216,7 @@ def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
 
 
 def random_run(shape: str, workdir: Path) -> None:
-    """Trains an epoch over a random CLIP of a real model's shape, on drawn scenes."""
+    """Trains one epoch on drawn scenes, over a random CLIP of a real model's shape."""
     write_clip(workdir / "clip", SHAPES[shape])
     drawn = load_shapes()
     for split, scenes in (("train", drawn.train), ("test", drawn.test)):

@@ -1,18 +1,20 @@
-"""Memory of one training step at ViT-B/16's size: batch 256, 224 pixels, random weights.
+"""Measures the memory of a training step at ViT-B/16's size: batch 256, 224 pixels.
 
     python -m benchmarks.step_memory [--run] [microbatch ...]  # divisors of 256
 
-For each microbatch (0: the whole batch at once, the reference where it is among them), without and
-with rematerialising, what the compiled float32 step needs by XLA's own account: arguments, results
-and temporaries; and what one pass keeps for its way back, parameters included. (For CPUs XLA turns
-only a part of what rematerialising does not keep into smaller temporaries.) With --run the first
-of them is carried out once, without rematerialising, and the process's largest resident size stands
-beside it. 100 classes, a cache of 1,600 images. Prints text, then one JSON line.
+For each microbatch, without and with rematerialising, prints the memory of the compiled float32
+step by XLA's own account (arguments, results and temporaries) and the bytes that one pass keeps for
+its backward pass, parameters included. Microbatch 0 is the whole batch at once, and the reference
+if it is given. On CPUs XLA turns only a part of what rematerialising does not keep into smaller
+temporaries. With --run the first step is carried out once, without rematerialising, and the
+process's largest resident size is printed too. Weights are random, with 100 classes and a cache of
+1,600 images. Prints text, then one JSON line.
 """
 
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,15 +23,16 @@ from flax import nnx
 
 from benchmarks.measuring import random_model, report
 from benchmarks.programs import Program, programs
+from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import data_mesh, split_model
-from fgvpl_jax.training.train_step import weighted_loss
+from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 
 BATCH_SIZE, CLASSES, SUPPORT = 256, 100, 1600
 GIB = 2**30
 
 
 def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]]:
-    """Compiles every step; GiB by microbatch."""
+    """Compiles every step and returns GiB by microbatch."""
     result = {}
     for number, microbatch in enumerate(microbatches):
         for rematerialise in (False, True):
@@ -41,7 +44,7 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
                 "temporaries": memory.temp_size_in_bytes / GIB,
             }
             figures["together"] = sum(figures.values())
-            figures["kept_for_the_way_back"] = kept / GIB
+            figures["kept_for_the_backward_pass"] = kept / GIB
             if carry_out and number == 0 and not rematerialise:
                 started = time.perf_counter()
                 _, metrics = compiled(*program.arguments)
@@ -60,21 +63,27 @@ def main(microbatches: list[int], carry_out: bool) -> dict[str, dict[str, float]
 
 
 def compile_step(microbatch: int, rematerialise: bool) -> tuple[Any, Program, int]:
-    """The compiled step, the program it was compiled from, and the bytes that a pass keeps."""
+    """Returns the compiled step, its program, and the bytes that a pass keeps."""
     model, _ = random_model("B/16", CLASSES, rematerialise=rematerialise)
     program = programs(model, BATCH_SIZE, SUPPORT, data_mesh(), microbatch)["train_step"]()
     graphdef, *_ = split_model(model)
 
-    def way_back(trainable, frozen, support, choices, batch):
-        def loss(trainable):
+    def backward(
+        trainable: nnx.State,
+        frozen: nnx.State,
+        support: VisualCache,
+        choices: dict[str, jax.Array],
+        batch: StepBatch,
+    ) -> Callable[..., Any]:
+        def loss(trainable: nnx.State) -> jax.Array:
             logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, support, **choices)
             return weighted_loss(logits, batch)[0]
 
-        return jax.vjp(loss, trainable)[1]  # a tree of what it keeps
+        return jax.vjp(loss, trainable)[1]  # a tree of the arrays that it keeps
 
     state, *others, batch = program.arguments
     part = jax.tree.map(lambda rows: rows[: microbatch or BATCH_SIZE], batch)
-    kept = jax.tree.leaves(jax.eval_shape(way_back, state.trainable, *others, part))
+    kept = jax.tree.leaves(jax.eval_shape(backward, state.trainable, *others, part))
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
     return program.compile(), program, num_bytes
 

@@ -1,10 +1,10 @@
-"""ImageNet's shape with synthetic photos, and a random CLIP, for the wall time of `run.py` itself.
+"""Writes synthetic photos in ImageNet's shape and a random CLIP, to time `run.py` itself.
 
     python -m benchmarks.synthetic_imagenet FOLDER [--shape=B/16] [--side=256]
     python run.py --config=configs/imagenet.py --workdir=FOLDER/run --config.clip=FOLDER/clip \
       --config.data.root=FOLDER/data --config.compute_dtype=bfloat16
 
-Photos are smooth noise and weights random, so that accuracies mean nothing. 16 shots take 20
+The photos are smooth noise and the weights random, so accuracies mean nothing. 16 shots need 20
 training photos of each class, four of them for validation.
 """
 
@@ -37,12 +37,12 @@ def main(folder: Path, shape: str, side: int, train: int, test: int) -> None:
 
 
 def write_photos(folder: Path, side: int, counts: dict[str, int]) -> None:
-    """ImageNet's layout: `images/{train,val}/<code>/*.JPEG` and `classnames.txt`.
+    """Writes ImageNet's layout: `images/{train,val}/<code>/*.JPEG` and `classnames.txt`.
 
     Args:
-        folder: Of the benchmark.
-        side: Of the square photos, in pixels.
-        counts: Photos a class of each split.
+        folder: Folder of the benchmark.
+        side: Side of the square photos, in pixels.
+        counts: Number of photos per class in each split.
     """
     names = benchmark_named("imagenet").class_names
     codes = [f"n{label:08}" for label in range(len(names))]
@@ -63,7 +63,7 @@ def _write_class(folder: Path, *, side: int, count: int) -> None:
 
 
 def write_clip(folder: Path, vision_config: VisionConfig) -> None:
-    """A checkpoint with random weights and the demonstration's tokenizer."""
+    """Writes a checkpoint with random weights and the demonstration's tokenizer."""
     shutil.copytree(DEMO_CLIP, folder)
     config = json.loads((folder / "config.json").read_text())
     processor = json.loads((folder / "preprocessor_config.json").read_text())
@@ -91,7 +91,7 @@ def write_clip(folder: Path, vision_config: VisionConfig) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="to be made")
+    parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--train", type=int, default=20)

@@ -1,8 +1,8 @@
-"""FG-VPL as one would write it in PyTorch: the reference that speed is measured against.
+"""FG-VPL as one would write it in PyTorch: the reference for speed.
 
-transformers' CLIP with its weights frozen, attention rolled out by full matrix products, each
-image's mask by scikit-image on the host, and a fine-grained layer over all tokens. It computes
-what `fgvpl_jax.methods.FGVPL` computes; a test holds the two together. It runs on the GPU where
+It uses transformers' CLIP with frozen weights, rolls attention out by full matrix products,
+computes each image's mask by scikit-image on the host, and runs the fine-grained layer over all
+tokens. It computes the same as `fgvpl_jax.methods.FGVPL`, which a test checks. It runs on a GPU if
 there is one.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from skimage.filters import threshold_otsu
 from skimage.measure import label
 from torch import Tensor, nn
@@ -29,12 +30,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchFGVPL(nn.Module):
-    """Pixels to logits (Eqs. 2-19) for a given visual cache.
+    """Computes logits from pixels (Eqs. 2-19) for a given visual cache.
 
     Attention is fused wherever its weights are not needed.
 
     Attributes:
-        prompt, fine_grained_layer, text_adapter, visual_adapter: Trained; everything else is not.
+        prompt, fine_grained_layer, text_adapter, visual_adapter: Trained; the rest is frozen.
     """
 
     text_features: Tensor
@@ -42,7 +43,7 @@ class TorchFGVPL(nn.Module):
     pixel_shift: Tensor
 
     def __init__(self, clip: CLIP, model: FGVPL):
-        """Takes every parameter over from a JAX model and its backbone."""
+        """Copies every parameter from a JAX model and its backbone."""
         super().__init__()
         self.clip: Any = clip_like(clip.vision, clip.text, "sdpa")
         self.weighing: Any = clip_like(clip.vision, clip.text, "eager").vision_model.encoder.layers
@@ -70,13 +71,16 @@ class TorchFGVPL(nn.Module):
             self.register_buffer(name, to_torch(getattr(model.image_encoder, name)[...]))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """For the optimizer."""
+        """Returns the parameters for the optimizer."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(
         self, images: Tensor, cache: Sequence[Tensor], cache_logit_weight: float = 1.0
     ) -> Tensor:
-        """Logits [b, k] of uint8 images [b, H, W, 3]; `cache` is (image [s, e], object, labels)."""
+        """Returns the logits [b, k] of uint8 images [b, H, W, 3].
+
+        `cache` is (image features [s, e], object features [s, e], labels [s]).
+        """
         image, object_, _, _ = self.features(images)
         keys, object_keys, labels = cache
         members = F.one_hot(labels, len(self.text_features)).to(image.dtype)
@@ -85,7 +89,7 @@ class TorchFGVPL(nn.Module):
             self.text_residual_ratio * torch.relu(self.text_adapter(text)) + text, dim=1
         )
 
-        def both_paths(query, keys):
+        def both_paths(query: Tensor, keys: Tensor) -> Tensor:
             path1 = self.logit_scale * F.normalize(query, dim=1) @ text.T
             affinity = self.adapt(query) @ self.adapt(keys).T
             return path1 + cache_logit_weight * (torch.exp(affinity - 1) @ members)
@@ -93,7 +97,7 @@ class TorchFGVPL(nn.Module):
         return both_paths(image, keys) + self.object_logit_weight * both_paths(object_, object_keys)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """f(x), f_O(x), object-patch means [b, e] each, and the masks [b, n]."""
+        """Returns f(x), f_O(x) and object-patch means, each [b, e], and the masks [b, n]."""
         tokens = self.embed(images)
         tokens = torch.cat([tokens, self.prompt.to(tokens.dtype).expand(len(tokens), -1, -1)], 1)
         attentions = []
@@ -114,28 +118,28 @@ class TorchFGVPL(nn.Module):
         return projected[:, 0], self.project(fine_grained[:, 0]), means, mask
 
     def zero_shot_logits(self, images: Tensor) -> Tensor:
-        """Plain CLIP's logits."""
+        """Returns plain CLIP's logits."""
         image = self.clip.get_image_features(self.pixels(images)).pooler_output
         return self.logit_scale * F.normalize(image, dim=1) @ self.text_features.T
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Normalised, [b, 3, H, W]."""
+        """Returns normalised pixels [b, 3, H, W]."""
         pixels = images.to(self.pixel_scale.dtype) * self.pixel_scale + self.pixel_shift
         return pixels.permute(0, 3, 1, 2).to(self.clip.dtype)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Pixels as tokens, after the pre-LayerNorm."""
+        """Embeds pixels as tokens and applies the pre-LayerNorm."""
         vision = self.clip.vision_model
         return vision.pre_layrnorm(vision.embeddings(self.pixels(images)))
 
     def project(self, tokens: Tensor) -> Tensor:
-        """From the last layer's tokens to features."""
+        """Projects tokens of the last layer to features."""
         return self.clip.visual_projection(self.clip.vision_model.post_layernorm(tokens))
 
     @torch.no_grad()
     def object_mask(self, attentions: list[Tensor]) -> Tensor:
-        """Roll-out by full products (Eqs. 6-7), then scikit-image for each image."""
-        with torch.autocast(DEVICE, enabled=False):  # which would round the products again
+        """Rolls attention out by full products (Eqs. 6-7), then finds each mask by scikit-image."""
+        with torch.autocast(DEVICE, enabled=False):  # it would round the products again
             rolled = attentions[0].float()
             for weights in attentions[1:]:
                 rolled = weights.float() @ rolled
@@ -145,32 +149,32 @@ class TorchFGVPL(nn.Module):
         return torch.from_numpy(np.stack(masks)).to(rolled.device)
 
     def adapt(self, features: Tensor) -> Tensor:
-        """L2, adapter and residual, L2."""
+        """Applies L2 normalisation, adapter and residual, and L2 normalisation again."""
         unit = F.normalize(features, dim=1)
         return F.normalize(torch.relu(self.visual_adapter(unit)) + unit, dim=1)
 
 
 def block(layer: Any, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """One layer of transformers' encoder, with its attention weights where it is not fused."""
+    """Runs one layer of transformers' encoder; returns attention weights if it is not fused."""
     update, weights = layer.self_attn(layer.layer_norm1(tokens), attention_mask=bias)
     tokens = tokens + update
     return tokens + layer.mlp(layer.layer_norm2(tokens)), weights
 
 
 def largest_area(significance: np.ndarray, connectivity: int) -> np.ndarray:
-    """Above Otsu's threshold, the largest connected area; everything where there is none."""
+    """Returns the largest connected area above Otsu's threshold, or everything if there is none."""
     areas = label(significance > threshold_otsu(significance), connectivity=connectivity)
     sizes = np.bincount(areas.ravel())[1:]
     return areas == 1 + sizes.argmax() if len(sizes) else np.ones_like(areas, bool)
 
 
 def clip_like(vision: VisionTower, text: TextTower, attention: str) -> CLIPModel:
-    """Transformers' model with the same weights.
+    """Returns transformers' model with the same weights.
 
     Args:
         vision: Our image tower.
         text: Our text tower.
-        attention: "eager", which gives the attention weights, or "sdpa", fused.
+        attention: "eager", which returns the attention weights, or "sdpa", which is fused.
     """
     sizes = {
         name: {
@@ -201,8 +205,8 @@ def clip_like(vision: VisionTower, text: TextTower, attention: str) -> CLIPModel
     return model.eval()
 
 
-def to_torch(array) -> Tensor:
-    """A copy of an array as a tensor on the host."""
+def to_torch(array: ArrayLike) -> Tensor:
+    """Copies an array to a tensor on the host."""
     return torch.from_numpy(np.array(array))
 
 
@@ -216,10 +220,10 @@ def contestants(
     weight_decay: float,
     dtype: str,
 ) -> dict[str, Callable[[], Any]]:
-    """The reference's train step and evaluation, on as many threads as there are cores."""
+    """Returns the reference's train step and evaluation, on as many threads as cores."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     reference = TorchFGVPL(clip, model).to(DEVICE)
-    # Autocast would cast each frozen weight anew in every pass.
+    # Otherwise autocast would cast each frozen weight again in every pass.
     reference.clip.to(getattr(torch, dtype))
     reference.weighing.to(getattr(torch, dtype))
     batch, targets = to_torch(images).to(DEVICE), to_torch(labels).long().to(DEVICE)
@@ -230,7 +234,7 @@ def contestants(
         reference.trainable_parameters(), lr=learning_rate, weight_decay=weight_decay
     )
 
-    def train_step():
+    def train_step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with precision():
             loss = F.cross_entropy(reference(batch, support), targets)
@@ -239,7 +243,7 @@ def contestants(
         return loss.item()
 
     @torch.inference_mode()
-    def evaluation():
+    def evaluation() -> list[np.ndarray]:
         with precision():
             logits = reference(batch, support), reference.zero_shot_logits(batch)
         return [one.float().cpu().numpy() for one in logits]
@@ -249,13 +253,13 @@ def contestants(
 
 @torch.inference_mode()
 def matmul(rows: int, width: int, hidden: int, times: int, dtype: str) -> Callable[[], Any]:
-    """The MLP's two products, bare, that often."""
+    """Returns a call that computes the two bare products of the MLP `times` times."""
     x, up, down = (
         torch.randn(*size, device=DEVICE, dtype=getattr(torch, dtype))
         for size in ((rows, width), (width, hidden), (hidden, width))
     )
 
-    def product():
+    def product() -> Tensor:
         for _ in range(times):
             result = (x @ up) @ down
         if DEVICE == "cuda":

@@ -1,12 +1,12 @@
-"""One training step and one evaluation batch, beside FG-VPL in plain PyTorch, in the same run.
+"""Times a training step and an evaluation batch against FG-VPL in plain PyTorch.
 
     python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--microbatch=4] \
       [--dtype=bfloat16] [--no_torch]
 
-Both see the same weights, images and visual cache; the ratio is the median over rounds in which
-they take turns. Achieved FLOP/s count the matrix products that the method needs, and stand beside
-the FLOP/s of bare matrix products of the model's shapes, measured in the same rounds. On a GPU
-the reference runs there too; XLA must then leave it memory: XLA_PYTHON_CLIENT_PREALLOCATE=false.
+Both use the same weights, images and visual cache. They take turns, and the ratio is the median
+over the rounds. Achieved FLOP/s count the matrix products that the method needs; they are compared
+with bare matrix products of the model's shapes, timed in the same rounds. On a GPU the reference
+runs there too, and XLA must leave it memory: XLA_PYTHON_CLIENT_PREALLOCATE=false.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from fgvpl_jax.training import data_mesh
 from fgvpl_jax.training.microbatches import default_microbatch
 
 CLASSES, SHOTS = 100, 16
-PRODUCTS = 10  # at a time, so that a GPU does not wait for the host
+PRODUCTS = 10  # per call, so that a GPU does not wait for the host
 
 
 def main(
     shape: str, batch: int, microbatch: int, dtype: str, rounds: int, with_torch: bool
 ) -> dict[str, Any]:
-    """Times all and returns the medians and ratios."""
+    """Times our programs and the references, and returns medians and ratios."""
     model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
     mesh = data_mesh()
     if not microbatch:
@@ -102,13 +102,13 @@ def main(
 
 
 def matmul_shape(config: VisionConfig, batch: int) -> tuple[int, int, int]:
-    """(rows, width, hidden width) of the model's largest matrix products, those of the MLP."""
+    """Returns (rows, width, hidden width) of the largest matrix products, those of the MLP."""
     gh, gw = config.grid
     return batch * (gh * gw + 2), config.width, config.mlp_width
 
 
 def xla_matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], Any]:
-    """The MLP's two products, bare, `PRODUCTS` times."""
+    """Returns a call that computes the two bare products of the MLP `PRODUCTS` times."""
     rng = np.random.default_rng(0)
     x, up, down = (
         jnp.asarray(rng.normal(size=size), dtype)
@@ -119,11 +119,12 @@ def xla_matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], A
 
 
 def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:
-    """Of the matrix products that a training step needs for one image, heads and mask apart.
+    """Counts the FLOPs of the products that a training step needs for one image.
 
-    Forward through all layers, the last ones for the class query; backward to the prompt: the
-    gradients of activations cost what the forward products cost, attention twice that. Weight
-    gradients are the fine-grained layer's alone.
+    Heads and mask are not counted. The forward pass goes through all layers, in the last ones for
+    the class query only. The backward pass goes down to the prompt: gradients of activations cost
+    as much as the forward products, and twice as much in attention. Only the fine-grained layer has
+    weight gradients.
     """
     gh, gw = config.grid
     tokens = gh * gw + 1 + num_prompts
@@ -137,7 +138,7 @@ def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:
 
 
 def evaluation_flops(config: VisionConfig, num_prompts: int = 1) -> int:
-    """The like for one evaluated image: both branches, and plain CLIP for the zero-shot logits."""
+    """Counts the same for one evaluated image: both branches, and plain CLIP for zero-shot."""
     gh, gw = config.grid
     size = (config.width, config.mlp_width)
     total = 0
@@ -151,7 +152,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="B/16")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--microbatch", type=int, default=0, help="as in the config")
+    parser.add_argument(
+        "--microbatch", type=int, default=0, help="like the config field; 0: the default"
+    )
     parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_torch", action="store_true")

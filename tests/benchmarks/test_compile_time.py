@@ -1,4 +1,4 @@
-"""The benchmark of compilation runs and leaves JAX's own settings as they were."""
+"""The compilation benchmark runs and leaves JAX's own settings unchanged."""
 
 import jax
 

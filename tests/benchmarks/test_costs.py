@@ -1,4 +1,4 @@
-"""The cost formulas against XLA's own account of the compiled programs."""
+"""Compares the cost formulas with XLA's own account of the compiled programs."""
 
 from dataclasses import replace
 
@@ -36,14 +36,14 @@ def compiled():
         ("cache_refresh", BATCH * costs.cache_refresh_flops(TOWER)),
     ],
 )
-def test_flops_are_those_that_xla_counts(compiled, program, formula):
-    """XLA's count has the elementwise operations too."""
+def test_formulas_match_the_flops_that_xla_counts(compiled, program, formula):
+    """XLA also counts elementwise operations."""
     counted = compiled(program).cost_analysis()["flops"]
     assert formula < counted < 1.04 * formula
 
 
 @pytest.mark.parametrize(("num_layers", "support"), [(6, 40), (12, 40), (6, 4000)])
-def test_kept_bytes_are_those_of_the_way_back(num_layers, support):
+def test_formula_matches_the_bytes_kept_for_the_backward_pass(num_layers, support):
     config = replace(TOWER, num_layers=num_layers)
     graphdef, trainable, frozen = split_model(nnx.eval_shape(lambda: model_of(config, CLASSES)[0]))
     shape = jax.ShapeDtypeStruct
@@ -56,15 +56,15 @@ def test_kept_bytes_are_those_of_the_way_back(num_layers, support):
         shape((BATCH,), jnp.float32),
     )
 
-    def way_back(trainable, frozen, cache, batch):
+    def backward(trainable, frozen, cache, batch):
         def loss(trainable):
             model = nnx.merge(graphdef, trainable, frozen)
             return weighted_loss(model(batch.inputs, cache), batch)[0]
 
         return jax.vjp(loss, trainable)[1]
 
-    leaves = jax.tree.leaves(jax.eval_shape(way_back, trainable, frozen, cache, batch))
-    # Weights, which it keeps as well, are arguments of the step in any case.
+    leaves = jax.tree.leaves(jax.eval_shape(backward, trainable, frozen, cache, batch))
+    # It keeps weights as well, but these are arguments of the step in any case.
     kept = sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in leaves

@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline ends, also where a process of it dies."""
+"""The input benchmark ends even if one of its processes dies."""
 
 from threading import BrokenBarrierError
 

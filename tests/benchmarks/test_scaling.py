@@ -1,4 +1,4 @@
-"""The scaling benchmark runs, and counts what devices send."""
+"""The scaling benchmark runs and counts the bytes that devices send."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the benchmark writes is read as ImageNet and as a checkpoint."""
+"""The files that the benchmark writes can be read as ImageNet and as a checkpoint."""
 
 from benchmarks.synthetic_imagenet import write_clip, write_photos
 from fgvpl_jax import load_clip

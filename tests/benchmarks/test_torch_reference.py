@@ -1,4 +1,4 @@
-"""The reference of the speed figures computes what we compute."""
+"""The PyTorch reference of the speed figures computes the same as our code."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ CLASSES, LEARNING_RATE, WEIGHT_DECAY = 5, 1e-3, 0.01
 
 @pytest.fixture(scope="module")
 def both(tiny_clip_dir):
-    """Our model, PyTorch's, images, labels, a cache and the same for PyTorch."""
+    """Returns our model, PyTorch's, images, labels, a cache and the same cache for PyTorch."""
     clip = load_clip(str(tiny_clip_dir))
     rng = np.random.default_rng(0)
     text = rng.normal(size=(CLASSES, clip.vision.config.embed_dim)).astype(np.float32)
@@ -35,7 +35,7 @@ def both(tiny_clip_dir):
     labels = jnp.asarray(rng.integers(0, CLASSES, 6), jnp.int32)
     support = model.support_features(images)
     keys = jnp.arange(len(images), dtype=jnp.int32) % CLASSES
-    # One image a class but the first: the reference sums over shots as the paper does.
+    # One image per class, leaving out the sixth: the reference sums over shots, as the paper does.
     cache = VisualCache(
         support.image[:CLASSES], support.object[:CLASSES], keys[:CLASSES], jnp.ones(CLASSES, bool)
     )

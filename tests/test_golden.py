@@ -130,6 +130,9 @@ def method(request, tmp_path_factory):
             text_residual_ratio=case.text_residual_ratio,
             object_logit_weight=case.object_logit_weight,
             object_query=object_query,
+            leave_one_out=False,
+            compute_dtype=None,
+            rematerialise=False,
             rngs=nnx.Rngs(0),
         )
         model.encoder.prompt[...] = jnp.asarray(inputs.prompt)

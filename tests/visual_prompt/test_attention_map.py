@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fgvpl_jax import attention_map
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.visual_prompt.attention_map import attention_map_anew
+from fgvpl_jax.visual_prompt.attention_map import recomputed_attention_map
 
 
 def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
@@ -44,7 +44,7 @@ def test_anew_from_queries_and_keys_equals_the_full_product(layers, num_prompts)
     pairs = [
         tuple(jnp.asarray(x, jnp.float32) for x in pair) for pair in zip(queries, keys, strict=True)
     ]
-    ours = attention_map_anew(pairs, num_prompts)
+    ours = recomputed_attention_map(pairs, num_prompts)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, full_product(weights, num_prompts), rtol=1e-5)
 
@@ -85,7 +85,9 @@ def test_no_gradient_flows():
 
 def test_no_gradient_flows_where_weights_are_computed_anew():
     pairs = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 1, 8, 2, 4)), jnp.float32)
-    gradient = jax.grad(lambda x: attention_map_anew([tuple(pair) for pair in x]).sum())(pairs)
+    gradient = jax.grad(lambda x: recomputed_attention_map([tuple(pair) for pair in x]).sum())(
+        pairs
+    )
     assert (np.asarray(gradient) == 0).all()
 
 

@@ -16,7 +16,7 @@ from skimage.measure import label
 
 from fgvpl_jax import largest_component, object_mask, otsu_threshold
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.visual_prompt.object_mask import MOST_VALUES
+from fgvpl_jax.visual_prompt.object_mask import MAX_VALUES
 
 mask_of = jax.jit(object_mask, static_argnames=("grid", "connectivity"))
 component_of = jax.jit(largest_component, static_argnames="connectivity")
@@ -248,7 +248,7 @@ def test_mistakes_name_the_values():
 
 def test_more_patches_than_can_be_counted_exactly_are_refused():
     """2,900 values in the last bin but one: the largest integers that arise still fit."""
-    values = jnp.zeros((1, MOST_VALUES)).at[0, 1:].set(1.0)
+    values = jnp.zeros((1, MAX_VALUES)).at[0, 1:].set(1.0)
     assert 0 < float(otsu_threshold(values)[0]) < 1
     with pytest.raises(UserError, match="2901 patches"):
-        otsu_threshold(jnp.zeros((1, MOST_VALUES + 1)))
+        otsu_threshold(jnp.zeros((1, MAX_VALUES + 1)))

@@ -107,7 +107,7 @@ class Attention(nnx.Module):
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None
     ) -> tuple[Float[Array, "b h q c"], Float[Array, "b h t c"]]:
-        """Returns queries, already scaled, and keys for `attention_weights` from normalised tokens."""
+        """Returns scaled queries, and keys, of normalised tokens for `attention_weights`."""
         query = self._heads(self.query(tokens[:, :num_queries]))
         return query * (1 / math.sqrt(query.shape[-1])), self._heads(self.key(tokens))
 

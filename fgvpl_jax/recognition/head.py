@@ -6,7 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from fgvpl_jax import defaults
+from fgvpl_jax.defaults import (
+    CACHE_LOGIT_WEIGHT,
+    OBJECT_LOGIT_WEIGHT,
+    OBJECT_QUERY,
+    TEXT_RESIDUAL_RATIO,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
 from fgvpl_jax.recognition.visual_cache import OBJECT_QUERIES, VisualCache, class_votes
@@ -28,7 +33,7 @@ class TwoPathways(nnx.Module):
     def __init__(
         self,
         dim: int,
-        text_residual_ratio: float = defaults.TEXT_RESIDUAL_RATIO,
+        text_residual_ratio: float = TEXT_RESIDUAL_RATIO,
         *,
         rngs: nnx.Rngs,
     ):
@@ -95,10 +100,10 @@ class TwoPathwayHead(TwoPathways):
     def __init__(
         self,
         dim: int,
-        text_residual_ratio: float = defaults.TEXT_RESIDUAL_RATIO,
-        object_logit_weight: float = defaults.OBJECT_LOGIT_WEIGHT,
+        text_residual_ratio: float = TEXT_RESIDUAL_RATIO,
+        object_logit_weight: float = OBJECT_LOGIT_WEIGHT,
         *,
-        object_query: str = defaults.OBJECT_QUERY,
+        object_query: str = OBJECT_QUERY,
         rngs: nnx.Rngs,
     ):
         if object_query not in OBJECT_QUERIES:
@@ -114,7 +119,7 @@ class TwoPathwayHead(TwoPathways):
         cache: VisualCache,
         *,
         logit_scale: Float[Array, ""] | float,
-        cache_logit_weight: Float[Array, ""] | float = defaults.CACHE_LOGIT_WEIGHT,
+        cache_logit_weight: Float[Array, ""] | float = CACHE_LOGIT_WEIGHT,
         own_places: Int[Array, "b"] | None = None,
     ) -> dict[str, Float[Array, "b k"]]:
         """Returns the four terms of Eq. 19: path1_I, λ·path2_I, β·path1_O, β·λ·path2_O.
@@ -157,7 +162,7 @@ class TwoPathwayHead(TwoPathways):
         cache: VisualCache,
         *,
         logit_scale: Float[Array, ""] | float,
-        cache_logit_weight: Float[Array, ""] | float = defaults.CACHE_LOGIT_WEIGHT,
+        cache_logit_weight: Float[Array, ""] | float = CACHE_LOGIT_WEIGHT,
         own_places: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b k"]:
         """Returns the logits of Eq. 19: path1_I + λ·path2_I + β·(path1_O + λ·path2_O).

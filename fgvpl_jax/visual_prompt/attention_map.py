@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fgvpl_jax import defaults
 from fgvpl_jax.clip.layers import attention_weights
+from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.errors import UserError
 
 
 def attention_map(
-    attentions: Sequence[Float[Array, "b h t t"]], num_prompts: int = defaults.NUM_PROMPTS
+    attentions: Sequence[Float[Array, "b h t t"]], num_prompts: int = NUM_PROMPTS
 ) -> Float[Array, "b n"]:
     """Returns the significance of each image patch for the class token (Eqs. 5-7 of FG-VPL).
 
@@ -47,7 +47,7 @@ def attention_map(
 
 def recomputed_attention_map(
     queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
-    num_prompts: int = defaults.NUM_PROMPTS,
+    num_prompts: int = NUM_PROMPTS,
 ) -> Float[Array, "b n"]:
     """Returns the `attention_map`, recomputing each layer's attention weights when it needs them.
 

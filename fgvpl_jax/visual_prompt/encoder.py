@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from fgvpl_jax import defaults
 from fgvpl_jax.clip import VisionTower
+from fgvpl_jax.defaults import CONNECTIVITY, NUM_PROMPTS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Trainable, trainable_copy
 from fgvpl_jax.visual_prompt.attention_map import attention_map, recomputed_attention_map
@@ -51,9 +51,9 @@ class FGImageEncoder(nnx.Module):
     def __init__(
         self,
         vision: VisionTower,
-        num_prompts: int = defaults.NUM_PROMPTS,
+        num_prompts: int = NUM_PROMPTS,
         *,
-        connectivity: int = defaults.CONNECTIVITY,
+        connectivity: int = CONNECTIVITY,
         compute_dtype: str | None = None,
         rematerialise: bool = False,
         rngs: nnx.Rngs,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fgvpl_jax import defaults
+from fgvpl_jax.defaults import CONNECTIVITY
 from fgvpl_jax.errors import UserError
 
 NUM_BINS = 256  # the number that scikit-image's threshold_otsu uses
@@ -15,7 +15,7 @@ MAX_VALUES = 2_900
 def object_mask(
     attention_map: Float[Array, "b n"],
     grid: tuple[int, int],
-    connectivity: int = defaults.CONNECTIVITY,
+    connectivity: int = CONNECTIVITY,
 ) -> Bool[Array, "b n"]:
     """Returns the largest connected area of patches above Otsu's threshold.
 
@@ -82,7 +82,7 @@ def otsu_threshold(values: Float[Array, "b n"]) -> Float[Array, "b"]:
 
 
 def largest_component(
-    mask: Bool[Array, "b gh gw"], connectivity: int = defaults.CONNECTIVITY
+    mask: Bool[Array, "b gh gw"], connectivity: int = CONNECTIVITY
 ) -> Bool[Array, "b gh gw"]:
     """Returns the connected area with the most cells; in a tie, the first in row-major order.
 

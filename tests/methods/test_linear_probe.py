@@ -1,4 +1,4 @@
-"""The linear probe: its solution minimises the objective, and C is found by the documented search."""
+"""The linear probe: it minimises its objective and finds C by the documented search."""
 
 import jax.numpy as jnp
 import numpy as np

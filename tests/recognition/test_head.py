@@ -198,7 +198,7 @@ def test_without_its_own_image_a_query_is_judged_by_the_others():
     rng = np.random.default_rng(4)
     head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
     features, text = make_features(rng, 3), make_text(rng, 3)
-    cache = make_cache(rng, [0, 0, 0, 1, 2], valid=[1, 1, 1, 1, 1])
+    cache = make_cache(rng, [0, 0, 0, 1, 2])
     own_places = jnp.array([1, 3, -1])  # the second is its class's only image; padding has none
     found = head(features, text, cache, logit_scale=14.0, own_places=own_places)
     for row, place in enumerate([1, 3, -1]):

@@ -1,4 +1,4 @@
-"""The roll-out against the full float64 matrix product."""
+"""Compares the attention roll-out with the full float64 matrix product."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
 
 
 def full_product(attentions, num_prompts):
-    """Eq. 6 as printed, the top layer on the left, then Eq. 7."""
+    """Computes Eq. 6 as printed, with the top layer on the left, then Eq. 7."""
     product = attentions[0]
     for weights in attentions[1:]:
         product = weights @ product
@@ -36,7 +36,7 @@ def test_equals_the_full_product(layers, tokens, num_prompts):
 
 
 @pytest.mark.parametrize(("layers", "num_prompts"), [(1, 1), (2, 0), (5, 4)])
-def test_anew_from_queries_and_keys_equals_the_full_product(layers, num_prompts):
+def test_weights_recomputed_from_queries_and_keys_equal_the_full_product(layers, num_prompts):
     rng = np.random.default_rng(layers)
     queries, keys = rng.normal(size=(2, layers, 2, 3, 18, 4))  # layer, image, head, token, channel
     weights = np.exp(np.einsum("lbhqc,lbhkc->lbhqk", queries, keys))
@@ -83,7 +83,7 @@ def test_no_gradient_flows():
     assert (np.asarray(gradient) == 0).all()
 
 
-def test_no_gradient_flows_where_weights_are_computed_anew():
+def test_no_gradient_flows_where_weights_are_recomputed():
     pairs = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 1, 8, 2, 4)), jnp.float32)
     gradient = jax.grad(lambda x: recomputed_attention_map([tuple(pair) for pair in x]).sum())(
         pairs

@@ -102,17 +102,19 @@ def write_small_files(out: Path) -> tuple[VisionConfig, TextConfig]:
         (out / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (out / "merges.txt").write_text("\n".join(lines) + "\n")
-    common = {"num_heads": 4, "embed_dim": 64}
     return (
-        VisionConfig(96, 5, mlp_width=384, image_size=SIDE, patch_size=8, **common),
+        VisionConfig(
+            96, 5, num_heads=4, mlp_width=384, image_size=SIDE, patch_size=8, embed_dim=64
+        ),
         TextConfig(
             64,
             2,
+            num_heads=4,
             mlp_width=128,
             vocab_size=len(vocab),
             context_length=32,
             eos_token_id=vocab[END],
-            **common,
+            embed_dim=64,
         ),
     )
 
@@ -148,7 +150,8 @@ def draw_all(count: int) -> tuple[np.ndarray, np.ndarray]:
     def draw(i: int) -> np.ndarray:
         # A separate random stream: the benchmark's scenes are seeded by triples.
         rng = np.random.default_rng((2023, i))
-        return np.asarray(draw_scene(*pairs[labels[i]], rng).image)
+        colour, shape = pairs[labels[i]]
+        return np.asarray(draw_scene(colour, shape, rng).image)
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(draw, range(count)))), labels

@@ -58,7 +58,7 @@ class LinearProbe(FeatureMethod):
         return cls(clip, task.text_features)
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
-        """Chooses C on the validation images, 1 if there are none, and solves.
+        """Chooses C on the validation images, or 1 without any, and solves.
 
         Raises:
             UserError: If all support images are of one class.

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # The two object features that path 2 can use as the query (Eq. 16).
 OBJECT_QUERIES = ("class_token", "object_patches")
-# Number of keys that are adapted and compared at a time. At k = 1,000 the one-hot labels of so many
-# keys take 32 MiB; of the benchmarks, only ImageNet with 16 shots has more keys.
+# Number of keys that are adapted and compared at a time. At k = 1,000 their one-hot labels take
+# 32 MiB. Of the benchmarks, only ImageNet with 16 shots has more keys.
 CHUNK = 8192
 
 Adapter = Callable[[Float[Array, "r e"]], Float[Array, "r e"]]

@@ -137,7 +137,7 @@ def test_every_setting_of_the_processor_counts(checkpoint, change, file):
 
 
 def test_both_layouts_of_the_tokenizer(checkpoint, tiny_clip_dir):
-    """A tokenizer.json alone, with merges, gives what vocab.json and merges.txt give."""
+    """Checks that tokenizer.json alone, with merges, equals vocab.json and merges.txt."""
     from transformers import CLIPTokenizer
 
     with_merges = json.loads((checkpoint / "vocab.json").read_text())

@@ -162,7 +162,9 @@ def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_
     batch = StepBatch(
         features[places], jnp.asarray(labels[places]), jnp.array([1.0, 1.0, 0.0]), places
     )
-    _, metrics = make_train_step(graphdef, optimizer, mesh)(state, frozen, cache, {}, batch)
+    step = make_train_step(graphdef, optimizer, mesh)
+    choices = {"cache_logit_weight": jnp.float32(1)}
+    _, metrics = step(state, frozen, cache, choices, batch)
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 

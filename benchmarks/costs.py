@@ -6,6 +6,7 @@
 from benchmarks.measuring import embedding_flops, layer_flops
 from benchmarks.train_step import evaluation_flops, train_flops
 from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.recognition.visual_cache import CHUNK
 
 
@@ -67,14 +68,14 @@ def attention_bytes(config: VisionConfig, batch: int) -> int:
     return 4 * batch * (config.num_layers - 1) * config.num_heads * num_tokens(config) ** 2
 
 
-def trainable_parameters(config: VisionConfig, num_prompts: int = 1) -> int:
+def trainable_parameters(config: VisionConfig, num_prompts: int = NUM_PROMPTS) -> int:
     """Counts the parameters of the prompt, the fine-grained layer, p and q."""
     d, m, e = config.width, config.mlp_width, config.embed_dim
     layer = 4 * (d**2 + d) + 2 * d * m + m + d + 4 * d
     return num_prompts * d + layer + 2 * (e**2 + e)
 
 
-def num_tokens(config: VisionConfig, num_prompts: int = 1) -> int:
+def num_tokens(config: VisionConfig, num_prompts: int = NUM_PROMPTS) -> int:
     """Returns the number of tokens of an image: class, patches and prompt."""
     gh, gw = config.grid
     return gh * gw + 1 + num_prompts

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measuring import report
+from benchmarks.measuring import FG_VPL_SETTINGS, report
 from configs import eurosat
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import draw_few_shot, load_coop
@@ -94,7 +94,7 @@ def train(clip_name: str, data: str, dtype: str, steps: int, file: str) -> None:
     support = draw_few_shot(dataset, SHOTS, SEED, False).support
     clip = load_clip(clip_name)
     text = class_text_features(clip, dataset.class_names, config.data.templates)
-    model = FGVPL(clip, text, rngs=nnx.Rngs(SEED))
+    model = FGVPL(clip, text, **FG_VPL_SETTINGS, rngs=nnx.Rngs(SEED))
     graphdef, trainable, frozen = split_model(model)
     mesh = data_mesh()
 

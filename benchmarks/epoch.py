@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measuring import ratio, report, smooth_photo, take_turns
+from benchmarks.measuring import FG_VPL_SETTINGS, ratio, report, smooth_photo, take_turns
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import Split
 from fgvpl_jax.methods import FGVPL
@@ -50,7 +50,8 @@ def main(
     clip, mesh = load_clip(clip_dir), data_mesh()
     text = np.random.default_rng(0).normal(size=(CLASSES, clip.vision.config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    model = FGVPL(clip, jnp.asarray(text, jnp.float32), compute_dtype=dtype, rngs=nnx.Rngs(0))
+    settings = FG_VPL_SETTINGS | {"compute_dtype": dtype}
+    model = FGVPL(clip, jnp.asarray(text, jnp.float32), **settings, rngs=nnx.Rngs(0))
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
     layout = batch_layout(mesh, batch_size, default_microbatch(model, mesh, num_images))

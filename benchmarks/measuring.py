@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import distributions
 from typing import Any
@@ -14,10 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 from PIL import Image
 
-from fgvpl_jax.clip import CLIP, ImageEncoder
+from fgvpl_jax import defaults
+from fgvpl_jax.clip import CLIP, Identity
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
+from fgvpl_jax.clip.image_input import ImageProcessor
+from fgvpl_jax.clip.text_input import Tokenizer
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
 
@@ -50,6 +54,18 @@ SHAPES = {
     ),
 }
 
+# The paper's values of the arguments that FGVPL takes.
+FG_VPL_SETTINGS: dict[str, Any] = {
+    "num_prompts": defaults.NUM_PROMPTS,
+    "connectivity": defaults.CONNECTIVITY,
+    "text_residual_ratio": defaults.TEXT_RESIDUAL_RATIO,
+    "object_logit_weight": defaults.OBJECT_LOGIT_WEIGHT,
+    "object_query": defaults.OBJECT_QUERY,
+    "leave_one_out": False,
+    "compute_dtype": None,
+    "rematerialise": False,
+}
+
 
 def random_model(shape: str, num_classes: int, **settings: Any) -> tuple[FGVPL, CLIP]:
     """Returns `model_of` for the shape of a real model, a key of `SHAPES`."""
@@ -62,8 +78,37 @@ def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> 
     Args:
         vision_config: Shape of the image tower.
         num_classes: Number of classes, k.
-        **settings: Further arguments of `FGVPL`.
+        **settings: Arguments of `FGVPL` that differ from `FG_VPL_SETTINGS`.
     """
+    clip = random_clip(vision_config)
+    text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    settings = FG_VPL_SETTINGS | settings
+    return FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2), **settings), clip
+
+
+class NoTokenizer(Tokenizer):
+    """Stands in for a checkpoint's tokenizer; benchmarks of random models read no text."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "b c"]:
+        """Refuses all texts."""
+        raise NotImplementedError("a random CLIP has no tokenizer")
+
+
+class RandomClipProcessor(ImageProcessor):
+    """The normalisation of CLIP's photos without a checkpoint's files; has no geometry."""
+
+    def __init__(self) -> None:
+        self.mean = np.array([0.48, 0.46, 0.41], np.float32)
+        self.std = np.array([0.27, 0.26, 0.28], np.float32)
+        self.rescale_factor = np.float32(1 / 255)
+
+
+def random_clip(vision_config: VisionConfig) -> CLIP:
+    """Builds a CLIP with random weights, an image tower of a given shape and a tiny text tower."""
     text_config = TextConfig(
         width=64,
         num_layers=1,
@@ -73,21 +118,14 @@ def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> 
         vocab_size=64,
         context_length=8,
     )
-    vision = VisionTower(vision_config, rngs=nnx.Rngs(0))
-    clip = CLIP.__new__(CLIP)  # without a tokenizer and a checkpoint's files
-    clip.vision = vision
-    clip.text = TextTower(text_config, rngs=nnx.Rngs(1))
-    clip.logit_scale = np.float32(100)
-    clip.image_size = vision_config.image_size
-    clip.image_encoder = ImageEncoder(
-        vision,
-        mean=np.array([0.48, 0.46, 0.41], np.float32),
-        std=np.array([0.27, 0.26, 0.28], np.float32),
-        rescale_factor=1 / 255,
+    return CLIP(
+        VisionTower(vision_config, rngs=nnx.Rngs(0)),
+        TextTower(text_config, rngs=nnx.Rngs(1)),
+        100.0,
+        NoTokenizer(),
+        RandomClipProcessor(),
+        Identity(name="random", revision=None, sha256="", small_files_sha256=""),
     )
-    text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
-    text /= np.linalg.norm(text, axis=1, keepdims=True)
-    return FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2), **settings), clip
 
 
 def smooth_photo(rng: np.random.Generator, side: int) -> Image.Image:

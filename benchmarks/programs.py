@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from fgvpl_jax.training.cache_builder import compile_support_features
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -19,7 +20,6 @@ from fgvpl_jax.training import (
     split_batch,
     split_model,
 )
-from fgvpl_jax.training.cache_builder import compile_support_features
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.train_step import StepBatch
 

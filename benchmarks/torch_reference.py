@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from fgvpl_jax import defaults
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.clip.convert import hugging_face_tensors
 from fgvpl_jax.clip.towers import TextTower, VisionTower
@@ -75,7 +76,10 @@ class TorchFGVPL(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(
-        self, images: Tensor, cache: Sequence[Tensor], cache_logit_weight: float = 1.0
+        self,
+        images: Tensor,
+        cache: Sequence[Tensor],
+        cache_logit_weight: float = defaults.CACHE_LOGIT_WEIGHT,
     ) -> Tensor:
         """Returns the logits [b, k] of uint8 images [b, H, W, 3].
 

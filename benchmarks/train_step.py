@@ -31,6 +31,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
 from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.training import data_mesh
 from fgvpl_jax.training.microbatches import default_microbatch
@@ -118,7 +119,7 @@ def xla_matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], A
     return lambda: [product(x, up, down) for _ in range(PRODUCTS)]
 
 
-def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:
+def train_flops(config: VisionConfig, num_prompts: int = NUM_PROMPTS) -> int:
     """Counts the FLOPs of the products that a training step needs for one image.
 
     Heads and mask are not counted. The forward pass goes through all layers, in the last ones for
@@ -137,7 +138,7 @@ def train_flops(config: VisionConfig, num_prompts: int = 1) -> int:
     return embedding_flops(config) + shared + 2 * (last + last_backward) + last
 
 
-def evaluation_flops(config: VisionConfig, num_prompts: int = 1) -> int:
+def evaluation_flops(config: VisionConfig, num_prompts: int = NUM_PROMPTS) -> int:
     """Counts the same for one evaluated image: both branches, and plain CLIP for zero-shot."""
     gh, gw = config.grid
     size = (config.width, config.mlp_width)

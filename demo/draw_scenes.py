@@ -1,4 +1,4 @@
-"""Draws the scenes in demo/scenes, which `make demo` predicts and which are in none of the splits.
+"""Draws the scenes in demo/scenes, which `make demo` predicts and which are in no split.
 
 Run as `python demo/draw_scenes.py`.
 """
@@ -14,11 +14,12 @@ COUNT = 6
 
 
 def main() -> None:
-    """Writes one scene each of every second class, and one more."""
+    """Writes one scene for every second class, and one more."""
     OUT.mkdir(exist_ok=True)
     for i in range(COUNT):
         colour, shape = BENCHMARK_PAIRS[2 * i % len(BENCHMARK_PAIRS)]
-        # A stream of its own: the splits' scenes are drawn from triples, the tiny CLIP's from 2023.
+        # A separate random stream: the splits' scenes are seeded by triples, the tiny CLIP's by
+        # (2023, i).
         scene = draw_scene(colour, shape, np.random.default_rng((2024, i)))
         scene.image.save(OUT / f"{i + 1}_{colour}_{shape}.png")
 

@@ -2,15 +2,16 @@
 
     python demo/train_clip.py --out=demo/clip
 
-Scenes and names are those of `fgvpl_jax/data/shapes.py` that the benchmark does not use: 90 of the
-100 pairs of colour and shape. Images are told which of the 90 sentences is theirs. Half an hour on
-two cores; `demo/clip/README.md` says what was measured.
+Scenes and names come from the 90 of 100 pairs of colour and shape in `fgvpl_jax/data/shapes.py`
+that the benchmark does not use. The model learns which of the 90 sentences describes an image.
+Training takes half an hour on two cores; `demo/clip/README.md` reports the results.
 """
 
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 from absl import app, flags
 from flax import nnx
+from jaxtyping import Array
 from safetensors.numpy import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -45,7 +47,7 @@ MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Bytes, and merges that make each word of the captions one token."""
+    """Returns a vocabulary of bytes and the captions' words, and the merges that form the words."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
@@ -61,7 +63,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def write_small_files(out: Path) -> tuple[VisionConfig, TextConfig]:
-    """config.json, tokenizer and preprocessor files."""
+    """Writes config.json and the files of tokenizer and image processor; returns both configs."""
     vocab, merges = vocabulary()
     size = {"num_attention_heads": 4, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
     vision = size | {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 5}
@@ -100,23 +102,25 @@ def write_small_files(out: Path) -> tuple[VisionConfig, TextConfig]:
         (out / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (out / "merges.txt").write_text("\n".join(lines) + "\n")
-    common = {"num_heads": 4, "embed_dim": 64}
     return (
-        VisionConfig(96, 5, mlp_width=384, image_size=SIDE, patch_size=8, **common),
+        VisionConfig(
+            96, 5, num_heads=4, mlp_width=384, image_size=SIDE, patch_size=8, embed_dim=64
+        ),
         TextConfig(
             64,
             2,
+            num_heads=4,
             mlp_width=128,
             vocab_size=len(vocab),
             context_length=32,
             eos_token_id=vocab[END],
-            **common,
+            embed_dim=64,
         ),
     )
 
 
 class Pair(nnx.Module):
-    """Both towers and the temperature, all trainable."""
+    """Both towers and the logit scale, all trainable."""
 
     def __init__(self, vision: VisionConfig, text: TextConfig, rngs: nnx.Rngs):
         self.vision = trainable_copy(VisionTower(vision, rngs=rngs))
@@ -127,9 +131,9 @@ class Pair(nnx.Module):
 
 
 def widen_initial_values(tower: nnx.Module) -> None:
-    """Kernels to a standard deviation of 1/sqrt(inputs), embeddings to 0.2.
+    """Scales kernels to a standard deviation of 1/sqrt(inputs) and embeddings to 0.2.
 
-    CLIP's 0.02 suits a width of 1,000; at 96 attention would start out uniform and stay so long.
+    CLIP's 0.02 suits a width of 1,000; at 96, attention would start uniform and stay so for long.
     """
     for path, variable in nnx.to_flat_state(nnx.state(tower)):
         if path[-1] == "kernel":
@@ -139,21 +143,22 @@ def widen_initial_values(tower: nnx.Module) -> None:
 
 
 def draw_all(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes as bytes, and the number of each one's pair."""
+    """Returns scenes as bytes, and the number of each scene's pair."""
     pairs = pretraining_pairs()
     labels = np.arange(count) % len(pairs)
 
     def draw(i: int) -> np.ndarray:
-        # A stream of its own: the benchmark's scenes are drawn from triples.
+        # A separate random stream: the benchmark's scenes are seeded by triples.
         rng = np.random.default_rng((2023, i))
-        return np.asarray(draw_scene(*pairs[labels[i]], rng).image)
+        colour, shape = pairs[labels[i]]
+        return np.asarray(draw_scene(colour, shape, rng).image)
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(draw, range(count)))), labels
 
 
 def main(_: list[str]) -> None:
-    """Draws, trains, writes."""
+    """Draws the scenes, trains the model and writes the checkpoint."""
     out = Path(OUT.value)
     vision_config, text_config = write_small_files(out)
     tokenizer = Tokenizer(out, text_config)
@@ -173,8 +178,10 @@ def main(_: list[str]) -> None:
     optimizer_state = optimizer.init(state)
 
     @jax.jit
-    def step(state, optimizer_state, pixels, ids, labels):
-        def loss_of(state):
+    def step(
+        state: nnx.State, optimizer_state: Any, pixels: Array, ids: Array, labels: Array
+    ) -> tuple[nnx.State, Any, Array, Array]:
+        def loss_of(state: nnx.State) -> tuple[Array, Array]:
             model = nnx.merge(graphdef, state)
             pixels_in = (pixels.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
             image, text = normalize(model.vision(pixels_in)), normalize(model.text(ids))

@@ -1,12 +1,12 @@
-"""The paper's settings that have a name in the code: the one place where each default is written.
+"""Default values of the paper's settings, each written here and nowhere else.
 
-The fields of the config and the arguments of the public classes take their defaults from here.
-Methods take them as required arguments.
+The config's fields and the arguments of the public classes and functions take their defaults from
+here. Methods take these settings as required arguments.
 """
 
 # Section 3.1
 NUM_PROMPTS = 1  # m of Eq. 2
-CONNECTIVITY = 2  # of the largest area: 2 = 8 neighbours, 1 = 4 neighbours
+CONNECTIVITY = 2  # when finding the largest area: 2 = 8 neighbours, 1 = 4 neighbours
 
 # Section 3.2
 TEXT_RESIDUAL_RATIO = 0.05  # alpha of Eq. 10

@@ -1,6 +1,6 @@
-"""Variable types that part every model into what is trained and what is not.
+"""Variable types that separate every model's trained variables from its fixed ones.
 
-The partition is by type, never by a pattern over names: `nnx.split(model, Trainable, ...)`.
+Models are split by type, never by matching names: `nnx.split(model, Trainable, ...)`.
 """
 
 from typing import TypeVar
@@ -12,21 +12,21 @@ ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 
 class Frozen(nnx.Variable):
-    """Part of the pre-trained backbone or a fixed constant; bit-identical after training."""
+    """A variable of the pre-trained backbone or a fixed constant; bit-identical after training."""
 
 
 class Trainable(nnx.Param):
-    """Updated by the optimizer."""
+    """A variable that the optimizer updates."""
 
 
 def trainable_copy(module: ModuleT) -> ModuleT:
-    """Clones a frozen module into one whose every variable is trainable.
+    """Clones a frozen module and makes every variable of the clone trainable.
 
     Args:
         module: A module whose variables are `Frozen`.
     Returns:
         A module of the same structure and values that shares no storage with the original, so
-        that donating one's buffers never touches the other's.
+        that donating the buffers of one never touches those of the other.
     """
     clone = nnx.clone(module)
     for _, node in nnx.iter_graph(clone):

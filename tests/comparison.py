@@ -1,11 +1,23 @@
-"""How close to an oracle float32 has to come."""
+"""Comparison with oracles: the error bound for float32, and conversion to float64."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 BOUND = 1e-5
 
 
+def as_float64(tree):
+    """Returns the tree with its floating-point arrays in float64; needs x64 to be enabled."""
+
+    def widen(x):
+        x = jnp.asarray(x)
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widen, tree)
+
+
 def relative_error(ours, expected) -> float:
-    """Largest difference, in units of the largest expected value."""
+    """Returns the largest difference, in units of the largest expected value."""
     expected = np.asarray(expected)
     return float(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())

@@ -1,8 +1,8 @@
-"""The package against the golden files: parity with PyTorch and the equations, without PyTorch.
+"""Compares the package with the golden files: parity with PyTorch and the equations.
 
-`tests/clip/test_parity.py` compares with transformers' CLIP live, which needs torch. Here its
-outputs, and those of the float64 recomputation of the whole method, were written beforehand by
-`tests/golden/write.py`, so that every `make test` holds parity.
+`tests/clip/test_parity.py` runs transformers' CLIP, which needs torch. Here its outputs, and those
+of the float64 recomputation of the whole method, come from files that `tests/golden/write.py`
+wrote, so that every `make test` checks parity.
 """
 
 import jax
@@ -35,10 +35,10 @@ from tests.golden.inputs import (
 )
 from tests.tiny_clip import KINDS, random_tensors, write_tiny_clip
 
-# Float64 on both sides; transformers' eager attention rounds its softmax to float32 even so.
+# Both sides are float64, but transformers' eager attention rounds its softmax to float32.
 REWRITTEN = 1e-6
 FLOAT64_BOUND = 1e-12
-# Query and support images are both padded to this, so that one compiled program serves them.
+# Query and support images are padded to this number, so that one compiled program runs on both.
 ROWS = 10
 
 
@@ -59,8 +59,8 @@ def assert_close(ours, expected, name):
 
 def same_inputs(expected, ours):
     assert str(expected["checksum"]) == ours, (
-        "the seeds no longer give the weights and images that the golden files were made from: "
-        "if that is meant, run python -m tests.golden.write"
+        "the seeds no longer draw the weights and images that the golden files were computed from: "
+        "if that is intended, run python -m tests.golden.write"
     )
 
 
@@ -105,13 +105,13 @@ def test_attention_weights_of_each_layer(transformers_outputs):
 
 
 def padded(array):
-    """Real rows again, not zeros: padding that leaks must show."""
+    """Pads with repeated rows instead of zeros, so that padding that leaks changes the result."""
     return jnp.asarray(np.resize(array, (ROWS, *array.shape[1:])))
 
 
 @pytest.fixture(scope="module", params=CASES)
 def method(request, tmp_path_factory):
-    """A case, its inputs, what the recomputation gave, and a maker of models."""
+    """Returns a case, its inputs, the recomputation's outputs, and a builder of models."""
     case = CASES[request.param]
     inputs, expected = case_inputs(case), golden(FG_VPL_FILE, request.param)
     same_inputs(expected, inputs.checksum())
@@ -130,6 +130,9 @@ def method(request, tmp_path_factory):
             text_residual_ratio=case.text_residual_ratio,
             object_logit_weight=case.object_logit_weight,
             object_query=object_query,
+            leave_one_out=False,
+            compute_dtype=None,
+            rematerialise=False,
             rngs=nnx.Rngs(0),
         )
         model.encoder.prompt[...] = jnp.asarray(inputs.prompt)
@@ -146,7 +149,7 @@ def method(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(method):
-    """Features of the padded query images, and the cache of the padded support images."""
+    """Returns features of the padded query and support images, and the support images' cache."""
     _, inputs, _, make_model = method
     graphdef, state = nnx.split(make_model())
 
@@ -207,8 +210,8 @@ def test_text_weights_and_zero_shot_logits(method):
     assert_close(logits, expected["zero_shot_logits"], "zero-shot logits")
 
 
-def test_the_cases_tell_settings_apart():
-    """A golden value that a setting does not move would hold nothing."""
+def test_settings_change_the_golden_values():
+    """Golden values that do not depend on a setting would not check it."""
     for name in CASES:
         expected = golden(FG_VPL_FILE, name)
         masks = expected["queries/object_mask"]
@@ -238,7 +241,7 @@ def test_the_script_writes_these_files(tmp_path):
 @pytest.mark.torch
 @pytest.mark.parametrize("name", CASES)
 def test_the_recomputations_clip_is_transformers(name, tmp_path):
-    """What FG-VPL's oracle is built on has an oracle itself, both in float64."""
+    """Compares the CLIP inside FG-VPL's oracle with transformers' CLIP, both in float64."""
     torch = pytest.importorskip("torch", reason="runs transformers' CLIP: make parity")
     from tests.golden import recomputation
     from tests.golden.write import token_ids, transformers_clip

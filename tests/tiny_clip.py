@@ -12,7 +12,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Overrides of `tiny_config`, one for each way in which checkpoints differ from one another.
+# Overrides of `tiny_config`, one for each way in which checkpoints differ.
 KINDS: dict[str, dict[str, Any]] = {
     "openai": {},
     "legacy_eos": {"text_config": {"eos_token_id": 2}},
@@ -27,17 +27,17 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def vocabulary() -> dict[str, int]:
-    """CLIP's byte-pair vocabulary before any merge: each byte, each byte ending a word."""
+    """Returns CLIP's byte-pair vocabulary before merges: each byte, also as the end of a word."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), START, END]
     return {token: number for number, token in enumerate(tokens)}
 
 
 def tiny_config(**overrides: dict[str, Any]) -> dict[str, Any]:
-    """config.json of a model of about 50,000 parameters.
+    """Returns the config.json of a model of about 50,000 parameters.
 
     Args:
-        **overrides: Of `vision_config` and `text_config`, as dictionaries.
+        **overrides: Changes to `vision_config` and `text_config`, as dictionaries.
     """
     vocab = vocabulary()
     common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -70,7 +70,7 @@ def tiny_config(**overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """Every tensor of a CLIPModel of this config, under Hugging Face's names."""
+    """Returns every tensor of a CLIPModel of this config, under Hugging Face's names."""
     rng = np.random.default_rng(seed)
     vision, text, embed = config["vision_config"], config["text_config"], config["projection_dim"]
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
@@ -123,7 +123,7 @@ def write_tiny_clip(directory: Path, seed: int = 0, **overrides: dict[str, Any])
 
 
 def write_small_files(directory: Path, config: dict[str, Any]) -> None:
-    """config.json, tokenizer and preprocessor files."""
+    """Writes config.json and the files of tokenizer and image processor."""
     side = config["vision_config"]["image_size"]
     files = {
         "config.json": config,

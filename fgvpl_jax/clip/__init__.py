@@ -1,4 +1,4 @@
-"""The frozen two-tower backbone: a Hugging Face CLIP in, features out."""
+"""The frozen two-tower backbone: loads a Hugging Face CLIP and computes features."""
 
 from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.load import CLIP, Identity, identity_of, load_clip

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says of the two towers."""
+"""The configs of the two towers, read from a checkpoint's config.json."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,23 +7,23 @@ from typing import Any
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import parse_json
 
-# transformers writes 2 into configs made before its pooling looked for the end-of-text token.
+# Configs from before transformers pooled at the end-of-text token have this id.
 LEGACY_EOS_TOKEN_ID = 2
-# Far above every CLIP. Of all that the file says, these two cost time and memory before the weights
-# are there to contradict them.
-MOST = {"num_layers": 512, "image_size": 2048}
+# Far above every CLIP. These two numbers of the file cost time and memory before the weights are
+# read and can show that they are wrong.
+UPPER_LIMITS = {"num_layers": 512, "image_size": 2048}
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """One stack of pre-norm layers.
+    """Sizes of one stack of pre-norm layers.
 
     Attributes:
-        width: d.
-        num_layers: L.
-        num_heads: h; must divide `width`.
+        width: Width d of the tokens.
+        num_layers: Number of layers L.
+        num_heads: Number of attention heads h; must divide `width`.
         mlp_width: Width of the hidden layer between fc1 and fc2.
-        activation: transformers' name, a key of `layers.ACTIVATIONS`.
+        activation: transformers' name of the activation, a key of `layers.ACTIVATIONS`.
         layer_norm_eps: Epsilon of every LayerNorm of the tower.
     """
 
@@ -34,14 +34,15 @@ class TransformerConfig:
     activation: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name.endswith("token_id") else 1
             if field.type is int and not (isinstance(value, int) and value >= least):
                 raise UserError(f"{field.name} is {value!r}: it must be a whole number >= {least}")
-            if field.name in MOST and value > MOST[field.name]:
-                raise UserError(f"{field.name} is {value}: at most {MOST[field.name]} can be built")
+            limit = UPPER_LIMITS.get(field.name)
+            if limit is not None and value > limit:
+                raise UserError(f"{field.name} is {value}: it must be at most {limit}")
         if not isinstance(self.layer_norm_eps, (int, float)) or self.layer_norm_eps <= 0:
             raise UserError(f"layer_norm_eps is {self.layer_norm_eps!r}: it must be positive")
         if self.width % self.num_heads:
@@ -52,13 +53,19 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class VisionConfig(TransformerConfig):
-    """The image tower; images and patches are square."""
+    """Sizes of the image tower; images and patches are square.
+
+    Attributes:
+        image_size: Side of an image in pixels.
+        patch_size: Side of a patch in pixels.
+        embed_dim: Width e of the projected features.
+    """
 
     image_size: int = 224
     patch_size: int = 16
     embed_dim: int = 512
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.patch_size > self.image_size:
             raise UserError(
@@ -67,18 +74,21 @@ class VisionConfig(TransformerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row; a remainder of the image is not seen."""
+        """Number of patches per column and per row; pixels beyond whole patches are ignored."""
         side = self.image_size // self.patch_size
         return side, side
 
 
 @dataclass(frozen=True)
 class TextConfig(TransformerConfig):
-    """The text tower.
+    """Sizes of the text tower.
 
     Attributes:
-        context_length: Tokens a text may have, start and end included.
-        eos_token_id: Where to pool; `LEGACY_EOS_TOKEN_ID` means the position of the largest id.
+        vocab_size: Number of tokens in the vocabulary.
+        context_length: Largest number of tokens in a text, start and end included.
+        eos_token_id: Id of the end-of-text token, where features are pooled;
+            `LEGACY_EOS_TOKEN_ID` means the position of the largest id.
+        embed_dim: Width e of the projected features.
     """
 
     vocab_size: int = 49408
@@ -88,10 +98,10 @@ class TextConfig(TransformerConfig):
 
 
 def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
-    """Both towers' configs, with transformers' defaults for what the file leaves out.
+    """Returns both towers' configs, with transformers' defaults for values that the file omits.
 
     Raises:
-        UserError: If config.json is missing, damaged, or not a CLIP's.
+        UserError: If config.json is missing or damaged, or does not describe a CLIP.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -107,7 +117,7 @@ def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
 
     try:
         return _towers(CLIPConfig.from_dict(raw))
-    except Exception as error:  # transformers' own checks raise what derives from Exception alone
+    except Exception as error:  # transformers' checks raise errors of no narrower common class
         raise UserError(
             f"{file} does not describe a CLIP: {' '.join(str(error).split())}"
         ) from error
@@ -116,7 +126,7 @@ def read_config(directory: Path) -> tuple[VisionConfig, TextConfig]:
 def _towers(config: Any) -> tuple[VisionConfig, TextConfig]:
     vision, text = config.vision_config, config.text_config
     if vision.num_channels != 3:
-        raise UserError(f"it wants {vision.num_channels} image channels; only 3 are supported")
+        raise UserError(f"it has {vision.num_channels} image channels; only 3 are supported")
     return (
         VisionConfig(
             **_transformer(vision),
@@ -135,7 +145,10 @@ def _towers(config: Any) -> tuple[VisionConfig, TextConfig]:
 
 
 def _side(size: Any) -> Any:
-    """A square may be written as its two sides; anything else stays, to be refused."""
+    """Returns the side of a square written as two sides, and any other value unchanged.
+
+    `TransformerConfig` then refuses values that are no whole number.
+    """
     if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
         return size[0]
     return size

@@ -1,4 +1,4 @@
-"""The one table between Hugging Face's tensor names and our modules, and its strict use."""
+"""Conversion between Hugging Face's tensors and our modules, by one table of names."""
 
 from collections.abc import Iterable
 
@@ -13,12 +13,12 @@ from fgvpl_jax.errors import UserError
 
 LOGIT_SCALE = "logit_scale"
 
-# Our module or variable -> Hugging Face's, by tower, then within a layer.
+# Our name of a module or variable -> Hugging Face's, for each tower and for parts of a layer.
 VISION_NAMES = {
     "class_embedding": "vision_model.embeddings.class_embedding",
     "patch_embedding": "vision_model.embeddings.patch_embedding",
     "position_embedding": "vision_model.embeddings.position_embedding.weight",
-    "pre_norm": "vision_model.pre_layrnorm",  # so spelt there
+    "pre_norm": "vision_model.pre_layrnorm",  # Hugging Face's spelling
     "layers": "vision_model.encoder.layers",
     "post_norm": "vision_model.post_layernorm",
     "projection": "visual_projection",
@@ -48,10 +48,11 @@ LAYER_NAMES = {
 def build_towers(
     vision_config: VisionConfig, text_config: TextConfig, tensors: Tensors
 ) -> tuple[VisionTower, TextTower, float]:
-    """Both towers filled with a checkpoint's tensors, and exp(logit_scale).
+    """Builds both towers from a checkpoint's tensors; also returns exp(logit_scale).
 
     Raises:
-        UserError: If a tensor is missing, extra or of another shape; names the tensors.
+        UserError: If a tensor is missing, unknown or of another shape; the message names the
+            tensors.
     """
     left = dict(tensors)
     towers, missing, misshaped = [], [], []
@@ -68,26 +69,26 @@ def build_towers(
                 missing.append(name)
                 continue
             # Compared before any transposition, which could make a wrong layout fit.
-            wanted = _hugging_face_shape(path, variable.shape, vision_config.patch_size)
-            if tensor.shape != wanted:
-                misshaped.append(f"{name} {tensor.shape}, wanted {wanted}")
+            expected = _hugging_face_shape(path, variable.shape, vision_config.patch_size)
+            if tensor.shape != expected:
+                misshaped.append(f"{name} {tensor.shape}, expected {expected}")
                 continue
             filled.append((path, variable.replace(jnp.asarray(_to_our_layout(tensor, path)))))
         towers.append((graphdef, filled))
     logit_scale = left.pop(LOGIT_SCALE, None)
     if logit_scale is None:
         missing.append(LOGIT_SCALE)
-    elif logit_scale.size != 1:  # () or (1,): both are met
-        misshaped.append(f"{LOGIT_SCALE} {logit_scale.shape}, wanted ()")
-    for what, found in (
+    elif logit_scale.size != 1:  # checkpoints have shape () or (1,)
+        misshaped.append(f"{LOGIT_SCALE} {logit_scale.shape}, expected ()")
+    for problem, names_found in (
         ("lacks tensors", missing),
         ("has tensors that this config has no place for", list(left)),
         ("has tensors of shapes that do not fit the config", misshaped),
     ):
-        if found:
+        if names_found:
             raise UserError(
-                f"the checkpoint {what} ({len(found)}): {_first(found)}; "
-                "do config.json and weights belong together?"
+                f"the checkpoint {problem} ({len(names_found)}): {_first(names_found)}; "
+                "check that config.json and the weights belong together"
             )
     assert logit_scale is not None
     vision, text = (nnx.merge(graphdef, nnx.from_flat_state(filled)) for graphdef, filled in towers)
@@ -97,7 +98,7 @@ def build_towers(
 
 
 def hugging_face_tensors(vision: VisionTower, text: TextTower) -> Tensors:
-    """The towers' variables under Hugging Face's names, in PyTorch's layout: the way back."""
+    """Returns the towers' variables under Hugging Face's names, in PyTorch's layout."""
     tensors: Tensors = {}
     for tower, names in ((vision, VISION_NAMES), (text, TEXT_NAMES)):
         for path, variable in nnx.to_flat_state(nnx.state(tower)):
@@ -125,7 +126,7 @@ def _hugging_face_shape(path: tuple, shape: tuple[int, ...], patch_size: int) ->
 def _to_our_layout(tensor: np.ndarray, path: tuple) -> np.ndarray:
     if path[-1] != "kernel":
         return tensor
-    if tensor.ndim == 4:  # [out, in, h, w] convolution over patches -> [h · w · in, out]
+    if tensor.ndim == 4:  # the convolution over patches, [out, in, h, w] -> [h · w · in, out]
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
     return tensor.T
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local directory, or a copy of a hub repository."""
+"""Finds a checkpoint's files: in a local directory, or in a copy of a hub repository."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from fgvpl_jax.clip.weights import MSGPACK, PYTORCH, SAFETENSORS, SHARD_INDEX
 from fgvpl_jax.errors import UserError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# By name: a pattern such as *.json would also fetch the small files of other formats.
+# Listed by name, because a pattern such as *.json would also fetch small files of other formats.
 SMALL_FILES = [
     "config.json",
     "tokenizer.json",
@@ -19,19 +19,22 @@ SMALL_FILES = [
     "preprocessor_config.json",
     "processor_config.json",
 ]
-# One format is enough: the first whose first file the repository has.
+# Only one format is fetched: the first whose first file the repository has.
 FORMATS = ([SAFETENSORS], [SHARD_INDEX, "model-*.safetensors"], [MSGPACK], [PYTORCH])
-# `snapshot_download` alone waits without end where packets are dropped.
-ANSWER_SECONDS = 10
+# The repository is listed first with this timeout, because `snapshot_download` waits forever on a
+# network that drops packets.
+TIMEOUT_SECONDS = 10
 
 
 def find_checkpoint(path_or_hub_id: str) -> tuple[Path, str | None]:
-    """A directory with the checkpoint's files, and the hub revision it was resolved to.
+    """Returns a directory with the checkpoint's files, and the hub revision it was resolved to.
 
     Args:
-        path_or_hub_id: An existing directory, or `owner/name` on the Hugging Face hub. The hub's
-            own cache is used, also where the hub cannot be reached; `HF_HUB_OFFLINE=1` is
-            honoured.
+        path_or_hub_id: An existing directory, or `owner/name` on the Hugging Face hub. Copies in
+            the hub's cache are used, also when the hub cannot be reached or `HF_HUB_OFFLINE=1` is
+            set.
+    Returns:
+        The directory, and the revision; None for a local directory.
     Raises:
         UserError: If there is no such directory and the hub cannot supply it.
     """
@@ -49,10 +52,10 @@ def find_checkpoint(path_or_hub_id: str) -> tuple[Path, str | None]:
 def _fetch(hub_id: str) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download
 
-    # Broad on purpose: no network, no such repository, no access, an impossible name and a full
-    # disk each have an error of their own, some of them the HTTP library's.
+    # `Exception` on purpose: no network, no such repository, no access, an impossible name and a
+    # full disk each raise a different error, some of them the HTTP library's.
     try:
-        siblings = HfApi().model_info(hub_id, timeout=ANSWER_SECONDS).siblings or []
+        siblings = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS).siblings or []
     except Exception as error:
         directory = _cached(hub_id)
         if directory is None:
@@ -62,7 +65,7 @@ def _fetch(hub_id: str) -> tuple[Path, str]:
     weights = next((names for names in FORMATS if names[0] in files), None)
     if weights is None:
         raise UserError(
-            f"{hub_id} on the hub holds no weights that can be read: none of "
+            f"{hub_id} on the hub holds no weights in a supported format; supported are "
             f"{', '.join(names[0] for names in FORMATS)}"
         )
     try:
@@ -75,18 +78,18 @@ def _fetch(hub_id: str) -> tuple[Path, str]:
 def _refusal(hub_id: str, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"there is no directory {hub_id}, and the Hugging Face hub gives none ({reason}): "
+        f"there is no directory {hub_id}, and the Hugging Face hub cannot supply it ({reason}): "
         "check the name and the network, or pass the folder of a downloaded checkpoint"
     )
 
 
 def _cached(hub_id: str) -> Path | None:
-    """The latest copy in the hub's cache, with whatever weights it has; no network is used."""
+    """Returns the latest copy in the hub's cache, with any weights it has; uses no network."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(hub_id, allow_patterns=["config.json"], local_files_only=True)
         )
-    except (OSError, ValueError):  # none; ValueError: a name that cannot be on the hub
+    except (OSError, ValueError):  # no copy; ValueError if the name cannot be on the hub
         return None

@@ -1,4 +1,4 @@
-"""Photos as bytes to image features, the normalisation included."""
+"""The image encoder: from uint8 photos to image features, including the normalisation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +10,10 @@ from fgvpl_jax.variables import Frozen
 
 
 class ImageEncoder(nnx.Module):
-    """The frozen vision tower behind the checkpoint's own normalisation.
+    """The checkpoint's normalisation followed by the frozen vision tower.
 
     Attributes:
-        vision: The tower, shared with whoever else uses it.
+        vision: The tower, shared with its other users.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class ImageEncoder(nnx.Module):
         self.pixel_shift = Frozen(jnp.asarray(-mean / std))
 
     def normalize_pixels(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
-        """(images · rescale_factor - mean) / std with the checkpoint's numbers."""
+        """Returns (images · rescale_factor - mean) / std with the checkpoint's numbers."""
         scale = self.pixel_scale[...]
         return images.astype(scale.dtype) * scale + self.pixel_shift[...]
 
     def __call__(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Raw image features."""
+        """Returns raw image features."""
         return self.vision(self.normalize_pixels(images))

@@ -1,4 +1,4 @@
-"""Photos to pixels, by the checkpoint's own image processor."""
+"""From photos to pixels, with the settings of the checkpoint's image processor."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fgvpl_jax.clip.config import MOST, VisionConfig
+from fgvpl_jax.clip.config import UPPER_LIMITS, VisionConfig
 from fgvpl_jax.errors import UserError
 
 # transformers 5 writes the second when it saves a whole CLIPProcessor.
@@ -15,19 +15,21 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class ImageProcessor:
-    """Resize of the shortest side (bicubic, antialiased), centre crop, normalisation.
+    """Resizes the shortest side (bicubic, antialiased), crops the centre and normalises.
 
     Attributes:
-        mean: float32 [3], of the normalisation; 0 where the checkpoint wants none.
-        std: float32 [3]; 1 where the checkpoint wants none.
-        rescale_factor: What a byte is multiplied with before; 1 where the checkpoint wants none.
-        is_plain: Whether its geometry is what every CLIP asks for: the shortest side to the
-            tower's, then the centre.
-        resample: Pillow's filter of that resize.
+        mean: Mean of the normalisation, float32 [3]; 0 if the checkpoint does not normalise.
+        std: Standard deviation of the normalisation, float32 [3]; 1 if the checkpoint does not
+            normalise.
+        rescale_factor: Factor that bytes are multiplied by first; 1 if the checkpoint does not
+            rescale.
+        is_plain: Whether its geometry is that of every published CLIP: resize the shortest side to
+            the tower's, then crop the centre.
+        resample: Pillow's filter for the resize.
 
     Args:
-        directory: Holds preprocessor_config.json, or processor_config.json.
-        config: Of the image tower that will see the pixels.
+        directory: Folder that holds preprocessor_config.json, or processor_config.json.
+        config: Config of the image tower that takes the pixels.
     Raises:
         UserError: If the file is missing, damaged, or its crop does not fit the tower.
     """
@@ -54,8 +56,8 @@ class ImageProcessor:
                 processor.rescale_factor if processor.do_rescale else 1
             )
             self.resample = Image.Resampling(processor.resample)
-            # Pillow gives the same bytes without the processor's array
-            # copies: a thirtieth of the time for a photo of the tower's own size.
+            # Pillow computes the same bytes without the processor's array copies, in a thirtieth
+            # of the time for a photo of the tower's own size.
             self.is_plain = (
                 processor.do_resize
                 and processor.do_center_crop
@@ -64,7 +66,7 @@ class ImageProcessor:
                 and not getattr(processor, "do_pad", None)
             )
             shape = self.resize_and_crop(Image.new("RGB", (2 * self._side, self._side))).shape
-        except Exception as error:  # each setting that transformers cannot use fails in its own way
+        except Exception as error:  # each unusable setting raises a different error
             raise UserError(f"{file} cannot be used: {' '.join(str(error).split())}") from error
         if shape != (self._side, self._side, 3):
             raise UserError(
@@ -79,7 +81,7 @@ class ImageProcessor:
             )
 
     def resize_and_crop(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-        """The processor's geometry alone; bytes, to be normalised on the device."""
+        """Returns bytes after the processor's geometry alone; the device normalises them."""
         if image.mode != "RGB":
             image = image.convert("RGB")
         if self.is_plain:
@@ -97,14 +99,15 @@ class ImageProcessor:
         return np.array(resized.crop((left, top, left + side, top + side)))
 
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "H W 3"]:
-        """Float32 pixels as the tower wants them."""
+        """Returns the float32 pixels that the tower takes."""
         pixels = self.resize_and_crop(image).astype(np.float32)
         return (pixels * self.rescale_factor - self.mean) / self.std
 
 
 def _check_sizes(processor: Any) -> None:
-    """Refuses what would make every photo huge, before the first one is made."""
+    """Refuses sizes that would make every photo huge, before the first photo is resized."""
+    limit = UPPER_LIMITS["image_size"]
     for name in ("size", "crop_size"):
         for side, pixels in dict(getattr(processor, name) or {}).items():
-            if pixels is not None and not 1 <= pixels <= MOST["image_size"]:
-                raise ValueError(f"{name} has {side} {pixels}, not 1 to {MOST['image_size']}")
+            if pixels is not None and not 1 <= pixels <= limit:
+                raise ValueError(f"{name} has {side} {pixels}, not 1 to {limit}")

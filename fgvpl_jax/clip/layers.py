@@ -1,4 +1,4 @@
-"""CLIP's transformer layer, frozen, with its attention weights in the open."""
+"""CLIP's transformer layer, frozen, which also returns its attention weights."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ INIT_STD = 0.02
 
 @jax.custom_vjp
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """X · sigmoid(1.702 x), OpenAI's approximation of GELU."""
+    """Returns x · sigmoid(1.702 x), OpenAI's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -27,11 +27,11 @@ def _quick_gelu_and_slope(x: Array) -> tuple[Array, Array]:
     return x * gate, gate * (1 + 1.702 * x * (1 - gate))
 
 
-# The slope alone is kept for the way back; derived by JAX, it would be x and two arrays more.
+# Keeps only the slope for the backward pass; JAX's own derivative would keep x and two more arrays.
 quick_gelu.defvjp(_quick_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
 
 
-# Under transformers' names of `hidden_act`.
+# Keys are transformers' values of `hidden_act`.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -41,20 +41,20 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Linear(nnx.Module):
-    """x·kernel + bias, kernel [in, out]; computed in the type of x."""
+    """x·kernel + bias with a kernel [in, out], computed in the type of x."""
 
     def __init__(self, dim_in: int, dim_out: int, *, use_bias: bool = True, rngs: nnx.Rngs):
         self.kernel = Frozen(nnx.initializers.normal(INIT_STD)(rngs.params(), (dim_in, dim_out)))
         self.bias = Frozen(jnp.zeros((dim_out,))) if use_bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """x·kernel + bias."""
+        """Returns x·kernel + bias."""
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis, in float32 at least."""
+    """LayerNorm over the last axis, computed in float32 at least."""
 
     def __init__(self, dim: int, eps: float):
         self.scale = Frozen(jnp.ones((dim,)))
@@ -62,7 +62,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """(x - mean) / sqrt(variance + eps) · scale + bias."""
+        """Returns (x - mean) / sqrt(variance + eps) · scale + bias."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -71,7 +71,10 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, scale 1/sqrt(d/h) (Eq. 5 prints sqrt(H); the weights decide)."""
+    """Multi-head self-attention with scale 1/sqrt(d/h).
+
+    Eq. 5 prints sqrt(H), but CLIP's weights were trained with 1/sqrt(d/h).
+    """
 
     def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
         self.num_heads = num_heads
@@ -85,15 +88,15 @@ class Attention(nnx.Module):
         mask: Bool[Array, "#b #q t"] | None = None,
         num_queries: int | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b h q t"]]:
-        """Attends from the first `num_queries` tokens to all.
+        """Attends from the first `num_queries` tokens to all tokens.
 
         Args:
             tokens: Normalised tokens.
-            mask: True where a query may see a key; None for everywhere.
-            num_queries: How many of the first tokens ask; None for all.
+            mask: True where a query may attend to a key; None for everywhere.
+            num_queries: Number of tokens, from the first, that are queries; None for all.
         Returns:
-            Updates of the asking tokens, and the weights, in the tokens' type; a masked key's is
-            exactly 0.
+            Updates of the query tokens, and the attention weights, both in the tokens' type. The
+            weight of a masked key is exactly 0.
         """
         query, key = self.queries_and_keys(tokens, num_queries)
         value = self._heads(self.value(tokens))
@@ -104,12 +107,12 @@ class Attention(nnx.Module):
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None
     ) -> tuple[Float[Array, "b h q c"], Float[Array, "b h t c"]]:
-        """Of normalised tokens, for `attention_weights`; queries carry the scale."""
+        """Returns scaled queries, and keys, of normalised tokens for `attention_weights`."""
         query = self._heads(self.query(tokens[:, :num_queries]))
         return query * (1 / math.sqrt(query.shape[-1])), self._heads(self.key(tokens))
 
-    # Heads before tokens, and weights on the left of values: XLA on a CPU takes up to 2.6 times as
-    # long for a layer's attention the other way round.
+    # Heads come before tokens, and weights are the left operand of the product with values. In the
+    # other order, XLA takes up to 2.6 times as long for a layer's attention on a CPU.
     def _heads(self, x: Float[Array, "b t d"]) -> Float[Array, "b h t c"]:
         return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
@@ -120,12 +123,12 @@ def attention_weights(
     keys: Float[Array, "b h k c"],
     mask: Bool[Array, "#b #q k"] | None = None,
 ) -> Float[Array, "b h q k"]:
-    """How much each query attends to each key (Eq. 5); softmax in float32 at least.
+    """Returns the weight of each key for each query (Eq. 5); the softmax is in float32 at least.
 
     Args:
-        queries: With the scale.
-        keys: As many heads.
-        mask: True where a query may see a key, whose weight is exactly 0 elsewhere.
+        queries: Queries, already scaled.
+        keys: Keys of the same number of heads.
+        mask: True where a query may attend to a key; elsewhere the weight is exactly 0.
     Returns:
         The weights in the queries' type.
     """
@@ -134,16 +137,20 @@ def attention_weights(
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
-    # Otherwise XLA keeps the scores, in float32, and makes weights of them wherever they are read.
+    # Without the barrier, XLA keeps the float32 scores and recomputes the weights at every use.
     return jax.lax.optimization_barrier(weights)
 
 
-def _attention_weights_forward(queries, keys, mask=None):
+def _attention_weights_forward(
+    queries: Array, keys: Array, mask: Array | None = None
+) -> tuple[Array, tuple[Array, Array, Array]]:
     weights = attention_weights(queries, keys, mask)
     return weights, (queries, keys, weights)
 
 
-def _attention_weights_backward(kept, gradient):
+def _attention_weights_backward(
+    kept: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, None]:
     queries, keys, weights = kept
     wide = jnp.promote_types(weights.dtype, jnp.float32)
     product = weights.astype(wide) * gradient.astype(wide)
@@ -152,14 +159,14 @@ def _attention_weights_backward(kept, gradient):
     return of_scores @ keys, of_scores.mT @ queries, None
 
 
-# The weights alone are kept for the way back; left to itself, XLA also keeps the exponentials and
-# their sums spread over all keys. And the scores' gradient takes the compute type, so that its
+# Keeps only queries, keys and weights for the backward pass; by default, the exponentials and their
+# sums broadcast over all keys are kept too. The scores' gradient has the compute type, so that its
 # products are as fast as the others.
 attention_weights.defvjp(_attention_weights_forward, _attention_weights_backward)
 
 
 class TransformerLayer(nnx.Module):
-    """One pre-norm block, as CLIP was trained (the paper's Eqs. 3-4 write post-norm)."""
+    """One pre-norm block, as in CLIP's training (the paper's Eqs. 3-4 are post-norm)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         if config.activation not in ACTIVATIONS:
@@ -184,10 +191,11 @@ class TransformerLayer(nnx.Module):
         """Runs the block.
 
         Args:
-            tokens: All tokens; each may be a key.
-            key_mask: False where a token is attended to by nobody.
-            num_queries: Compute the first tokens only; equal to those rows of the full block.
-            causal: Whether a token sees itself and earlier ones only.
+            tokens: All tokens; each can be a key.
+            key_mask: False for tokens that no token may attend to; None for no such token.
+            num_queries: Number of tokens, from the first, to compute; equal to those rows of the
+                full block. None for all.
+            causal: Whether a token attends only to itself and earlier tokens.
         Returns:
             The first `num_queries` tokens after the block, and their attention weights.
         """
@@ -204,5 +212,8 @@ class TransformerLayer(nnx.Module):
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"]
     ) -> tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]:
-        """What `attention_weights` makes the block's weights of, without a mask."""
+        """Returns the queries and keys from which `attention_weights` computes the block's weights.
+
+        They are those of the block without a mask.
+        """
         return self.attention.queries_and_keys(self.norm1(tokens))

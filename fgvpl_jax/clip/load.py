@@ -1,4 +1,4 @@
-"""A checkpoint as one object: two frozen towers, tokenizer and image processor."""
+"""Loads a checkpoint as one object: two frozen towers, tokenizer and image processor."""
 
 import os
 from collections.abc import Sequence
@@ -24,13 +24,14 @@ from fgvpl_jax.clip.weights import content_hash, read_tensors, weight_files
 
 @dataclass(frozen=True)
 class Identity:
-    """What names a backbone for good.
+    """Identity of a backbone: its name and the hashes of its files.
 
     Attributes:
-        name: The path or hub id it was asked for by.
+        name: The path or hub id it was loaded by.
         revision: The hub's commit; None for a local directory.
-        sha256: Of the weight files' contents.
-        small_files_sha256: Of config, tokenizer and image processor, on which answers depend too.
+        sha256: Hash of the weight files' contents.
+        small_files_sha256: Hash of the config, tokenizer and image processor files, on which
+            predictions depend too.
     """
 
     name: str
@@ -49,15 +50,15 @@ class CLIP:
 
     Attributes:
         vision: The image tower.
-        image_encoder: The same behind the normalisation: uint8 photos in, features out.
+        image_encoder: Normalisation and image tower: from uint8 photos to features.
         text: The text tower.
         logit_scale: exp(logit_scale) of the checkpoint; 100 for OpenAI's.
-        identity: What to record of it.
+        identity: Name and hashes to record.
         image_size: Side of the images in pixels.
-        image_mean: float32 [3]; pixels are (bytes · rescale_factor - image_mean) / image_std.
-        image_std: float32 [3].
-        rescale_factor: Usually 1/255.
-        image_processor: What makes a photo fit.
+        image_mean: Mean, float32 [3]; pixels are (bytes · rescale_factor - image_mean) / image_std.
+        image_std: Standard deviation, float32 [3].
+        rescale_factor: Factor of the bytes, usually 1/255.
+        image_processor: Resizes, crops and normalises photos.
     """
 
     def __init__(
@@ -85,28 +86,28 @@ class CLIP:
         )
         self._tokenizer = tokenizer
         self.image_processor = image_processor
-        # Splitting once saves its host time at every call.
+        # Split once here, because splitting takes host time at every call.
         self._vision_split = nnx.split(vision)
         self._text_split = nnx.split(text)
 
     def encode_image(self, pixels: Float[Array | np.ndarray, "b H W 3"]) -> Float[Array, "b e"]:
-        """Image features of normalised pixels."""
+        """Returns image features of normalised pixels."""
         return _apply(*self._vision_split, pixels)
 
     def encode_text(self, token_ids: Int[Array | np.ndarray, "b c"]) -> Float[Array, "b e"]:
-        """Text features of token ids."""
+        """Returns text features of token ids."""
         return _apply(*self._text_split, token_ids)
 
     def tokenize(self, texts: Sequence[str]) -> Int[np.ndarray, "b c"]:
-        """Token ids padded to the context length; a text that does not fit is an error."""
+        """Returns token ids padded to the context length; a text that does not fit is an error."""
         return self._tokenizer(texts)
 
     def preprocess(self, image: Image.Image) -> Float[np.ndarray, "H W 3"]:
-        """Resized, cropped and normalised pixels of one photo."""
+        """Returns resized, cropped and normalised pixels of one photo."""
         return self.image_processor(image)
 
     def resize_and_crop(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-        """The same before normalisation, a quarter of the bytes."""
+        """Returns the pixels of `preprocess` before normalisation, in a quarter of the memory."""
         return self.image_processor.resize_and_crop(image)
 
 
@@ -114,13 +115,13 @@ def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
     """Loads a Hugging Face CLIP from a directory or, by `owner/name`, from the hub.
 
     Args:
-        path_or_hub_id: A directory with config.json, weights (safetensors, sharded safetensors,
-            flax_model.msgpack or, with torch installed, pytorch_model.bin), tokenizer files and
-            preprocessor_config.json (or processor_config.json); or a hub id.
+        path_or_hub_id: A hub id, or a directory with config.json, weights (safetensors, sharded
+            safetensors, flax_model.msgpack or, with torch installed, pytorch_model.bin), tokenizer
+            files and preprocessor_config.json (or processor_config.json).
     Returns:
         The frozen model in float32.
     Raises:
-        UserError: If anything is missing, damaged, or does not belong together.
+        UserError: If files are missing, damaged, or do not belong together.
     """
     name = os.fspath(path_or_hub_id)
     directory, revision = find_checkpoint(name)
@@ -134,7 +135,7 @@ def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
 
 
 def identity_of(path_or_hub_id: str | os.PathLike[str]) -> Identity:
-    """The identity that `load_clip` would find.
+    """Returns the identity of the checkpoint that `load_clip` would load.
 
     Raises:
         UserError: If there is no checkpoint.

@@ -1,4 +1,4 @@
-"""Texts to token ids, by the checkpoint's own tokenizer."""
+"""From texts to token ids, with the checkpoint's tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from fgvpl_jax.errors import UserError
 
 
 class Tokenizer:
-    """The checkpoint's byte-pair vocabulary, checked against its config.
+    """The checkpoint's byte-pair tokenizer, checked against its config.
 
     Args:
-        directory: Holds tokenizer.json, or vocab.json and merges.txt.
-        config: Of the text tower that will read the ids.
+        directory: Folder that holds tokenizer.json, or vocab.json and merges.txt.
+        config: Config of the text tower that takes the ids.
     Raises:
         UserError: If the files are missing or belong to another vocabulary.
     """
@@ -38,7 +38,7 @@ class Tokenizer:
                 f"({' '.join(str(error).split())}): download them again"
             ) from error
         self._config = config
-        # From files that it cannot use, transformers makes a vocabulary of two without a word.
+        # From files that it cannot use, transformers builds a vocabulary of two without warning.
         if len(self._tokenizer) != config.vocab_size:
             raise UserError(
                 f"the tokenizer in {directory} has {len(self._tokenizer)} tokens, its config.json "
@@ -54,15 +54,15 @@ class Tokenizer:
         self._padding = eos if padding is None else padding
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "b c"]:
-        """Ids padded to the context length.
+        """Returns ids padded to the context length.
 
         Raises:
-            UserError: If a text does not fit the context; it is never cut in silence.
+            UserError: If a text does not fit the context; texts are never truncated silently.
         """
         if isinstance(texts, str):
             raise TypeError(f"tokenize takes a list of texts: pass [{texts!r}]")
         context = self._config.context_length
-        # Not verbose: a text that is too long is told below, once.
+        # Not verbose: texts that are too long are reported below.
         rows = self._tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context:

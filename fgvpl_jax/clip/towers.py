@@ -1,6 +1,5 @@
 """The image tower and the text tower."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -20,7 +19,7 @@ class VisionTower(nnx.Module):
 
     Attributes:
         layers: The L blocks.
-        config: Sizes.
+        config: Sizes of the tower.
     """
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
@@ -40,20 +39,22 @@ class VisionTower(nnx.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(gh, gw), patches per column and per row."""
+        """Number of patches per column and per row, (gh, gw)."""
         return self.config.grid
 
     def embed(
         self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
     ) -> Float[Array, "b t d"]:
-        """Class token and patches with positions, after CLIP's pre-LayerNorm.
+        """Returns class token and patches with positions, after CLIP's pre-LayerNorm.
 
         Args:
             pixels: Normalised images of the tower's size.
-            dtype: Of the tokens, and so of all that the layers compute from them; None for the
-                parameters'. The patches themselves are embedded in the parameters' type.
+            dtype: Type of the tokens, and so of all that the layers compute from them; None for the
+                parameters' type, in which the patches are always embedded.
         Returns:
             t = 1 + n tokens, patches in row-major order.
+        Raises:
+            UserError: If the images are of another shape or not floating point.
         """
         side = self.config.image_size
         if pixels.shape[1:] != (side, side, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -64,7 +65,7 @@ class VisionTower(nnx.Module):
         gh, gw = self.grid
         patch = self.config.patch_size
         kernel = self.patch_embedding.kernel[...]
-        # A strided convolution is one matrix product per patch; it never sees the remainder.
+        # A strided convolution is one matrix product per patch; it ignores the remaining pixels.
         pixels = pixels[:, : gh * patch, : gw * patch].astype(kernel.dtype)
         b = pixels.shape[0]
         patches = pixels.reshape(b, gh, patch, gw, patch, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -74,18 +75,18 @@ class VisionTower(nnx.Module):
         return self.pre_norm(tokens).astype(dtype or tokens.dtype)
 
     def project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-        """Post-LayerNorm and projection into the shared space, raw."""
+        """Returns raw features: post-LayerNorm and projection into the shared space."""
         return self.projection(self.post_norm(tokens))
 
     def __call__(
         self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
     ) -> Float[Array, "b e"]:
-        """Raw image features, as transformers returns them; `dtype` as in `embed`."""
+        """Returns raw image features, equal to transformers'; `embed` documents `dtype`."""
         tokens = self.embed(pixels, dtype)
         *layers, last_layer = self.layers
         for layer in layers:
             tokens, _ = layer(tokens)
-        class_token, _ = last_layer(tokens, num_queries=1)  # the only one that is read
+        class_token, _ = last_layer(tokens, num_queries=1)  # the only token that is used
         return self.project(class_token[:, 0])
 
 
@@ -103,18 +104,20 @@ class TextTower(nnx.Module):
         self.projection = Linear(config.width, config.embed_dim, use_bias=False, rngs=rngs)
 
     def __call__(self, token_ids: Int[Array, "b c"]) -> Float[Array, "b e"]:
-        """Raw text features: causal attention, pooled where the text ends.
+        """Returns raw text features: causal attention, pooled at the end of the text.
 
         Args:
-            token_ids: At most the context length; whatever follows the end-of-text token is
-                seen by nothing that is read.
+            token_ids: At most as many tokens as the context length; those after the end-of-text
+                token do not affect the features.
         """
         if token_ids.ndim != 2:
-            raise UserError(f"token ids have shape {token_ids.shape}, wanted [texts, tokens]")
+            raise UserError(
+                f"token ids have shape {list(token_ids.shape)}: they must be [texts, tokens]"
+            )
         return self.encode(self.token_embedding[...][token_ids], self.ends(token_ids))
 
     def ends(self, token_ids: Int[Array, "b c"]) -> Int[Array, "b"]:
-        """Where each text ends, by the checkpoint's convention."""
+        """Returns the position of each text's end token, by the checkpoint's convention."""
         if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
             return token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
         return (token_ids == self.config.eos_token_id).argmax(axis=1)
@@ -122,11 +125,12 @@ class TextTower(nnx.Module):
     def encode(
         self, embeddings: Float[Array, "b c d"], ends: Int[Array, "b"]
     ) -> Float[Array, "b e"]:
-        """Raw text features of token embeddings, before positions are added.
+        """Returns raw text features of token embeddings, to which it adds the positions.
 
         Args:
-            embeddings: Of at most the context length; learnt ones may be among them.
-            ends: Token that is read of each text.
+            embeddings: Embeddings of at most as many tokens as the context length; some may be
+                learnt.
+            ends: Position of the token to pool in each text.
         """
         length = embeddings.shape[1]
         if length > self.config.context_length:
@@ -138,8 +142,3 @@ class TextTower(nnx.Module):
             tokens, _ = layer(tokens, causal=True)
         pooled = jnp.take_along_axis(tokens, ends[:, None, None], axis=1)[:, 0]
         return self.projection(self.final_norm(pooled))
-
-
-def count_parameters(module: nnx.Module) -> int:
-    """Number of scalars in a module's variables."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))

@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights, of the first format present.
+    """Returns the files that hold the weights, in the first format present.
 
     Raises:
         UserError: If no format is present or a shard is missing.
@@ -32,7 +32,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / SAFETENSORS]
     if (directory / SHARD_INDEX).is_file():
         shards = [directory / name for name in sorted(set(shard_of_each(directory).values()))]
-        # `os.path`: to pathlib a name that is too long is an error, not a file that is missing.
+        # `os.path`, because pathlib raises an error for a name that is too long.
         missing = [shard.name for shard in shards if not os.path.isfile(shard)]
         if missing:
             raise UserError(f"{directory} lacks the weight shards {missing}: download them again")
@@ -41,12 +41,13 @@ def weight_files(directory: Path) -> list[Path]:
         if (directory / name).is_file():
             return [directory / name]
     raise UserError(
-        f"{directory} holds no weights: none of {SAFETENSORS}, {SHARD_INDEX}, {MSGPACK}, {PYTORCH}"
+        f"{directory} holds no weights: it must have {SAFETENSORS}, {SHARD_INDEX}, {MSGPACK} or "
+        f"{PYTORCH}"
     )
 
 
 def shard_of_each(directory: Path) -> dict[str, str]:
-    """Tensor name to shard file name, from the shard index."""
+    """Returns each tensor's shard file by tensor name, from the shard index."""
     file = directory / SHARD_INDEX
     try:
         weight_map = dict(parse_json(file.read_text(encoding="utf-8"))["weight_map"])
@@ -54,18 +55,21 @@ def shard_of_each(directory: Path) -> dict[str, str]:
         raise UserError(f"{file} is not a shard index: download it again") from error
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(SUFFIX):
-            raise UserError(f"{file} names the shard {name!r}, not a {SUFFIX} file beside it")
+            raise UserError(
+                f"{file} names the shard {name!r}, which is no {SUFFIX} file in the same folder: "
+                "download it again"
+            )
     return weight_map
 
 
 def read_tensors(files: list[Path]) -> Tensors:
-    """All tensors as float32, by their PyTorch names and in PyTorch's layout.
+    """Returns all tensors as float32, by their PyTorch names and in PyTorch's layout.
 
     Args:
-        files: From `weight_files`.
+        files: Weight files from `weight_files`.
     Raises:
-        UserError: If a file is damaged, or holds a tensor twice, one that is not floating point
-            (known buffers apart, which are left out) or one that is not finite.
+        UserError: If a file is damaged or repeats a tensor, or a tensor is not floating point or
+            not finite. Known buffers are skipped.
     """
     tensors: Tensors = {}
     for file in files:
@@ -74,7 +78,7 @@ def read_tensors(files: list[Path]) -> Tensors:
             new = read(file)
         except UserError:
             raise
-        except Exception as error:  # each reader has its own errors for a damaged file
+        except Exception as error:  # each reader raises different errors for a damaged file
             reason = " ".join(str(error).split())
             raise UserError(f"{file} is damaged ({reason}): download it again") from error
         new = {name: value for name, value in new.items() if not KNOWN_BUFFERS.fullmatch(name)}
@@ -92,7 +96,7 @@ def read_tensors(files: list[Path]) -> Tensors:
 
 
 def content_hash(files: list[Path]) -> str:
-    """SHA-256 over the files' contents, in order."""
+    """Returns the SHA-256 of the files' contents, in order."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -120,7 +124,7 @@ def _read_pytorch(file: Path) -> Tensors:
     import torch
 
     state = torch.load(file, map_location="cpu", weights_only=True)
-    # numpy has no bfloat16 of PyTorch's.
+    # NumPy cannot represent PyTorch's bfloat16.
     return {n: (v.float() if v.is_floating_point() else v).numpy() for n, v in state.items()}
 
 
@@ -142,7 +146,7 @@ def _read_msgpack(file: Path) -> Tensors:
 
 
 def _from_flax(path: tuple[str, ...], value: np.ndarray) -> tuple[str, np.ndarray]:
-    """Flax's leaf names and kernels [in, out] or [h, w, in, out] to PyTorch's."""
+    """Converts Flax's leaf names and kernels [in, out] or [h, w, in, out] to PyTorch's."""
     *modules, leaf = path
     if leaf == "kernel":
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
@@ -157,5 +161,5 @@ READERS: dict[str, Callable[[Path], Tensors]] = {
     ".bin": _read_pytorch,
 }
 
-# Index buffers that older files carry beside the weights.
+# Index buffers that older files contain in addition to the weights.
 KNOWN_BUFFERS = re.compile(r"(vision_model|text_model)\.embeddings\.position_ids")

@@ -1,6 +1,6 @@
-"""The methods of the paper's tables, each one file behind `Method`, by the name in the config.
+"""The methods of the paper's tables by their name in the config; each file holds one `Method`.
 
-Their order is that of tables and figures.
+Tables and figures list the methods in this order.
 """
 
 from fgvpl_jax.errors import UserError
@@ -36,10 +36,10 @@ __all__ = ["FGVPL", "METHODS", "Choices", "Method", "Recipe", "Task", "method_na
 
 
 def method_named(name: str) -> type[Method]:
-    """The class of a method.
+    """Returns the class of a method.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If no method has that name.
     """
     if name not in METHODS:
         raise UserError(f"method is {name!r}: choose one of {', '.join(METHODS)}")

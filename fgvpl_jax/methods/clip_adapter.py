@@ -1,4 +1,4 @@
-"""CLIP-Adapter: a bottleneck on the image feature, mixed with the feature itself."""
+"""CLIP-Adapter: a bottleneck on the image feature, mixed with the feature."""
 
 import jax
 from flax import nnx
@@ -11,18 +11,18 @@ from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.variables import Trainable
 
 REDUCTION = 4
-RATIO = 0.2  # of the adapted feature
+RATIO = 0.2  # weight of the adapted feature
 
-# Uniform within ±1/sqrt(inputs), as PyTorch begins a linear layer.
+# Uniform within ±1/sqrt(inputs), PyTorch's initial values of a linear layer.
 _kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class ClipAdapter(CoOpLoop):
-    """Cosines of 0.2 · relu(relu(f·down)·up) + 0.8 · f with the text weights, f raw.
+    """Scaled cosines of 0.2 · relu(relu(f·down)·up) + 0.8 · f with the text weights; f is raw.
 
     Attributes:
-        down: [e, e/4].
-        up: [e/4, e].
+        down: Matrix [e, e/4].
+        up: Matrix [e/4, e].
     """
 
     name = "clip_adapter"
@@ -37,10 +37,10 @@ class ClipAdapter(CoOpLoop):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ClipAdapter":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(clip, task.text_features, rngs=rngs)
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Adapted features against the text weights."""
+        """Returns scaled cosines of the adapted features with the text weights."""
         adapted = jax.nn.relu(jax.nn.relu(features @ self.down[...]) @ self.up[...])
         return self.text_logits(RATIO * adapted + (1 - RATIO) * features)

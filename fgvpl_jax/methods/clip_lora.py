@@ -1,6 +1,7 @@
 """CLIP-LoRA: low-rank updates of queries, keys and values in both towers."""
 
 import math
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,17 +20,19 @@ ALPHA = 1.0
 BATCH_SIZE = 32
 ITERATIONS_PER_SHOT = 500
 
+ModuleT = TypeVar("ModuleT", ImageEncoder, TextTower)
+
 # Uniform within ±1/sqrt(inputs).
 _kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class LoRALinear(nnx.Module):
-    """x·kernel + bias + (α / sqrt(rank)) · x·down·up, with α = 1.
+    """A linear layer with an update: x·kernel + bias + (α / sqrt(rank)) · x·down·up, with α = 1.
 
     Attributes:
-        base: Frozen.
-        down: [in, rank].
-        up: [rank, out], initially zero, so that training begins at CLIP.
+        base: The frozen layer.
+        down: Matrix [in, rank].
+        up: Matrix [rank, out], initially zero, so that training begins at CLIP.
     """
 
     def __init__(self, base: Linear, *, rngs: nnx.Rngs):
@@ -39,18 +42,18 @@ class LoRALinear(nnx.Module):
         self.up = Trainable(jnp.zeros((RANK, dim_out)))
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """The layer with its update."""
+        """Applies the layer and its update."""
         update = x @ self.down[...] @ self.up[...]
         return self.base(x) + ALPHA / math.sqrt(RANK) * update
 
 
 class ClipLoRA(PixelMethod):
-    """Cosines of both adapted towers' features; the dropout of its paper (0.25) is left out.
+    """Scaled cosines of both adapted towers' features, without the dropout (0.25) of its paper.
 
     Attributes:
         adapted_encoder: The image encoder with updates.
         adapted_text: The text tower with updates.
-        token_ids: [k, c] of the first template with each class name.
+        token_ids: Token ids [k, c] of the first template with each class name.
     """
 
     name = "clip_lora"
@@ -66,24 +69,24 @@ class ClipLoRA(PixelMethod):
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
-        self.adapted_encoder: ImageEncoder = with_updates(clip.image_encoder, rngs)
-        self.adapted_text: TextTower = with_updates(clip.text, rngs)
+        self.adapted_encoder = with_updates(clip.image_encoder, rngs)
+        self.adapted_text = with_updates(clip.text, rngs)
         token_ids = clip.tokenize(
             [template.replace("{}", n.replace("_", " ")) for n in class_names]
         )
-        # What follows the longest text is seen by nothing that is read.
+        # Under causal attention, tokens after the end of the longest text affect no text feature.
         longest = int(np.asarray(clip.text.ends(jnp.asarray(token_ids))).max()) + 1
         self.token_ids = Frozen(jnp.asarray(token_ids[:, :longest]))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ClipLoRA":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         template = config.data.templates[0]
         return cls(clip, task.class_names, template, task.text_features, rngs=rngs)
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """500 iterations per shot, rounded up to whole epochs."""
+        """Returns the recipe: 500 iterations per shot, rounded up to whole epochs."""
         steps_per_epoch = math.ceil(num_images / BATCH_SIZE)
         return Recipe(
             epochs=math.ceil(ITERATIONS_PER_SHOT * shots / steps_per_epoch),
@@ -93,20 +96,20 @@ class ClipLoRA(PixelMethod):
         )
 
     def features(self, inputs: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Raw features of the adapted image tower."""
+        """Returns the adapted image tower's raw features."""
         return self.adapted_encoder(inputs)
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Scaled cosines of both adapted towers' features."""
+        """Returns scaled cosines of both adapted towers' features."""
         class_weights = normalize(self.adapted_text(self.token_ids[...]))
         return self.cosine_logits(features, class_weights)
 
 
-def with_updates(module, rngs: nnx.Rngs):
-    """A copy of a frozen module, in whose attention queries, keys and values have updates."""
+def with_updates(module: ModuleT, rngs: nnx.Rngs) -> ModuleT:
+    """Returns a copy of a frozen module whose query, key and value layers have updates."""
     copy = nnx.clone(module)
-    tower = copy.vision if isinstance(copy, ImageEncoder) else copy
-    for layer in tower.layers:
+    layers = copy.vision.layers if isinstance(copy, ImageEncoder) else copy.layers
+    for layer in layers:
         attention = layer.attention
         for part in ("query", "key", "value"):
             setattr(attention, part, LoRALinear(getattr(attention, part), rngs=rngs))

@@ -1,4 +1,4 @@
-"""CoOp: learnt words before the class name, through the frozen text tower."""
+"""CoOp: learnt word vectors before the class name, read by the frozen text tower."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +19,11 @@ CONTEXT_STD = 0.02
 
 
 class CoOpLoop(FeatureMethod):
-    """A method that is trained as CoOp is; the last step is used."""
+    """A method that is trained with CoOp's recipe; the parameters of the last step are used."""
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """Of CoOp's paper."""
+        """Returns the recipe of CoOp's paper."""
         return Recipe(
             epochs=coop_epochs(benchmark, shots),
             batch_size=32,
@@ -33,24 +33,24 @@ class CoOpLoop(FeatureMethod):
 
     @staticmethod
     def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-        """CoOp's."""
+        """Returns CoOp's schedule."""
         return coop_cosine(learning_rate, epochs, steps_per_epoch)
 
     @staticmethod
     def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-        """SGD with momentum."""
+        """Returns SGD with momentum."""
         return coop_sgd(schedule, weight_decay)
 
 
 class CoOp(CoOpLoop):
-    """Cosines of image features with the texts "[v1] … [v16] <class name>.".
+    """Scaled cosines of image features with the texts "[v1] … [v16] <class name>.".
 
     Attributes:
-        context: [16, d of the text tower], shared by all classes.
+        context: Learnt vectors [16, d], shared by all classes; d is the text tower's width.
         text: The frozen text tower.
-        start: [d], embedding of the start of text.
-        names: [k, c, d], embeddings of name, full stop and end of text, padded.
-        ends: [k], place of the end of text.
+        start: Embedding [d] of the start-of-text token.
+        names: Embeddings [k, c, d] of class name, full stop and end of text, padded.
+        ends: Position [k] of each text's end-of-text token.
     """
 
     name = "coop"
@@ -70,7 +70,7 @@ class CoOp(CoOpLoop):
             CONTEXT_STD * nnx.initializers.normal(1.0)(rngs.params(), (NUM_CONTEXT, width))
         )
         self.text = clip.text
-        # A full stop ends the sentence, as in CoOp's code.
+        # CoOp's code ends the sentence with a full stop.
         token_ids = clip.tokenize([name.replace("_", " ") + "." for name in class_names])
         ends = np.asarray(clip.text.ends(jnp.asarray(token_ids)))
         longest = int(ends.max()) + 1
@@ -80,7 +80,7 @@ class CoOp(CoOpLoop):
                 f"{class_names[int(ends.argmax())]!r} exceed this backbone's "
                 f"{clip.text.config.context_length} tokens: shorten the name"
             )
-        # What follows the longest text is seen by nothing that is read.
+        # Under causal attention, tokens after the end of the longest text affect no text feature.
         embeddings = clip.text.token_embedding[...][jnp.asarray(token_ids[:, :longest])]
         self.start = Frozen(embeddings[0, 0])
         self.names = Frozen(embeddings[:, 1:])
@@ -88,11 +88,11 @@ class CoOp(CoOpLoop):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "CoOp":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(clip, task.class_names, task.text_features, rngs=rngs)
 
     def class_weights(self) -> Float[Array, "k e"]:
-        """Features of the learnt texts, unit vectors."""
+        """Returns the features of the learnt texts as unit vectors."""
         names = self.names[...]
         beginning = jnp.concatenate([self.start[...][None], self.context[...]])
         beginning = jnp.broadcast_to(beginning, (len(names), *beginning.shape))
@@ -100,12 +100,12 @@ class CoOp(CoOpLoop):
         return normalize(self.text.encode(embeddings, self.ends[...]))
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Scaled cosines with the learnt texts."""
+        """Returns scaled cosines with the learnt texts."""
         return self.cosine_logits(features, self.class_weights())
 
 
 def coop_epochs(benchmark: str, shots: int) -> int:
-    """CoOp's: 200 for 8 shots and more, 100 for 2 and 4, 50 for 1 and on ImageNet."""
+    """Returns CoOp's epochs: 200 for 8 shots and more, 100 for 2 and 4, 50 for 1 and ImageNet."""
     if benchmark == "imagenet" or shots < 2:
         return 50
     return 100 if shots < 8 else 200

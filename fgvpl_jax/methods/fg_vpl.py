@@ -1,4 +1,4 @@
-"""FG-VPL as a whole: uint8 images in, logits out, one traceable function."""
+"""FG-VPL: one traceable function from uint8 images to logits."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,13 +12,19 @@ from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
-# Section 4.2; "shapes" is this project's own, and short, so that its demonstration takes minutes.
+# Section 4.2. "shapes" is this project's own benchmark; few epochs keep its demonstration to
+# minutes.
 EPOCHS = {"imagenet": 50, "eurosat": 400, "shapes": 40}
 OTHER_EPOCHS = 100
 
 
 class SupportFeatures(NamedTuple):
-    """What the cache keeps of support images: f(x_set) and the object-patch means, if any, raw."""
+    """Raw features that the cache keeps of the support images.
+
+    Attributes:
+        image: Image features f(x_set).
+        object: Object-patch means; None for a method without objects.
+    """
 
     image: Float[Array, "b e"]
     object: Float[Array, "b e"] | None
@@ -28,8 +34,8 @@ class FGVPL(PixelMethod):
     """The fine-grained image encoder and the two-pathway head over one set of classes.
 
     Attributes:
-        encoder: Section 3.1; its prompt and fine-grained layer are trained.
-        head: Section 3.2; its adapters p and q are trained.
+        encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
+        head: Head of section 3.2; its adapters p and q are trained.
     """
 
     name = "fg_vpl"
@@ -44,14 +50,14 @@ class FGVPL(PixelMethod):
         clip: CLIP,
         text_features: Float[Array, "k e"],
         *,
-        num_prompts: int = 1,
-        connectivity: int = 2,
-        text_residual_ratio: float = 0.05,
-        object_logit_weight: float = 0.5,
-        object_query: str = "class_token",
-        leave_one_out: bool = False,
-        compute_dtype: str | None = None,
-        rematerialise: bool = False,
+        num_prompts: int,
+        connectivity: int,
+        text_residual_ratio: float,
+        object_logit_weight: float,
+        object_query: str,
+        leave_one_out: bool,
+        compute_dtype: str | None,
+        rematerialise: bool,
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
@@ -74,7 +80,7 @@ class FGVPL(PixelMethod):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "FGVPL":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(
             clip,
             task.text_features,
@@ -91,35 +97,35 @@ class FGVPL(PixelMethod):
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """Section 4.2."""
+        """Returns the recipe of section 4.2."""
         return fg_vpl_recipe(benchmark)
 
     @classmethod
     def starting_choices(cls, config: ConfigDict) -> Choices:
-        """λ of the config."""
+        """Returns the config's λ."""
         return cache_weight(config)
 
     @classmethod
     def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
-        """λ of the config's grid."""
+        """Returns the λ of the config's grid."""
         return cache_weight_grid(config)
 
     def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
-        """Raw features, attention maps and object masks."""
+        """Returns raw features, attention maps and object masks."""
         return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def kept_features(self, features: ImageFeatures) -> SupportFeatures:
-        """The features that a cache holds of its images."""
+        """Returns the features that a cache keeps of its images."""
         return SupportFeatures(features.image, features.object_patches)
 
     def contributions(
         self,
         features: ImageFeatures,
         support: VisualCache,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        cache_logit_weight: Float[Array, ""] | float,
         own_places: Int[Array, "b"] | None = None,
     ) -> dict[str, Float[Array, "b k"]]:
-        """The four terms of Eq. 19."""
+        """Returns the four terms of Eq. 19."""
         return self.head.contributions(
             features,
             self.text_features[...],
@@ -130,12 +136,12 @@ class FGVPL(PixelMethod):
         )
 
     def affinity(self, features: ImageFeatures, support: VisualCache) -> Float[Array, "b s"]:
-        """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
+        """Returns cosines of adapted image features, each query with each cached image (Eq. 17)."""
         return self.head.affinity(features.image, support.image)
 
 
 def fg_vpl_recipe(benchmark: str) -> Recipe:
-    """Section 4.2, also for what the paper takes out of FG-VPL."""
+    """Returns the recipe of section 4.2, which FG-VPL's parts alone use too."""
     return Recipe(
         epochs=EPOCHS.get(benchmark, OTHER_EPOCHS),
         batch_size=256,
@@ -145,11 +151,11 @@ def fg_vpl_recipe(benchmark: str) -> Recipe:
 
 
 def cache_weight(config: ConfigDict) -> Choices:
-    """λ in training."""
+    """Returns the λ used in training."""
     return {"cache_logit_weight": float(config.cache_logit_weight)}
 
 
 def cache_weight_grid(config: ConfigDict) -> Sequence[Choices]:
-    """The config's grid of λ, nearest to 1 first; without a grid, λ stays that of training."""
+    """Returns the config's grid of λ, nearest to 1 first, or the λ of training without a grid."""
     grid = sorted(map(float, config.cache_logit_weight_grid), key=lambda weight: abs(weight - 1))
     return [{"cache_logit_weight": weight} for weight in grid] or [cache_weight(config)]

@@ -16,7 +16,7 @@ class FVP(PixelMethod):
     """Logits = scale · f·wᵀ + β · scale · f_O·wᵀ (path 1 of Eq. 19 with the plain text weights).
 
     Attributes:
-        encoder: Section 3.1; its prompt and fine-grained layer are trained.
+        encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
         object_logit_weight: β.
     """
 
@@ -31,11 +31,11 @@ class FVP(PixelMethod):
         clip: CLIP,
         text_features: Float[Array, "k e"],
         *,
-        num_prompts: int = 1,
-        connectivity: int = 2,
-        object_logit_weight: float = 0.5,
-        compute_dtype: str | None = None,
-        rematerialise: bool = False,
+        num_prompts: int,
+        connectivity: int,
+        object_logit_weight: float,
+        compute_dtype: str | None,
+        rematerialise: bool,
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
@@ -51,7 +51,7 @@ class FVP(PixelMethod):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "FVP":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(
             clip,
             task.text_features,
@@ -65,17 +65,17 @@ class FVP(PixelMethod):
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """FG-VPL's."""
+        """Returns FG-VPL's recipe."""
         return fg_vpl_recipe(benchmark)
 
     def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
-        """Raw features, attention maps and object masks."""
+        """Returns raw features, attention maps and object masks."""
         return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def contributions(
         self, features: ImageFeatures, support: None
     ) -> dict[str, Float[Array, "b k"]]:
-        """One term a branch."""
+        """Returns one term per branch."""
         beta = self.object_logit_weight[...].astype(features.image.dtype)
         return {
             "image_text": self.text_logits(features.image),

@@ -1,7 +1,7 @@
-"""What a method is: one nnx.Module class, from images or frozen features to logits.
+"""The interface of a method: one nnx.Module class, from images or frozen features to logits.
 
-A new method is one file with one subclass of `PixelMethod` or `FeatureMethod` and one line in
-`fgvpl_jax/methods/__init__.py`.
+To add a method, write one file with a subclass of `PixelMethod` or `FeatureMethod` and add one line
+to `fgvpl_jax/methods/__init__.py`.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import normalize, total
 from fgvpl_jax.variables import Frozen
 
-# Numbers that are chosen on validation, by the names of the arguments of `logits` that they are.
+# Numbers that validation chooses, by the names of the arguments of `logits` that take them.
 Choices = dict[str, float]
 
 
 class Task(NamedTuple):
-    """What a model is built for.
+    """The classification task that a model is built for.
 
     Attributes:
-        class_names: In label order.
-        text_features: w, the zero-shot weights, unit vectors.
-        support_labels: Classes of the few-shot images.
+        class_names: Names of the classes in label order.
+        text_features: Zero-shot weights w, unit vectors.
+        support_labels: Classes of the support images.
     """
 
     class_names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Task(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How long and how fast a method is trained; `Method.optimizer` says by what."""
+    """Hyperparameters of a training run; `Method.optimizer` returns the optimizer itself."""
 
     epochs: int
     batch_size: int
@@ -46,13 +46,13 @@ class Recipe(NamedTuple):
     weight_decay: float
 
 
-# Of methods without an epoch; the batch size is that of evaluation's own batches.
+# For methods that train no epoch; the batch size is that of evaluation.
 NO_TRAINING = Recipe(epochs=0, batch_size=256, learning_rate=0.0, weight_decay=0.0)
 
 
 @runtime_checkable
 class FewShotFeatures(Protocol):
-    """The few-shot images as the method reads them, made when they are asked for.
+    """Features of the few-shot images, computed when a method calls for them.
 
     Attributes:
         labels: Classes of the support images.
@@ -61,28 +61,31 @@ class FewShotFeatures(Protocol):
     labels: Int[np.ndarray, "s"]
 
     def augmented(self, epoch: int) -> Float[np.ndarray, "s e"]:
-        """Features of the support images as epoch `epoch`, from 0, sees them."""
+        """Returns features of the support images as augmented in epoch `epoch`, counted from 0."""
 
     def plain(self) -> Float[np.ndarray, "s e"]:
-        """Features of the support images under the evaluation transform."""
+        """Returns features of the support images under the evaluation transform."""
 
     def validation(self) -> tuple[Float[np.ndarray, "v e"], Int[np.ndarray, "v"]] | None:
-        """Features and labels of the readable validation images, if there are any."""
+        """Returns features and labels of the readable validation images, None without any."""
 
 
 class Method(nnx.Module):
-    """One row of the paper's tables; variables are `Trainable` or `Frozen`.
+    """One row of the paper's tables; its variables are `Trainable` or `Frozen`.
+
+    A class with a `name` must define or inherit `logits` or `contributions`, each of which is by
+    default computed from the other.
 
     Attributes:
-        name: Of `config.method`.
-        title: In tables.
-        reads_features: Whether it reads CLIP's frozen image features, [b, e], or pixels.
+        name: Value of `config.method` that selects the method.
+        title: Name in tables and figures.
+        reads_features: Whether inputs are CLIP's frozen image features, [b, e], and not pixels.
         finds_objects: Whether its features have an `attention_map` and an `object_mask`.
-        tunable_encoder: Whether its image encoder heeds `compute_dtype` and `rematerialise`.
+        tunable_encoder: Whether its image encoder supports `compute_dtype` and `rematerialise`.
         uses_cache: Whether its logits need a `VisualCache` of the support images.
-        leave_one_out: Whether in training an image is kept from matching itself in that cache:
-            then `logits` is given `own_places`.
-        text_features: w [k, e], frozen, unit vectors.
+        leave_one_out: Whether training keeps an image from matching itself in that cache, by
+            passing `own_places` to `logits`.
+        text_features: Frozen unit vectors w [k, e].
         logit_scale: The backbone's exp(logit_scale), frozen.
     """
 
@@ -94,133 +97,150 @@ class Method(nnx.Module):
     uses_cache: ClassVar[bool] = False
     leave_one_out: bool = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses a named method without logits, whose two defaults would call each other forever.
+
+        Raises:
+            TypeError: If the class has a `name` and neither `logits` nor `contributions`.
+        """
+        super().__init_subclass__(**options)
+        defaults = cls.logits is Method.logits and cls.contributions is Method.contributions
+        if "name" in vars(cls) and defaults:
+            raise TypeError(
+                f"the method class {cls.__name__} defines neither `logits` nor `contributions`: "
+                "define one of them"
+            )
+
     def __init__(self, clip: CLIP, text_features: Float[Array, "k e"]):
         self.text_features = Frozen(text_features)
         self.logit_scale = Frozen(jnp.asarray(clip.logit_scale))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "Method":
-        """The model before training.
+        """Builds the model before training.
 
         Args:
             clip: The backbone.
             task: Classes and labels.
-            config: See `default_config.py`.
-            rngs: From the run's seed.
+            config: Config of the run; see `default_config.py`.
+            rngs: Random streams seeded from the run's seed.
         """
         raise NotImplementedError
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """What a config that leaves them out means by epochs, batch size and so on.
+        """Returns the values of epochs, batch size and so on that a config without them means.
 
         Args:
-            benchmark: `config.benchmark`.
+            benchmark: Value of `config.benchmark`.
             shots: Images per class.
-            num_images: Of the support set.
+            num_images: Number of support images.
         """
         return NO_TRAINING
 
     @staticmethod
     def schedule(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-        """A cosine to 0; here and in `optimizer` equal arguments give the same object."""
+        """Returns a cosine decay to 0.
+
+        Here and in `optimizer`, equal arguments return the same object.
+        """
         return cosine(learning_rate, epochs * steps_per_epoch)
 
     @staticmethod
     def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-        """AdamW."""
+        """Returns AdamW."""
         return adamw(schedule, weight_decay)
 
     @classmethod
     def starting_choices(cls, config: ConfigDict) -> Choices:
-        """The choices in training, and where there is no validation image to choose by."""
+        """Returns the choices used in training, and in evaluation without validation images."""
         return {}
 
     @classmethod
     def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
-        """The choices that validation chooses from; of equally good ones it takes the first."""
+        """Returns the candidates of validation, which picks the first of equally good ones."""
         return [cls.starting_choices(config)]
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Sets parameters from the few-shot images, before the first epoch."""
 
     def facts(self) -> dict[str, Any]:
-        """What a trained model adds to `results.json`."""
+        """Returns the entries that a trained model adds to `results.json`."""
         return {}
 
     def features(self, inputs: Array) -> Any:
-        """What the logits are computed from, the same for all choices."""
+        """Returns the features that logits are computed from, the same for all choices."""
         raise NotImplementedError
 
     def support_features(self, inputs: Array) -> tuple:
-        """The first fields of a `VisualCache` of these images."""
+        """Returns the first fields of a `VisualCache` of these images."""
         return self.kept_features(self.features(inputs))
 
     def kept_features(self, features: Any) -> tuple:
-        """What a `VisualCache` keeps of features at hand."""
+        """Returns the part of the features that a `VisualCache` keeps."""
         raise NotImplementedError
 
-    # mypy lets methods name their own choices only under Any's signature.
+    # mypy lets subclasses name their own choices only if the signature here takes Any.
     def logits(
         self, features: Any, support: Any, *args: Any, **choices: Any
     ) -> Float[Array, "b k"]:
-        """Logits of features at hand; `support` is a `VisualCache` or None.
+        """Returns the logits of features; `support` is a `VisualCache` or None.
 
-        A method defines these or the `contributions` that they are the sum of.
+        A method defines `logits` or `contributions`, whose sum the logits are.
         """
         return total(self.contributions(features, support, *args, **choices))
 
     def contributions(
         self, features: Any, support: Any, *args: Any, **choices: Any
     ) -> dict[str, Float[Array, "b k"]]:
-        """What each feature and pathway adds to the logits, which are the sum.
+        """Returns the terms that add up to the logits, one for each feature and pathway.
 
-        Names are "image_text", "image_cache", "object_text" and "object_cache", or "image" alone
-        where the logits have no such parts; arguments are those of `logits`.
+        Their names are "image_text", "image_cache", "object_text" and "object_cache", or only
+        "image" if the logits have no such parts. The arguments are those of `logits`.
         """
         return {"image": self.logits(features, support, *args, **choices)}
 
     def zero_shot_logits(self, inputs: Array) -> Float[Array, "b k"]:
-        """Plain CLIP's logits of the same images (Eq. 1)."""
+        """Returns plain CLIP's logits of the same images (Eq. 1)."""
         raise NotImplementedError
 
     def __call__(self, inputs: Array, support: Any, **choices: Any) -> Float[Array, "b k"]:
-        """From inputs to logits."""
+        """Returns the logits of inputs."""
         return self.logits(self.features(inputs), support, **choices)
 
     def text_logits(self, image_features: Float[Array, "b e"]) -> Float[Array, "b k"]:
-        """Scaled cosines with the zero-shot weights."""
+        """Returns scaled cosines with the zero-shot weights."""
         return self.cosine_logits(image_features, self.text_features[...])
 
     def cosine_logits(
         self, image_features: Float[Array, "b e"], class_weights: Float[Array, "k e"]
     ) -> Float[Array, "b k"]:
-        """Scaled cosines with weights that are unit vectors."""
+        """Returns scaled cosines with weights that are unit vectors."""
         return self.logit_scale[...] * normalize(image_features) @ class_weights.T
 
 
 class FeatureMethod(Method):
-    """A method that reads CLIP's frozen image features, raw."""
+    """A method whose inputs are CLIP's frozen image features, raw."""
 
     reads_features = True
 
     def features(self, inputs: Float[Array, "b e"]) -> Any:
-        """The inputs, of a method that computes nothing else before its choices."""
+        """Returns the inputs; methods that compute more before applying choices override this."""
         return inputs
 
     def zero_shot_logits(self, inputs: Float[Array, "b e"]) -> Float[Array, "b k"]:
-        """Plain CLIP's logits (Eq. 1)."""
+        """Returns plain CLIP's logits (Eq. 1)."""
         return self.text_logits(inputs)
 
 
 class PixelMethod(Method):
-    """A method with an image encoder of its own, from uint8 pixels.
+    """A method with its own image encoder, whose inputs are uint8 pixels.
 
     Attributes:
-        image_encoder: Plain CLIP's.
-        passes_are_cheap: Whether training a batch in small parts computes little more than at
-            once, apart from comparisons with a cache; not so where every part has the text
-            tower's work to do.
+        image_encoder: Plain CLIP's image encoder.
+        passes_are_cheap: Whether training on a batch in small parts computes little more than
+            training on it at once, apart from comparisons with a cache. It does not if every part
+            repeats the text tower's work.
     """
 
     reads_features = False
@@ -231,5 +251,5 @@ class PixelMethod(Method):
         self.image_encoder = clip.image_encoder
 
     def zero_shot_logits(self, inputs: UInt8[Array, "b H W 3"]) -> Float[Array, "b k"]:
-        """Plain CLIP's logits: no prompt, no adapters, no cache (Eq. 1)."""
+        """Returns plain CLIP's logits: no prompt, no adapters, no cache (Eq. 1)."""
         return self.text_logits(self.image_encoder(inputs))

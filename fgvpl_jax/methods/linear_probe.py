@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on CLIP's image features, as CoOp's authors measure it."""
+"""Linear probe: logistic regression on CLIP's image features, by the protocol of CoOp's authors."""
 
 import warnings
 from typing import Any
@@ -15,16 +15,19 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
 from fgvpl_jax.variables import Trainable
 
-# C is scikit-learn's: the weight of the summed loss beside half the squared norm of the weights.
+# C is scikit-learn's: the weight of the summed loss relative to half the squared norm of the
+# weights.
 FIRST_CS = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 BINARY_STEPS = 8
-MOST_ITERATIONS = 1000
-# After L-BFGS, which ends where its objective no longer falls by what float64 resolves.
-MOST_NEWTON_STEPS = 20
-# Of the largest gradient component of the mean objective; scikit-learn's 1e-4 stops far from it.
+MAX_ITERATIONS = 1000
+# Newton steps follow L-BFGS, which stops once float64 cannot resolve a further fall of its
+# objective.
+MAX_NEWTON_STEPS = 20
+# Bound on the largest gradient component of the mean objective at which the solver stops.
+# scikit-learn's default, 1e-4, stops far from the minimum.
 TOLERANCE = 1e-9
-LARGEST_GRADIENT = 1e-6  # its norm, where the solution counts as one
-# A class without an image is never predicted: its logit lies this far below the lowest bias.
+LARGEST_GRADIENT = 1e-6  # largest gradient norm at which the result counts as a solution
+# A class without an image is never predicted: its bias is this far below the lowest other bias.
 ABSENT_CLASS_MARGIN = 30.0
 
 
@@ -32,10 +35,10 @@ class LinearProbe(FeatureMethod):
     """Multinomial logistic regression with L2, solved by L-BFGS in float64 on raw features.
 
     Attributes:
-        kernel: [e, k].
-        bias: [k], not regularised.
+        kernel: Matrix [e, k].
+        bias: Vector [k], not regularised.
         inverse_regularisation: C.
-        gradient_norm: Of the mean objective at the kernel and bias as they are kept.
+        gradient_norm: Norm of the mean objective's gradient at the stored kernel and bias.
     """
 
     name = "linear_probe"
@@ -51,14 +54,14 @@ class LinearProbe(FeatureMethod):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "LinearProbe":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(clip, task.text_features)
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
-        """Chooses C on validation and solves.
+        """Chooses C on the validation images, or 1 without any, and solves.
 
         Raises:
-            UserError: If all images are of one class.
+            UserError: If all support images are of one class.
         """
         if len(np.unique(few_shot.labels)) < 2:
             raise UserError("linear_probe needs training images of two classes: add some")
@@ -70,10 +73,10 @@ class LinearProbe(FeatureMethod):
         norm = gradient_norm(features, few_shot.labels, kernel, bias, c)
         if norm > LARGEST_GRADIENT:
             logging.warning(
-                "the linear probe's solver ended with C = %.3g, after %d steps at most, where "
-                "the gradient's norm is %.1e, not %g: results.json says so",
+                "the linear probe's solver stopped with C = %.3g after at most %d steps, at a "
+                "gradient norm of %.1e, above %g: results.json records it as gradient_norm",
                 c,
-                MOST_ITERATIONS + MOST_NEWTON_STEPS,
+                MAX_ITERATIONS + MAX_NEWTON_STEPS,
                 norm,
                 LARGEST_GRADIENT,
             )
@@ -83,14 +86,14 @@ class LinearProbe(FeatureMethod):
         self.inverse_regularisation.set_value(jnp.asarray(c, jnp.float32))
 
     def facts(self) -> dict[str, Any]:
-        """C, which validation chose; 1 where there was none. How near the solution is."""
+        """Returns C and the gradient norm, which shows how near the solution is."""
         return {
             "inverse_regularisation": float(self.inverse_regularisation[...]),
             "gradient_norm": float(self.gradient_norm[...]),
         }
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Features · kernel + bias."""
+        """Returns features · kernel + bias."""
         return features @ self.kernel[...] + self.bias[...]
 
 
@@ -100,11 +103,12 @@ def choose_c(
     validation_features: Float[np.ndarray, "v e"],
     validation_labels: Int[np.ndarray, "v"],
 ) -> float:
-    """C by validation accuracy: seven powers of ten, then a binary search around the best.
+    """Returns the C of the best validation accuracy.
 
-    The search begins a power of ten to both sides of the best, of equals the largest. Each step
-    compares the two ends, of equals the smaller C counts as better, and halves the interval in
-    the logarithm towards the better one, which in the last step is taken.
+    Tries seven powers of ten, then searches around the best of them, in a tie the largest. The
+    search begins with the interval from a tenth of it to ten times it. Each step compares the two
+    ends, in a tie preferring the smaller C, and halves the interval on the logarithmic scale
+    towards the better end. The last step returns that end.
     """
     num_classes = int(max(labels.max(), validation_labels.max())) + 1
 
@@ -113,7 +117,7 @@ def choose_c(
         guesses = (validation_features @ kernel + bias).argmax(axis=1)
         return float((guesses == validation_labels).mean())
 
-    best = max(FIRST_CS, key=accuracy)  # of equals the first
+    best = max(FIRST_CS, key=accuracy)  # in a tie, the first
     ends = {c: accuracy(c) for c in (best / 10, best * 10)}
     for _ in range(BINARY_STEPS - 1):
         low, high = sorted(ends)
@@ -130,23 +134,23 @@ def solve(
     """Minimises C · (summed cross-entropy) + ½ ‖kernel‖², in float64.
 
     Returns:
-        kernel and bias; a class without an image has weights of 0 and the lowest bias.
+        Kernel and bias; a class without an image has a kernel of 0 and the lowest bias.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    # The bias is free, so that features may be centred: CLIP's have a large common part, with
-    # which the solver ends far from the minimum.
+    # Features may be centred because the bias is not regularised. CLIP's features have a large
+    # common part, with which the solver stops far from the minimum.
     centre = features.mean(axis=0, dtype=np.float64)
     centred = features - centre
-    solver = LogisticRegression(C=c, max_iter=MOST_ITERATIONS, tol=TOLERANCE, warm_start=True)
+    solver = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE, warm_start=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of the final C it is told otherwise
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `initialise` warns about the final C
         solver.fit(centred, labels)
-        solver.set_params(solver="newton-cg", max_iter=MOST_NEWTON_STEPS)
+        solver.set_params(solver="newton-cg", max_iter=MAX_NEWTON_STEPS)
         solver.fit(centred, labels)
     coefficients, intercepts = solver.coef_, solver.intercept_ - solver.coef_ @ centre
-    if len(solver.classes_) == 2:  # scikit-learn gives the difference of the two
+    if len(solver.classes_) == 2:  # scikit-learn returns the difference of the two
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     kernel = np.zeros((features.shape[1], num_classes))
@@ -162,9 +166,9 @@ def gradient_norm(
     bias: Float[np.ndarray, "k"],
     c: float,
 ) -> float:
-    """Norm, in float64, of the gradient of mean cross-entropy + ‖kernel‖² / (2 · C · s).
+    """Returns the gradient norm of mean cross-entropy + ‖kernel‖² / (2 · C · s), in float64.
 
-    Of two classes scikit-learn penalises the one vector that is the difference of their weights.
+    For two classes scikit-learn penalises a single vector, the difference of their weights.
     """
     from scipy.special import softmax
 

@@ -1,31 +1,38 @@
-"""Schedules and optimizers of the methods' recipes; equal arguments give the same object.
+"""Schedules and optimizers of the methods' recipes; equal arguments return the same object.
 
-So runs of one structure, such as the folds of an estimate, share one compiled step.
+Compiled train steps are keyed by the optimizer, so runs of one structure, such as the folds of an
+estimate, share one compiled step.
 """
 
-from functools import cache
+from functools import lru_cache
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 WARM_UP_RATE = 1e-5
 MOMENTUM = 0.9
+# Objects of each kind to remember; bounds what a process that trains many models, such as a sweep's
+# worker, holds in memory. A run needs one schedule and one optimizer for its model and at most one
+# more of each for every fold (4 by default), so it does not evict its own. After an eviction, a
+# later run with equal arguments compiles its step again.
+CACHE_SIZE = 32
 
 
-@cache
+@lru_cache(CACHE_SIZE)
 def cosine(learning_rate: float, total_steps: int) -> optax.Schedule:
-    """From a step, counting from 0, to its rate: a cosine from `learning_rate` to 0."""
+    """Returns a schedule, from a step counted from 0 to its rate: a cosine decay to 0."""
     return optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps)
 
 
-@cache
+@lru_cache(CACHE_SIZE)
 def coop_cosine(learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """CoOp's, which changes with the epoch.
+    """Returns CoOp's schedule, which is constant within each epoch.
 
-    The first epoch has the constant rate 1e-5, epoch e > 0 the cosine's value at (e - 1) / epochs.
+    The first epoch has the rate 1e-5, epoch e > 0 the cosine's value at (e - 1) / epochs.
     """
 
-    def schedule(step):
+    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
         epoch = step // steps_per_epoch
         cosine = 0.5 * learning_rate * (1 + jnp.cos(jnp.pi * (epoch - 1) / epochs))
         return jnp.where(epoch == 0, WARM_UP_RATE, cosine)
@@ -33,17 +40,17 @@ def coop_cosine(learning_rate: float, epochs: int, steps_per_epoch: int) -> opta
     return schedule
 
 
-@cache
+@lru_cache(CACHE_SIZE)
 def adamw(
     schedule: optax.Schedule, weight_decay: float, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """AdamW."""
+    """Returns AdamW."""
     return optax.adamw(schedule, eps=eps, weight_decay=weight_decay)
 
 
-@cache
+@lru_cache(CACHE_SIZE)
 def coop_sgd(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    """SGD as CoOp trains: momentum 0.9, L2 in the gradient."""
+    """Returns CoOp's SGD: momentum 0.9, weight decay added to the gradient."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=MOMENTUM)
     )

@@ -1,4 +1,4 @@
-"""TAR, the two-pathway adaptive recognition alone: on CLIP's plain image feature."""
+"""TAR, the two-pathway adaptive recognition alone, on CLIP's plain image feature."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class TAR(FeatureMethod):
     """Eq. 19 without prompt and object branch: path1_I + λ·path2_I.
 
     Attributes:
-        pathways: Section 3.2; its adapters p and q are trained.
+        pathways: Pathways of section 3.2; their adapters p and q are trained.
     """
 
     name = "tar"
@@ -34,8 +34,8 @@ class TAR(FeatureMethod):
         clip: CLIP,
         text_features: Float[Array, "k e"],
         *,
-        text_residual_ratio: float = 0.05,
-        leave_one_out: bool = False,
+        text_residual_ratio: float,
+        leave_one_out: bool,
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
@@ -44,7 +44,7 @@ class TAR(FeatureMethod):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "TAR":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(
             clip,
             task.text_features,
@@ -55,31 +55,31 @@ class TAR(FeatureMethod):
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """FG-VPL's."""
+        """Returns FG-VPL's recipe."""
         return fg_vpl_recipe(benchmark)
 
     @classmethod
     def starting_choices(cls, config: ConfigDict) -> Choices:
-        """λ of the config."""
+        """Returns the config's λ."""
         return cache_weight(config)
 
     @classmethod
     def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
-        """λ of the config's grid."""
+        """Returns the λ of the config's grid."""
         return cache_weight_grid(config)
 
     def kept_features(self, features: Float[Array, "b e"]) -> SupportFeatures:
-        """The inputs; there are no objects."""
+        """Returns the inputs as image features; there are no objects."""
         return SupportFeatures(features, None)
 
     def contributions(
         self,
         features: Float[Array, "b e"],
         support: VisualCache,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        cache_logit_weight: Float[Array, ""] | float,
         own_places: Int[Array, "b"] | None = None,
     ) -> dict[str, Float[Array, "b k"]]:
-        """One term a pathway."""
+        """Returns one term per pathway."""
         text, cache = self.pathways.paths(
             features,
             self.pathways.class_weights(self.text_features[...]),
@@ -93,5 +93,5 @@ class TAR(FeatureMethod):
         return {"image_text": text, "image_cache": cache}
 
     def affinity(self, features: Float[Array, "b e"], support: VisualCache) -> Float[Array, "b s"]:
-        """Cosine of each query's adapted image feature with each cached image's (Eq. 17)."""
+        """Returns cosines of adapted image features, each query with each cached image (Eq. 17)."""
         return self.pathways.affinity(features, support.image)

@@ -1,6 +1,6 @@
-"""Tip-Adapter: zero-shot CLIP and a cache of the few-shot features, nothing trained.
+"""Tip-Adapter: zero-shot CLIP and a cache of the support features; nothing is trained.
 
-α and β here are Tip-Adapter's own: the weight of the cache and the sharpness of its affinities.
+α and β in this file are Tip-Adapter's: the weight of the cache and the sharpness of its affinities.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from fgvpl_jax.methods.interface import Choices, FeatureMethod, FewShotFeatures,
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen, Trainable
 
-NUM_PASSES = 10  # augmented passes whose mean makes the keys
-LOWEST = 0.1  # of the search over α and β
+NUM_PASSES = 10  # augmented passes over which the keys are averaged
+LOWEST = 0.1  # lower limit of the search over α and β
 BETA_STEPS, ALPHA_STEPS = 200, 20
 # Upper limits of the search, (β, α).
 UPPER_LIMITS = {
@@ -35,7 +35,7 @@ UPPER_LIMITS = {
     "sun397": (12.0, 10.0),
     "ucf101": (7.0, 3.0),
 }
-# Data that Tip-Adapter's authors did not have is searched as ImageNet.
+# Benchmarks that Tip-Adapter's authors did not use have ImageNet's limits.
 OTHER_UPPER_LIMITS = UPPER_LIMITS["imagenet"]
 INITIAL_BETA = 1.0
 INITIAL_ALPHA = {
@@ -51,7 +51,12 @@ OTHER_INITIAL_ALPHA = 1.17
 
 
 class TipFeatures(NamedTuple):
-    """Both parts of an image's logits before α and β."""
+    """The two parts of an image's logits before α and β are applied.
+
+    Attributes:
+        text_logits: Zero-shot logits.
+        affinity: Cosines with the keys.
+    """
 
     text_logits: Float[Array, "b k"]
     affinity: Float[Array, "b s"]
@@ -61,8 +66,8 @@ class TipAdapter(FeatureMethod):
     """Logits = scale · f·wᵀ + α · exp(-β (1 - f·keysᵀ)) · one_hot(labels).
 
     Attributes:
-        keys: [s, e], unit vectors made of the few-shot images.
-        labels: [s].
+        keys: Unit vectors [s, e] computed from the support images.
+        labels: Classes [s] of the support images.
     """
 
     name = "tip_adapter"
@@ -77,18 +82,18 @@ class TipAdapter(FeatureMethod):
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "TipAdapter":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(clip, task.text_features, task.support_labels)
 
     @classmethod
     def starting_choices(cls, config: ConfigDict) -> Choices:
-        """The α and β that the search starts from."""
+        """Returns the α and β that the search starts from."""
         alpha = INITIAL_ALPHA.get(config.benchmark, OTHER_INITIAL_ALPHA)
         return {"alpha": alpha, "beta": INITIAL_BETA}
 
     @classmethod
     def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
-        """200 β × 20 α in even steps, the upper limits left out; smallest β first, then α."""
+        """Returns 200 β × 20 α in even steps without the upper limits; smallest β first, then α."""
         highest_beta, highest_alpha = UPPER_LIMITS.get(config.benchmark, OTHER_UPPER_LIMITS)
         return [
             {"alpha": float(alpha), "beta": float(beta)}
@@ -97,12 +102,12 @@ class TipAdapter(FeatureMethod):
         ]
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
-        """Keys: each image's mean raw feature over ten augmented passes, then L2."""
+        """Sets the keys to each image's mean raw feature over ten augmented passes, then L2."""
         passes = [few_shot.augmented(epoch) for epoch in range(NUM_PASSES)]
         self.keys.set_value(normalize(jnp.asarray(np.mean(passes, axis=0))))
 
     def features(self, inputs: Float[Array, "b e"]) -> TipFeatures:
-        """What α and β do not change."""
+        """Returns the parts of the logits that do not depend on α and β."""
         affinity = normalize(inputs) @ self.keys[...].T
         return TipFeatures(self.text_logits(inputs), affinity)
 
@@ -113,7 +118,7 @@ class TipAdapter(FeatureMethod):
         alpha: Float[Array, ""] | float,
         beta: Float[Array, ""] | float,
     ) -> dict[str, Float[Array, "b k"]]:
-        """Zero-shot CLIP and the cache."""
+        """Returns the terms of zero-shot CLIP and of the cache."""
         votes = jnp.exp(-beta * (1 - features.affinity))
         members = jax.nn.one_hot(self.labels[...], self.text_features.shape[0], dtype=votes.dtype)
         return {"image_text": features.text_logits, "image_cache": alpha * (votes @ members)}

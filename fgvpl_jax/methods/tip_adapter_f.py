@@ -1,4 +1,4 @@
-"""Tip-Adapter-F: Tip-Adapter with keys that are trained."""
+"""Tip-Adapter-F: Tip-Adapter with trained keys."""
 
 import optax
 
@@ -12,14 +12,17 @@ EPS = 1e-4
 
 
 class TipAdapterF(TipAdapter):
-    """The keys begin as Tip-Adapter's and are not normalised again."""
+    """Tip-Adapter whose keys are trained from their initial values and not normalised again."""
 
     name = "tip_adapter_f"
     title = "Tip-Adapter-F"
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """Of its authors' code, but for the epoch: the last, never the best on the test set."""
+        """Returns the recipe of its authors' code.
+
+        Unlike that code, the last epoch is used and never the one that is best on the test set.
+        """
         return Recipe(
             epochs=EPOCHS.get(benchmark, OTHER_EPOCHS),
             batch_size=256,
@@ -29,5 +32,5 @@ class TipAdapterF(TipAdapter):
 
     @staticmethod
     def optimizer(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-        """AdamW with Tip-Adapter's eps."""
+        """Returns AdamW with Tip-Adapter's eps."""
         return adamw(schedule, weight_decay, eps=EPS)

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the class whose text is nearest."""
+"""Zero-shot CLIP: predicts the class with the nearest text feature."""
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -9,16 +9,16 @@ from fgvpl_jax.methods.interface import FeatureMethod, Task
 
 
 class ZeroShot(FeatureMethod):
-    """Cosines of image and text features (Eq. 1); nothing is trained."""
+    """Scaled cosines of image and text features (Eq. 1); nothing is trained."""
 
     name = "zero_shot"
     title = "Zero-shot CLIP"
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ZeroShot":
-        """The model; see `Method.build`."""
+        """Builds the model; see `Method.build`."""
         return cls(clip, task.text_features)
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Scaled cosines."""
+        """Returns scaled cosines."""
         return self.text_logits(features)

@@ -1,4 +1,4 @@
-"""Section 3.2: features to logits, by text and by the support images."""
+"""Section 3.2: from features to logits, using the class texts and the support images."""
 
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
 from fgvpl_jax.recognition.head import TwoPathwayHead, TwoPathways, total

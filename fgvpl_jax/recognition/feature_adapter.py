@@ -1,4 +1,4 @@
-"""The feature adapters p and q, and the order in which features are normalised and adapted."""
+"""The feature adapters p and q, which also fix the order of normalisation and adaptation."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,22 @@ from jaxtyping import Array, Float
 from fgvpl_jax.variables import Trainable
 
 KERNEL_STD = 0.02
-# Below this squared norm a vector counts as zero (padding); it stays zero and its gradient finite.
+# A vector of a smaller squared norm counts as zero (padding): it stays zero, with finite gradients.
 SMALLEST_SQUARED_NORM = 1e-24
 
 
 def normalize(features: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
-    """L2-normalises the last axis; a zero vector stays zero."""
+    """Returns the features L2-normalised over the last axis; a zero vector stays zero."""
     squared = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
 
 
 class FeatureAdapter(nnx.Module):
-    """One linear layer with ReLU, e -> e, used residually (Eqs. 10, 13-16).
+    """A linear layer e -> e with ReLU and a residual connection (Eqs. 10, 13-16).
 
     Attributes:
-        kernel: [e, e], initial values normal with std 0.02.
-        bias: [e], initially zero.
+        kernel: Matrix [e, e], initially normal with std 0.02.
+        bias: Vector [e], initially zero.
     """
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
@@ -33,11 +33,11 @@ class FeatureAdapter(nnx.Module):
     def __call__(
         self, features: Float[Array, "*b e"], ratio: Float[Array, ""] | float = 1.0
     ) -> Float[Array, "*b e"]:
-        """L2, then ratio · relu(x·kernel + bias) + x, then L2 again.
+        """Normalises, computes ratio · relu(x·kernel + bias) + x, and normalises again (L2).
 
         Args:
             features: Raw or normalised features.
-            ratio: Share of the adapted features: α in Eq. 10, 1 in Eqs. 13-16.
+            ratio: Weight of the adapted features: α in Eq. 10, 1 in Eqs. 13-16.
         Returns:
             Unit vectors, ready to be compared by dot product.
         """

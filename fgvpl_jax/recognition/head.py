@@ -1,4 +1,4 @@
-"""Two-pathway adaptive recognition: features to logits (section 3.2)."""
+"""Two-pathway adaptive recognition: from features to logits (section 3.2)."""
 
 from functools import partial, reduce
 
@@ -6,6 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from fgvpl_jax.defaults import (
+    CACHE_LOGIT_WEIGHT,
+    OBJECT_LOGIT_WEIGHT,
+    OBJECT_QUERY,
+    TEXT_RESIDUAL_RATIO,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
 from fgvpl_jax.recognition.visual_cache import OBJECT_QUERIES, VisualCache, class_votes
@@ -14,28 +20,36 @@ from fgvpl_jax.visual_prompt import ImageFeatures
 
 
 class TwoPathways(nnx.Module):
-    """The adapters p and q, and the logits that one kind of feature gets from both pathways.
+    """The adapters p and q, and the logits of one kind of feature from both pathways.
 
     Attributes:
-        text_adapter: p of Eq. 10.
-        visual_adapter: q of Eqs. 13-16, one for set and query, image and object.
-        text_residual_ratio: α; an array of the frozen state, so changing it retraces nothing.
+        text_adapter: Adapter p of Eq. 10.
+        visual_adapter: Adapter q of Eqs. 13-16, shared by support images and queries, images and
+            objects.
+        text_residual_ratio: α; an array in the frozen state, so that changing it causes no
+            retracing.
     """
 
-    def __init__(self, dim: int, text_residual_ratio: float = 0.05, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        text_residual_ratio: float = TEXT_RESIDUAL_RATIO,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.text_adapter = FeatureAdapter(dim, rngs=rngs)
         self.visual_adapter = FeatureAdapter(dim, rngs=rngs)
         self.text_residual_ratio = Frozen(jnp.asarray(text_residual_ratio, jnp.float32))
 
     def class_weights(self, text_features: Float[Array, "k e"]) -> Float[Array, "k e"]:
-        """w_new, unit vectors (Eq. 10)."""
+        """Returns w_new, unit vectors (Eq. 10)."""
         ratio = self.text_residual_ratio[...].astype(text_features.dtype)
         return self.text_adapter(text_features, ratio)
 
     def affinity(
         self, queries: Float[Array, "b e"], keys: Float[Array, "s e"]
     ) -> Float[Array, "b s"]:
-        """Cosine of each adapted query with each adapted key (Eq. 17)."""
+        """Returns the cosine of each adapted query with each adapted key (Eq. 17)."""
         return self.visual_adapter(queries) @ self.visual_adapter(keys).T
 
     def paths(
@@ -50,17 +64,17 @@ class TwoPathways(nnx.Module):
         cache_logit_weight: Float[Array, ""] | float,
         own_places: Int[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
-        """path1 and λ·path2 of one kind of feature, raw.
+        """Returns path1 and λ·path2 of one kind of raw feature.
 
         Args:
-            queries: What path 1 compares with the class weights (Eqs. 11-12).
-            class_weights: From `class_weights`.
-            path2_queries: What path 2 compares with the keys (Eqs. 17-18).
-            keys: The cache's features of that kind.
-            cache: Supplies labels and validity.
+            queries: Features that path 1 compares with the class weights (Eqs. 11-12).
+            class_weights: Unit vectors from `class_weights`.
+            path2_queries: Features that path 2 compares with the keys (Eqs. 17-18).
+            keys: Features of that kind in the cache.
+            cache: Labels and validity of the support images.
             logit_scale: Scale of path 1's cosines.
             cache_logit_weight: λ.
-            own_places: See `class_votes`.
+            own_places: Place of each query in the cache; see `class_votes`.
         """
         path1 = logit_scale * normalize(queries) @ class_weights.T
         path2 = class_votes(
@@ -75,21 +89,21 @@ class TwoPathways(nnx.Module):
 
 
 class TwoPathwayHead(TwoPathways):
-    """Logits from text (path 1) and from the support images (path 2), image and object.
+    """Computes logits from the texts (path 1) and the support images (path 2) for image and object.
 
     Attributes:
-        object_logit_weight: β; like α an array of the frozen state.
-        object_query: Where path 2 takes the query's object feature: "class_token" (f_O, the
+        object_logit_weight: β; an array in the frozen state, like α.
+        object_query: Object feature that path 2 uses as the query: "class_token" (f_O, the
             fine-grained branch) or "object_patches".
     """
 
     def __init__(
         self,
         dim: int,
-        text_residual_ratio: float = 0.05,
-        object_logit_weight: float = 0.5,
+        text_residual_ratio: float = TEXT_RESIDUAL_RATIO,
+        object_logit_weight: float = OBJECT_LOGIT_WEIGHT,
         *,
-        object_query: str = "class_token",
+        object_query: str = OBJECT_QUERY,
         rngs: nnx.Rngs,
     ):
         if object_query not in OBJECT_QUERIES:
@@ -105,18 +119,18 @@ class TwoPathwayHead(TwoPathways):
         cache: VisualCache,
         *,
         logit_scale: Float[Array, ""] | float,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        cache_logit_weight: Float[Array, ""] | float = CACHE_LOGIT_WEIGHT,
         own_places: Int[Array, "b"] | None = None,
     ) -> dict[str, Float[Array, "b k"]]:
-        """The four terms of Eq. 19: path1_I, λ·path2_I, β·path1_O, β·λ·path2_O.
+        """Returns the four terms of Eq. 19: path1_I, λ·path2_I, β·path1_O, β·λ·path2_O.
 
         Args:
             features: Raw features of the queries.
-            text_features: w, one unit vector a class.
-            cache: Raw features of the support set.
+            text_features: w, one unit vector per class.
+            cache: Raw features of the support images.
             logit_scale: Scale of path 1's cosines, the backbone's exp(logit_scale).
             cache_logit_weight: λ.
-            own_places: See `class_votes`.
+            own_places: Place of each query in the cache; see `class_votes`.
         """
         assert cache.object is not None
         dtype = features.image.dtype
@@ -148,10 +162,13 @@ class TwoPathwayHead(TwoPathways):
         cache: VisualCache,
         *,
         logit_scale: Float[Array, ""] | float,
-        cache_logit_weight: Float[Array, ""] | float = 1.0,
+        cache_logit_weight: Float[Array, ""] | float = CACHE_LOGIT_WEIGHT,
         own_places: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b k"]:
-        """Eq. 19: path1_I + λ·path2_I + β·(path1_O + λ·path2_O); arguments of `contributions`."""
+        """Returns the logits of Eq. 19: path1_I + λ·path2_I + β·(path1_O + λ·path2_O).
+
+        The arguments are those of `contributions`.
+        """
         terms = self.contributions(
             features,
             text_features,
@@ -164,5 +181,5 @@ class TwoPathwayHead(TwoPathways):
 
 
 def total(terms: dict[str, Float[Array, "b k"]]) -> Float[Array, "b k"]:
-    """The logits that the terms add up to, always in the same order."""
+    """Returns the sum of the terms, always added in the same order."""
     return reduce(jnp.add, (terms[name] for name in sorted(terms)))

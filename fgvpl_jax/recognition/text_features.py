@@ -1,4 +1,4 @@
-"""Class names to classification weights."""
+"""Text features of the class names: the zero-shot classification weights."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition.feature_adapter import normalize
 
-# Texts per call of the text tower, which bounds memory at 1,000 classes × 7 templates.
+# Texts per call of the text tower; bounds memory at 1,000 classes × 7 templates.
 BATCH_SIZE = 64
 
 
 def class_text_features(
     clip: CLIP, class_names: Sequence[str], templates: Sequence[str]
 ) -> Float[Array, "k e"]:
-    """Zero-shot weights w: per template L2, averaged over templates, L2 again.
+    """Returns zero-shot weights w: L2-normalised per template, averaged, and L2-normalised again.
 
     Args:
-        clip: Supplies tokenizer and text tower.
-        class_names: One name a class; `_` is read as a space.
-        templates: Sentences with one `{}` for the name.
+        clip: Backbone whose tokenizer and text tower are used.
+        class_names: One name per class; every `_` becomes a space.
+        templates: Sentences that each contain one `{}` for the name.
     Returns:
-        One unit vector a class, in the order of `class_names`.
+        One unit vector per class, in the order of `class_names`.
     Raises:
-        UserError: If a template lacks its `{}` or none is given.
+        UserError: If there is no template, or a template does not contain exactly one `{}`.
     """
     if not templates:
         raise UserError(

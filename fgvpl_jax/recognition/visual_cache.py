@@ -1,4 +1,4 @@
-"""The support set as the second path sees it."""
+"""The visual cache: features of the support images, and the class votes of path 2."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,23 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-# Names of the two places from which the query's object feature in path 2 can come (Eq. 16).
+# The two object features that path 2 can use as the query (Eq. 16).
 OBJECT_QUERIES = ("class_token", "object_patches")
-# Keys that are adapted and compared at a time. At k = 1,000 their one-hot labels are 32 MiB; only
-# ImageNet's 16 shots are more.
+# Number of keys that are adapted and compared at a time. At k = 1,000 their one-hot labels take
+# 32 MiB. Of the benchmarks, only ImageNet with 16 shots has more keys.
 CHUNK = 8192
 
 Adapter = Callable[[Float[Array, "r e"]], Float[Array, "r e"]]
 
 
 class VisualCache(NamedTuple):
-    """Features of the few-shot images, computed without gradient; raw (not normalised).
+    """Features of the support images, computed without gradient; raw (not normalised).
 
     Attributes:
-        image: f(x_set).
-        object: Object-patch means of the set, as the paper defines them in section 3.2; None for a
+        image: Image features f(x_set).
+        object: Means over the object patches, as the paper defines them in section 3.2; None for a
             method without objects.
-        labels: Class of each image; any class in range where `valid` is false.
+        labels: Class of each image; any valid class where `valid` is False.
         valid: False for padding, which contributes nothing.
     """
 
@@ -43,31 +43,36 @@ def class_votes(
     adapter: Adapter,
     own_places: Int[Array, "b"] | None = None,
 ) -> Float[Array, "b k"]:
-    """Sums phi(cosine) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
+    """Returns the sum of phi(cosine) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
 
-    Where classes have different numbers of images, each sum is divided by its class's number and
-    multiplied by their mean over the classes that have any, so that a larger class gets no louder
-    voice; with equal numbers this is the paper's formula. A class without images gets 0.
+    Where classes have different numbers of images, each sum is divided by the number of its class
+    and multiplied by the mean number over the classes that have images, so that a larger class has
+    no more weight. With equal numbers this is the paper's formula. A class without images gets 0.
 
-    At most about `CHUNK` keys are adapted and compared at a time, in the backward pass as well,
-    which computes them anew: memory does not grow with the cache beyond its raw keys. Where the
-    cache is split over devices, so is every chunk.
+    At most about `CHUNK` keys are adapted and compared at a time, also in the backward pass, which
+    recomputes them: beyond the raw keys, memory does not grow with the cache. If the cache is split
+    over devices, so is every chunk.
 
     Args:
         queries: Raw features of the queries.
         keys: Raw features of the cached images.
-        cache: Supplies labels and validity.
-        num_classes: k.
-        adapter: q of Eqs. 13-16, from raw features to unit vectors.
-        own_places: Where each query's own image is in the cache, -1 for none: it neither votes for
-            the query nor counts. None where queries are not in the cache, and in the paper, whose
-            training lets an image match itself.
+        cache: Labels and validity of the cached images.
+        num_classes: Number of classes k.
+        adapter: Adapter q of Eqs. 13-16, which maps raw features to unit vectors.
+        own_places: Index of each query's own image in the cache, -1 if it is not there. That image
+            does not vote for the query and is not counted. None where queries are not in the
+            cache, and in the paper, whose training lets an image match itself.
     Returns:
-        Path-2 logits, before λ.
+        Path-2 logits before the multiplication by λ.
     """
     adapted = adapter(queries)
 
-    def votes_of(keys, labels, valid, places):
+    def votes_of(
+        keys: Float[Array, "c e"],
+        labels: Int[Array, "c"],
+        valid: Bool[Array, "c"],
+        places: Int[Array, "c"],
+    ) -> Float[Array, "b k"]:
         votes = jnp.exp(adapted @ adapter(keys).T - 1.0)
         if own_places is not None:
             votes = jnp.where(places == own_places[:, None], 0.0, votes)
@@ -75,16 +80,18 @@ def class_votes(
         return votes @ members
 
     rows = (keys, cache.labels, cache.valid, jnp.arange(len(keys)))
-    # A power of two, which whole batches of many devices divide.
+    # A power of two, so that the batches of many devices divide into whole chunks.
     num_chunks = 1 << max(0, -(-len(keys) // CHUNK) - 1).bit_length()
     if num_chunks == 1:
         totals = votes_of(*rows)
     else:
         chunked = jax.tree.map(lambda x: interleaved(x, num_chunks), rows)
 
-        @partial(jax.checkpoint, prevent_cse=False)  # which a scan does not need
-        def add(totals, number):
-            # Taken here, not by the scan, which would want a transposed copy of all keys.
+        @partial(jax.checkpoint, prevent_cse=False)  # not needed inside a scan
+        def add(
+            totals: Float[Array, "b k"], number: Int[Array, ""]
+        ) -> tuple[Float[Array, "b k"], None]:
+            # Taken here and not by the scan, which would need a transposed copy of all keys.
             chunk = jax.tree.map(lambda x: jnp.take(x, number, axis=1), chunked)
             return totals + votes_of(*chunk), None
 
@@ -102,9 +109,10 @@ def class_votes(
 
 
 def interleaved(rows: Shaped[Array, "s *d"], num_chunks: int) -> Shaped[Array, "c n *d"]:
-    """Every n-th row to the same chunk, [:, chunk]; rows of 0, not valid, fill up the last ones.
+    """Deals the rows out to the chunks in turn; chunk i is [:, i], padded with rows of 0.
 
-    So a chunk of rows that are split over devices is split over them likewise.
+    A chunk of rows that are split over devices is therefore split over the same devices. The rows
+    of padding are not valid.
     """
     padded = jnp.pad(rows, [(0, -len(rows) % num_chunks), *[(0, 0)] * (rows.ndim - 1)])
     return padded.reshape(-1, num_chunks, *rows.shape[1:])

@@ -1,4 +1,4 @@
-"""Section 3.1: where the object is, and image features that look at it."""
+"""Section 3.1: finding the object, and image features that attend to it."""
 
 from fgvpl_jax.visual_prompt.attention_map import attention_map
 from fgvpl_jax.visual_prompt.encoder import FGImageEncoder, ImageFeatures

@@ -1,4 +1,4 @@
-"""How much each patch matters to the class token: attention rolled out over the layers."""
+"""Attention roll-out: the significance of each image patch for the class token."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fgvpl_jax.clip.layers import attention_weights
+from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.errors import UserError
 
 
 def attention_map(
-    attentions: Sequence[Float[Array, "b h t t"]], num_prompts: int = 1
+    attentions: Sequence[Float[Array, "b h t t"]], num_prompts: int = NUM_PROMPTS
 ) -> Float[Array, "b n"]:
-    """Significance of each image patch for the class token (Eqs. 5-7 of FG-VPL).
+    """Returns the significance of each image patch for the class token (Eqs. 5-7 of FG-VPL).
 
-    Only the class row of A_{L-1} · … · A_2 · A_1 (Eq. 6, per head) is read, so a row vector is
-    multiplied from the top layer down: O(l·h·t²) a image instead of O(l·h·t³).
+    Only the class row of A_{L-1} · … · A_2 · A_1 (Eq. 6, per head) is needed, so a row vector is
+    multiplied from the top layer down: O(l·h·t²) per image instead of O(l·h·t³).
 
     Args:
         attentions: Row-stochastic self-attention weights of layers 1..L-1, first layer first.
-        num_prompts: Prompt tokens at the end of the sequence; their columns are dropped.
+        num_prompts: Number of prompt tokens at the end of the sequence; their columns are dropped.
     Returns:
-        Unnormalised float32 scores in row-major patch order, summed over heads; accumulated in
-        float32 whatever the weights' type. No gradient flows through them.
+        Unnormalised float32 scores in row-major patch order, summed over heads. They are
+        accumulated in float32 whatever the type of the weights, and no gradient flows through
+        them.
     Raises:
-        UserError: If there is no layer, or fewer than one patch column would remain.
+        UserError: If there is no layer, or no patch column would remain.
     """
     if not attentions:
         raise UserError("attention_map needs the attention weights of at least one layer")
@@ -43,24 +45,26 @@ def attention_map(
     return row[..., 1 : 1 + num_patches].sum(axis=1)
 
 
-def attention_map_anew(
+def recomputed_attention_map(
     queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
-    num_prompts: int = 1,
+    num_prompts: int = NUM_PROMPTS,
 ) -> Float[Array, "b n"]:
-    """`attention_map` without the layers' weights: each is computed anew when its turn comes.
+    """Returns the `attention_map`, recomputing each layer's attention weights when it needs them.
 
-    Then not l·h·t² weights an image are kept until the roll-out but 2·l·t·d numbers, twice that
-    while they are stacked, and the weights of one layer at a time.
+    This keeps 2·l·t·d numbers per image until the roll-out (twice that while they are stacked) and
+    the weights of one layer at a time, instead of all l·h·t² weights.
 
     Args:
-        queries_and_keys: Of layers 1..L-1 (at least one), as `Attention.queries_and_keys` gives
-            them.
-        num_prompts: As for `attention_map`.
+        queries_and_keys: Queries and keys of layers 1..L-1 (at least one), from
+            `Attention.queries_and_keys`.
+        num_prompts: Number of prompt tokens at the end of the sequence; their columns are dropped.
+    Returns:
+        The scores that `attention_map` returns.
     """
     *lower, (queries, keys) = jax.lax.stop_gradient(list(queries_and_keys))
     row = attention_weights(queries[:, :, :1], keys)[:, :, 0].astype(jnp.float32)
     if lower:
-        # A loop, whose turns XLA cannot begin before their time, as it does with unrolled ones.
+        # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
         row, _ = jax.lax.scan(
             lambda row, layer: (_one_layer_down(row, attention_weights(*layer)), None),
@@ -74,5 +78,5 @@ def attention_map_anew(
 def _one_layer_down(
     row: Float[Array, "b h t"], weights: Float[Array, "b h t t"]
 ) -> Float[Array, "b h t"]:
-    # A product and a sum rather than a matrix product, whose float32 is cut short on GPUs.
+    # A product and a sum, because GPUs reduce the precision of float32 matrix products.
     return jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)

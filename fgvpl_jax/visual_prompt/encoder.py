@@ -1,4 +1,4 @@
-"""The fine-grained image encoder: CLIP's vision tower, a prompt and a second last layer."""
+"""The fine-grained image encoder: CLIP's vision tower, a prompt and a copy of the last layer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,23 +10,24 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip import VisionTower
+from fgvpl_jax.defaults import CONNECTIVITY, NUM_PROMPTS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Trainable, trainable_copy
-from fgvpl_jax.visual_prompt.attention_map import attention_map, attention_map_anew
+from fgvpl_jax.visual_prompt.attention_map import attention_map, recomputed_attention_map
 from fgvpl_jax.visual_prompt.object_mask import object_mask
 
 PROMPT_STD = 0.02
 
 
 class ImageFeatures(NamedTuple):
-    """What the encoder says of each image; features are raw (not normalised).
+    """Features, attention map and object mask of each image; features are raw (not normalised).
 
     Attributes:
         image: Class token of the original branch, projected: f(x).
         object: Class token of the fine-grained branch, projected: f_O(x).
         object_patches: Mean over the object mask of the original branch's projected patch tokens.
         attention_map: Significance of each patch, row-major (Eq. 7).
-        object_mask: The patches of the object, row-major; at least one.
+        object_mask: True for the patches of the object, row-major; at least one per image.
     """
 
     image: Float[Array, "b e"]
@@ -37,20 +38,22 @@ class ImageFeatures(NamedTuple):
 
 
 class FGImageEncoder(nnx.Module):
-    """Image features and object features in one pass (section 3.1, Eqs. 2-9).
+    """Computes image features and object features in one pass (section 3.1, Eqs. 2-9).
 
     Attributes:
         vision: The frozen tower, shared with the caller.
-        prompt: [m, d], trainable; joins after CLIP's pre-LayerNorm without a position embedding.
-        fine_grained_layer: Trainable, a copy of the tower's last layer that shares no storage.
+        prompt: Trainable prompt [m, d], appended after CLIP's pre-LayerNorm without a position
+            embedding.
+        fine_grained_layer: Trainable copy of the tower's last layer that shares no storage with
+            it.
     """
 
     def __init__(
         self,
         vision: VisionTower,
-        num_prompts: int = 1,
+        num_prompts: int = NUM_PROMPTS,
         *,
-        connectivity: int = 2,
+        connectivity: int = CONNECTIVITY,
         compute_dtype: str | None = None,
         rematerialise: bool = False,
         rngs: nnx.Rngs,
@@ -59,14 +62,16 @@ class FGImageEncoder(nnx.Module):
 
         Args:
             vision: A frozen tower of at least two layers.
-            num_prompts: Prompt tokens m; 0 leaves the tower as it was pre-trained.
-            connectivity: 2 or 1, see `object_mask`.
-            compute_dtype: What the layers compute in; None for the parameters' type. Features,
-                attention map and mask are float32 at least.
-            rematerialise: Compute a layer's activations anew in the backward pass, and its
-                attention weights anew for the attention map, instead of keeping them: the same
-                result from less memory.
-            rngs: The `params` stream draws the prompt: normal, std 0.02.
+            num_prompts: Number of prompt tokens m; 0 leaves the tower as it was pre-trained.
+            connectivity: 2 or 1; see `object_mask`.
+            compute_dtype: Type that the layers compute in; None for the parameters' type. Features,
+                attention map and mask have at least float32 precision.
+            rematerialise: Whether to recompute a layer's activations in the backward pass, and its
+                attention weights for the attention map, instead of keeping them. The result is the
+                same and takes less memory.
+            rngs: Random streams; `params` draws the prompt from a normal of std 0.02.
+        Raises:
+            UserError: If the tower has one layer, or another argument is out of range.
         """
         if len(vision.layers) < 2:
             raise UserError(
@@ -89,7 +94,7 @@ class FGImageEncoder(nnx.Module):
         )
 
     def __call__(self, pixels: Float[Array, "b H W 3"]) -> ImageFeatures:
-        """Encodes normalised images; every step has a static shape and stays on the device."""
+        """Encodes normalised images; all shapes are static and all work stays on the device."""
         num_prompts = self.prompt.shape[0]
         tokens = self.vision.embed(pixels, self.compute_dtype)
         prompt = jnp.broadcast_to(
@@ -102,22 +107,22 @@ class FGImageEncoder(nnx.Module):
         for layer in shared_layers:
             seen = tokens
             tokens, weights = self._run(layer, seen)
-            # The layer computes its queries and keys as well; XLA makes one of both.
+            # The layer computes its queries and keys too; XLA merges the two computations.
             attentions.append(layer.queries_and_keys(seen) if self.rematerialise else weights)
-        roll_out = attention_map_anew if self.rematerialise else attention_map
+        roll_out = recomputed_attention_map if self.rematerialise else attention_map
         significance = roll_out(attentions, num_prompts)  # Eqs. 5-7
         mask = object_mask(significance, self.vision.grid, self.connectivity)
 
-        # Eq. 8. The class token by itself: a program that reads no patch, such as a training step,
-        # then computes none; one that reads both shares keys and values.
+        # Eq. 8. The class token is computed separately, so that a program that uses no patch, such
+        # as a training step, computes no patch. A program that uses both shares keys and values.
         class_token, _ = self._run(partial(last_layer, num_queries=1), tokens)
         original, _ = self._run(last_layer, tokens)
         patches = self._project(original[:, 1 : 1 + mask.shape[1]])
 
-        batch = mask.shape[0]  # a symbol in an export
+        batch = mask.shape[0]  # symbolic in an export
         kept = [jnp.ones((batch, count), bool) for count in (1, num_prompts)]
         key_mask = jnp.concatenate([kept[0], mask, kept[1]], axis=1)
-        # Eq. 9. Only the class token is read, so it is the only query.
+        # Eq. 9. Only the class token is used, so it is the only query.
         fine_grained, _ = self._run(
             partial(self.fine_grained_layer, num_queries=1), tokens, key_mask
         )
@@ -139,6 +144,6 @@ class FGImageEncoder(nnx.Module):
 
 
 def masked_mean(tokens: Float[Array, "b n e"], mask: Bool[Array, "b n"]) -> Float[Array, "b e"]:
-    """Mean of the tokens that the mask keeps; the mask keeps at least one."""
+    """Returns the mean of the tokens that the mask keeps; the mask must keep at least one."""
     weights = mask.astype(tokens.dtype)
     return jnp.einsum("bne,bn->be", tokens, weights) / weights.sum(axis=1, keepdims=True)

@@ -1,28 +1,32 @@
-"""Where the object is: Otsu's threshold, then the largest connected area, inside the program."""
+"""Object masks inside the compiled program: Otsu's threshold, then the largest connected area."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fgvpl_jax.defaults import CONNECTIVITY
 from fgvpl_jax.errors import UserError
 
-NUM_BINS = 256  # as scikit-image's threshold_otsu
-# Beyond it the integers n·s1, at most n·255·n, leave int32.
-MOST_VALUES = 2_900
+NUM_BINS = 256  # the number that scikit-image's threshold_otsu uses
+# With more values, the integers n·s1, at most n·255·n, overflow int32.
+MAX_VALUES = 2_900
 
 
 def object_mask(
-    attention_map: Float[Array, "b n"], grid: tuple[int, int], connectivity: int = 2
+    attention_map: Float[Array, "b n"],
+    grid: tuple[int, int],
+    connectivity: int = CONNECTIVITY,
 ) -> Bool[Array, "b n"]:
-    """The largest connected area of patches above Otsu's threshold.
+    """Returns the largest connected area of patches above Otsu's threshold.
 
     Args:
         attention_map: Scores in row-major patch order (Eq. 7).
         grid: (gh, gw) with gh · gw = n.
-        connectivity: 2 joins patches that share an edge or a corner, 1 an edge only.
+        connectivity: 2 joins patches that share an edge or a corner, 1 only those that share an
+            edge.
     Returns:
-        At least one patch an image; every patch where the map is constant and so has no
-        threshold, or is not finite.
+        A mask of at least one patch per image. It keeps every patch of a map that is constant, and
+        so has no threshold, or that is not finite.
     Raises:
         UserError: If the grid does not hold n patches, or the connectivity is neither 1 nor 2.
     """
@@ -40,22 +44,23 @@ def object_mask(
 
 
 def otsu_threshold(values: Float[Array, "b n"]) -> Float[Array, "b"]:
-    """Otsu's threshold of each row: the bin centre with the largest between-class variance.
+    """Returns Otsu's threshold of each row: the bin centre of the largest between-class variance.
 
-    256 bins over [min, max]. With w1 values at or below a bin, s1 the sum of their bin numbers,
-    and S that sum over all n, the variance w1·w2·(mean1 - mean2)² is (n·s1 - w1·S)² / (w1·w2) up
-    to a factor. Counts and sums are integers, so scale and offset of the values do not blur it.
+    There are 256 bins over [min, max]. With w1 values at or below a bin, s1 the sum of their bin
+    numbers, and S that sum over all n values, the variance w1·w2·(mean1 - mean2)² is
+    (n·s1 - w1·S)² / (w1·w2) up to a factor. Counts and sums are integers, so the scale and offset
+    of the values cause no rounding error in them.
 
     Args:
-        values: Finite; computed in float32.
+        values: Finite values; converted to float32.
     Returns:
-        The first best centre; the value itself of a constant row.
+        The centre of the first of the best bins, or the value itself where a row is constant.
     Raises:
         UserError: If a row has more than 2,900 values.
     """
-    if values.shape[1] > MOST_VALUES:
+    if values.shape[1] > MAX_VALUES:
         raise UserError(
-            f"Otsu's threshold of {values.shape[1]} patches: at most {MOST_VALUES} are counted "
+            f"Otsu's threshold of {values.shape[1]} patches: at most {MAX_VALUES} are counted "
             "exactly; choose a backbone with larger patches or smaller images"
         )
     values = values.astype(jnp.float32)
@@ -67,7 +72,8 @@ def otsu_threshold(values: Float[Array, "b n"]) -> Float[Array, "b"]:
     below = jnp.cumsum(counts, axis=1)
     sum_below = jnp.cumsum(counts * jnp.arange(NUM_BINS), axis=1)
     total, total_sum = below[:, -1:], sum_below[:, -1:]
-    # The last bin always holds the largest value, so the earlier ones leave some above.
+    # The last bin always holds the largest value, so a threshold at an earlier bin always has
+    # values above it.
     below, sum_below = below[:, :-1], sum_below[:, :-1]
     difference = (total * sum_below - below * total_sum).astype(jnp.float32)
     variance = jnp.square(difference) / (below * (total - below)).astype(jnp.float32)
@@ -76,19 +82,19 @@ def otsu_threshold(values: Float[Array, "b n"]) -> Float[Array, "b"]:
 
 
 def largest_component(
-    mask: Bool[Array, "b gh gw"], connectivity: int = 2
+    mask: Bool[Array, "b gh gw"], connectivity: int = CONNECTIVITY
 ) -> Bool[Array, "b gh gw"]:
-    """The connected area with the most cells; of equal ones, the first met in row-major order.
+    """Returns the connected area with the most cells; in a tie, the first in row-major order.
 
-    Every cell starts with its own index as label. Rounds of taking the smallest label among the
-    neighbours, then the label of the cell that the label names, end with each area labelled by
-    its first cell.
+    Every cell starts with its own index as its label. Each round replaces a cell's label by the
+    smallest label among its neighbours, then by the label of the cell with that index. At the end,
+    the label of every cell is the index of the first cell of its area.
 
     Args:
         mask: Cells to connect.
-        connectivity: 2 joins the 8 neighbours, 1 the 4.
+        connectivity: 2 joins a cell to its 8 neighbours, 1 to 4 of them.
     Returns:
-        The chosen cells; none where the mask is empty.
+        The cells of the area; no cell where the mask is empty.
     Raises:
         UserError: If the connectivity is neither 1 nor 2.
     """
@@ -96,25 +102,27 @@ def largest_component(
         raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
     batch, gh, gw = mask.shape
     size = gh * gw
-    nobody = size  # label of the background, larger than every other
+    background = size  # a label larger than that of every cell
 
     def relabel(labels: Int[Array, "b gh gw"]) -> Int[Array, "b gh gw"]:
-        padded = jnp.pad(labels, ((0, 0), (1, 1), (1, 1)), constant_values=nobody)
+        padded = jnp.pad(labels, ((0, 0), (1, 1), (1, 1)), constant_values=background)
         vertical = _smallest_of_three(padded, axis=1)
         if connectivity == 2:
             smallest = _smallest_of_three(vertical, axis=2)
         else:
             smallest = jnp.minimum(vertical[:, :, 1:-1], _smallest_of_three(padded, 2)[:, 1:-1])
-        smallest = jnp.where(mask, smallest, nobody).reshape(batch, size)
-        named = jnp.pad(smallest, ((0, 0), (0, 1)), constant_values=nobody)
-        return jnp.take_along_axis(named, smallest, axis=1).reshape(mask.shape)
+        smallest = jnp.where(mask, smallest, background).reshape(batch, size)
+        label_of_cell = jnp.pad(smallest, ((0, 0), (0, 1)), constant_values=background)
+        return jnp.take_along_axis(label_of_cell, smallest, axis=1).reshape(mask.shape)
 
-    def step(state):
+    def step(
+        state: tuple[Int[Array, "b gh gw"], Bool[Array, ""]],
+    ) -> tuple[Int[Array, "b gh gw"], Bool[Array, ""]]:
         labels, _ = state
         new = relabel(labels)
         return new, jnp.any(new != labels)
 
-    own = jnp.where(mask, jnp.arange(size).reshape(gh, gw), nobody)
+    own = jnp.where(mask, jnp.arange(size).reshape(gh, gw), background)
     labels, _ = jax.lax.while_loop(lambda state: state[1], step, (own, jnp.any(mask)))
     labels = labels.reshape(batch, size)
     areas = _count(labels, size + 1)[:, :size]
@@ -131,6 +139,6 @@ def _smallest_of_three(labels: Int[Array, "b p q"], axis: int) -> Int[Array, "b 
 
 
 def _count(indices: Int[Array, "b n"], size: int) -> Int[Array, "b m"]:
-    """How often each of 0..size-1 occurs in each row."""
+    """Returns how often each of 0..size-1 occurs in each row."""
     rows = jnp.arange(indices.shape[0])[:, None]
     return jnp.zeros((indices.shape[0], size), jnp.int32).at[rows, indices].add(1)

@@ -12,6 +12,7 @@ from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.training import TrainState, data_mesh, make_train_step, split_model
 from fgvpl_jax.training.train_step import StepBatch
 from tests.comparison import relative_error
+from tests.method_settings import FG_VPL_SETTINGS
 
 torch = pytest.importorskip("torch", reason="compares live with PyTorch: make parity")
 pytestmark = pytest.mark.torch
@@ -28,7 +29,7 @@ def both(tiny_clip_dir):
     rng = np.random.default_rng(0)
     text = rng.normal(size=(CLASSES, clip.vision.config.embed_dim)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    model = FGVPL(clip, jnp.asarray(text), rngs=nnx.Rngs(0))
+    model = FGVPL(clip, jnp.asarray(text), **FG_VPL_SETTINGS, rngs=nnx.Rngs(0))
     reference = torch_reference.TorchFGVPL(clip, model)
     side = clip.image_size
     images = jnp.asarray(rng.integers(0, 256, (6, side, side, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""What several tests of checkpoints need: the Flax layout, edits of JSON, comparison of models."""
+"""Helpers for tests of checkpoints: the Flax layout, edits of JSON, comparison of models."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def same(a, b):
 
 
 def take_weights(directory: Path) -> dict[str, np.ndarray]:
-    """The tensors; the file is gone, another format is to follow."""
+    """Returns the tensors and removes their file, so that a test can write another format."""
     tensors = load_file(directory / WEIGHTS)
     (directory / WEIGHTS).unlink()
     return tensors
@@ -35,7 +35,10 @@ def edit_json(file: Path, change) -> None:
 
 
 def to_flax_layout(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """As Hugging Face's Flax CLIP saved itself: kernels transposed, other leaf names."""
+    """Converts tensors to the layout of Hugging Face's Flax CLIP.
+
+    Its kernels are transposed and its leaves have other names.
+    """
     tree = {}
     for name, value in tensors.items():
         *modules, leaf = name.split(".")

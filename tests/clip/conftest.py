@@ -1,4 +1,4 @@
-"""A checkpoint that a test may damage."""
+"""A copy of a checkpoint, which a test may damage."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Directory or hub id, one weight format from the hub, its cache, and no network."""
+"""Finding checkpoints: directory or hub id, one weight format from the hub, cache, no network."""
 
 import json
 import os
@@ -22,7 +22,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def find_elsewhere(name, home, **environment):
-    """In a fresh process, because the hub's client reads its environment at import."""
+    """Runs `find_checkpoint` in a new process: the hub's client reads its environment at import."""
     program = (
         "from fgvpl_jax.clip.hub import find_checkpoint\n"
         f"directory, revision = find_checkpoint({name!r})\n"
@@ -41,7 +41,7 @@ def find_elsewhere(name, home, **environment):
 
 
 class Hub:
-    """As much of the Hugging Face hub as its client asks of one public model repository."""
+    """A server with the part of the Hugging Face hub that one public model repository needs."""
 
     def __init__(self, directory: Path, name: str):
         self.sent: set[str] = set()
@@ -104,8 +104,8 @@ class Hub:
 
 
 def add_other_formats(directory, formats):
-    (directory / "README.md").write_text("of no use")
-    (directory / "tf_model.h5").write_bytes(b"of no use")
+    (directory / "README.md").write_text("not to be fetched")
+    (directory / "tf_model.h5").write_bytes(b"not to be fetched")
     if "model.safetensors" not in formats:
         tree = to_flax_layout(take_weights(directory))
         (directory / "flax_model.msgpack").write_bytes(msgpack_serialize(tree))
@@ -116,7 +116,7 @@ def add_other_formats(directory, formats):
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "flax_model.msgpack"])
 def test_one_format_is_fetched(checkpoint, tmp_path, weights):
-    """And its copy serves where the hub has gone."""
+    """Checks also that the copy is used when the hub is gone."""
     original = load_clip(checkpoint)
     add_other_formats(checkpoint, {weights})
     hub = Hub(checkpoint, "someone/tiny-clip")
@@ -130,7 +130,7 @@ def test_one_format_is_fetched(checkpoint, tmp_path, weights):
     assert hub.sent == small | {weights, "preprocessor_config.json"}
     hub.server.shutdown()
     hub.server.server_close()
-    # One way for each format: a process takes seconds to import everything.
+    # One way of losing the hub per format, because a process takes seconds to import everything.
     gone = {"HF_ENDPOINT": hub.url} if "safetensors" in weights else {"HF_HUB_OFFLINE": "1"}
     done = find_elsewhere("someone/tiny-clip", home, **gone)
     assert done.stdout.split() == [directory, REVISION], done.stderr
@@ -147,7 +147,7 @@ def test_a_repository_that_is_not_there_or_has_no_weights(checkpoint, tmp_path):
 
 
 def test_without_network_a_hub_id_is_refused(tmp_path):
-    """Offline mode, a refused connection, and a network that swallows what is sent."""
+    """Checks offline mode, a refused connection, and a network that drops all packets."""
     silent = socket.create_server(("127.0.0.1", 0))
     for environment in (
         {"HF_HUB_OFFLINE": "1"},
@@ -162,7 +162,7 @@ def test_without_network_a_hub_id_is_refused(tmp_path):
 
 
 def test_a_copy_that_another_program_fetched_is_used(tiny_clip_dir, tmp_path, monkeypatch):
-    """The hub's cache layout, without this client's own listing of the repository."""
+    """Checks a copy in the hub's cache layout without the client's listing of the repository."""
     import huggingface_hub.constants as constants
 
     repository = tmp_path / "models--someone--tiny-clip"
@@ -177,12 +177,12 @@ def test_a_copy_that_another_program_fetched_is_used(tiny_clip_dir, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["./none", "/none", "~/none/none", "a/b/c", "none", "", "run.py"])
-def test_a_missing_directory_is_said_at_once(name):
+def test_a_missing_directory_is_reported_at_once(name):
     with pytest.raises(UserError, match=r"there is no directory.*name a folder"):
         load_clip(name)
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "a/b.git"])
-def test_a_name_that_no_hub_has(name):
+def test_a_name_that_cannot_be_on_the_hub_is_refused(name):
     with pytest.raises(UserError, match=r"there is no directory.*(repo_id|Repo_id)"):
         load_clip(name)

@@ -1,4 +1,4 @@
-"""Texts and photos on their way in: the checkpoint's own tokenizer and image processor."""
+"""Inputs: texts and photos through the checkpoint's tokenizer and image processor."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from fgvpl_jax.errors import UserError
 from tests.clip.checkpoints import edit_json
 
 
-def test_texts_are_padded_and_never_cut(tiny_clip_dir):
+def test_texts_are_padded_and_never_truncated(tiny_clip_dir):
     clip = load_clip(str(tiny_clip_dir))
     ids = clip.tokenize(["a", "bcd"])
     assert ids.shape == (2, 77)
@@ -30,7 +30,7 @@ def test_texts_are_padded_and_never_cut(tiny_clip_dir):
         clip.tokenize(["fine", "a photo of a " + "x" * 80])
 
 
-def test_what_follows_the_end_of_a_text_is_not_read(tiny_clip_dir):
+def test_tokens_after_the_end_of_a_text_do_not_matter(tiny_clip_dir):
     clip = load_clip(str(tiny_clip_dir))
     ids = clip.tokenize(["dog"])
     other = ids.copy()
@@ -85,7 +85,7 @@ def random_photo(width, height, mode="RGB"):
 
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from(["RGB", "L", "P", "CMYK"]))
 @settings(max_examples=60, deadline=None)
-def test_photos_become_what_the_processor_makes_of_them(tiny_clip_dir, width, height, mode):
+def test_photos_equal_those_of_transformers_processor(tiny_clip_dir, width, height, mode):
     clip, processor = loaded(tiny_clip_dir)
     photo = random_photo(width, height, mode)
     expected = processor(photo, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
@@ -98,7 +98,7 @@ def loaded(directory):
 
 
 def of_old(content):
-    """Sizes as numbers, another name for the class."""
+    """Changes the content to an older format: sizes as numbers, another key for the class."""
     del content["image_processor_type"]
     content.update(feature_extractor_type="CLIPFeatureExtractor", size=32, crop_size=32)
 
@@ -122,7 +122,7 @@ def of_old(content):
 def test_every_setting_of_the_processor_counts(checkpoint, change, file):
     place = checkpoint / "preprocessor_config.json"
     edit_json(place, change)
-    if file != place.name:  # as transformers 5 saves a whole CLIPProcessor
+    if file != place.name:  # transformers 5 saves a whole CLIPProcessor like this
         content = {"image_processor": json.loads(place.read_text())}
         (checkpoint / file).write_text(json.dumps(content))
         place.unlink()
@@ -137,7 +137,7 @@ def test_every_setting_of_the_processor_counts(checkpoint, change, file):
 
 
 def test_both_layouts_of_the_tokenizer(checkpoint, tiny_clip_dir):
-    """A tokenizer.json alone, with merges, gives what vocab.json and merges.txt give."""
+    """Checks that tokenizer.json alone, with merges, equals vocab.json and merges.txt."""
     from transformers import CLIPTokenizer
 
     with_merges = json.loads((checkpoint / "vocab.json").read_text())
@@ -170,7 +170,7 @@ def test_no_texts_and_one_bare_text(tiny_clip_dir):
 
 
 def test_wrong_inputs_without_shape_checks():
-    """The test session checks shape annotations itself, so this asks a plain process."""
+    """Runs in a plain process, because the test session checks shape annotations."""
     program = (
         "import numpy as np; from flax import nnx\n"
         "from fgvpl_jax.clip import VisionTower; from fgvpl_jax.clip.config import VisionConfig\n"

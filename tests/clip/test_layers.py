@@ -1,4 +1,4 @@
-"""One layer: fewer queries, masked keys, causality, and the compute type."""
+"""One transformer layer: fewer queries, masked keys, causality and the compute type."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_float64_parameters_compute_in_float64(layer, tokens):
 
 
 def test_gradients_agree_with_central_differences(layer, tokens):
-    """In float64, through the key mask and with one query, as the fine-grained layer is used."""
+    """Checks float64 gradients with a key mask and one query, like the fine-grained layer's."""
     with jax.enable_x64(True):
         graphdef, state = nnx.split(layer)
         wide = jax.tree.map(lambda x: x.astype(jnp.float64), state)
@@ -70,7 +70,7 @@ def test_gradients_agree_with_central_differences(layer, tokens):
             out, _ = nnx.merge(graphdef, state)(tokens.astype(jnp.float64), mask, 1)
             return jnp.sum(jnp.sin(out))
 
-        # The default step, 1e-4, has an error of 2e-6 of its own, which falls with its square.
+        # The default step, 1e-4, has an error of 2e-6, which is proportional to its square.
         check_grads(loss, (wide,), order=1, modes=["rev"], eps=1e-5, rtol=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_gradient_of_quick_gelu_by_hand():
 
 
 def test_gradient_of_attention_weights_by_the_jacobian_of_softmax():
-    """diag(w) - w·wᵀ for each query, and nothing through a masked key."""
+    """Checks diag(w) - w·wᵀ for each query, and that no gradient flows through a masked key."""
     rng = np.random.default_rng(3)
     queries, keys = rng.normal(size=(2, 2, 3, 4)), rng.normal(size=(2, 2, 5, 4))
     gradient, mask = rng.normal(size=(2, 2, 3, 5)), np.ones((2, 1, 5), bool)

@@ -1,4 +1,4 @@
-"""Every file format gives the same model; everything wrong with a checkpoint is named."""
+"""Loading: every file format results in the same model, and errors name the damage."""
 
 import json
 import os
@@ -54,7 +54,8 @@ def test_shards(checkpoint, tiny_clip_dir):
     with pytest.raises(UserError, match="model-00002-of-00002"):
         load_clip(str(checkpoint))
     edit_json(index, lambda c: c["weight_map"].update(x="x" * 300 + ".safetensors"))
-    with pytest.raises(UserError, match="lacks the weight shards"):  # no file system has it
+    # No file system allows a name of this length.
+    with pytest.raises(UserError, match="lacks the weight shards"):
         load_clip(str(checkpoint))
     edit_json(index, lambda c: c["weight_map"].update(x="../other.safetensors"))
     with pytest.raises(UserError, match=r"\.\./other"):
@@ -63,7 +64,7 @@ def test_shards(checkpoint, tiny_clip_dir):
 
 @pytest.mark.parametrize("chunk", [None, 400])
 def test_msgpack(checkpoint, tiny_clip_dir, chunk, monkeypatch):
-    """Flax cuts arrays of more than a gigabyte into chunks; here, of more than 400 bytes."""
+    """Checks the chunks that Flax splits large arrays into: here above 400 bytes, not 1 GB."""
     if chunk:
         monkeypatch.setattr("flax.serialization.MAX_CHUNK_SIZE", chunk)
     tree = to_flax_layout(take_weights(checkpoint))
@@ -141,8 +142,8 @@ def test_position_ids_are_known_and_ignored(checkpoint, tiny_clip_dir):
     assert same(load_clip(str(checkpoint)), load_clip(str(tiny_clip_dir)))
 
 
-def test_a_flat_config_of_openais_age(checkpoint, tiny_clip_dir):
-    """`*_config_dict` instead of `*_config`, and what equals the default left out."""
+def test_a_config_of_an_early_checkpoint(checkpoint, tiny_clip_dir):
+    """Checks keys `*_config_dict` instead of `*_config`, without values that equal the default."""
 
     def age(content):
         for tower in ("vision", "text"):
@@ -177,7 +178,7 @@ def widen(tensors):
 
 
 def other_layout(tensors):
-    """Of the right size; a transposition alone would make it fit."""
+    """Gives a tensor the right size in a wrong layout, which a transposition would make fit."""
     name = "vision_model.embeddings.patch_embedding.weight"
     tensors[name] = np.ascontiguousarray(tensors[name].transpose(0, 2, 3, 1))
 
@@ -191,8 +192,8 @@ def poison(tensors):
     [
         (drop, r"lacks tensors \(1\): vision_model\.encoder\.layers\.1\.mlp\.fc1\.bias"),
         (add, r"no place for \(1\): vision_model\.head\.weight"),
-        (misshape, r"text_projection\.weight \(16, 25\), wanted \(16, 24\)"),
-        (other_layout, r"patch_embedding\.weight \(32, 8, 8, 3\), wanted \(32, 3, 8, 8\)"),
+        (misshape, r"text_projection\.weight \(16, 25\), expected \(16, 24\)"),
+        (other_layout, r"patch_embedding\.weight \(32, 8, 8, 3\), expected \(32, 3, 8, 8\)"),
         (widen, r"1 tensors are not floating point: \['text_projection\.weight \(int64\)'\]"),
         (poison, r"NaN or infinity: \['visual_projection\.weight'\]"),
     ],
@@ -287,8 +288,8 @@ def remove(*names):
         ),
         (of_vision(patch_size=64), "patches of 64 do not fit images of 32"),
         (of_vision(num_channels=4), "4 image channels"),
-        (of_vision(num_hidden_layers=513), "num_layers is 513: at most 512"),
-        (of_vision(image_size=2049), "image_size is 2049: at most 2048"),
+        (of_vision(num_hidden_layers=513), "num_layers is 513: it must be at most 512"),
+        (of_vision(image_size=2049), "image_size is 2049: it must be at most 2048"),
         (huge_resize, r"size has shortest_edge 2049, not 1 to 2048"),
         (of_vision(layer_norm_eps=0.0), "layer_norm_eps is 0.0"),
         (set_config(text_config=[1]), r"config\.json does not describe a CLIP"),
@@ -313,7 +314,7 @@ def test_the_hash_is_of_the_contents(checkpoint, tiny_clip_dir):
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "preprocessor_config.json"])
-def test_small_files_have_a_hash_of_their_own(checkpoint, tiny_clip_dir, name):
+def test_small_files_have_a_separate_hash(checkpoint, tiny_clip_dir, name):
     first = load_clip(str(tiny_clip_dir)).identity
     assert load_clip(str(checkpoint)).identity.small_files_sha256 == first.small_files_sha256
     (checkpoint / name).write_text((checkpoint / name).read_text() + " ")
@@ -325,7 +326,7 @@ def test_small_files_have_a_hash_of_their_own(checkpoint, tiny_clip_dir, name):
 @pytest.mark.parametrize(
     ("vision", "text", "counts"),
     [
-        # Parameters of transformers' CLIPVisionModelWithProjection and its text twin.
+        # Parameters of transformers' CLIPVisionModelWithProjection and CLIPTextModelWithProjection.
         ((768, 12, 12, 3072, 32, 512), (512, 12, 8, 2048), (87_849_216, 63_428_096)),
         ((768, 12, 12, 3072, 16, 512), (512, 12, 8, 2048), (86_192_640, 63_428_096)),
         ((1024, 24, 16, 4096, 14, 768), (768, 12, 12, 3072), (303_966_208, 123_650_304)),

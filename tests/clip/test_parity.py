@@ -1,4 +1,4 @@
-"""Both towers against transformers' CLIPModel, live: float32, random weights."""
+"""Compares both towers with transformers' CLIPModel at run time: float32, random weights."""
 
 import json
 import os
@@ -43,7 +43,7 @@ REAL = {
 
 
 def torch_model(directory, config, seed=0):
-    """A random CLIPModel saved as a checkpoint of its own, biases and norms random too."""
+    """Saves a random CLIPModel as a checkpoint, with random biases and norms too."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(seed)
@@ -90,8 +90,8 @@ def test_features_of_every_kind(kind, tmp_path):
     assert max(errors) <= BOUND
 
 
-def test_a_text_of_many_ends_and_one_of_none(tmp_path):
-    """Both conventions of pooling, on ids that no tokenizer writes."""
+def test_a_text_with_several_ends_and_one_without(tmp_path):
+    """Checks both conventions of pooling on ids that no tokenizer writes."""
     for eos in (2, 513):
         directory = tmp_path / str(eos)
         config = tiny_config(text_config={"eos_token_id": eos})

@@ -1,4 +1,4 @@
-"""What goes into the golden files' computations, made anew from seeds by writer and tests alike."""
+"""Inputs of the golden files' computations, which writer and tests draw from the same seeds."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ CLIP_FILE, FG_VPL_FILE = "clip.npz", "fg_vpl.npz"
 TEXTS = ["a photo of a dog.", "x", "two words, and more!"]
 CLASS_NAMES = ["dog", "table_lamp", "Ferris wheel", "forest"]
 TEMPLATES = ("a photo of a {}.", "art of the {}.")
-# Unequal counts; drawn so that neighbouring images are of different classes.
+# Unequal counts, in an order in which neighbouring images have different classes.
 SUPPORT_LABELS = np.array([2, 0, 1, 0, 3, 0, 2, 3])
 QUERY_LABELS = np.array([0, 3, 1, 2, 2])
 
 
 @dataclass(frozen=True)
 class Case:
-    """One FG-VPL: a backbone's overrides of `tiny_config` and the method's settings."""
+    """One FG-VPL model: the backbone's overrides of `tiny_config` and the method's settings."""
 
     clip: dict[str, Any] = field(default_factory=dict)
     num_prompts: int = 1
@@ -33,7 +33,7 @@ class Case:
     cache_logit_weight: float = 1.0
 
 
-# Narrow towers of many heads: random attention is flat enough for areas of several patches.
+# Narrow towers with many heads, whose random attention is flat enough for areas of several patches.
 NARROW = {"hidden_size": 12, "num_attention_heads": 6}
 CASES = {
     "paper": Case({"vision_config": NARROW | {"patch_size": 4, "num_hidden_layers": 4}}),
@@ -53,14 +53,17 @@ CASES = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of one case. Trainable parts lie far from their initial values, where each one matters.
+    """Inputs of one case. Trainable parts are far from their initial values, so that each matters.
 
     Attributes:
-        tensors: The backbone's.
-        fine_grained_layer: The last image layer of another backbone, `OTHER_SEED`'s, under the
-            names that Hugging Face gives within a layer.
-        text_adapter: p as (kernel [in, out], bias).
-        visual_adapter: q likewise.
+        tensors: Tensors of the backbone.
+        fine_grained_layer: The last image layer of another backbone, drawn from `OTHER_SEED`, under
+            Hugging Face's names of a layer's tensors.
+        prompt: Prompt [m, d].
+        text_adapter: Adapter p as (kernel [in, out], bias).
+        visual_adapter: Adapter q in the same form.
+        queries: Query images, uint8 [b, H, W, 3].
+        support: Support images, uint8 [s, H, W, 3].
     """
 
     tensors: dict[str, np.ndarray]
@@ -99,7 +102,7 @@ def case_inputs(case: Case) -> Inputs:
         return rng.normal(scale=scale, size=shape).astype(np.float32)
 
     def images(count: int) -> np.ndarray:
-        """Plain rectangles on noise, so that masks have areas of several patches to choose from."""
+        """Draws rectangles on noise, so that masks choose between areas of several patches."""
         drawn = rng.integers(0, 60, (count, side, side, 3), dtype=np.uint8)
         for image in drawn:
             for _ in range(3):
@@ -131,7 +134,7 @@ def clip_pixels(config: dict[str, Any]) -> np.ndarray:
 
 
 def checksum(arrays: Iterable[np.ndarray]) -> str:
-    """Tells a changed generator, here or in NumPy, from a changed model."""
+    """Returns a hash by which a changed generator is distinguished from a changed model."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -1,9 +1,9 @@
-"""FG-VPL a second time, written from the equations: float64, NumPy, one image at a time.
+"""A second implementation of FG-VPL from the equations: float64, NumPy, one image at a time.
 
-An oracle is worth something only where it cannot share a mistake with what it judges. So nothing
-here imports fgvpl_jax, weights keep Hugging Face's names and layout, and each step takes the plain
-road where the package takes a fast one: the roll-out multiplies whole matrices, scikit-image finds
-threshold and areas, background tokens are really removed, sums run over images and shots.
+An oracle is useful only if it cannot share a mistake with the code that it checks. So nothing here
+imports fgvpl_jax, weights keep Hugging Face's names and layout, and each step is computed in the
+plain way where the package has a fast one: the roll-out multiplies whole matrices, scikit-image
+finds threshold and areas, background tokens are removed, and sums loop over images and shots.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def normalize_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def part(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    """The tensors below a prefix, under what is left of their names, in float64."""
+    """Returns the tensors with a prefix, under their names without it, in float64."""
     return {
         name.removeprefix(prefix): value.astype(np.float64)
         for name, value in tensors.items()
@@ -55,7 +55,7 @@ def layer_norm(x: np.ndarray, weights: Tensors, name: str, eps: float) -> np.nda
 def transformer_layer(
     tokens: np.ndarray, weights: Tensors, sizes: dict[str, Any], causal: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CLIP's pre-norm block on [t, d] tokens; also its attention weights [h, t, t]."""
+    """Runs CLIP's pre-norm block on [t, d] tokens; also returns attention weights [h, t, t]."""
     length, heads, eps = len(tokens), sizes["num_attention_heads"], sizes["layer_norm_eps"]
     normed = layer_norm(tokens, weights, "layer_norm1", eps)
     query, key, value = (
@@ -74,7 +74,7 @@ def transformer_layer(
 
 
 class VisionTower:
-    """CLIP's image tower in pieces, for the plain road and for FG-VPL's."""
+    """CLIP's image tower in parts, for plain CLIP and for FG-VPL."""
 
     def __init__(self, tensors: Tensors, config: dict[str, Any]):
         self.sizes = config["vision_config"]
@@ -87,7 +87,7 @@ class VisionTower:
         self.side = self.sizes["image_size"] // self.sizes["patch_size"]
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Class token and patches with positions after the pre-LayerNorm, of one image."""
+        """Returns one image's class token and patches with positions, after the pre-LayerNorm."""
         size, kernel = self.sizes["patch_size"], self.weights["embeddings.patch_embedding.weight"]
         tokens = [self.weights["embeddings.class_embedding"]]
         for top in range(0, self.side * size, size):
@@ -109,7 +109,7 @@ class VisionTower:
 
 
 def text_features(token_ids: np.ndarray, tensors: Tensors, config: dict[str, Any]) -> np.ndarray:
-    """Raw features of one text."""
+    """Returns the raw features of one text."""
     sizes, weights = config["text_config"], part(tensors, "text_model.")
     tokens = weights["embeddings.token_embedding.weight"][token_ids]
     tokens = tokens + weights["embeddings.position_embedding.weight"][: len(token_ids)]
@@ -126,7 +126,7 @@ def text_features(token_ids: np.ndarray, tensors: Tensors, config: dict[str, Any
 def class_text_features(
     token_ids: np.ndarray, tensors: Tensors, config: dict[str, Any]
 ) -> np.ndarray:
-    """w [k, e] of token ids [k, templates, c]."""
+    """Returns the weights w [k, e] of token ids [k, templates, c]."""
     return unit(
         np.stack(
             [
@@ -138,13 +138,16 @@ def class_text_features(
 
 
 def attention_map(attentions: list[np.ndarray], num_patches: int) -> np.ndarray:
-    """Eqs. 6-7: A_{L-1} · … · A_1 per head, its class row summed over heads at the patches."""
+    """Returns the patches' entries in the class row of A_{L-1} · … · A_1, summed over heads.
+
+    These are Eqs. 6-7.
+    """
     product = reduce(lambda below, above: above @ below, attentions)
     return product[:, 0, 1 : 1 + num_patches].sum(axis=0)
 
 
 def object_mask(significance: np.ndarray, side: int, connectivity: int) -> np.ndarray:
-    """The largest area above Otsu's threshold; of equal ones, the first in row-major order."""
+    """Returns the largest area above Otsu's threshold; in a tie, the first in row-major order."""
     grid = significance.reshape(side, side)
     areas = label(grid > threshold_otsu(grid), connectivity=connectivity)
     largest = max(range(1, areas.max() + 1), key=lambda number: (areas == number).sum())
@@ -158,7 +161,7 @@ def encode_image(
     fine_grained_layer: Tensors,
     connectivity: int,
 ) -> dict[str, np.ndarray]:
-    """Section 3.1 of one image: raw features, attention map and object mask."""
+    """Returns one image's raw features, attention map and object mask (section 3.1)."""
     tokens = np.concatenate([tower.embed(pixels), prompt])  # Eq. 2
     attentions = []
     for weights in tower.layers[:-1]:
@@ -185,14 +188,14 @@ def encode_image(
 def adapt(
     features: np.ndarray, adapter: tuple[np.ndarray, np.ndarray], ratio: float = 1.0
 ) -> np.ndarray:
-    """L2, adapter and residual, L2 (Eqs. 10, 13-16)."""
+    """Normalises, applies adapter and residual, and normalises again (Eqs. 10, 13-16)."""
     kernel, bias = adapter
     x = unit(features)
     return unit(ratio * np.maximum(x @ kernel + bias, 0) + x)
 
 
 def class_votes(affinity: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Eqs. 17-18, each class's sum over its count, times the mean count."""
+    """Returns each class's sum over its count, times the mean count (Eqs. 17-18)."""
     counts = np.bincount(labels, minlength=num_classes)
     votes = np.zeros((len(affinity), num_classes))
     for shot, k in enumerate(labels):
@@ -218,7 +221,7 @@ def two_pathway_logits(
     object_logit_weight: float,
     cache_logit_weight: float,
 ) -> np.ndarray:
-    """Eq. 19 of stacked features."""
+    """Returns the logits of stacked features (Eq. 19)."""
     new_weights = adapt(text_weights, text_adapter, text_residual_ratio)  # Eq. 10
 
     def path1(features):  # Eqs. 11-12
@@ -229,7 +232,7 @@ def two_pathway_logits(
         return class_votes(affinity, support_labels, len(text_weights))
 
     path2_object = queries["object" if object_query == "class_token" else "object_patches"]
-    # In the cache the object is its patches' mean, whatever the query's is.
+    # The cache always holds the mean over object patches, whichever feature the query uses.
     image = path1(queries["image"]) + cache_logit_weight * path2(queries["image"], support["image"])
     object_ = path1(queries["object"]) + cache_logit_weight * path2(
         path2_object, support["object_patches"]

@@ -1,9 +1,8 @@
-"""Writes the golden files: what transformers' CLIP and a float64 recomputation of FG-VPL give.
+"""Writes the golden files: outputs of transformers' CLIP and of a float64 recomputation of FG-VPL.
 
-They exist so that parity with PyTorch and with the method's equations is tested where PyTorch is
-not installed. Inputs and weights are drawn from seeds and only checksummed; the files hold outputs.
-Run after a change of `inputs.py` or of the generator in `tests/tiny_clip.py`, never to make a
-failing comparison pass:
+With them, parity with PyTorch and with the method's equations is tested without PyTorch. Inputs and
+weights are drawn from seeds and only checksummed; the files hold outputs. Run this after changing
+`inputs.py` or the generator in `tests/tiny_clip.py`, never to make a failing comparison pass:
 
     python -m tests.golden.write
 
@@ -41,7 +40,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def transformers_clip(directory: Path, attention: str) -> CLIPModel:
-    """In float64: its float32 differs from one processor to the next by as much as ours may."""
+    """Loads CLIP in float64; in float32, it varies between processors by as much as our bound."""
     model = CLIPModel.from_pretrained(directory, attn_implementation=attention, dtype=torch.float64)
     return model.eval()
 
@@ -56,7 +55,10 @@ def token_ids(directory: Path, texts: list[str], config: dict[str, Any]) -> np.n
 
 
 def odd_token_ids(context: int) -> np.ndarray:
-    """Many ends, none, and id 2 beside larger ones: where the conventions of pooling part."""
+    """Returns texts with several ends, none, and id 2 next to larger ids.
+
+    The conventions of pooling differ on them.
+    """
     ids = np.full((3, context), 5, np.int32)
     ids[0, [4, 9]] = vocabulary()[END]
     ids[1, 7] = 300
@@ -147,7 +149,7 @@ def fg_vpl_outputs(case: Case) -> Arrays:
 
 
 def refuse_masks_on_the_edge(features: Arrays, side: int, connectivity: int) -> None:
-    """A mask that float32's rounding could change would fail by the machine, not by a mistake."""
+    """Refuses masks that float32's rounding could change, which would differ between machines."""
     rng = np.random.default_rng(SEED)
     for significance, mask in zip(features["attention_map"], features["object_mask"], strict=True):
         for _ in range(20):

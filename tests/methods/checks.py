@@ -1,4 +1,4 @@
-"""What several methods' tests ask of a model."""
+"""Checks that the tests of several methods share."""
 
 import jax
 import jax.numpy as jnp
@@ -7,24 +7,20 @@ from flax import nnx
 
 from fgvpl_jax.training import split_model
 from fgvpl_jax.training.train_step import StepBatch, weighted_loss
+from tests.comparison import as_float64
 
 CLASSES = ("red square", "green_circle", "b")
 STEP = 1e-5
 
 
-def in_float64(tree):
-    def widen(x):
-        x = jnp.asarray(x)
-        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(widen, tree)
-
-
 def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05):
-    """Of the loss by every trainable variable, moved off its initial value, in float64."""
+    """Checks the loss's gradient by every trainable variable, in float64.
+
+    The variables are moved off their initial values first.
+    """
     with jax.enable_x64(True):
         graphdef, trainable, frozen = split_model(model)
-        trainable, frozen = in_float64((trainable, frozen))
+        trainable, frozen = as_float64((trainable, frozen))
         rng = np.random.default_rng(0)
         trainable = jax.tree.map(lambda x: x + spread * rng.normal(size=x.shape), trainable)
         if jnp.issubdtype(inputs.dtype, jnp.floating):
@@ -50,7 +46,7 @@ def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05)
             numeric = (at(STEP) - at(-STEP)) / (2 * STEP)
             analytic = jnp.sum(gradient * direction)
             assert gradient.dtype == jnp.float64
-            # The absolute term is for the keys of attention, whose effect all but vanishes.
+            # The absolute tolerance is for the keys of attention, whose effect nearly vanishes.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-7, err_msg=names[i])
 
 

@@ -9,7 +9,7 @@ from tests.methods.checks import assert_gradients_are_central_differences
 
 
 def test_a_case_by_hand(clip):
-    """e = 4, so the bottleneck has one unit."""
+    """With e = 4, the bottleneck has one unit."""
     text = jnp.eye(2, 4)
     model = ClipAdapter(clip, text, rngs=nnx.Rngs(0))
     assert model.down.shape == (4, 1)

@@ -1,4 +1,4 @@
-"""CLIP-LoRA: where it begins, what an update is, and its gradients."""
+"""CLIP-LoRA: its initial logits, its updates and its gradients."""
 
 import math
 

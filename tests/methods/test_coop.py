@@ -1,4 +1,4 @@
-"""CoOp's texts against the text tower's own reading, and gradients through it."""
+"""CoOp's texts against the text tower's features of the same sentences, and its gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tests.tiny_clip import write_tiny_clip
 
 
 @pytest.mark.parametrize("eos_token_id", [None, 2])
-def test_with_words_as_context_it_is_the_sentence(tmp_path, text_features, eos_token_id):
+def test_with_words_as_context_the_text_is_the_sentence(tmp_path, text_features, eos_token_id):
     overrides = {} if eos_token_id is None else {"text_config": {"eos_token_id": eos_token_id}}
     write_tiny_clip(tmp_path, **overrides)
     clip = load_clip(tmp_path)
@@ -43,7 +43,8 @@ def test_a_name_that_does_not_fit_is_refused(clip, text_features):
     long = "x" * (77 - 2 - NUM_CONTEXT)
     with pytest.raises(UserError, match="shorten the name"):
         CoOp(clip, ("a", "b", long), text_features, rngs=nnx.Rngs(0))
-    CoOp(clip, ("a", "b", long[:-1]), text_features, rngs=nnx.Rngs(0))  # and the full stop
+    # Leaves room for the full stop.
+    CoOp(clip, ("a", "b", long[:-1]), text_features, rngs=nnx.Rngs(0))
 
 
 def test_epochs_are_the_papers():
@@ -53,7 +54,7 @@ def test_epochs_are_the_papers():
 
 
 def test_the_optimizer_by_hand():
-    """Momentum 0.9 over gradient + 5e-4 · parameter; epochs of two steps, three epochs."""
+    """Checks momentum 0.9 over gradient + 5e-4 · parameter for three epochs of two steps."""
     optimizer = coop_sgd(coop_cosine(2e-3, 3, 2), 5e-4)
     parameter, gradient, momentum = 1.0, 0.3, 0.0
     value, state = jnp.float32(parameter), optimizer.init(jnp.float32(parameter))

@@ -1,4 +1,4 @@
-"""The solution is the minimum of its objective, and C is found as it is said."""
+"""The linear probe: it minimises its objective and finds C by the documented search."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def problem(num_classes, seed=0, per_class=8, dim=6):
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 @pytest.mark.parametrize(("c", "dim"), [(1e-4, 6), (0.3, 6), (100.0, 6), (1e6, 192)])
 def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c, dim):
-    """At the weights as they are kept, in float32."""
+    """Checks the gradient at the stored float32 weights."""
     features, labels = problem(num_classes, dim=dim)
     solution = [w.astype(np.float32) for w in solve(features, labels, c, num_classes)]
     kernel, bias = (weights.astype(np.float64) for weights in solution)
@@ -28,8 +28,8 @@ def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c, dim)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     residual = probabilities - np.eye(num_classes)[labels]
-    # Of mean cross-entropy + ‖kernel‖² / (2 C N). Two classes have one weight vector, the
-    # difference of the columns, whose norm is penalised: half of that is each column's share.
+    # The gradient of mean cross-entropy + ‖kernel‖² / (2 C N). For two classes, the norm of one
+    # vector is penalised, the difference of the columns; each column's share is half of it.
     share = 2 if num_classes == 2 else 1
     by_kernel = x.T @ residual / len(x) + share * kernel / (c * len(x))
     by_bias = residual.mean(axis=0)
@@ -41,7 +41,7 @@ def test_the_gradient_of_the_regularised_objective_vanishes(num_classes, c, dim)
 
 @pytest.mark.parametrize("c", [1e-3, 10.0])
 def test_features_with_a_large_common_part_are_solved_as_well(c):
-    """As CLIP's are: a norm of 20, of which most is the same in all."""
+    """Features like CLIP's: a norm of 20, most of it from a part that all share."""
     features, labels = problem(10, per_class=8, dim=192)
     features = features / 10 + np.float32(20 / np.sqrt(192))
     solution = [w.astype(np.float32) for w in solve(features, labels, c, 10)]
@@ -71,7 +71,7 @@ def test_c_is_found_by_halving_towards_the_better_end(monkeypatch):
     queries = np.arange(1.0, 5.0)[:, None]
     c = choose_c(np.zeros((2, 1)), labels, queries, np.ones(4, int))
     assert tried[:7] == [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6]
-    # Best of the seven: 100. Then the ends 10 and 1000, of which 1000 is better, and so on.
+    # The best of the seven is 100. Of the ends 10 and 1000, 1000 is better, and so on.
     assert tried[7:10] == pytest.approx([10.0, 1000.0, 100.0])
     assert tried[10:12] == pytest.approx([10**2.5, 10**2.25])
     assert len(tried) == 7 + 2 + 7
@@ -86,7 +86,7 @@ class FewShot:
         return self._features
 
     def augmented(self, epoch):
-        pytest.fail("the linear probe sees no augmented image")
+        pytest.fail("the linear probe uses no augmented image")
 
     def validation(self):
         return self._validation
@@ -110,11 +110,11 @@ def test_one_class_is_refused(clip, text_features):
         probe.initialise(FewShot(np.ones((2, 16), np.float32), np.zeros(2, int), None))
 
 
-def test_a_solver_that_stops_early_is_told_of(clip, text_features, monkeypatch, caplog):
-    monkeypatch.setattr(linear_probe, "MOST_ITERATIONS", 2)
-    monkeypatch.setattr(linear_probe, "MOST_NEWTON_STEPS", 1)
+def test_a_solver_that_stops_early_is_reported(clip, text_features, monkeypatch, caplog):
+    monkeypatch.setattr(linear_probe, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(linear_probe, "MAX_NEWTON_STEPS", 1)
     features, labels = problem(3, dim=16)
     probe = LinearProbe(clip, text_features)
     probe.initialise(FewShot(features, labels, None))
     assert probe.facts()["gradient_norm"] > 1e-3
-    assert "with C = 1, after 3 steps at most" in caplog.text
+    assert "with C = 1 after at most 3 steps" in caplog.text

@@ -1,4 +1,4 @@
-"""FVP and TAR: FG-VPL's parts alone; and what λ is chosen from."""
+"""FVP and TAR, FG-VPL's parts alone, and the candidates for λ."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tar import TAR
 from fgvpl_jax.runs import default_config
 from fgvpl_jax.visual_prompt import ImageFeatures
+from tests.method_settings import FG_VPL_SETTINGS, FVP_SETTINGS, TAR_SETTINGS
 from tests.methods.checks import unit
 
 
-def test_fvp_is_both_branches_against_the_texts(clip, text_features):
-    model = FVP(clip, text_features, object_logit_weight=0.7, rngs=nnx.Rngs(0))
+def test_fvp_compares_both_branches_with_the_texts(clip, text_features):
+    settings = FVP_SETTINGS | {"object_logit_weight": 0.7}
+    model = FVP(clip, text_features, **settings, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, clip.image_size, clip.image_size, 3), dtype=np.uint8)
     features = model.features(jnp.asarray(images))
@@ -24,8 +26,9 @@ def test_fvp_is_both_branches_against_the_texts(clip, text_features):
     scale = float(clip.logit_scale)
     expected = scale * unit(features.image) @ w.T + 0.7 * scale * unit(features.object) @ w.T
     np.testing.assert_allclose(model.logits(features, None), expected, rtol=1e-5, atol=1e-4)
-    full = FGVPL(clip, text_features, rngs=nnx.Rngs(0)).features(jnp.asarray(images))
-    np.testing.assert_array_equal(features.image, full.image)  # the same encoder of the same seed
+    full = FGVPL(clip, text_features, **FG_VPL_SETTINGS, rngs=nnx.Rngs(0))
+    # The same encoder, drawn from the same seed.
+    np.testing.assert_array_equal(features.image, full.features(jnp.asarray(images)).image)
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def cache():
 
 
 def test_tar_is_eq_19_without_its_object_terms(clip, text_features, cache):
-    model = TAR(clip, text_features, text_residual_ratio=0.3, rngs=nnx.Rngs(0))
+    model = TAR(clip, text_features, text_residual_ratio=0.3, leave_one_out=False, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(3)
     features = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
     head = TwoPathwayHead(16, 0.3, 0.0, rngs=nnx.Rngs(0))
@@ -52,14 +55,16 @@ def test_tar_is_eq_19_without_its_object_terms(clip, text_features, cache):
     np.testing.assert_allclose(found, whole, rtol=1e-6)
 
 
-def test_tar_computes_nothing_of_objects(clip, text_features, cache):
-    """Five matrix products: p, path 1, q twice, affinity; and the votes make six."""
-    model = TAR(clip, text_features, rngs=nnx.Rngs(0))
-    program = jax.make_jaxpr(lambda f: model.logits(f, cache))(jnp.ones((4, 16)))
+def test_tar_computes_no_object_term(clip, text_features, cache):
+    """Six matrix products: p, path 1, q twice, the affinity and the votes."""
+    model = TAR(clip, text_features, **TAR_SETTINGS, rngs=nnx.Rngs(0))
+    program = jax.make_jaxpr(lambda f: model.logits(f, cache, cache_logit_weight=1.0))(
+        jnp.ones((4, 16))
+    )
     assert str(program).count("dot_general") == 6
 
 
-def test_of_equal_lambdas_the_one_nearest_to_one_comes_first():
+def test_candidates_for_lambda_are_ordered_by_distance_from_one():
     config = default_config.get_config()
     config.cache_logit_weight_grid = (0.0, 0.5, 4.0, 1.0, 8.0)
     for name in ("fg_vpl", "tar"):

@@ -1,4 +1,4 @@
-"""Tip-Adapter's formulas in float64, its keys, its search."""
+"""Tip-Adapter's formulas in float64, its keys and its search."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ LABELS = np.array([0, 0, 1, 2, 2])
 
 
 class FewShot:
-    """Features that tell of their pass."""
+    """Support images whose features differ from pass to pass."""
 
     labels = LABELS
 
@@ -22,10 +22,10 @@ class FewShot:
         return (noise + 3 * np.eye(5, 16)).astype(np.float32)
 
     def plain(self):
-        pytest.fail("keys are made of augmented images")
+        pytest.fail("keys are computed from augmented images")
 
     def validation(self):
-        pytest.fail("keys are made of training images")
+        pytest.fail("keys are computed from training images")
 
 
 @pytest.fixture(params=["tip_adapter", "tip_adapter_f"])
@@ -89,7 +89,7 @@ def test_the_search_is_the_papers():
     assert grid[1] == pytest.approx({"beta": 0.1, "alpha": 0.1 + 9.9 / 20})
     assert grid[-1] == pytest.approx({"beta": 12 - 11.9 / 200, "alpha": 10 - 9.9 / 20})
     assert method.starting_choices(config) == {"alpha": 2.0, "beta": 1.0}
-    config.benchmark = "one's own"
+    config.benchmark = "your own"
     assert method.starting_choices(config) == {"alpha": 1.17, "beta": 1.0}
     assert method.candidates(config)[-1] == pytest.approx(
         {"beta": 7 - 6.9 / 200, "alpha": 3 - 2.9 / 20}

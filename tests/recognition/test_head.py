@@ -1,4 +1,4 @@
-"""The head against a float64 transcription of Eqs. 10-19, and its properties."""
+"""Compares the head with a float64 transcription of Eqs. 10-19, and checks its properties."""
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +47,12 @@ def unit(x):
 
 
 def transcription(head, features, text, cache, logit_scale, lam):
-    """Eqs. 10-19 image by image, class by class, in float64."""
+    """Computes Eqs. 10-19 image by image and class by class, in float64."""
     return sum(transcribed_terms(head, features, text, cache, logit_scale, lam).values())
 
 
 def transcribed_terms(head, features, text, cache, logit_scale, lam):
-    """The four terms of Eq. 19 by the names of `contributions`."""
+    """Returns the four terms of Eq. 19 by the names of `contributions`."""
     f64 = lambda x: np.asarray(x, np.float64)  # noqa: E731
 
     def adapt(adapter, x, ratio):
@@ -194,12 +194,13 @@ def test_an_unknown_object_query_is_refused():
 
 
 def test_without_its_own_image_a_query_is_judged_by_the_others():
-    """As if its column were taken out of the cache, and its class's count with it."""
+    """Compares with a cache without that image, whose class then counts one image less."""
     rng = np.random.default_rng(4)
     head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
     features, text = make_features(rng, 3), make_text(rng, 3)
-    cache = make_cache(rng, [0, 0, 0, 1, 2], valid=[1, 1, 1, 1, 1])
-    own_places = jnp.array([1, 3, -1])  # the second is its class's only image; padding has none
+    cache = make_cache(rng, [0, 0, 0, 1, 2])
+    # The second image is the only one of its class; padding is not in the cache.
+    own_places = jnp.array([1, 3, -1])
     found = head(features, text, cache, logit_scale=14.0, own_places=own_places)
     for row, place in enumerate([1, 3, -1]):
         query = jax.tree.map(lambda x, row=row: x[row : row + 1], features)
@@ -211,7 +212,7 @@ def test_without_its_own_image_a_query_is_judged_by_the_others():
 
 @pytest.mark.parametrize("chunk", [1, 3, 4])
 def test_keys_in_chunks_are_all_keys(monkeypatch, chunk):
-    """Against the transcription, and the gradients of what sees all keys at once."""
+    """Compares with the transcription, and gradients with those of all keys in one chunk."""
     rng = np.random.default_rng(5)
     head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
     features, text = make_features(rng, 3), make_text(rng, 3)
@@ -234,7 +235,7 @@ def test_keys_in_chunks_are_all_keys(monkeypatch, chunk):
 
 
 def test_a_chunk_of_split_rows_is_split_alike():
-    """Of 2 devices' rows 0-3 and 4-7, each chunk has two."""
+    """Checks that each chunk has two rows of either device, 0-3 and 4-7."""
     chunks = visual_cache.interleaved(jnp.arange(8), 2)
     np.testing.assert_array_equal(chunks.T, [[0, 2, 4, 6], [1, 3, 5, 7]])
     np.testing.assert_array_equal(visual_cache.interleaved(jnp.ones((5, 1)), 2)[:, 1, 0], [1, 1, 0])

@@ -28,9 +28,11 @@ from fgvpl_jax.training import (
     TrainState, batch_layout, data_mesh, make_train_step, replicate, split_batch, split_model
 )
 from fgvpl_jax.training.train_step import StepBatch
+from tests.method_settings import FG_VPL_SETTINGS
 
 clip = load_clip(sys.argv[1])
-model = FGVPL(clip, class_text_features(clip, ("a", "b"), ("a {}.",)), rngs=nnx.Rngs(0))
+text_features = class_text_features(clip, ("a", "b"), ("a {}.",))
+model = FGVPL(clip, text_features, **FG_VPL_SETTINGS, rngs=nnx.Rngs(0))
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (7, clip.image_size, clip.image_size, 3), dtype=np.uint8)
 labels = (np.arange(16) % 2).astype(np.int32)
@@ -80,6 +82,7 @@ def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tiny_clip_dir)],
         env=environment(8),
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -29,6 +29,7 @@ from fgvpl_jax.training.loop import run_spans
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
 from fgvpl_jax.training.train_step import StepBatch, StepMetrics, make_resident_train_step
+from tests.method_settings import FVP_SETTINGS
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
@@ -107,7 +108,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(photos, tmp_path):
 @pytest.fixture
 def parts(clip):
     text = np.random.default_rng(1).normal(size=(CLASSES, clip.vision.config.embed_dim))
-    model = FVP(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(0))
+    model = FVP(clip, jnp.asarray(text, jnp.float32), **FVP_SETTINGS, rngs=nnx.Rngs(0))
     return split_model(model)
 
 

@@ -23,6 +23,8 @@ from fgvpl_jax.training import (
 )
 from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 from fgvpl_jax.variables import Frozen, Trainable
+from tests.comparison import as_float64
+from tests.method_settings import FG_VPL_SETTINGS
 
 CLASSES = ("a", "b", "c")
 
@@ -35,7 +37,7 @@ def clip(tiny_clip_dir):
 @pytest.fixture
 def model(clip):
     text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
-    return FGVPL(clip, text, rngs=nnx.Rngs(0))
+    return FGVPL(clip, text, **FG_VPL_SETTINGS, rngs=nnx.Rngs(0))
 
 
 def make_batch(clip, size, seed=0, weights=None):
@@ -124,7 +126,7 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
     @jax.jit
     @jax.value_and_grad
     def loss(trainable, batch):
-        logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, cache)
+        logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, cache, cache_logit_weight=1.0)
         return weighted_loss(logits, batch)[0]
 
     value, gradient = loss(trainable, real)
@@ -151,7 +153,8 @@ def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_
     expected = 0.0
     for place in places[:2]:
         valid = cache.valid.at[place].set(not leave_one_out)
-        logits = model.logits(features[place][None], cache._replace(valid=valid))
+        others = cache._replace(valid=valid)
+        logits = model.logits(features[place][None], others, cache_logit_weight=1.0)
         expected -= float(jax.nn.log_softmax(logits)[0, labels[place]])
     graphdef, trainable, frozen = split_model(model)
     optimizer, mesh = adamw(cosine(1e-3, 10), 0.01), data_mesh()
@@ -159,7 +162,9 @@ def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_
     batch = StepBatch(
         features[places], jnp.asarray(labels[places]), jnp.array([1.0, 1.0, 0.0]), places
     )
-    _, metrics = make_train_step(graphdef, optimizer, mesh)(state, frozen, cache, {}, batch)
+    step = make_train_step(graphdef, optimizer, mesh)
+    choices = {"cache_logit_weight": jnp.float32(1)}
+    _, metrics = step(state, frozen, cache, choices, batch)
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
@@ -184,10 +189,7 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
     monkeypatch.setattr("fgvpl_jax.visual_prompt.encoder.object_mask", lambda *_: mask)
     with jax.enable_x64(True):
         graphdef, trainable, frozen = split_model(model)
-        trainable, frozen, cache = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-            (trainable, frozen, cache),
-        )
+        trainable, frozen, cache = as_float64((trainable, frozen, cache))
         rng = np.random.default_rng(0)
         # The prompt's and adapters' effect should not vanish beside rounding.
         trainable = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape), trainable)
@@ -195,7 +197,9 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
 
         @jax.jit
         def loss(trainable):
-            logits = nnx.merge(graphdef, trainable, frozen)(wide.inputs, cache)
+            logits = nnx.merge(graphdef, trainable, frozen)(
+                wide.inputs, cache, cache_logit_weight=1.0
+            )
             return weighted_loss(logits, wide)[0]
 
         gradients = jax.jit(jax.grad(loss))(trainable)
@@ -216,12 +220,6 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i])
 
 
-def as_float64(tree):
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
-
-
 @pytest.mark.parametrize(("num_passes", "rematerialise"), [(3, False), (2, True)])
 def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, rematerialise):
     """Plain gradient descent, so that parameters differ by no more than gradients do."""
@@ -232,7 +230,8 @@ def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, re
     mesh, optimizer = data_mesh(), optax.sgd(1.0)
 
     def step(num_passes, rematerialise):
-        model = FGVPL(clip, text, leave_one_out=True, rematerialise=rematerialise, rngs=nnx.Rngs(0))
+        changed = {"leave_one_out": True, "rematerialise": rematerialise}
+        model = FGVPL(clip, text, **FG_VPL_SETTINGS | changed, rngs=nnx.Rngs(0))
         graphdef, trainable, frozen = split_model(model)
         cache = make_cache(model, clip)
         with jax.enable_x64(True):
@@ -258,7 +257,8 @@ def test_bfloat16_leaves_parameters_loss_and_gradients_in_float32(clip):
     batch = make_batch(clip, 8)
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        model = FGVPL(clip, text, compute_dtype=dtype, rngs=nnx.Rngs(0))
+        settings = FG_VPL_SETTINGS | {"compute_dtype": dtype}
+        model = FGVPL(clip, text, **settings, rngs=nnx.Rngs(0))
         graphdef, trainable, frozen = split_model(model)
         cache = make_cache(model, clip)
         assert {cache.image.dtype, cache.object.dtype} == {jnp.dtype("float32")}

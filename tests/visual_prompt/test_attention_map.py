@@ -1,4 +1,4 @@
-"""The roll-out against the full float64 matrix product."""
+"""Compares the attention roll-out with the full float64 matrix product."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fgvpl_jax import attention_map
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.visual_prompt.attention_map import attention_map_anew
+from fgvpl_jax.visual_prompt.attention_map import recomputed_attention_map
 
 
 def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
@@ -19,7 +19,7 @@ def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
 
 
 def full_product(attentions, num_prompts):
-    """Eq. 6 as printed, the top layer on the left, then Eq. 7."""
+    """Computes Eq. 6 as printed, with the top layer on the left, then Eq. 7."""
     product = attentions[0]
     for weights in attentions[1:]:
         product = weights @ product
@@ -36,7 +36,7 @@ def test_equals_the_full_product(layers, tokens, num_prompts):
 
 
 @pytest.mark.parametrize(("layers", "num_prompts"), [(1, 1), (2, 0), (5, 4)])
-def test_anew_from_queries_and_keys_equals_the_full_product(layers, num_prompts):
+def test_weights_recomputed_from_queries_and_keys_equal_the_full_product(layers, num_prompts):
     rng = np.random.default_rng(layers)
     queries, keys = rng.normal(size=(2, layers, 2, 3, 18, 4))  # layer, image, head, token, channel
     weights = np.exp(np.einsum("lbhqc,lbhkc->lbhqk", queries, keys))
@@ -44,7 +44,7 @@ def test_anew_from_queries_and_keys_equals_the_full_product(layers, num_prompts)
     pairs = [
         tuple(jnp.asarray(x, jnp.float32) for x in pair) for pair in zip(queries, keys, strict=True)
     ]
-    ours = attention_map_anew(pairs, num_prompts)
+    ours = recomputed_attention_map(pairs, num_prompts)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, full_product(weights, num_prompts), rtol=1e-5)
 
@@ -83,9 +83,11 @@ def test_no_gradient_flows():
     assert (np.asarray(gradient) == 0).all()
 
 
-def test_no_gradient_flows_where_weights_are_computed_anew():
+def test_no_gradient_flows_where_weights_are_recomputed():
     pairs = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 1, 8, 2, 4)), jnp.float32)
-    gradient = jax.grad(lambda x: attention_map_anew([tuple(pair) for pair in x]).sum())(pairs)
+    gradient = jax.grad(lambda x: recomputed_attention_map([tuple(pair) for pair in x]).sum())(
+        pairs
+    )
     assert (np.asarray(gradient) == 0).all()
 
 

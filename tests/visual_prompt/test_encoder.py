@@ -1,4 +1,4 @@
-"""The encoder against the frozen tower, and the fine-grained branch against plain removal."""
+"""Compares the encoder with the frozen tower, and its fine-grained branch with removed tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def pixels(clip):
 
 
 def spread_out(encoder, seed=0):
-    """Moves the trainable layer away from its initial copy, and wakes the prompt."""
+    """Moves the trainable layer and the prompt away from their initial values."""
     rng = np.random.default_rng(seed)
     for leaf in jax.tree.leaves(
         nnx.state(encoder, Trainable), is_leaf=lambda x: isinstance(x, nnx.Variable)
@@ -49,8 +49,8 @@ def test_a_prompt_changes_image_features(clip, pixels):
 
 
 @pytest.mark.parametrize("num_prompts", [0, 1, 3])
-def test_background_patches_are_as_good_as_removed(clip, pixels, num_prompts):
-    """Eq. 9 by really removing tokens: the layer sees class + object patches + prompt only."""
+def test_masked_background_equals_removed_background(clip, pixels, num_prompts):
+    """Computes Eq. 9 by removing tokens: only class token, object patches and prompt remain."""
     encoder = FGImageEncoder(clip.vision, num_prompts=num_prompts, rngs=nnx.Rngs(0))
     spread_out(encoder)
     features = encoder(pixels)
@@ -117,23 +117,23 @@ def test_no_gradient_flows_through_map_and_mask(clip, pixels):
 
 
 def test_the_mask_stays_inside_the_program(clip, pixels):
-    """No callback and no transfer: the traced program is all there is."""
+    """Checks that the traced program has no callback and so no transfer to the host."""
     encoder = FGImageEncoder(clip.vision, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(encoder)
     text = str(jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(state, pixels))
     assert "callback" not in text
 
 
-def test_rematerialising_keeps_less_for_the_way_back(clip, pixels):
+def test_rematerialising_keeps_less_for_the_backward_pass(clip, pixels):
     def kept(rematerialise):
         encoder = FGImageEncoder(clip.vision, rematerialise=rematerialise, rngs=nnx.Rngs(0))
         graphdef, trainable, frozen = nnx.split(encoder, Trainable, Frozen)
 
-        def way_back(trainable):
+        def backward(trainable):
             encode = lambda t: nnx.merge(graphdef, t, frozen)(pixels).object  # noqa: E731
             return jax.vjp(encode, trainable)[1]
 
-        residuals = jax.tree.leaves(jax.eval_shape(way_back, trainable))
+        residuals = jax.tree.leaves(jax.eval_shape(backward, trainable))
         return sum(leaf.size for leaf in residuals if leaf.shape[:1] == pixels.shape[:1])
 
     assert kept(True) < kept(False) / 3
@@ -141,15 +141,15 @@ def test_rematerialising_keeps_less_for_the_way_back(clip, pixels):
 
 def test_rematerialising_finds_the_same_objects(clip, pixels):
     found = [
-        FGImageEncoder(clip.vision, rematerialise=anew, rngs=nnx.Rngs(0))(pixels)
-        for anew in (False, True)
+        FGImageEncoder(clip.vision, rematerialise=rematerialise, rngs=nnx.Rngs(0))(pixels)
+        for rematerialise in (False, True)
     ]
     np.testing.assert_allclose(found[1].attention_map, found[0].attention_map, rtol=1e-5)
     np.testing.assert_array_equal(found[1].object_mask, found[0].object_mask)
 
 
 def test_an_evaluation_that_rematerialises_keeps_no_attention_weights():
-    """By XLA's own account: 258 tokens, of which five layers' weights are most that there is."""
+    """Measures XLA's temporaries; with 258 tokens, five layers' weights are most of them."""
     config = VisionConfig(64, 6, 4, 128, image_size=64, patch_size=4, embed_dim=16)
 
     def temporaries(rematerialise):

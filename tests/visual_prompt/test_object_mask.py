@@ -1,4 +1,4 @@
-"""Threshold and largest area against scikit-image."""
+"""Compares threshold and largest area with scikit-image."""
 
 import os
 from functools import partial
@@ -16,14 +16,17 @@ from skimage.measure import label
 
 from fgvpl_jax import largest_component, object_mask, otsu_threshold
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.visual_prompt.object_mask import MOST_VALUES
+from fgvpl_jax.visual_prompt.object_mask import MAX_VALUES
 
 mask_of = jax.jit(object_mask, static_argnames=("grid", "connectivity"))
 component_of = jax.jit(largest_component, static_argnames="connectivity")
 
 
 def reference_component(mask, connectivity):
-    """Labels count in row-major order of their first cell, and argmax takes the first."""
+    """Returns scikit-image's largest area.
+
+    Its labels are in row-major order of their first cell, so argmax takes the first in a tie.
+    """
     labels = label(mask, connectivity=connectivity)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
@@ -95,7 +98,7 @@ def test_long_winding_areas(make, size, connectivity):
 
 
 @both
-def test_of_equal_areas_the_first_in_row_major_order_wins(connectivity):
+def test_in_a_tie_the_first_area_in_row_major_order_wins(connectivity):
     rng = np.random.default_rng(1)
     masks = np.zeros((200, 14, 14), bool)
     for mask in masks:
@@ -146,7 +149,7 @@ def test_masks_of_1000_maps(side):
 @pytest.mark.slow
 @both
 def test_masks_of_10000_maps(connectivity):
-    """Smooth and heavy-tailed, at the grids of B/32, B/16 and L/14@336."""
+    """Checks smooth and heavy-tailed maps at the grids of B/32, B/16 and L/14@336."""
     rng = np.random.default_rng(connectivity)
     wrong = total = 0
     for side in (7, 14, 24):
@@ -159,7 +162,7 @@ def test_masks_of_10000_maps(connectivity):
 
 @pytest.mark.slow
 def test_masks_of_real_attention_maps():
-    """Of a trained CLIP on photographs; resized to the three grids too."""
+    """Checks maps of a trained CLIP on photographs, also resized to the three grids."""
     from fgvpl_jax import FGImageEncoder, load_clip
     from fgvpl_jax.data import decode_image
 
@@ -247,8 +250,8 @@ def test_mistakes_name_the_values():
 
 
 def test_more_patches_than_can_be_counted_exactly_are_refused():
-    """2,900 values in the last bin but one: the largest integers that arise still fit."""
-    values = jnp.zeros((1, MOST_VALUES)).at[0, 1:].set(1.0)
+    """Checks that the largest integers, with 2,900 values, still fit int32."""
+    values = jnp.zeros((1, MAX_VALUES)).at[0, 1:].set(1.0)
     assert 0 < float(otsu_threshold(values)[0]) < 1
     with pytest.raises(UserError, match="2901 patches"):
-        otsu_threshold(jnp.zeros((1, MOST_VALUES + 1)))
+        otsu_threshold(jnp.zeros((1, MAX_VALUES + 1)))

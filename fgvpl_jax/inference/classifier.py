@@ -11,14 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from fgvpl_jax.clip import load_clip
-from fgvpl_jax.data import (
-    ShapesSplit,
-    Split,
-    UnreadableImage,
-    as_photo,
-    decode_image,
-    photos_at,
-)
+from fgvpl_jax.data import ShapesSplit, Split, UnreadableImage, as_photo, decode_image, photos_at
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.inference.added_classes import AddedClasses
@@ -53,7 +46,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class ObjectLocation:
-    """Where the model found the object in a photo, by patch of the centred crop that it saw.
+    """Location of the object in a photo, by patch of the centred crop that the model saw.
 
     Attributes:
         attention_map: Significance of each patch.
@@ -72,7 +65,7 @@ class Prediction:
         name: The photo's path; its index in the list if it was given without a path.
         class_names: The k most probable classes.
         probabilities: Calibrated probabilities of these classes; over all classes they sum to 1.
-        location: Where the object is; None for a method that looks for no object.
+        location: Location of the object; None for a method that looks for no object.
         similar: The most similar training photos; empty for a method without a visual cache.
         logits: Logits of these classes, before the temperature.
         contributions: The summands of these logits, one for each feature and pathway, under the

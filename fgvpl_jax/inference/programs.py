@@ -31,7 +31,7 @@ class AddedClassArrays(NamedTuple):
 
 
 class ObjectLocations(NamedTuple):
-    """The places of the objects in a batch of photos, by patch.
+    """Locations of the objects in a batch of photos, by patch.
 
     Attributes:
         attention_map: See `ImageFeatures`.
@@ -51,7 +51,7 @@ class Recognition(NamedTuple):
         contributions: See `Method.contributions`; they add up to the logits.
         similar: Cosine similarities to the closest photos of the cache (Eq. 17), and the places of
             these photos in it; None for a method without a cache.
-        locations: Where the objects are; None for a method that looks for no object.
+        locations: Locations of the objects; None for a method that looks for no object.
     """
 
     probabilities: Float[Array | np.ndarray, "b k"]

@@ -1,4 +1,4 @@
-"""The server of page and endpoint, which only this machine can reach unless told otherwise."""
+"""The server of page and endpoint, which only this machine can reach by default."""
 
 import ipaddress
 import os

@@ -21,7 +21,7 @@ SLOWEST_AXES = ("seed", "benchmark", "clip", "method")  # finishes a whole table
 IN_FOLDERS = (
     *SLOWEST_AXES,
     "shots",
-)  # in every cell's path; other settings only where the grid sets them
+)  # in every cell's path; other settings only where the grid changes them
 LONGEST_VALUE = 40
 
 

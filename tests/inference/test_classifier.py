@@ -56,7 +56,7 @@ def test_a_path_an_image_and_an_array_are_the_same_photo(classifier, photo):
 
 
 @pytest.mark.parametrize("kind", ["turned.jpg", "transparent.png", "deep.png"])
-def test_an_opened_image_is_what_its_file_is(classifier, photo, tmp_path, kind):
+def test_an_opened_image_is_predicted_like_its_file(classifier, photo, tmp_path, kind):
     """Orientation, transparency and 16 bits are read the same from a file and an opened image."""
     image, file = Image.open(photo), tmp_path / kind
     if kind == "turned.jpg":
@@ -76,7 +76,7 @@ def test_an_opened_image_is_what_its_file_is(classifier, photo, tmp_path, kind):
     np.testing.assert_array_equal(by_image.attention_map, by_path.attention_map)
 
 
-def test_damage_that_shows_late_is_named(classifier, photo, tmp_path):
+def test_damage_found_while_decoding_is_reported(classifier, photo, tmp_path):
     Image.open(photo).resize((300, 300)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
     with (
@@ -128,8 +128,8 @@ def test_contributions_add_up_to_the_logit_and_logits_to_the_probability(classif
     assert sum(line["classes"][0]["contributions"].values()) == pytest.approx(sums[0], abs=1e-4)
 
 
-def test_predictions_are_those_that_were_measured(classifier, workdir, photos_dir):
-    """Accuracy over the test folder, photo by photo, is the one in results.json."""
+def test_predictions_have_the_measured_accuracy(classifier, workdir, photos_dir):
+    """Predicting the test folder photo by photo has the accuracy in results.json."""
     right = total = 0
     for photo in sorted((photos_dir / "test").rglob("*.png")):
         best = classifier.predict(photo)[0].class_names[0]
@@ -145,7 +145,7 @@ def test_a_training_photo_is_most_similar_to_itself(classifier, photos_dir):
     assert all(p.similar[0].similarity == pytest.approx(1, abs=1e-4) for p in selves)
 
 
-def test_mistakes_are_named(classifier, workdir, tmp_path):
+def test_mistakes_are_reported(classifier, workdir, tmp_path):
     with pytest.raises(UserError, match="top_k is 0"):
         classifier.predict(np.zeros((4, 4, 3), np.uint8), top_k=0)
     with pytest.raises(UserError, match=r"float64 \[4, 4, 3\]"):
@@ -226,7 +226,7 @@ def test_files_and_folders_give_text_json_and_pictures(
     ("make", "message"),
     [(lambda p: [], "no photo"), (lambda p: ["/none"], "/none"), (lambda p: [str(p)], "no image")],
 )
-def test_nothing_to_predict_is_said(make, message, tmp_path):
+def test_nothing_to_predict_is_reported(make, message, tmp_path):
     with pytest.raises(UserError, match=message):
         find_photos(make(tmp_path))
 

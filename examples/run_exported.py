@@ -1,4 +1,4 @@
-"""Runs an exported classifier with jax, numpy and pillow alone.
+"""Runs an exported classifier with only jax, numpy and pillow.
 
 python run_exported.py photos.fgvpl photo.jpg other.jpg
 """
@@ -6,6 +6,8 @@ python run_exported.py photos.fgvpl photo.jpg other.jpg
 import json
 import sys
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -13,10 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def prepare(file, preparation):
-    """A photo as the program wants it, uint8 [side, side, 3]."""
+def prepare(file: str | Path, preparation: dict[str, Any]) -> np.ndarray:
+    """Returns a photo as the program needs it, uint8 [side, side, 3]."""
     photo = ImageOps.exif_transpose(Image.open(file))
-    if photo.has_transparency_data:  # laid on white
+    if photo.has_transparency_data:  # transparency becomes white
         white = Image.new("RGBA", photo.size, "white")
         photo = Image.alpha_composite(white, photo.convert("RGBA"))
     side, resample = preparation["centre_crop"], Image.Resampling[preparation["filter"].upper()]
@@ -26,9 +28,9 @@ def prepare(file, preparation):
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
-def main(export, *photos):
-    """Prints the best class of each photo."""
-    sys.path.append(export)  # which holds flatbuffers, by which jax reads programs
+def main(export: str, *photos: str) -> None:
+    """Prints the most probable class of each photo."""
+    sys.path.append(export)  # holds flatbuffers, which jax needs to read the program
     with zipfile.ZipFile(export) as archive:
         manifest = json.loads(archive.read("manifest.json"))
         program = jax.export.deserialize(bytearray(archive.read("program.stablehlo")))

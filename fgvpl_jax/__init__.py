@@ -10,7 +10,8 @@ from fgvpl_jax.version import __version__
 
 if TYPE_CHECKING:
     from fgvpl_jax.clip import load_clip
-    from fgvpl_jax.inference.classifier import fit, load_classifier
+    from fgvpl_jax.inference.classifier import load_classifier
+    from fgvpl_jax.inference.fit import fit
     from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
     from fgvpl_jax.visual_prompt import (
         FGImageEncoder,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "fit": "fgvpl_jax.inference.classifier",
+    "fit": "fgvpl_jax.inference.fit",
     "load_classifier": "fgvpl_jax.inference.classifier",
     "load_clip": "fgvpl_jax.clip",
     "attention_map": "fgvpl_jax.visual_prompt",

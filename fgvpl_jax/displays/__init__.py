@@ -1,1 +1,1 @@
-"""What people watch or look at: progress, live tables, training logs, overlays, contact sheets."""
+"""Displays for people: progress, live tables, training logs, overlays and contact sheets."""

@@ -1,4 +1,4 @@
-"""A few photos of every class in one picture, for a look at the labels."""
+"""One picture with a few photos of every class, to check the labels by eye."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ CELL = PER_CLASS * (SIDE + GAP) + 3 * GAP, CAPTION + SIDE + 3 * GAP
 
 
 def thumbnail(photo: Image.Image) -> Image.Image:
-    """The centred square of a photo, small."""
+    """Returns the centred square of a photo at thumbnail size."""
     return ImageOps.fit(photo, (SIDE, SIDE))
 
 
 def draw_contact_sheet(classes: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Draws every class's name over its thumbnails, on a sheet that is about square.
+    """Draws every class's name above its thumbnails, on a roughly square sheet.
 
     Args:
-        classes: Names, each with at most PER_CLASS thumbnails.
+        classes: Class names, each with at most PER_CLASS thumbnails.
     """
     width, height = CELL
     columns = math.ceil(math.sqrt(len(classes) * height / width))

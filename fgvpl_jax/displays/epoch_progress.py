@@ -1,4 +1,4 @@
-"""How far a training is: a display that renews itself on a terminal, plain lines elsewhere."""
+"""Progress of a training run: a live display on a terminal, plain lines elsewhere."""
 
 import statistics
 import time
@@ -12,17 +12,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from fgvpl_jax.displays.live_table import duration
 
 PLAIN_SECONDS = 30.0  # between two plain lines
-RECENT = 20  # epochs whose seconds tell what is left
+RECENT = 20  # latest epochs, from which the time left is estimated
 
 EpochLine = Mapping[str, float | int]
 
 
-class EpochWords:
-    """What is said of an epoch.
+class EpochSummary:
+    """Describes the epochs of a training run in one line each.
 
     Args:
-        num_epochs: Of the whole training.
-        device_memory: Bytes in use and in all; None where the device does not tell, as the CPU.
+        num_epochs: Number of epochs of the whole run.
+        device_memory: Returns the bytes in use and in total; None where the device does not report
+            them, as on the CPU.
     """
 
     def __init__(
@@ -32,19 +33,20 @@ class EpochWords:
         self._device_memory = device_memory or memory_of_fullest_device
         self._seconds: list[float] = []
 
-    def of(self, line: EpochLine) -> str:
-        """Loss, accuracy, speed, time left and memory.
+    def describe(self, line: EpochLine) -> str:
+        """Returns loss, accuracy, speed, time left and memory after an epoch.
 
         Args:
-            line: Of `metrics.jsonl`.
+            line: The epoch's line of `metrics.jsonl`.
         """
-        # The first epoch of a process compiles; the later ones do not take as long.
+        # The last epoch's seconds are not needed: no time is left after it.
         if line["epoch"] < self._num_epochs:
             self._seconds = [*self._seconds, float(line["seconds"])][-RECENT:]
+        # The first epoch of a process compiles, so it takes longer than the others.
         later = self._seconds[1:] or self._seconds or [0.0]
         left = (self._num_epochs - line["epoch"]) * statistics.median(later)
         speed = float(line["images_per_second"])
-        words = [
+        parts = [
             f"loss {line['loss']:.4f}",
             f"accuracy {line['accuracy']:.1%}",
             f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s",
@@ -52,12 +54,12 @@ class EpochWords:
         ]
         memory = self._device_memory()
         if memory is not None:
-            words.append(f"{memory[0] / 1e9:.1f} of {memory[1] / 1e9:.1f} GB")
-        return ", ".join(words)
+            parts.append(f"{memory[0] / 1e9:.1f} of {memory[1] / 1e9:.1f} GB")
+        return ", ".join(parts)
 
 
 def memory_of_fullest_device() -> tuple[int, int] | None:
-    """Bytes in use and in all of this process's fullest device; None where none tells."""
+    """Returns the bytes in use and in total of this process's fullest device, if any reports."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     known = [
         (one["bytes_in_use"], one["bytes_limit"])
@@ -68,26 +70,28 @@ def memory_of_fullest_device() -> tuple[int, int] | None:
 
 
 @contextmanager
-def showing_epochs(
+def epoch_progress(
     num_epochs: int, console: Console | None = None
 ) -> Iterator[Callable[[EpochLine], None]]:
-    """Shows a training's progress while the block runs; yields what is to be told each epoch.
+    """Shows the progress of a training run while the block runs.
 
     Args:
-        num_epochs: Of the whole training.
-        console: Standard error by default.
+        num_epochs: Number of epochs of the whole run.
+        console: Console to print to; standard error by default.
+    Yields:
+        The function to call after each epoch with its line of `metrics.jsonl`.
     """
     console = console or Console(stderr=True, highlight=False, markup=False)
-    words = EpochWords(num_epochs)
+    summary = EpochSummary(num_epochs)
     if not console.is_terminal or not num_epochs:
-        told_last = -PLAIN_SECONDS
+        last_printed = -PLAIN_SECONDS
 
         def print_line(line: EpochLine) -> None:
-            nonlocal told_last
-            said, now = words.of(line), time.monotonic()
-            if now - told_last >= PLAIN_SECONDS or line["epoch"] == num_epochs:
-                told_last = now
-                console.print(f"epoch {line['epoch']} of {num_epochs}: {said}", soft_wrap=True)
+            nonlocal last_printed
+            text, now = summary.describe(line), time.monotonic()
+            if now - last_printed >= PLAIN_SECONDS or line["epoch"] == num_epochs:
+                last_printed = now
+                console.print(f"epoch {line['epoch']} of {num_epochs}: {text}", soft_wrap=True)
 
         yield print_line
         return
@@ -99,7 +103,7 @@ def showing_epochs(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("compiling", total=num_epochs)
 
-        def renew(line: EpochLine) -> None:
-            progress.update(task, completed=line["epoch"], description=words.of(line))
+        def update(line: EpochLine) -> None:
+            progress.update(task, completed=line["epoch"], description=summary.describe(line))
 
-        yield renew
+        yield update

@@ -1,4 +1,4 @@
-"""The style of every figure, and the figure of confusions, which training logs show too."""
+"""The style of all figures, and the confusion figure, which training logs show as well."""
 
 import itertools
 import warnings
@@ -25,17 +25,18 @@ STYLE: Mapping[str, Any] = {
     "font.size": 9.5,
     "grid.color": GRID,
     "legend.frameon": False,
-    "svg.hashsalt": "fgvpl_jax",  # else the identifiers in an SVG are random
+    "svg.hashsalt": "fgvpl_jax",  # makes the identifiers in an SVG reproducible
     "text.parse_math": False,  # a class may be called "$5 note"
 }
-# Of Linux, macOS and Windows; the first has the alphabets, the others Chinese, Japanese, Korean.
+# Fonts found on Linux, macOS and Windows. The first covers the alphabets, the others Chinese,
+# Japanese and Korean.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei")
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
     """Writes `<stem>.png` and `<stem>.svg`."""
     with matplotlib.rc_context(rc=figure_style()), warnings.catch_warnings():
-        # Where no font has a class's letters, the tables still do.
+        # A figure without some letters of a class's name is still useful: the tables have them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(stem.with_suffix(".png"), dpi=150)
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
@@ -44,7 +45,7 @@ def save_figure(figure: Figure, stem: Path) -> None:
 def confusion_figure(
     confusion: Int[np.ndarray, "k k"], class_names: Sequence[str], title: str
 ) -> Figure:
-    """Share of each true class's images (row) by predicted class (column)."""
+    """Draws the share of each true class's images (row) in each predicted class (column)."""
     k = len(class_names)
     totals = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     shares = 100 * confusion / totals
@@ -68,11 +69,11 @@ def confusion_figure(
 
 
 def figure_style() -> Any:
-    """The settings of matplotlib, with those fonts that are installed."""
+    """Returns matplotlib's settings, with the fonts that are installed."""
     installed = set(font_manager.get_font_names())
     return dict(STYLE) | {"font.family": [name for name in FONTS if name in installed]}
 
 
 def shortened(text: str, most: int = 24) -> str:
-    """A label of at most `most` characters."""
+    """Returns the text, cut to at most `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""What people call methods and benchmarks, and in which order the paper has them."""
+"""Display names of methods and benchmarks, and their order in the paper."""
 
 from fgvpl_jax.methods import METHODS
 
@@ -20,31 +20,31 @@ BENCHMARKS = {
 
 
 def method_label(method: str) -> str:
-    """The name of a method in a table; its own where this program has none of it."""
+    """Returns a method's name in tables; for an unknown method, the name itself."""
     return METHODS[method].title if method in METHODS else method
 
 
 def benchmark_label(benchmark: str) -> str:
-    """The name of a benchmark in a table; its own where it is none of the paper's."""
+    """Returns a benchmark's name in tables; the name itself if it is not one of the paper's."""
     return BENCHMARKS.get(benchmark, benchmark)
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Sorts methods as `METHODS` does, which is the tables' order, and others behind them."""
+    """Returns a sort key: methods in the order of `METHODS`, as in the tables, then others."""
     return (list(METHODS).index(method) if method in METHODS else len(METHODS), method)
 
 
 def benchmark_order(benchmark: str) -> tuple[int, str]:
-    """Sorts benchmarks as the paper's tables do, and others behind them."""
+    """Returns a sort key: benchmarks in the order of the paper's tables, then others."""
     names = list(BENCHMARKS)
     return (names.index(benchmark) if benchmark in names else len(names), benchmark)
 
 
 def shots_order(shots: int | None) -> float:
-    """Sorts shots; all images come last."""
+    """Returns a sort key for shots; all images come last."""
     return float("inf") if shots is None else float(shots)
 
 
 def shots_label(shots: int | None) -> str:
-    """Shots in words."""
+    """Returns shots in words."""
     return "all images" if shots is None else f"{shots} shot{'s' * (shots != 1)}"

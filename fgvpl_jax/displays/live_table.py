@@ -1,4 +1,4 @@
-"""What a sweep has done so far, as lines or as a table that renews itself."""
+"""Progress of a sweep, as lines or as a live table."""
 
 import statistics
 import sys
@@ -20,7 +20,7 @@ REFRESHES_PER_SECOND = 2
 
 
 class Status(Enum):
-    """Where a cell stands, as this worker sees it."""
+    """State of a cell, as this worker sees it."""
 
     OPEN = "open"
     RUNNING = "running"
@@ -31,18 +31,18 @@ class Status(Enum):
 
 @dataclass
 class CellProgress:
-    """One cell of a sweep; the worker changes what comes after `metrics_file`.
+    """Progress of one cell of a sweep; the worker updates the fields after `metrics_file`.
 
     Attributes:
-        name: Its path below the sweep's `cells`.
-        row: Benchmark, backbone, method and settings of its own.
-        shots: Training images per class; None for all.
-        epochs: How many there will be; None where that is up to the method.
-        metrics_file: Has a line for every epoch that is done.
-        status: Where it stands.
-        accuracy: On the test split, when it is done; None where there is no such split.
-        seconds: What it took.
-        problem: Why it failed.
+        name: Path of the cell below the sweep's `cells`.
+        row: Benchmark, backbone, method and the cell's own settings.
+        shots: Number of training images per class; None for all.
+        epochs: Number of epochs; None where the method chooses it.
+        metrics_file: File with a line for every finished epoch.
+        status: State of the cell.
+        accuracy: Accuracy on the test split of a finished cell; None without a test split.
+        seconds: Time that the finished cell took.
+        problem: Reason why the cell failed.
     """
 
     name: str
@@ -57,12 +57,12 @@ class CellProgress:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the cell has finished or failed."""
         return self.status in (Status.DONE, Status.FAILED)
 
 
 def counts_line(cells: Sequence[CellProgress]) -> str:
-    """How many cells stand where, and what is left."""
+    """Returns the number of cells in each state, and the time left."""
     number = {status: sum(cell.status is status for cell in cells) for status in Status}
     running = number[Status.RUNNING] + number[Status.ELSEWHERE]
     line = f"{number[Status.DONE]} of {len(cells)} done, {running} running"
@@ -73,10 +73,10 @@ def counts_line(cells: Sequence[CellProgress]) -> str:
 
 
 def seconds_left(cells: Sequence[CellProgress]) -> float | None:
-    """What the unsettled cells will take, as long as those most like them took.
+    """Estimates the time left from the finished cells that are most like the unsettled ones.
 
-    Like them is: the same row and shots; else the same row; else any. None before the first is
-    done. Cells that run side by side share what is left.
+    These are the cells of the same row and shots, else of the same row, else all. Returns None
+    before the first cell is done. Cells that run in parallel share the time left.
     """
     kinds: tuple[Callable[[CellProgress], Hashable], ...] = (
         lambda cell: (cell.row, cell.shots),
@@ -100,7 +100,7 @@ def seconds_left(cells: Sequence[CellProgress]) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Two units of time at most: 42 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    """Formats a duration in at most two units: 42 s, 3 min, 2 h 5 min, 3 d 4 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{round(seconds)} s"
@@ -113,8 +113,8 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
-def live_table(cells: Sequence[CellProgress]) -> Table:
-    """Accuracy by row and shots, mean over the seeds that are done."""
+def accuracy_table(cells: Sequence[CellProgress]) -> Table:
+    """Returns a table of accuracies by row and shots, as means over the finished seeds."""
     shots = list(dict.fromkeys(cell.shots for cell in cells))
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = [len({cell.row[i] for cell in cells}) > 1 for i in range(4)]
@@ -133,7 +133,7 @@ def live_table(cells: Sequence[CellProgress]) -> Table:
 
 
 def _entry(cells: Sequence[CellProgress]) -> Text:
-    """One place of the table: the mean, and how many seeds it lacks."""
+    """Returns one entry of the table: the mean, and the finished seeds if some are missing."""
     text = Text()
     accuracies = [cell.accuracy for cell in cells if cell.accuracy is not None]
     if accuracies:
@@ -149,13 +149,13 @@ def _entry(cells: Sequence[CellProgress]) -> Text:
 
 
 def running_lines(cells: Sequence[CellProgress]) -> list[str]:
-    """The cells at work, and how far each is."""
+    """Returns one line for each running cell, with its finished epochs."""
     lines = []
     for cell in cells:
         if cell.status in (Status.RUNNING, Status.ELSEWHERE):
             try:
                 done = cell.metrics_file.read_bytes().count(b"\n")
-            except OSError:  # no epoch is done yet
+            except OSError:  # no epoch has finished yet
                 done = 0
             of_all = "" if cell.epochs is None else f" of {cell.epochs}"
             lines.append(f"{cell.status.value}: {cell.name} ({done}{of_all} epochs done)")
@@ -163,18 +163,21 @@ def running_lines(cells: Sequence[CellProgress]) -> list[str]:
 
 
 @contextmanager
-def showing(cells: Sequence[CellProgress]) -> Iterator[Callable[[CellProgress], None]]:
-    """Shows the cells while the block runs; yields what is to be called when one is settled.
+def live_table(cells: Sequence[CellProgress]) -> Iterator[Callable[[CellProgress], None]]:
+    """Shows the cells while the block runs.
 
-    On a terminal a table renews itself; elsewhere there is one line a cell. What the block prints
-    must be kept from the terminal.
+    A terminal shows a live table, which the block's own output must not disturb; elsewhere each
+    cell gets one line.
+
+    Yields:
+        The function to call when a cell has finished or failed.
     """
     console = Console(file=sys.stdout, highlight=False, markup=False)
 
     def table_now() -> Group:
-        return Group(live_table(cells), *map(Text, (*running_lines(cells), counts_line(cells))))
+        return Group(accuracy_table(cells), *map(Text, (*running_lines(cells), counts_line(cells))))
 
-    def told(cell: CellProgress) -> None:
+    def on_cell(cell: CellProgress) -> None:
         if cell.problem is not None:
             line = f"failed: {cell.name}: {cell.problem}"
         elif console.is_terminal or cell.seconds is None:
@@ -192,7 +195,7 @@ def showing(cells: Sequence[CellProgress]) -> Iterator[Callable[[CellProgress], 
             redirect_stdout=False,
             redirect_stderr=False,
         ):
-            yield told
+            yield on_cell
     else:
-        yield told
+        yield on_cell
         console.print(table_now())

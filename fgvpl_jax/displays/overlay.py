@@ -1,4 +1,4 @@
-"""One picture per prediction: the photo, where the model looked, and what it is like."""
+"""A picture of one prediction: the photo, attention map, object mask and similar photos."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,12 +12,13 @@ MARGIN = 14
 THUMBNAIL = 92
 INK, PAPER, FAINT = (24, 26, 30), (255, 255, 255), (226, 229, 235)
 BAR, OUTLINE = (64, 110, 220), (255, 60, 60)
-DIMMING = 0.55  # of what is outside the object
+DIMMING = 0.55  # outside the object
 # Perceptual dark-to-bright ramp of the attention map: dark blue, purple, orange, yellow.
 RAMP = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33)], np.float64)
 
-# Pillow's own font draws a box for nearly every letter beyond ASCII. These, of Linux, macOS and
-# Windows, have the alphabets; the others the characters of Chinese, Japanese and Korean too.
+# Pillow's own font draws a box for nearly every letter beyond ASCII. These fonts are found on
+# Linux, macOS and Windows: the first tuple covers the alphabets, the second Chinese, Japanese and
+# Korean as well.
 ALPHABETIC_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 CJK_FONTS = ("NotoSansCJK-Regular.ttc", "Hiragino Sans GB.ttc", "msyh.ttc")
 
@@ -31,14 +32,14 @@ def draw_overlay(
     classes: Sequence[tuple[str, float]],
     similar: Sequence[tuple[Image.Image | None, str]],
 ) -> Image.Image:
-    """Draws the crop that the model saw, its attention map and its object mask.
+    """Draws the crop that the model saw, its attention map, its object mask and its classes.
 
     Args:
-        photo: The whole photo; only the centred square is shown, as only that was seen.
-        attention_map: Scores of the patches.
-        object_mask: The patches of the object.
+        photo: The whole photo. Only the centred square is drawn, which is all the model saw.
+        attention_map: Significance of each patch.
+        object_mask: True for the patches of the object.
         classes: Names and probabilities, best first.
-        similar: Training photos (None where one is gone) and their captions.
+        similar: Training photos (None for a missing one) and their captions.
     """
     square = centred_square(photo)
     panels = [
@@ -70,7 +71,7 @@ def draw_overlay(
 
 
 def centred_square(photo: Image.Image) -> Image.Image:
-    """The largest centred square, at the panels' size."""
+    """Returns the largest centred square, at the panels' size."""
     side = min(photo.size)
     left, top = ((length - side) / 2 for length in photo.size)
     box = (left, top, left + side, top + side)
@@ -78,7 +79,7 @@ def centred_square(photo: Image.Image) -> Image.Image:
 
 
 def heat(attention_map: Float[np.ndarray, "gh gw"]) -> Image.Image:
-    """The map in colours, smallest value dark, largest bright."""
+    """Returns the map in colours: the smallest value is dark, the largest bright."""
     low, high = attention_map.min(), attention_map.max()
     level = (attention_map - low) / (high - low if high > low else 1)
     stops = np.linspace(0, 1, len(RAMP))
@@ -89,12 +90,12 @@ def heat(attention_map: Float[np.ndarray, "gh gw"]) -> Image.Image:
 
 
 def with_outline(square: Image.Image, mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
-    """The square with the mask's border drawn and everything outside it dimmed."""
+    """Returns the square with the mask's border drawn and everything outside it dimmed."""
     return Image.alpha_composite(square.convert("RGBA"), mask_layer(mask)).convert("RGB")
 
 
 def mask_layer(mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
-    """What is laid over a square to show a mask: RGBA, clear inside the border."""
+    """Returns an RGBA layer that shows a mask on a square, transparent inside the border."""
     gh, gw = mask.shape
     dimming = (255 * DIMMING * ~mask).astype(np.uint8)
     layer = Image.new("RGBA", (PANEL, PANEL), INK)
@@ -122,7 +123,7 @@ def draw_bars(
     corner: tuple[int, int],
     width: int,
 ) -> None:
-    """Class names with their probabilities as bars."""
+    """Draws class names with their probabilities as bars."""
     left, top = corner
     start = left + width // 2
     for place, (name, probability) in enumerate(classes):
@@ -138,7 +139,7 @@ def draw_bars(
 def write(
     pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int, size: int
 ) -> None:
-    """Writes a line, cut where it is wider than `width` pixels, in a font that has its letters."""
+    """Writes a line in a font that has its letters, cut to `width` pixels."""
     has_cjk = any("\u2e80" <= letter <= "\ud7a3" or letter >= "\U00020000" for letter in text)
     chosen = font(size, has_cjk)
     pen.text(corner, shortened(text, width, chosen), fill=INK, font=chosen)
@@ -146,7 +147,7 @@ def write(
 
 @lru_cache
 def font(size: int, has_cjk: bool = False) -> Font:
-    """The first installed font that has the letters; Pillow's own where there is none."""
+    """Returns the first installed font that has the letters; Pillow's own if there is none."""
     for name in (CJK_FONTS if has_cjk else ()) + ALPHABETIC_FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -156,7 +157,7 @@ def font(size: int, has_cjk: bool = False) -> Font:
 
 
 def shortened(text: str, width: int, font: Font) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """Returns the text, cut with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

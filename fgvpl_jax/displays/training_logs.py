@@ -1,4 +1,4 @@
-"""Where a training can be watched: TensorBoard's event files, Weights & Biases."""
+"""Logs of a training run: TensorBoard's event files and Weights & Biases."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +10,23 @@ from jaxtyping import UInt8
 
 @runtime_checkable
 class TrainingLog(Protocol):
-    """Takes numbers and pictures by epoch."""
+    """A log that stores numbers and pictures by epoch."""
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        """Takes an epoch's numbers by name."""
+        """Logs an epoch's numbers by name."""
 
     def picture(self, name: str, pixels: UInt8[np.ndarray, "H W 3"], epoch: int) -> None:
-        """Takes a picture."""
+        """Logs a picture."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes everything that is not written yet."""
 
 
 class TensorBoardLog:
-    """Event files, for `tensorboard --logdir`; a resumed run's replace what they repeat.
+    """Event files for `tensorboard --logdir`; those of a resumed run replace repeated epochs.
 
     Args:
-        folder: Where they go.
+        folder: Folder for the files.
     """
 
     def __init__(self, folder: Path):
@@ -34,16 +34,16 @@ class TensorBoardLog:
         self._writer: Any = None
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        """Takes an epoch's numbers by name."""
+        """Logs an epoch's numbers by name."""
         for name, value in values.items():
             self._opened(epoch).add_scalar(name, value, epoch)
 
     def picture(self, name: str, pixels: UInt8[np.ndarray, "H W 3"], epoch: int) -> None:
-        """Takes a picture."""
+        """Logs a picture."""
         self._opened(epoch).add_image(name, pixels, epoch, dataformats="HWC")
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes everything that is not written yet."""
         if self._writer is not None:
             self._writer.close()
 
@@ -56,13 +56,13 @@ class TensorBoardLog:
 
 
 class WandbLog:
-    """A run at Weights & Biases, which its own variables (WANDB_MODE and so on) govern.
+    """A run at Weights & Biases, controlled by its own variables such as WANDB_MODE.
 
     Args:
-        project: Its project.
-        name: The run's.
-        folder: Where its files go.
-        config: What it is filed under.
+        project: Name of the project.
+        name: Name of the run.
+        folder: Folder for the run's files.
+        config: Config that is stored with the run.
     """
 
     def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any]):
@@ -72,13 +72,13 @@ class WandbLog:
         self._run = wandb.init(project=project, name=name, dir=str(folder), config=dict(config))
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        """Takes an epoch's numbers by name."""
+        """Logs an epoch's numbers by name."""
         self._run.log({"epoch": epoch, **values})
 
     def picture(self, name: str, pixels: UInt8[np.ndarray, "H W 3"], epoch: int) -> None:
-        """Takes a picture."""
+        """Logs a picture."""
         self._run.log({"epoch": epoch, name: self._image(pixels)})
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes everything that is not written yet."""
         self._run.finish()

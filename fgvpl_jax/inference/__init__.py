@@ -1,1 +1,1 @@
-"""A trained run in use: the classifier, added classes, predictions, export."""
+"""Use of a trained run: the classifier, added classes, predictions and export."""

@@ -1,11 +1,11 @@
-"""`--mode=export`: a trained run as one file that runs without this package.
+"""Export of a trained run to one file that runs without this package.
 
-The file is a zip, stored without compression:
+The file is a zip archive, stored without compression:
 
-    manifest.json        what it is, how a photo is prepared, class names, accuracy
-    program.stablehlo    by `jax.export`: (weights, uint8 crops [b, side, side, 3]) -> dictionary
-    weights/0000.npy …   its first argument, a list
-    flatbuffers/         the reader of such programs, which jax does not bring
+    manifest.json        format, preparation of a photo, class names, accuracy
+    program.stablehlo    from `jax.export`: (weights, uint8 crops [b, side, side, 3]) -> dictionary
+    weights/0000.npy …   the program's first argument, a list
+    flatbuffers/         the package that jax needs to read such programs and does not install
 """
 
 import hashlib
@@ -35,20 +35,20 @@ MANIFEST = "manifest.json"
 
 
 def export_classifier(classifier: Classifier, output: str | Path) -> Path:
-    """Writes a classifier into one file, whole or not at all.
+    """Writes a classifier to one file, completely or not at all.
 
     Args:
         classifier: A finished run.
-        output: The new file.
+        output: Path of the new file.
     Returns:
-        The file.
+        The path of the file.
     Raises:
-        UserError: If something is there already, or the backbone prepares photos in a way that the
-            manifest has no words for.
+        UserError: If the path exists already, or the backbone prepares photos in a way that the
+            manifest cannot describe.
     """
     file = Path(output).expanduser()
     if file.exists():
-        raise UserError(f"--output={output} is there already: name a new file, or remove it first")
+        raise UserError(f"the output {output} exists already: name a new file, or remove it first")
     preparation = describe_preparation(classifier)
     program, weights = trace(classifier)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
 
 
 def shareable(results: dict[str, Any]) -> dict[str, Any]:
-    """The results without the place of a backbone's folder, which its hash identifies."""
+    """Returns the results without the path of the backbone's folder; its hash identifies it."""
     backbone = results["backbone"]
     if not Path(backbone["name"]).expanduser().exists():  # a hub id
         return results
@@ -90,17 +90,17 @@ def shareable(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_preparation(classifier: Classifier) -> dict[str, Any]:
-    """What has to be done to a photo before the program sees it.
+    """Describes how a photo must be prepared for the program.
 
     Raises:
-        UserError: If the backbone asks for more than resize and centre crop.
+        UserError: If the backbone needs more than resize and centre crop.
     """
     processor = classifier.clip.image_processor
     if not processor.is_plain:
         raise UserError(
-            f"the backbone {classifier.clip.identity.name} prepares photos otherwise than by "
-            "CLIP's resize of the shortest side and centre crop, which an export has no words for: "
-            "use --mode=predict"
+            f"the backbone {classifier.clip.identity.name} does not prepare photos by CLIP's "
+            "resize of the shortest side and centre crop, the only preparation that an export can "
+            "describe: predict with the run itself instead"
         )
     return {
         "mode": "RGB",  # upright by EXIF, transparency on white
@@ -113,16 +113,16 @@ def describe_preparation(classifier: Classifier) -> dict[str, Any]:
 
 
 def trace(classifier: Classifier) -> tuple[bytes, list[np.ndarray]]:
-    """The serialised program, for any number of images, and the weights that it reads.
+    """Returns the serialised program, for any number of images, and the weights that it reads.
 
-    Weights are arguments: as constants they would be in memory several times over, and a program
-    of more than 2 GB cannot be serialised.
+    The weights are arguments: as constants they would be in memory several times, and a program of
+    more than 2 GB cannot be serialised.
     """
     leaves, structure = jax.tree.flatten(classifier.inference.weights)
     leaves = [np.asarray(leaf) for leaf in leaves]
     side = classifier.clip.image_size
     every = list(range(len(leaves)))
-    # What is not read, such as CoOp's table of tokens, is left out.
+    # Weights that the program does not read, such as CoOp's table of tokens, are left out.
     jaxpr = jax.make_jaxpr(program_of(classifier, structure, leaves, every))(
         leaves, np.zeros((1, side, side, 3), np.uint8)
     ).jaxpr
@@ -143,7 +143,7 @@ def program_of(
     leaves: Sequence[np.ndarray],
     places: Sequence[int],
 ) -> Callable[[list[Array], UInt8[Array, "b H W 3"]], dict[str, Array]]:
-    """The classifier's program, of the weights' leaves at these places instead of all."""
+    """Returns the classifier's program, which takes only the weights' leaves at these places."""
     grid = classifier.clip.vision.grid
 
     def program(weights: list[Array], images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
@@ -151,11 +151,11 @@ def program_of(
         full: Weights = jax.tree.unflatten(
             structure, [given.get(place, leaf) for place, leaf in enumerate(leaves)]
         )
-        said = classifier.inference.program(full, images)
-        outputs = {"logits": said.logits, "probabilities": said.probabilities}
-        if said.attention_map is not None and said.object_mask is not None:
-            outputs["attention_map"] = said.attention_map.reshape(-1, *grid)
-            outputs["object_mask"] = said.object_mask.reshape(-1, *grid)
+        recognition = classifier.inference.program(full, images)
+        outputs = {"logits": recognition.logits, "probabilities": recognition.probabilities}
+        if recognition.locations is not None:
+            for name, values in recognition.locations._asdict().items():
+                outputs[name] = values.reshape(-1, *grid)
         return jax.tree.map(jnp.asarray, outputs)
 
     return program

@@ -1,4 +1,4 @@
-"""`--mode=predict`: photos or folders in; text, JSON lines and overlay pictures out."""
+"""Predictions for photo files and folders, as text, JSON lines and overlay pictures."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from fgvpl_jax.displays.overlay import draw_overlay
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.classifier import Classifier, Prediction
 
-# A file's name may have 255 bytes, a character four of them.
+# A file's name may have 255 bytes, and a character takes up to four.
 LONGEST_STEM = 50
 
 
-class Answer(NamedTuple):
-    """What came of one photo.
+class PhotoResult(NamedTuple):
+    """The result for one photo.
 
     Attributes:
-        photo: Its file.
-        result: The prediction, or why it cannot be read.
-        overlay: The picture of it, if one was drawn.
+        photo: File of the photo.
+        result: The prediction, or the error if the photo cannot be read.
+        overlay: File of the overlay picture, if one was drawn.
     """
 
     photo: Path
@@ -31,33 +31,33 @@ class Answer(NamedTuple):
 
 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
-    """The files named, and all images in the folders named.
+    """Returns the files named, and all images in the folders named.
 
     Raises:
-        UserError: If nothing is named, or something named is not there or holds no image.
+        UserError: If nothing is named, or a path does not exist or holds no image.
     """
     if not arguments:
-        raise UserError("no photo: name files or folders after the flags")
+        raise UserError("no photo to predict: name at least one file or folder")
     return [photo for argument in arguments for photo in photos_at(argument)]
 
 
 def predict_files(
     classifier: Classifier, photos: Sequence[Path], top_k: int, overlay_dir: str | None
-) -> Iterator[Answer]:
-    """One answer a photo, as batches are ready.
+) -> Iterator[PhotoResult]:
+    """Yields one result for each photo as soon as its batch is ready.
 
     Args:
         classifier: A trained run.
-        photos: From `find_photos`.
-        top_k: Classes to name.
-        overlay_dir: Where to write one PNG a photo; None for none.
+        photos: Files that `find_photos` returned.
+        top_k: Number of classes to return.
+        overlay_dir: Folder for one PNG picture for each photo; None draws no pictures.
     Raises:
-        UserError: If pictures are wanted of a method that looks for no object.
+        UserError: If `overlay_dir` is given for a method that looks for no object.
     """
     if overlay_dir is not None and not classifier.finds_objects:
         raise UserError(
-            f"--overlay_dir={overlay_dir}: {classifier.results['method']} looks for no object that "
-            "could be drawn: leave the flag out"
+            f"overlay_dir is {overlay_dir}, but {classifier.results['method']} looks for no object "
+            "that could be drawn: leave overlay_dir out"
         )
     folder = None if overlay_dir is None else Path(overlay_dir).expanduser()
     if folder is not None:
@@ -66,17 +66,24 @@ def predict_files(
     for number, (photo, result) in enumerate(zip(photos, results, strict=True)):
         overlay = None
         if folder is not None and isinstance(result, Prediction):
-            # Numbered: photos of several folders may bear one name.
+            # Numbered, because photos from several folders may have the same name.
             overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
-            # Decoded once more, for a batch of large photos would not fit into memory.
+            # Decoded again, because a batch of large photos might not fit into memory.
             overlay_of(decode_image(photo), result, classifier.support).save(overlay)
-        yield Answer(photo, result, overlay)
+        yield PhotoResult(photo, result, overlay)
 
 
 def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Image.Image:
-    """The picture of one prediction, with the similar training photos that are still there."""
-    assert prediction.attention_map is not None
-    assert prediction.object_mask is not None
+    """Draws one prediction, with the similar training photos that still exist.
+
+    Raises:
+        UserError: If the prediction is by a method that looks for no object.
+    """
+    if prediction.location is None:
+        raise UserError(
+            f"the prediction for {prediction.name} has no object mask to draw: use a method that "
+            "looks for objects, such as fg_vpl"
+        )
     similar = []
     for found in prediction.similar:
         try:
@@ -85,11 +92,12 @@ def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Im
             thumbnail = None
         similar.append((thumbnail, found.class_name))
     classes = list(zip(prediction.class_names, prediction.probabilities, strict=True))
-    return draw_overlay(image, prediction.attention_map, prediction.object_mask, classes, similar)
+    location = prediction.location
+    return draw_overlay(image, location.attention_map, location.object_mask, classes, similar)
 
 
 def as_text(prediction: Prediction) -> str:
-    """Lines for a person."""
+    """Returns the prediction as lines of text."""
     lines = [prediction.name]
     lines += [
         f"  {probability:6.1%}  {name}"
@@ -98,20 +106,20 @@ def as_text(prediction: Prediction) -> str:
     return "\n".join(lines)
 
 
-def as_json(answer: Answer) -> str:
-    """One JSON line for a program; ASCII, whatever the encoding of the output."""
-    result = answer.result
-    content: dict[str, Any] = {"image": str(answer.photo)}
-    if isinstance(result, UnreadableImage):
-        return json.dumps(content | {"error": str(result)})
-    content |= content_of(result)
-    if answer.overlay is not None:
-        content["overlay"] = str(answer.overlay)
+def as_json(result: PhotoResult) -> str:
+    """Returns one JSON line, in ASCII whatever the encoding of the output."""
+    prediction = result.result
+    content: dict[str, Any] = {"image": str(result.photo)}
+    if isinstance(prediction, UnreadableImage):
+        return json.dumps(content | {"error": str(prediction)})
+    content |= content_of(prediction)
+    if result.overlay is not None:
+        content["overlay"] = str(result.overlay)
     return json.dumps(content)
 
 
 def content_of(prediction: Prediction) -> dict[str, Any]:
-    """A prediction for a program, but for the photo's name, the attention map and the mask."""
+    """Returns a prediction as JSON content, without the photo's name, attention map and mask."""
     content: dict[str, Any] = {
         "classes": [
             {
@@ -130,6 +138,6 @@ def content_of(prediction: Prediction) -> dict[str, Any]:
             for s in prediction.similar
         ],
     }
-    if prediction.object_mask is not None:
-        content["object_share"] = round(float(prediction.object_mask.mean()), 4)
+    if prediction.location is not None:
+        content["object_share"] = round(float(prediction.location.object_mask.mean()), 4)
     return content

@@ -1,4 +1,4 @@
-"""A trained model's device programs: photos are encoded once, and recognised among any classes."""
+"""Device programs of a trained model, which encode photos once and recognise them by class."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from fgvpl_jax.recognition import VisualCache, total
 NUM_SIMILAR = 3
 
 
-class AddedClasses(NamedTuple):
-    """Classes that a model was not trained for, padded so that their number is no new shape.
+class AddedClassArrays(NamedTuple):
+    """Classes that a model was not trained for, padded so that their number changes no shape.
 
     Attributes:
-        text_features: Unit vectors; rows beyond `num_classes` are padding.
-        num_classes: How many there are.
-        photos: What the cache gets for them; labels go on after the trained classes'.
+        text_features: Unit vectors; rows from `num_classes` on are padding.
+        num_classes: Number of added classes.
+        photos: Cache entries of their photos; labels continue after those of the trained classes.
     """
 
     text_features: Float[Array, "m e"]
@@ -30,35 +30,46 @@ class AddedClasses(NamedTuple):
     photos: VisualCache
 
 
-class Recognition(NamedTuple):
-    """What the model says of a batch; the last three are None where the method has no such thing.
+class ObjectLocations(NamedTuple):
+    """Locations of the objects in a batch of photos, by patch.
 
     Attributes:
-        probabilities: Tempered, as the run was calibrated.
-        logits: As they are; of padding classes -inf.
-        contributions: See `Method.contributions`; they add up to the logits.
-        similar: Cosine with the closest photos of the cache (Eq. 17), and their places in it.
         attention_map: See `ImageFeatures`.
         object_mask: See `ImageFeatures`.
+    """
+
+    attention_map: Float[Array | np.ndarray, "b n"]
+    object_mask: Bool[Array | np.ndarray, "b n"]
+
+
+class Recognition(NamedTuple):
+    """The model's output for a batch.
+
+    Attributes:
+        probabilities: Softmax of the logits, divided by the run's calibrated temperature.
+        logits: Scores before the temperature; -inf for padding classes.
+        contributions: See `Method.contributions`; they add up to the logits.
+        similar: Cosine similarities to the closest photos of the cache (Eq. 17), and the places of
+            these photos in it; None for a method without a cache.
+        locations: Locations of the objects; None for a method that looks for no object.
     """
 
     probabilities: Float[Array | np.ndarray, "b k"]
     logits: Float[Array | np.ndarray, "b k"]
     contributions: dict[str, Float[Array | np.ndarray, "b k"]]
     similar: tuple[Float[Array | np.ndarray, "b c"], Int[Array | np.ndarray, "b c"]] | None
-    attention_map: Float[Array | np.ndarray, "b n"] | None
-    object_mask: Bool[Array | np.ndarray, "b n"] | None
+    locations: ObjectLocations | None
 
 
 class Weights(NamedTuple):
-    """All arrays that the device programs read, the images apart.
+    """All arrays that the device programs read, except the images.
 
     Attributes:
-        state: Of the image encoder and the trained model.
+        state: State of the image encoder and the trained model.
         cache: The visual cache, if the method has one.
-        choices: What validation chose, by the names of the arguments of `Method.logits`; float32
-            scalars, so that nothing is retraced.
-        temperature: Logits are divided by it.
+        choices: Values chosen on validation, under the argument names of `Method.logits`; float32
+            scalars, so that nothing is traced again.
+        temperature: Divisor of the logits.
     """
 
     state: nnx.State
@@ -68,18 +79,18 @@ class Weights(NamedTuple):
 
 
 class Inference:
-    """A model with its final parameters, its cache and what validation chose.
+    """A model with its final parameters, its cache and the values chosen on validation.
 
     Args:
-        model: Trained.
-        image_encoder: Plain CLIP's, for a method that reads its features.
-        cache: Of the support images; None for a method without one.
-        choices: Such as λ.
-        temperature: What the logits are divided by before they become probabilities.
+        model: The trained model.
+        image_encoder: Plain CLIP's image encoder, for a method that reads its features.
+        cache: Cache of the support images; None for a method without one.
+        choices: Values chosen on validation, such as λ.
+        temperature: Divisor of the logits before they become probabilities.
 
     Attributes:
-        weights: Of the programs, on the device.
-        program: From (weights, crops) to a `Recognition`, to be traced.
+        weights: The programs' weights, on the device.
+        program: Function from (weights, crops) to a `Recognition`, to be called under jit.
     """
 
     def __init__(
@@ -97,44 +108,44 @@ class Inference:
             {name: jnp.float32(value) for name, value in choices.items()},
             jnp.float32(temperature),
         )
-        self.program = partial(answer, graphdef)
+        self.program = partial(encode_and_recognise, graphdef)
         self._encode = jax.jit(partial(encode, graphdef))
         self._recognise = jax.jit(partial(recognise, graphdef))
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> tuple[Any, tuple | None]:
-        """The method's features, and what a cache keeps of them; both stay on the device."""
+        """Returns the method's features and those a cache would store; both stay on the device."""
         return self._encode(self.weights.state, images)
 
-    def recognise(self, features: Any, added: AddedClasses | None = None) -> Recognition:
-        """Names the photos behind features of `encode`.
+    def recognise(self, features: Any, added: AddedClassArrays | None = None) -> Recognition:
+        """Recognises the photos whose features `encode` returned.
 
         Args:
-            features: Of a batch.
-            added: Further classes, of a method with a cache.
+            features: Features of a batch.
+            added: Further classes, for a method with a cache.
         """
         return jax.device_get(self._recognise(self.weights, features, added))
 
 
-def answer(
+def encode_and_recognise(
     graphdef: nnx.GraphDef, weights: Weights, images: UInt8[Array, "b H W 3"]
 ) -> Recognition:
-    """From crops to all that a prediction says, as one program."""
+    """Computes everything a prediction reports from the crops, as one program."""
     return recognise(graphdef, weights, encode(graphdef, weights.state, images)[0])
 
 
 def encode(
     graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
 ) -> tuple[Any, tuple | None]:
-    """See `Inference.encode`."""
+    """Implements `Inference.encode`."""
     image_encoder, model = nnx.merge(graphdef, state)
     features = model.features(image_encoder(images) if model.reads_features else images)
     return features, model.kept_features(features) if model.uses_cache else None
 
 
 def recognise(
-    graphdef: nnx.GraphDef, weights: Weights, features: Any, added: AddedClasses | None = None
+    graphdef: nnx.GraphDef, weights: Weights, features: Any, added: AddedClassArrays | None = None
 ) -> Recognition:
-    """See `Inference.recognise`; to be traced."""
+    """Implements `Inference.recognise`; must be called under jit."""
     state, cache, choices, temperature = weights
     _, model = nnx.merge(graphdef, state)
     num_classes = None
@@ -152,16 +163,16 @@ def recognise(
         affinity = jnp.where(cache.valid, model.affinity(features, cache), -jnp.inf)
         closest, places = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
         similar = closest, places
-    where = (None, None)
+    locations = None
     if model.finds_objects:
-        where = (features.attention_map, features.object_mask)
+        locations = ObjectLocations(features.attention_map, features.object_mask)
     probabilities = jax.nn.softmax(logits / temperature)
-    return Recognition(probabilities, logits, contributions, similar, *where)
+    return Recognition(probabilities, logits, contributions, similar, locations)
 
 
 def padded_batch(
     crops: list[UInt8[np.ndarray, "H W 3"]], size: int
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """The crops, and black ones up to `size`."""
+    """Stacks the crops and appends black ones up to `size`."""
     pixels = np.stack(crops)
     return np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))

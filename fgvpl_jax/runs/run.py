@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import Dataset, FewShot, ImageCache, Split
-from fgvpl_jax.displays.epoch_progress import showing_epochs
+from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
@@ -83,7 +83,7 @@ class Run:
 
         A finished one is only restored.
         """
-        display = showing_epochs(self.config.epochs) if is_writer() else nullcontext(None)
+        display = epoch_progress(self.config.epochs) if is_writer() else nullcontext(None)
         with display as show:
 
             def show_epoch(line: EpochMetrics, trainable: nnx.State) -> None:

@@ -1,1 +1,1 @@
-"""The page and the HTTP endpoint of a trained run."""
+"""Web page and HTTP endpoint of a trained run."""

@@ -1,4 +1,4 @@
-"""A prediction as a piece of the page; every name in it is escaped."""
+"""A prediction as HTML for the page, with every name in it escaped."""
 
 import base64
 import itertools
@@ -13,9 +13,9 @@ from PIL import Image
 
 from fgvpl_jax.displays.overlay import heat, mask_layer
 from fgvpl_jax.inference.classifier import Prediction
-from fgvpl_jax.serving.service import Seen, Service
+from fgvpl_jax.serving.service import RecognisedPhoto, Service
 
-# What the table's columns say, in their order: what is compared with what.
+# Titles of the table's columns, in their order: the two things that each part compares.
 PARTS = {
     "image": "photo",
     "image_text": "photo and name",
@@ -35,10 +35,10 @@ class Layer:
     """A picture that can be laid over the photo.
 
     Attributes:
-        name: In the style sheet.
-        title: Of its switch.
-        description: For who cannot see it.
-        source: The picture as an address.
+        name: Name in the style sheet.
+        title: Title of its switch.
+        description: Description for users who cannot see it.
+        source: The picture as a data address.
     """
 
     name: str
@@ -48,18 +48,21 @@ class Layer:
 
 
 def answer_html(
-    seen: Seen, service: Service, added: Sequence[str], added_squares: Sequence[Image.Image]
+    photo: RecognisedPhoto,
+    service: Service,
+    added: Sequence[str],
+    added_squares: Sequence[Image.Image],
 ) -> str:
-    """The photo with its layers, classes, similar photos, and what each part contributed.
+    """Renders the photo with its layers, classes, similar photos and each part's contribution.
 
     Args:
-        seen: A photo with its square and its answer.
-        service: That gave it.
-        added: Classes that this user added.
-        added_squares: Their photos, in the extension's order.
+        photo: A photo with its square and its prediction.
+        service: Service that recognised it.
+        added: Names of the classes that this user added.
+        added_squares: Squares of the added photos, in the order of `AddedClasses.photos`.
     """
-    assert seen.square is not None
-    prediction, classifier = seen.answer.prediction, service.classifier
+    assert photo.square is not None
+    prediction, classifier = photo.response.prediction, service.classifier
     similar = []
     for found in prediction.similar:
         place = found.place - len(classifier.support)
@@ -74,8 +77,8 @@ def answer_html(
         )
     return TEMPLATES.get_template("answer.html.j2").render(
         prediction=prediction,
-        number=next(_numbers),  # ids must differ from those of the answer before
-        square=as_address(seen.square, "JPEG"),
+        number=next(_numbers),  # ids must differ from those of the previous answer
+        square=as_address(photo.square, "JPEG"),
         layers=layers_of(prediction),
         similar=similar,
         added=added,
@@ -90,23 +93,23 @@ def answer_html(
 
 
 def problem_html(message: str) -> str:
-    """What went wrong."""
+    """Renders an error message."""
     return TEMPLATES.from_string('<p class="fg-problem" role="alert">{{ message }}</p>').render(
         message=message
     )
 
 
 def layers_of(prediction: Prediction) -> list[Layer]:
-    """Attention map and object mask, where the method has them."""
-    if prediction.attention_map is None or prediction.object_mask is None:
+    """Returns attention map and object mask; no layers for a method that looks for no object."""
+    if prediction.location is None:
         return []
-    mask = prediction.object_mask
+    significance, mask = prediction.location.attention_map, prediction.location.object_mask
     return [
         Layer(
             "attention",
             "attention map",
-            f"Attention map: brightest {place_of(prediction.attention_map)}",
-            as_address(heat(prediction.attention_map), "JPEG"),
+            f"Attention map: brightest {place_of(significance)}",
+            as_address(heat(significance), "JPEG"),
         ),
         Layer(
             "object",
@@ -118,7 +121,7 @@ def layers_of(prediction: Prediction) -> list[Layer]:
 
 
 def place_of(weights: Float[np.ndarray, "gh gw"] | Bool[np.ndarray, "gh gw"]) -> str:
-    """Where the centre of weight lies, in words such as "top left"."""
+    """Describes the place of the centre of weight in words, such as "top left"."""
     weights = weights - weights.min() if weights.dtype != bool else weights.astype(float)
     total = weights.sum()
     if not total:
@@ -133,8 +136,9 @@ def place_of(weights: Float[np.ndarray, "gh gw"] | Bool[np.ndarray, "gh gw"]) ->
 
 
 def as_address(image: Image.Image, kind: str) -> str:
-    """A picture as a data address."""
+    """Encodes a picture as a data address."""
     stream = BytesIO()
-    # The mask's few colours are small at any level, and the default takes as long as the rest.
+    # The mask has few colours, so its PNG is small at any compression level; the default level
+    # would take as long as everything else together.
     image.save(stream, kind, **({"quality": 88} if kind == "JPEG" else {"compress_level": 1}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""`POST /api/predict`, and the limits that hold for it and the page alike."""
+"""The endpoint `POST /api/predict`, and the limits on requests to it and to the page."""
 
 import math
 import re
@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fgvpl_jax.inference.predict import content_of
 from fgvpl_jax.serving.micro_batches import Overloaded
-from fgvpl_jax.serving.service import Limits, Refused, Seen, Service
+from fgvpl_jax.serving.service import Limits, RecognisedPhoto, Refused, Service
 
 ENDPOINT = "/api/predict"
-FORM_BYTES = 10_000  # what a form adds to a photo
+FORM_BYTES = 10_000  # size of a form without its photo, at most
 MOST_CLIENTS = 10_000
 TOP_K = 5
 PLAIN_NUMBER = re.compile("[1-9][0-9]{0,8}")
@@ -33,75 +33,81 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
             async with request.form(max_files=1, max_fields=1) as form:
                 image, top_k = form.get("image"), form.get("top_k", str(TOP_K))
                 if not isinstance(image, UploadFile):
-                    raise Refused(400, "no photo: send one as the file field 'image' of a form")
+                    raise Refused(400, "no photo: send one in the form's file field 'image'")
                 if not isinstance(top_k, str) or not PLAIN_NUMBER.fullmatch(top_k):
-                    raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give a number, 1 or more")
+                    raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give an integer, 1 or more")
                 name, data = image.filename or "image", await image.read()
-            seen = await service.ask(data, name, min(int(top_k), MOST_TOP_K))
+            photo = await service.recognise(data, name, min(int(top_k), MOST_TOP_K))
         except Refused as refusal:
             return problem(refusal.status, str(refusal))
         except Overloaded as error:
             return problem(503, str(error), retry_after=1)
-        return JSONResponse(as_content(seen))
+        return JSONResponse(as_content(photo))
 
-    # Without it the page, which is mounted below all other addresses, would say 404.
+    # Without this route, the page, which is mounted under all other addresses, would return 404.
     @app.api_route(ENDPOINT, methods=["DELETE", "GET", "PATCH", "PUT"])
     async def other_method() -> JSONResponse:
-        return problem(405, "send a photo by POST, see docs/serve.md")
+        return problem(405, "send a photo by POST, as described in docs/serve.md")
 
     @app.exception_handler(HTTPException)
     async def as_json(request: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail))
 
 
-def as_content(seen: Seen) -> dict[str, Any]:
-    """The answer that the page shows, for a program."""
-    prediction = seen.answer.prediction
+def as_content(photo: RecognisedPhoto) -> dict[str, Any]:
+    """Returns a photo's prediction as JSON content."""
+    prediction = photo.response.prediction
     content = {"image": prediction.name, **content_of(prediction)}
-    if prediction.attention_map is not None and prediction.object_mask is not None:
-        content["attention_map"] = prediction.attention_map.astype(float).round(6).tolist()
-        content["object_mask"] = prediction.object_mask.astype(int).tolist()
+    location = prediction.location
+    if location is not None:
+        content["attention_map"] = location.attention_map.astype(float).round(6).tolist()
+        content["object_mask"] = location.object_mask.astype(int).tolist()
     return content
 
 
 def problem(status: int, message: str, retry_after: int | None = None) -> JSONResponse:
-    """A mistake as JSON."""
+    """Returns an error as a JSON response."""
     headers = None if retry_after is None else {"Retry-After": str(retry_after)}
     return JSONResponse({"error": message}, status, headers)
 
 
 class TooLarge(HTTPException):
-    """A body that goes on beyond its limit."""
+    """Raised for a body that is larger than its limit."""
 
 
 class LimitedRequests:
-    """Refuses bodies that are too large, and clients that ask too often.
+    """Middleware that refuses bodies that are too large and clients that send too many requests.
 
-    Of each address `requests_per_minute` may come at once and then as many in every minute. Only
-    what brings something (POST) counts.
+    Each address may send `requests_per_minute` requests at once, and then as many in every minute.
+    Only POST requests count.
+
+    Args:
+        app: Application that handles the accepted requests.
+        limits: Limits on the clients' requests.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self._app = app
         self._limits = limits
-        # Requests that each client has left, and when that was so; those seen last come last.
+        # Number of requests that each client had left, and the time of that; latest clients last.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it with 413 or 429."""
+        """Passes a request on, or responds with status 413 or 429."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         wait = self._seconds_to_wait((scope.get("client") or ("", 0))[0])
         if wait:
-            message = f"more than {self._limits.requests_per_minute} requests a minute: wait"
+            most = self._limits.requests_per_minute
+            message = f"more than {most} requests a minute: wait, then try again"
             await problem(429, message, math.ceil(wait))(scope, receive, send)
             return
         is_photo = scope["path"] == ENDPOINT
-        most = self._limits.photo_bytes + FORM_BYTES if is_photo else self._limits.request_bytes
-        refusal = f"more than {most:,} bytes: send smaller photos, or fewer"
+        limit = self._limits.photo_bytes + FORM_BYTES if is_photo else self._limits.request_bytes
+        refusal = f"more than {limit:,} bytes: send smaller photos, or fewer"
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
+        if not length.isdigit() or int(length) > limit:
             await problem(413, refusal)(scope, receive, send)
             return
         received = 0
@@ -110,14 +116,14 @@ class LimitedRequests:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > most:  # sent in chunks, without a length
+            if received > limit:  # sent in chunks, without a length
                 raise TooLarge(413, refusal)
             return message
 
         await self._app(scope, counted, send)
 
     def _seconds_to_wait(self, client: str) -> float:
-        """0 if the client may ask now, which is counted."""
+        """Returns 0 and counts the request if the client may send it now."""
         now, most = time.monotonic(), float(self._limits.requests_per_minute)
         left, since = self._left.pop(client, (most, now))
         left = min(most, left + (now - since) * most / 60)

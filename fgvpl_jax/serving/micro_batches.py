@@ -1,4 +1,4 @@
-"""Requests of many clients, answered together: the device sees batches of a few fixed sizes."""
+"""Requests of many clients, processed together in batches of at most a fixed size."""
 
 import queue
 import threading
@@ -7,67 +7,68 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
 class Overloaded(RuntimeError):
-    """More requests wait than may."""
+    """Raised when no further request can be queued."""
 
 
-class MicroBatcher(Generic[Question, Answer]):
-    """A thread that answers at once what questions there are.
+class MicroBatcher(Generic[Request, Response]):
+    """A thread that processes all queued requests together, as soon as there are any.
 
-    While it is at work further questions gather, so that load makes larger batches by itself. It
-    waits for others only where some are known to be on their way.
+    While it processes a batch further requests gather, so a higher load makes larger batches. It
+    waits for more requests only while some are known to be coming.
 
     Args:
-        answer_all: Answers a batch in its order; called from the one thread only.
-        largest: Questions in a batch.
-        wait_seconds: How long the first question of a batch waits for those on their way.
-        most_waiting: Questions that may wait beside the batch at work.
-        on_their_way: Counts the questions that will be submitted soon.
+        process_batch: Returns the responses to a batch in its order; called by this thread only.
+        max_batch_size: Largest number of requests in a batch.
+        wait_seconds: Longest time for which the first request of a batch waits for those that are
+            coming.
+        max_waiting: Number of requests that may wait, in addition to the batch being processed.
+        num_incoming: Returns the number of requests that will be submitted soon.
     """
 
     def __init__(
         self,
-        answer_all: Callable[[Sequence[Question]], Sequence[Answer]],
+        process_batch: Callable[[Sequence[Request]], Sequence[Response]],
         *,
-        largest: int,
+        max_batch_size: int,
         wait_seconds: float,
-        most_waiting: int,
-        on_their_way: Callable[[], int],
+        max_waiting: int,
+        num_incoming: Callable[[], int],
     ):
-        self._answer_all = answer_all
-        self._largest = largest
+        self._process_batch = process_batch
+        self._max_batch_size = max_batch_size
         self._wait_seconds = wait_seconds
-        self._on_their_way = on_their_way
-        self._waiting: queue.Queue[tuple[Question, Future[Answer]] | None] = queue.Queue(
-            most_waiting
+        self._num_incoming = num_incoming
+        self._waiting: queue.Queue[tuple[Request, Future[Response]] | None] = queue.Queue(
+            max_waiting
         )
         self._closing = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="micro-batches", daemon=True)
         self._thread.start()
 
-    def submit(self, question: Question) -> Future[Answer]:
-        """Puts a question in the queue; whoever gives up may cancel the future.
+    def submit(self, request: Request) -> Future[Response]:
+        """Queues a request; a client that gives up may cancel the future.
 
         Raises:
-            Overloaded: If too many wait, or the batcher is closed.
+            Overloaded: If too many requests wait, or the batcher is closed.
         """
-        future: Future[Answer] = Future()
-        with self._closing:  # nothing may come after the last
+        future: Future[Response] = Future()
+        with self._closing:  # no request may follow the end marker
             if self._is_closed:
-                raise Overloaded("the server is ending")
+                raise Overloaded("the server is shutting down")
             try:
-                self._waiting.put_nowait((question, future))
+                self._waiting.put_nowait((request, future))
             except queue.Full:
                 raise Overloaded("too many requests wait: try again in a moment") from None
         return future
 
     def close(self) -> None:
-        """Answers what waits, then ends the thread."""
+        """Processes the requests that wait, then ends the thread."""
         with self._closing:
             if self._is_closed:
                 return
@@ -79,30 +80,30 @@ class MicroBatcher(Generic[Question, Answer]):
         is_last = False
         while not is_last:
             batch, is_last = self._collect()
-            claimed = [(q, f) for q, f in batch if f.set_running_or_notify_cancel()]
+            claimed = [(r, f) for r, f in batch if f.set_running_or_notify_cancel()]
             if not claimed:
                 continue
             try:
-                answers = self._answer_all([question for question, _ in claimed])
-            except Exception as error:  # of this batch alone: the next one may do
+                responses = self._process_batch([request for request, _ in claimed])
+            except Exception as error:  # only this batch fails; the next one may succeed
                 for _, future in claimed:
                     future.set_exception(error)
                 continue
-            for (_, future), answer in zip(claimed, answers, strict=True):
-                future.set_result(answer)
+            for (_, future), response in zip(claimed, responses, strict=True):
+                future.set_result(response)
 
-    def _collect(self) -> tuple[list[tuple[Question, Future[Answer]]], bool]:
-        """A batch, and whether it is the last."""
-        batch: list[tuple[Question, Future[Answer]]] = []
+    def _collect(self) -> tuple[list[tuple[Request, Future[Response]]], bool]:
+        """Waits for the next batch; returns it, and whether it is the last."""
+        batch: list[tuple[Request, Future[Response]]] = []
         deadline = None
-        while len(batch) < self._largest:
+        while len(batch) < self._max_batch_size:
             try:
                 if deadline is None:
                     found = self._waiting.get()
                     deadline = time.monotonic() + self._wait_seconds
                 else:
                     patience = deadline - time.monotonic()
-                    if not self._on_their_way():
+                    if not self._num_incoming():
                         patience = 0.0
                     found = self._waiting.get(timeout=max(0.0, patience))
             except queue.Empty:

@@ -1,4 +1,4 @@
-"""Starts page and endpoint, on this machine alone unless another address is named."""
+"""The server of page and endpoint, which only this machine can reach by default."""
 
 import ipaddress
 import os
@@ -26,26 +26,27 @@ LOOPBACK_NAMES = ["127.0.0.1", "localhost"]
 def serve(
     classifier: Classifier, host: str, port: int, limits: Limits, examples: Sequence[Path] = ()
 ) -> None:
-    """Serves until it is interrupted.
+    """Serves until interrupted.
 
     Args:
         classifier: A trained run.
         host: Address to listen at.
-        port: Of it.
-        limits: Of every client.
-        examples: Photos to pick from; none for some of the training photos.
+        port: Port to listen at.
+        limits: Limits on the clients' requests.
+        examples: Example photos on the page; without any, some of the training photos.
     Raises:
-        UserError: If the address cannot be had.
+        UserError: If the server cannot listen at the address.
     """
     listener = listen(host, port)
     service = Service(classifier, limits)
-    # Uploads are private to this process and go with it; Gradio reads the variable when it is used.
+    # Only this process uses the folder of uploads, and removes it at its end. Gradio reads the
+    # variable at each use.
     with tempfile.TemporaryDirectory(prefix="fgvpl_serve_") as folder, listener:
         os.environ["GRADIO_TEMP_DIR"] = folder
         photos = list(examples) or training_photos(classifier, Path(folder))
         app = make_app(service, photos, trusted=trusted_names(host))
         shown = f"[{host}]" if ":" in host else host
-        print(f"page: http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+        print(f"page: http://{shown}:{port}/ (Ctrl-C stops the server)", flush=True)
         print(f"endpoint: http://{shown}:{port}/api/predict, see docs/serve.md", flush=True)
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
@@ -57,18 +58,18 @@ def serve(
 
 
 def trusted_names(host: str) -> list[str]:
-    """Names under which a browser may reach a server at this address; all, if others reach it."""
+    """Returns the names by which a browser may reach the server; all, if other machines can."""
     return [*LOOPBACK_NAMES, host, f"[{host}]"] if is_loopback(host) else ["*"]
 
 
 def make_app(service: Service, examples: Sequence[Path], trusted: Sequence[str]) -> FastAPI:
-    """Page and endpoint behind the limits.
+    """Builds the application: page and endpoint behind the limits.
 
     Args:
-        service: Answers.
-        examples: Photos to pick from.
-        trusted: Names under which a browser may reach the server: a stranger's page that got its
-            own name to point here is refused.
+        service: Service that recognises the photos.
+        examples: Example photos on the page.
+        trusted: Names by which a browser may reach the server. This refuses the page of a stranger
+            who made their own name point to this machine.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_endpoint(app, service)
@@ -96,42 +97,42 @@ def make_app(service: Service, examples: Sequence[Path], trusted: Sequence[str])
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at the address.
+    """Returns a socket bound to the address.
 
     Raises:
-        UserError: If it is none of this machine, or taken.
+        UserError: If the address is not one of this machine's, or is in use.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # The look-up of the name takes larger numbers, and wraps them round.
+        # `getaddrinfo` accepts larger numbers and wraps them around, so pass the port itself.
         listener.bind((address[0], port, *address[2:]))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot listen at --host={host} --port={port} ({reason}): choose others"
+            f"cannot listen at --host={host} --port={port} ({reason}): choose another host or port"
         ) from error
     return listener
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Returns whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return False
 
 
 def training_photos(classifier: Classifier, folder: Path) -> list[Path]:
-    """A training photo of each of the first classes, copied into a folder."""
+    """Copies one training photo of each of the first classes into a folder."""
     support, found = classifier.support, []
     first = {int(label): place for place, label in reversed(list(enumerate(support.labels)))}
     for label in sorted(first)[:NUM_EXAMPLES]:
         file = folder / f"training_photo_{label}.png"
         try:
             support.image(first[label]).save(file)
-        except UnreadableImage:  # gone since
+        except UnreadableImage:  # no longer exists
             continue
         found.append(file)
     return found

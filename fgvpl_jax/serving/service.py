@@ -1,4 +1,4 @@
-"""What page and endpoint both do: bytes of a photo in, a prediction out, batched with others'."""
+"""The service under page and endpoint: it predicts photos of many users in shared batches."""
 
 import asyncio
 import os
@@ -16,21 +16,21 @@ from fgvpl_jax.data import UnreadableImage, decode_image
 from fgvpl_jax.data.images import FORMATS
 from fgvpl_jax.displays.overlay import centred_square
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.added_classes import Extension
+from fgvpl_jax.inference.added_classes import AddedClasses
 from fgvpl_jax.inference.classifier import Classifier, Prediction
 from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.serving.micro_batches import MicroBatcher, Overloaded
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-# Long enough for photos that are being decoded side by side.
+# Long enough for photos that are being decoded in parallel.
 WAIT_SECONDS = 0.004
 
 
 class Refused(UserError):
-    """A photo that is not read.
+    """Raised for a photo that is not accepted.
 
     Attributes:
-        status: The HTTP status that says so.
+        status: HTTP status of the response.
     """
 
     def __init__(self, status: int, message: str):
@@ -40,15 +40,16 @@ class Refused(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask for.
+    """Limits on the clients' requests.
 
     Attributes:
-        photo_bytes: Of one file.
-        photo_pixels: Width times height, told by its header before it is decoded.
-        request_bytes: Of all files of one upload to the page.
-        photos_at_once: Files of one batch of the page.
-        requests_per_minute: Of one address; as many may come at once.
-        waiting: Photos of all clients that may wait, for a decoder or for the device.
+        photo_bytes: Largest size of one file.
+        photo_pixels: Largest width times height, read from the header before decoding.
+        request_bytes: Largest size of all files of one upload to the page.
+        photos_at_once: Largest number of files that the page takes at once.
+        requests_per_minute: Number of requests a minute from one address; as many may arrive
+            together.
+        waiting: Number of photos of all clients that may wait, for a decoder or for the device.
     """
 
     photo_bytes: int = 20_000_000
@@ -60,29 +61,29 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Question:
+class PhotoRequest:
     """One photo for the device.
 
     Attributes:
-        crop: What the model sees of it.
-        name: Of its file.
-        top_k: Classes to name.
-        extension: Classes of this user beside the trained ones; None without.
+        crop: The crop that the model sees.
+        name: Name of the photo's file.
+        top_k: Number of classes to return.
+        added: Classes that this user added to the trained ones; None if there are none.
     """
 
     crop: UInt8[np.ndarray, "H W 3"]
     name: str
     top_k: int
-    extension: Extension | None
+    added: AddedClasses | None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the device says.
+class PhotoResponse:
+    """The device's result for one photo.
 
     Attributes:
-        prediction: In words.
-        kept: Image and object feature as a cache keeps them; None for a method without a cache.
+        prediction: The prediction.
+        kept: Image and object feature as a cache stores them; None for a method without a cache.
     """
 
     prediction: Prediction
@@ -90,112 +91,113 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A photo with its answer.
+class RecognisedPhoto:
+    """A photo with its result.
 
     Attributes:
-        square: Its centred square, which the model saw, if it was asked for.
-        answer: What the device says.
+        square: Its centred square, which the model saw; None unless the caller wanted it.
+        response: The device's result.
     """
 
     square: Image.Image | None
-    answer: Answer
+    response: PhotoResponse
 
 
 class Service:
-    """A classifier for many users at once."""
+    """A classifier that serves many users at once.
+
+    Args:
+        classifier: A trained run.
+        limits: Limits on the clients' requests.
+        batch_sizes: Sizes of the device's batches, in ascending order; with only 1, no photo waits
+            for others.
+    """
 
     def __init__(
         self, classifier: Classifier, limits: Limits, batch_sizes: Sequence[int] = BATCH_SIZES
     ):
-        """Compiles what will be needed, so that the first user does not wait for it.
-
-        Args:
-            classifier: A trained run.
-            limits: Of every client.
-            batch_sizes: From small to large; with 1 alone photos wait for nobody.
-        """
         self.classifier = classifier
         self.limits = limits
         self._batch_sizes = batch_sizes
         self._warm_up()
-        self._asked = 0  # photos in memory
-        self._on_their_way = 0  # of them those that are being decoded
+        self._num_photos = 0  # photos in memory
+        self._num_decoding = 0  # photos of these that are being decoded
         self._batches = MicroBatcher(
-            self._answer_all,
-            largest=batch_sizes[-1],
+            self._recognise_batch,
+            max_batch_size=batch_sizes[-1],
             wait_seconds=WAIT_SECONDS,
-            most_waiting=limits.waiting,
-            on_their_way=lambda: self._on_their_way,
+            max_waiting=limits.waiting,
+            num_incoming=lambda: self._num_decoding,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
-    async def ask(
+    async def recognise(
         self,
         data: bytes,
         name: str,
         top_k: int,
-        extension: Extension | None = None,
+        added: AddedClasses | None = None,
         *,
         with_square: bool = False,
-    ) -> Seen:
-        """Reads a photo and waits for its answer.
+    ) -> RecognisedPhoto:
+        """Decodes a photo and waits for its prediction.
 
         Args:
-            data: Of its file.
-            name: What to call it.
-            top_k: Classes to name.
-            extension: Classes beside the trained ones.
-            with_square: Whether what the model saw is wanted too, as a picture.
+            data: Bytes of the photo's file.
+            name: Name of the photo.
+            top_k: Number of classes to return.
+            added: Classes added to the trained ones.
+            with_square: Whether to return the square that the model saw as a picture, too.
         Raises:
-            Refused: If it is not read.
-            Overloaded: If too many wait.
+            Refused: If the photo is not accepted.
+            Overloaded: If too many photos wait.
         """
-        if self._asked >= self.limits.waiting:
+        if self._num_photos >= self.limits.waiting:
             raise Overloaded("too many photos wait: try again in a moment")
-        self._asked += 1
-        self._on_their_way += 1
+        self._num_photos += 1
+        self._num_decoding += 1
         try:
             try:
                 crop, square = await to_thread.run_sync(
                     self._read, data, name, with_square, limiter=self._decoders
                 )
             finally:
-                self._on_their_way -= 1
-            question = Question(crop, name, top_k, extension)
-            return Seen(square, await asyncio.wrap_future(self._batches.submit(question)))
+                self._num_decoding -= 1
+            request = PhotoRequest(crop, name, top_k, added)
+            response = await asyncio.wrap_future(self._batches.submit(request))
+            return RecognisedPhoto(square, response)
         finally:
-            self._asked -= 1
+            self._num_photos -= 1
 
     async def with_class(
-        self, extension: Extension | None, raw_name: str, photos: Sequence[tuple[str, bytes]]
-    ) -> tuple[Extension, list[Image.Image]]:
-        """A classifier's extension by one class more, and its photos' squares.
+        self, added: AddedClasses | None, raw_name: str, photos: Sequence[tuple[str, bytes]]
+    ) -> tuple[AddedClasses, list[Image.Image]]:
+        """Returns the added classes with one more class, and the squares of its photos.
 
         Args:
-            extension: What the user added before; None without.
-            raw_name: Of the class.
+            added: Classes that the user added before; None if there are none.
+            raw_name: Name of the new class, as the user wrote it.
             photos: Name and bytes of each file.
         Raises:
-            UserError: If name or photos do not do.
-            Overloaded: If too many wait.
+            UserError: If the name or the photos cannot be used.
+            Overloaded: If too many photos wait.
         """
-        extension = extension or Extension(self.classifier.class_names)
-        name = extension.check(raw_name, len(photos))
-        seen = await asyncio.gather(
-            *(self.ask(data, file, 1, with_square=True) for file, data in photos)
+        added = added or AddedClasses(self.classifier.class_names)
+        name = added.check(raw_name, len(photos))
+        recognised = await asyncio.gather(
+            *(self.recognise(data, file, 1, with_square=True) for file, data in photos)
         )
         text = await to_thread.run_sync(self.classifier.text_features_of, name)
         kept = []
-        for (file, _), one in zip(photos, seen, strict=True):
-            assert one.answer.kept is not None
-            kept.append((file, *one.answer.kept))
-        squares = [one.square for one in seen if one.square is not None]
-        return extension.with_class(name, text, kept), squares
+        for (file, _), photo in zip(photos, recognised, strict=True):
+            assert photo.response.kept is not None
+            kept.append((file, *photo.response.kept))
+        squares = [photo.square for photo in recognised if photo.square is not None]
+        return added.with_class(name, text, kept), squares
 
     def close(self) -> None:
-        """Answers what waits, and ends."""
+        """Processes the photos that wait, then ends."""
         self._batches.close()
 
     def _read(
@@ -210,58 +212,59 @@ class Service:
         return self.classifier.crop(photo, name), square
 
     def _thumbnail(self, place: int) -> Image.Image | None:
-        """The square of a training photo; None where it is gone."""
+        """Returns the square of a training photo; None if the photo no longer exists."""
         try:
             return centred_square(self.classifier.support.image(place)).resize((112, 112))
         except UnreadableImage:
             return None
 
-    def _answer_all(self, questions: Sequence[Question]) -> list[Answer]:
+    def _recognise_batch(self, requests: Sequence[PhotoRequest]) -> list[PhotoResponse]:
         inference = self.classifier.inference
-        size = next(size for size in self._batch_sizes if size >= len(questions))
-        features, kept = inference.encode(padded_batch([q.crop for q in questions], size))
+        size = next(size for size in self._batch_sizes if size >= len(requests))
+        features, kept = inference.encode(padded_batch([r.crop for r in requests], size))
         kept_rows = None if kept is None else [None if x is None else np.asarray(x) for x in kept]
-        # The head is cheap beside the encoder: for every extension it sees the whole batch.
-        by_extension = {
-            id(q.extension): inference.recognise(
-                features, None if q.extension is None else q.extension.on_device
+        # The head is cheap compared with the encoder, so it sees the whole batch once for each
+        # user's added classes.
+        by_added = {
+            id(r.added): inference.recognise(
+                features, None if r.added is None else r.added.on_device
             )
-            for q in {id(q.extension): q for q in questions}.values()
+            for r in {id(r.added): r for r in requests}.values()
         }
         return [
-            Answer(
-                self.classifier.prediction(
-                    by_extension[id(q.extension)], row, q.name, q.top_k, q.extension
-                ),
+            PhotoResponse(
+                self.classifier.prediction(by_added[id(r.added)], row, r.name, r.top_k, r.added),
                 None
                 if kept_rows is None
                 else tuple(None if x is None else x[row] for x in kept_rows),  # type: ignore[arg-type]
             )
-            for row, q in enumerate(questions)
+            for row, r in enumerate(requests)
         ]
 
     def _warm_up(self) -> None:
+        """Compiles every program that a request may need, so that the first user need not wait."""
         inference, side = self.classifier.inference, self.classifier.clip.image_size
-        extension = None
+        added = None
         for size in self._batch_sizes:
             features, kept = inference.encode(np.zeros((size, side, side, 3), np.uint8))
             inference.recognise(features)
             if kept is None:
                 continue
-            if extension is None:
+            if added is None:
                 text = self.classifier.text_features_of("anything")
                 image, object_ = (None if x is None else np.asarray(x[0]) for x in kept)
-                assert image is not None  # every cache has it
-                empty = Extension(self.classifier.class_names)
-                extension = empty.with_class("anything", text, [("", image, object_)])
-            inference.recognise(features, extension.on_device)
+                assert image is not None  # every cache has image features
+                empty = AddedClasses(self.classifier.class_names)
+                added = empty.with_class("anything", text, [("", image, object_)])
+            inference.recognise(features, added.on_device)
 
 
 def check_photo(data: bytes, name: str, limits: Limits) -> None:
-    """Looks at size, type and header of a file, before anything is decoded.
+    """Checks size, type and header of a file, before anything is decoded.
 
     Raises:
-        Refused: 413 if it is too large, 415 if it is no image.
+        Refused: With status 413 if the file is too large, 415 if it is no image that can be read,
+            422 if it is damaged.
     """
     if len(data) > limits.photo_bytes:
         raise Refused(
@@ -273,11 +276,11 @@ def check_photo(data: bytes, name: str, limits: Limits) -> None:
             width, height = image.size
     except Image.UnidentifiedImageError as error:
         raise Refused(
-            415, f"{name} is no image that is read here: {', '.join(sorted(FORMATS))} are"
+            415, f"{name} is not an image in a supported format: {', '.join(sorted(FORMATS))}"
         ) from error
     except Image.DecompressionBombError:
         width = height = limits.photo_pixels
-    except Exception as error:  # decoders of strangers' files raise whatever they like
+    except Exception as error:  # decoders raise errors of any type on damaged files
         raise Refused(422, f"{name}: {error}") from error
     if width * height > limits.photo_pixels:
         raise Refused(

@@ -1,1 +1,1 @@
-"""Many runs made: the cells of a sweep and the workers that run them."""
+"""Sweeps of many runs: their cells, and the workers that run them."""

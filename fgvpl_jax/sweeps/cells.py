@@ -1,4 +1,4 @@
-"""From a sweep's config to the runs that it is made of."""
+"""The cells of a sweep: the runs that its config describes."""
 
 import hashlib
 import itertools
@@ -17,8 +17,11 @@ from fgvpl_jax.runs.settings import check_config, flatten
 
 ConfigNamed = Callable[[str], ConfigDict]
 
-SLOWEST_AXES = ("seed", "benchmark", "clip", "method")  # a whole table of one seed comes first
-IN_FOLDERS = (*SLOWEST_AXES, "shots")  # what every cell's path says; of the rest, what is chosen
+SLOWEST_AXES = ("seed", "benchmark", "clip", "method")  # finishes a whole table for one seed first
+IN_FOLDERS = (
+    *SLOWEST_AXES,
+    "shots",
+)  # in every cell's path; other settings only where the grid changes them
 LONGEST_VALUE = 40
 
 
@@ -27,9 +30,10 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: `benchmark/backbone/method/shots=…,seed=…`: its folder below the sweep's `cells`.
-        config: Its settings, complete.
-        keeps_model: Whether its checkpoint and cache stay when it is finished.
+        name: Path of its folder below the sweep's `cells`:
+            `benchmark/backbone/method/shots=…,seed=…`.
+        config: Complete config of the run.
+        keeps_model: Whether its checkpoint and cache are kept when it is finished.
     """
 
     name: str
@@ -38,10 +42,12 @@ class Cell:
 
 
 def sweep_config(methods: tuple[str, ...]) -> ConfigDict:
-    """A sweep with every field open; what stays None is as `configs/<benchmark>.py` has it.
+    """Returns a sweep's config with every field open.
+
+    A field that stays None keeps its value in `configs/<benchmark>.py`.
 
     Args:
-        methods: What the grid begins with; `by_method` has a place for each.
+        methods: Initial methods of the grid; `by_method` has an entry for each.
     """
     config = ConfigDict()
     config.benchmarks = ()  # names of files in configs/
@@ -49,21 +55,21 @@ def sweep_config(methods: tuple[str, ...]) -> ConfigDict:
     config.by_method = ConfigDict({name: _unset() for name in methods})
     config.grid = _unset(tuple)  # values, every combination of which is a cell
     config.grid.method = methods
-    # A trained ViT-B/16 takes 100 MB. Of every method and setting one is kept, which the report
-    # draws pictures with: the first seed's, at the most shots.
+    # A trained ViT-B/16 takes 100 MB. By default a sweep keeps one model for every method and
+    # setting, that of the first seed at the most shots, with which the report draws pictures.
     config.keep_all_models = False
     return config
 
 
 def cells_of(config: ConfigDict, config_named: ConfigNamed) -> list[Cell]:
-    """Every run of a sweep, in the order in which they shall be done.
+    """Returns every run of a sweep, in the order in which they run.
 
     Args:
-        config: From `sweep_config`. A value in `grid` goes before one in `by_method`, that before
-            one in `run`, and that before the benchmark's own.
-        config_named: Gives the config of a name in `benchmarks`.
+        config: Config made by `sweep_config`. A value in `grid` takes precedence over one in
+            `by_method`, that over one in `run`, and that over the benchmark's own.
+        config_named: Returns the config of a name in `benchmarks`.
     Raises:
-        UserError: If there is nothing to run, or a run would have settings that none can have.
+        UserError: If there is nothing to run, or a run would have invalid settings.
     """
     grid = {"benchmark": config.benchmarks, **_given(config.grid)}
     for name, values in grid.items():
@@ -82,14 +88,14 @@ def cells_of(config: ConfigDict, config_named: ConfigNamed) -> list[Cell]:
         other = cells.setdefault(cell.name, cell).config.clip
         if other != cell.config.clip:
             raise UserError(
-                f"the backbones {other!r} and {cell.config.clip!r} would share a folder, as both "
-                "have one name: rename one"
+                f"the backbones {other!r} and {cell.config.clip!r} would share a folder, because "
+                "both have the same name: rename one"
             )
     return list(cells.values())
 
 
 def _cell(own: ConfigDict, chosen: Mapping[str, Any], sweep: ConfigDict) -> Cell:
-    """The cell at one point of the grid; `own` are the benchmark's settings."""
+    """Returns the cell at one point of the grid; `own` holds the benchmark's settings."""
     settings = own.copy_and_resolve_references()
     benchmark = chosen["benchmark"]
     chosen = {name: value for name, value in chosen.items() if name != "benchmark"}
@@ -117,7 +123,7 @@ def _cell(own: ConfigDict, chosen: Mapping[str, Any], sweep: ConfigDict) -> Cell
 
 
 def _unset(kind: type | None = None) -> ConfigDict:
-    """All fields of a run, without values; of their own types, or all of one."""
+    """Returns all fields of a run without values, with their own types or all with one type."""
     return _placeholders(get_config(), kind)
 
 
@@ -132,7 +138,7 @@ def _placeholders(config: ConfigDict, kind: type | None) -> ConfigDict:
 
 
 def _given(fields: ConfigDict) -> dict[str, Any]:
-    """The fields that have a value, under names with dots."""
+    """Returns the fields that have a value, under dotted names."""
     return {n: value for n, value in flatten(fields.to_dict()).items() if value is not None}
 
 
@@ -145,7 +151,7 @@ def _update(settings: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def _slug(value: Any) -> str:
-    """A value as part of a folder's name."""
+    """Returns a value in a form that fits into a folder's name."""
     text = str(value)
     kept = re.sub(r"[^\w.+-]+", "-", text)[:LONGEST_VALUE]
     return kept if kept == text else f"{kept}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,3 +1,5 @@
+"""Progress of a sweep, on a terminal and elsewhere."""
+
 import io
 import re
 from pathlib import Path
@@ -5,15 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fgvpl_jax.displays import live_table
 from fgvpl_jax.displays.live_table import (
     CellProgress,
     Status,
     counts_line,
     duration,
+    live_table,
     running_lines,
     seconds_left,
-    showing,
 )
 
 
@@ -32,7 +33,7 @@ def cell(shots, status=Status.OPEN, accuracy=None, seconds=None, method="fg_vpl"
     )
 
 
-def test_what_is_left_takes_as_long_as_what_is_most_alike_took():
+def test_the_time_left_is_estimated_from_the_most_similar_cells():
     cells = [
         cell(1, Status.DONE, 0.5, 10.0),
         cell(1, Status.DONE, 0.6, 20.0),
@@ -45,7 +46,7 @@ def test_what_is_left_takes_as_long_as_what_is_most_alike_took():
     assert seconds_left([*cells, cell(1, method="tar")]) == pytest.approx(320 / 4)
     assert seconds_left([*cells, cell(1, Status.FAILED, problem="x")]) == 0.0
     running = [cell(1, Status.RUNNING), cell(1, Status.ELSEWHERE), cell(1), cell(1)]
-    assert seconds_left([*cells, *running]) == 30.0  # 4 times 15 by two workers
+    assert seconds_left([*cells, *running]) == 30.0  # 4 times 15, shared by two workers
 
 
 @pytest.mark.parametrize(
@@ -69,13 +70,13 @@ def test_counts(tmp_path):
     assert running_lines(cells) == ["running: fg_vpl/2 (2 of 10 epochs done)"]
 
 
-def test_a_line_for_each_cell_and_a_table_at_the_end_where_there_is_no_terminal(capsys):
+def test_without_a_terminal_each_cell_gets_a_line_and_a_table_follows(capsys):
     cells = [cell(1), cell(1), cell(16), cell(1, method="<b>[red]")]
-    with showing(cells) as tell:
+    with live_table(cells) as on_cell:
         cells[0].status, cells[0].accuracy, cells[0].seconds = Status.DONE, 0.5, 3.0
-        tell(cells[0])
+        on_cell(cells[0])
         cells[2].status, cells[2].problem = Status.FAILED, "no photos"
-        tell(cells[2])
+        on_cell(cells[2])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "fg_vpl/1: 50.00% (3 s); 1 of 4 done, 0 running; about 9 s left"
     assert lines[1] == "failed: fg_vpl/16: no photos"
@@ -84,15 +85,15 @@ def test_a_line_for_each_cell_and_a_table_at_the_end_where_there_is_no_terminal(
     assert lines[4].startswith("<b>[red]")
 
 
-def test_the_table_renews_itself_on_a_terminal(monkeypatch):
+def test_a_terminal_gets_a_live_table(monkeypatch):
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(live_table, "Console", lambda **_: terminal)
+    monkeypatch.setattr("fgvpl_jax.displays.live_table.Console", lambda **_: terminal)
     cells = [cell(1)]
-    with showing(cells) as tell:
+    with live_table(cells) as on_cell:
         while "0 of 1 done" not in screen.getvalue():
             pass
         cells[0].status, cells[0].accuracy, cells[0].seconds = Status.DONE, 0.5, 3.0
-        tell(cells[0])
+        on_cell(cells[0])
     assert "1 of 1 done" in screen.getvalue().rpartition("0 of 1 done")[2]
     assert "50.00" in screen.getvalue()

@@ -1,4 +1,4 @@
-"""The picture of a prediction: what it shows where."""
+"""The picture of a prediction and its parts."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fgvpl_jax.displays.overlay import (
     ALPHABETIC_FONTS,
     CJK_FONTS,
+    FAINT,
     INK,
+    MARGIN,
     OUTLINE,
     PANEL,
     PAPER,
+    THUMBNAIL,
     centred_square,
     draw_overlay,
     font,
@@ -29,7 +32,7 @@ def test_the_square_is_the_centre():
     assert (square[:, 8:-8] == (0, 255, 0)).all()
 
 
-def test_the_square_is_cut_from_the_resized_photo_as_the_models_is():
+def test_the_square_is_cut_from_the_resized_photo_like_the_models():
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
     whole = np.asarray(photo.resize((PANEL * 60 // 40, PANEL), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(centred_square(photo), whole[:, PANEL // 4 : -PANEL // 4])
@@ -65,12 +68,16 @@ def test_the_outline_surrounds_the_mask_and_the_rest_is_dimmed():
     assert (shown[side + side // 2, side + side // 2] == 200).all()  # inside
     assert (shown[side // 2, side // 2] < 200).all()  # outside
     assert (shown[side + side // 2, side] == OUTLINE).all()  # the left border
-    assert (shown[side + side // 2, 2 * side] == 200).all()  # none between two of the object
+    assert (
+        shown[side + side // 2, 2 * side] == 200
+    ).all()  # no border between two patches of the object
 
 
 @pytest.mark.parametrize("num_similar", [0, 3])
 def test_a_whole_picture(num_similar):
-    similar = [(None, "gone")] + [(Image.new("RGB", (50, 20)), "x" * 80)] * 2
+    colours = [(255, 0, 255), (0, 255, 255)]  # no other part of the picture has these
+    similar = [(None, "gone")]
+    similar += [(Image.new("RGB", (50, 20), colour), "x" * 80) for colour in colours]
     classes = [("a very long name " * 9, 0.7), ("b", 0.3), ("c", 0.0)]
     sheet = draw_overlay(
         Image.new("RGB", (90, 60), (1, 2, 3)),
@@ -80,7 +87,27 @@ def test_a_whole_picture(num_similar):
         similar[:num_similar],
     )
     assert sheet.width > 3 * PANEL
-    assert (np.asarray(sheet) == INK).all(axis=-1).any()
+    top = 2 * MARGIN + 20 + PANEL
+    corner = (sheet.width - MARGIN - 3 * (THUMBNAIL + 8), top)
+    names = np.asarray(sheet.crop((0, top, corner[0], sheet.height)))
+    assert number_of(INK, names) > 0
+    photos = np.asarray(sheet.crop((*corner, sheet.width, top + THUMBNAIL + 1)))
+    captions = np.asarray(sheet.crop((corner[0], top + THUMBNAIL + 4, *sheet.size)))
+    if num_similar == 0:
+        assert (photos == PAPER).all()
+        assert (captions == PAPER).all()
+        return
+    assert number_of(FAINT, photos) == (THUMBNAIL + 1) ** 2
+    for place, colour in enumerate(colours, start=1):
+        left = place * (THUMBNAIL + 8)
+        assert (photos[:THUMBNAIL, left : left + THUMBNAIL] == colour).all()
+    for place in range(3):
+        left = place * (THUMBNAIL + 8)
+        assert (captions[:, left : left + THUMBNAIL] != PAPER).any()
+
+
+def number_of(colour, pixels):
+    return (pixels == colour).all(axis=-1).sum()
 
 
 def test_long_names_are_cut_to_the_width():

@@ -1,4 +1,4 @@
-"""A trained run in use: predictions, their reasons, and what is refused."""
+"""Use of a trained run: predictions, their explanations, and refused input."""
 
 import json
 import shutil
@@ -13,7 +13,13 @@ from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
 from fgvpl_jax.inference import classifier as classifier_module
-from fgvpl_jax.inference.predict import as_json, as_text, find_photos, predict_files
+from fgvpl_jax.inference.predict import (
+    PhotoResult,
+    as_json,
+    as_text,
+    find_photos,
+    predict_files,
+)
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 
@@ -50,8 +56,8 @@ def test_a_path_an_image_and_an_array_are_the_same_photo(classifier, photo):
 
 
 @pytest.mark.parametrize("kind", ["turned.jpg", "transparent.png", "deep.png"])
-def test_an_opened_image_is_what_its_file_is(classifier, photo, tmp_path, kind):
-    """A phone's orientation, transparency and 16 bits are the photo's, however it is given."""
+def test_an_opened_image_is_predicted_like_its_file(classifier, photo, tmp_path, kind):
+    """Orientation, transparency and 16 bits are read the same from a file and an opened image."""
     image, file = Image.open(photo), tmp_path / kind
     if kind == "turned.jpg":
         exif = Image.Exif()
@@ -70,7 +76,7 @@ def test_an_opened_image_is_what_its_file_is(classifier, photo, tmp_path, kind):
     np.testing.assert_array_equal(by_image.attention_map, by_path.attention_map)
 
 
-def test_damage_that_shows_late_is_named(classifier, photo, tmp_path):
+def test_damage_found_while_decoding_is_reported(classifier, photo, tmp_path):
     Image.open(photo).resize((300, 300)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
     with (
@@ -92,8 +98,11 @@ def test_a_prediction_is_complete(classifier, photo):
     assert set(prediction.class_names) == {"red square", "green square", "blue square"}
     assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
     assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
-    assert prediction.attention_map.shape == prediction.object_mask.shape == (4, 4)
-    assert prediction.object_mask.any()
+    assert prediction.location.attention_map.shape == (4, 4)
+    assert prediction.location.object_mask.shape == (4, 4)
+    assert prediction.location.object_mask.any()
+    assert prediction.object_mask is prediction.location.object_mask
+    assert prediction.attention_map is prediction.location.attention_map
     assert len(prediction.similar) == 3
     assert [classifier.support.keys[s.place] for s in prediction.similar] == [
         s.key for s in prediction.similar
@@ -119,8 +128,8 @@ def test_contributions_add_up_to_the_logit_and_logits_to_the_probability(classif
     assert sum(line["classes"][0]["contributions"].values()) == pytest.approx(sums[0], abs=1e-4)
 
 
-def test_predictions_are_those_that_were_measured(classifier, workdir, photos_dir):
-    """Accuracy over the test folder, photo by photo, is the one in results.json."""
+def test_predictions_have_the_measured_accuracy(classifier, workdir, photos_dir):
+    """Predicting the test folder photo by photo has the accuracy in results.json."""
     right = total = 0
     for photo in sorted((photos_dir / "test").rglob("*.png")):
         best = classifier.predict(photo)[0].class_names[0]
@@ -136,7 +145,7 @@ def test_a_training_photo_is_most_similar_to_itself(classifier, photos_dir):
     assert all(p.similar[0].similarity == pytest.approx(1, abs=1e-4) for p in selves)
 
 
-def test_mistakes_are_named(classifier, workdir, tmp_path):
+def test_mistakes_are_reported(classifier, workdir, tmp_path):
     with pytest.raises(UserError, match="top_k is 0"):
         classifier.predict(np.zeros((4, 4, 3), np.uint8), top_k=0)
     with pytest.raises(UserError, match=r"float64 \[4, 4, 3\]"):
@@ -148,7 +157,7 @@ def test_mistakes_are_named(classifier, workdir, tmp_path):
     unfinished = tmp_path / "W"
     shutil.copytree(workdir, unfinished)
     (unfinished / "results.json").unlink()
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match="not finished: train it"):
         fg.load_classifier(unfinished)
 
 
@@ -188,24 +197,26 @@ def test_files_and_folders_give_text_json_and_pictures(
     (folder / "a" / "004.png").rename(folder / "a" / f"{'é' * 120}.png")
     photos = find_photos([str(folder), str(folder / "a" / "001.png")])
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(classifier_module, "BATCH_SIZE", 4)  # the unreadable one in the midst
-    answers = list(predict_files(classifier, photos, 2, "~/pictures"))
-    assert [answer.photo for answer in answers] == photos
-    assert [isinstance(a.result, UnreadableImage) for a in answers] == [0, 0, 1, 0, 0, 0, 0]
-    for answer in answers:
-        line = json.loads(as_json(answer))
-        assert line["image"] == str(answer.photo)
-        if isinstance(answer.result, UnreadableImage):
+    monkeypatch.setattr(
+        classifier_module, "BATCH_SIZE", 4
+    )  # the unreadable photo is inside a batch
+    found = list(predict_files(classifier, photos, 2, "~/pictures"))
+    assert [one.photo for one in found] == photos
+    assert [isinstance(one.result, UnreadableImage) for one in found] == [0, 0, 1, 0, 0, 0, 0]
+    for photo, result, overlay in found:
+        line = json.loads(as_json(PhotoResult(photo, result, overlay)))
+        assert line["image"] == str(photo)
+        if isinstance(result, UnreadableImage):
             assert "0015.jpg: the file is empty" in line["error"]
             continue
-        assert answer.result.name == str(answer.photo)
-        assert [c["name"] for c in line["classes"]] == list(answer.result.class_names)
-        assert answer.result.class_names[0] in as_text(answer.result)
-        (alone,) = classifier.predict(answer.photo, top_k=2)
-        np.testing.assert_allclose(answer.result.probabilities, alone.probabilities, rtol=1e-5)
-        assert line["overlay"] == str(answer.overlay)
-        assert answer.overlay.parent == tmp_path / "pictures"
-        with Image.open(answer.overlay) as picture:
+        assert result.name == str(photo)
+        assert [c["name"] for c in line["classes"]] == list(result.class_names)
+        assert result.class_names[0] in as_text(result)
+        (alone,) = classifier.predict(photo, top_k=2)
+        np.testing.assert_allclose(result.probabilities, alone.probabilities, rtol=1e-5)
+        assert line["overlay"] == str(overlay)
+        assert overlay.parent == tmp_path / "pictures"
+        with Image.open(overlay) as picture:
             assert picture.width > 900
     (plain,) = predict_files(classifier, photos[:1], 2, None)
     assert "overlay" not in json.loads(as_json(plain))
@@ -215,7 +226,7 @@ def test_files_and_folders_give_text_json_and_pictures(
     ("make", "message"),
     [(lambda p: [], "no photo"), (lambda p: ["/none"], "/none"), (lambda p: [str(p)], "no image")],
 )
-def test_nothing_to_predict_is_said(make, message, tmp_path):
+def test_nothing_to_predict_is_reported(make, message, tmp_path):
     with pytest.raises(UserError, match=message):
         find_photos(make(tmp_path))
 
@@ -244,7 +255,7 @@ def test_a_folder_that_fit_makes_is_private(tiny_clip_dir, photos_dir, tmp_path,
 
 @pytest.fixture
 def eurosat(tmp_path):
-    """EuroSAT in CoOp's layout, so few that its own protocol leaves five images for training."""
+    """EuroSAT in CoOp's layout, so small that its protocol leaves five images for training."""
     rng = np.random.default_rng(0)
     for name in EUROSAT:
         folder = tmp_path / "eurosat" / "2750" / name

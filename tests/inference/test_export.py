@@ -1,4 +1,4 @@
-"""An exported run: the same answers, from any number of photos, without the package."""
+"""An exported run: the same predictions, for any number of photos, without the package."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "run_exported.py"
-# Every library that this package adds to those which the script may use.
+# The libraries that this package needs and the script must not use.
 ALONE = """
 import runpy, sys
 for name in ("fgvpl_jax", "flax", "transformers", "orbax", "ml_collections", "jaxtyping"):
@@ -33,8 +33,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-# One that looks for objects in pixels, one that reads frozen features with a cache of its own, and
-# one that needs a part of the text tower.
+# A method that looks for objects in pixels, one that reads frozen features and has its own cache,
+# and one that needs a part of the text tower.
 @pytest.fixture(
     scope="module",
     params=["fg_vpl", "tip_adapter_f", pytest.param("coop", marks=pytest.mark.slow)],
@@ -63,7 +63,7 @@ def read(file):
         return manifest, program, [np.load(archive.open(name)) for name in names]
 
 
-def test_answers_are_those_of_the_run_for_any_number_of_photos(exported, photos):
+def test_predictions_are_those_of_the_run_for_any_number_of_photos(exported, photos):
     classifier, file = exported
     manifest, program, weights = read(file)
     k = len(classifier.class_names)
@@ -74,8 +74,8 @@ def test_answers_are_those_of_the_run_for_any_number_of_photos(exported, photos)
         by_hand = np.exp(tempered) / np.exp(tempered).sum(axis=1, keepdims=True)
         np.testing.assert_allclose(outputs["probabilities"], by_hand, rtol=1e-5)
         for row, prediction in enumerate(classifier.predict(photos[:count], top_k=k)):
-            said = dict(zip(prediction.class_names, prediction.probabilities, strict=True))
-            ours = [said[name] for name in manifest["class_names"]]
+            by_name = dict(zip(prediction.class_names, prediction.probabilities, strict=True))
+            ours = [by_name[name] for name in manifest["class_names"]]
             np.testing.assert_allclose(outputs["probabilities"][row], ours, rtol=1e-5, atol=1e-6)
             assert ("object_mask" in outputs) == classifier.finds_objects
             if classifier.finds_objects:
@@ -102,17 +102,19 @@ def test_a_script_without_the_package_says_the_same(exported, photos, tmp_path):
     ]
 
 
-def test_the_manifest_tells_what_it_is(exported):
+def test_the_manifest_describes_the_export(exported):
     classifier, file = exported
     manifest, program, weights = read(file)
     results = read_json(classifier.workdir / "results.json")
-    assert os.sep in results["backbone"]["name"]  # no place of the maker's machine goes along
+    assert (
+        os.sep in results["backbone"]["name"]
+    )  # the export must hold no path of the machine that made it
     results["backbone"]["name"] = results["backbone"]["name"].rsplit(os.sep, 1)[1]
     assert manifest["results"] == results
     assert tuple(manifest["class_names"]) == classifier.class_names
     assert manifest["fgvpl_jax"] == fg.__version__
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
-    # CoOp's names are embedded once: the text tower's table of tokens stays behind.
+    # CoOp's names are embedded once, so the text tower's table of tokens is left out.
     table = classifier.clip.text.token_embedding.shape
     assert table not in [array.shape for array in weights]
     with zipfile.ZipFile(file) as archive:
@@ -140,11 +142,11 @@ def tiny_clip(tiny_clip_dir):
 
 
 @pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
-def test_what_cannot_be_exported_is_said(exported, tmp_path, monkeypatch):
+def test_a_failed_export_is_explained(exported, tmp_path, monkeypatch):
     classifier, file = exported
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export_classifier(classifier, file)
     monkeypatch.setattr(classifier.clip.image_processor, "is_plain", False)
-    with pytest.raises(UserError, match="prepares photos otherwise"):
+    with pytest.raises(UserError, match="does not prepare photos by"):
         export_classifier(classifier, tmp_path / "W.fgvpl")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A trained run of seconds, and services of it."""
+"""Classifiers that train in seconds."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def trained(config, folder):
 
 @pytest.fixture(scope="session")
 def make_classifier(tiny_clip_dir, photos_dir, tmp_path_factory):
-    """A classifier by method."""
+    """Returns a function that trains a classifier by a method."""
     from tests.conftest import tiny_config
 
     folder = tmp_path_factory.mktemp("serving")

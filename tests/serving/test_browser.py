@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def address(classifier, photos_dir, tmp_path_factory):
-    """Where a server of the whole command listens; the classifier only makes the run."""
+    """Address of a server started by the command; the classifier only makes the run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +59,7 @@ def address(classifier, photos_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        # The sandbox needs privileges that containers withhold; only our own page is opened.
+        # The sandbox needs privileges that containers lack; only our own page is opened.
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
         launched.close()
@@ -67,7 +67,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page as a user of one's own; nothing may be fetched from elsewhere."""
+    """Opens the page as a separate user; nothing may be fetched from other addresses."""
     contexts, elsewhere = [], []
 
     def open_(**settings):
@@ -142,7 +142,7 @@ def test_layers_are_switched_by_mouse_and_keyboard(open_page, red):
     assert not mask.is_visible()
 
 
-def test_pictures_and_fields_have_names_for_who_cannot_see_them(open_page, red):
+def test_pictures_and_fields_have_names_for_users_who_cannot_see_them(open_page, red):
     page = open_page()
     upload(page, red)
     answer_for(page, red.name)
@@ -167,7 +167,7 @@ def test_of_two_examples_picked_at_once_the_last_is_answered(open_page):
     for number in (0, 1):
         page.locator("button.gallery-item").nth(number).click()
     answer_for(page, "001.png")
-    page.wait_for_timeout(2000)  # in which nothing else may come
+    page.wait_for_timeout(2000)  # no other answer may appear meanwhile
     answer_for(page, "001.png")
 
 
@@ -197,13 +197,13 @@ def test_a_pasted_photo_is_answered(open_page, red):
     assert len(names(page)) == 3
 
 
-def test_a_bad_file_is_told_and_the_next_photo_answered(open_page, red, tmp_path):
+def test_a_bad_file_is_reported_and_the_next_photo_answered(open_page, red, tmp_path):
     (tmp_path / "note.png").write_text("<script>alert(1)</script>")
     page = open_page()
     upload(page, tmp_path / "note.png")
     problem = page.locator("#answer [role=alert]")
     problem.wait_for()
-    assert problem.inner_text().startswith("note.png is no image that is read here")
+    assert problem.inner_text().startswith("note.png is not an image")
     page.locator("#photo").get_by_label(re.compile("clear|remove", re.I)).first.click()
     upload(page, red)
     answer_for(page, red.name)
@@ -251,7 +251,7 @@ def test_many_photos_give_a_table_and_a_csv_file(open_page, classifier, photos_d
     assert lines[0].startswith("image,class_1,probability_1,class_2")
     expected = classifier.predict(photos)
     assert [line.split(",")[1] for line in lines[1:6]] == [p.class_names[0] for p in expected]
-    assert "empty.png" in lines[6] and "no image" in lines[6]
+    assert "empty.png" in lines[6] and "not an image" in lines[6]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

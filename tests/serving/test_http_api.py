@@ -1,4 +1,4 @@
-"""The endpoint: the same answers as `predict`, and refusals with their status."""
+"""The endpoint: the same predictions as `predict`, and the status of each refusal."""
 
 import asyncio
 import io
@@ -75,7 +75,7 @@ def test_many_at_once_get_their_own_answers(client, classifier, photos_dir):
 @pytest.mark.parametrize(
     ("data", "status", "message"),
     [
-        (b"", 415, "photo.png is no image"),
+        (b"", 415, "photo.png is not an image"),
         (b"#!/bin/sh", 415, "JPEG"),
         (png()[:60], 422, "photo.png"),
         (png((301, 300)), 413, "90,000 pixels"),
@@ -102,7 +102,7 @@ def test_a_bad_request_is_refused_with_its_reason(client):
         assert message in json.loads(answer.text)["error"]
 
 
-def test_a_body_that_does_not_tell_its_length_is_cut_off(client):
+def test_a_body_without_a_length_is_cut_off(client):
     def chunks():
         yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(100):
@@ -117,13 +117,13 @@ def test_a_body_that_does_not_tell_its_length_is_cut_off(client):
 
 
 def test_another_name_of_this_machine_is_refused(client):
-    """A stranger's page whose name was made to point here could read the answers."""
+    """A stranger who points their own name to this machine could otherwise read the answers."""
     answer = client.get("/", headers={"Host": "attacker.example"})
     assert answer.status_code == 400
     assert client.get("/", headers={"Host": "localhost:7860"}).status_code == 200
 
 
-def test_who_asks_too_often_waits(monkeypatch):
+def test_a_client_that_sends_too_many_requests_waits(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("fgvpl_jax.serving.http_api.time.monotonic", lambda: now[0])
     limited = LimitedRequests(lambda scope, receive, send: None, Limits(requests_per_minute=30))
@@ -137,7 +137,7 @@ def test_who_asks_too_often_waits(monkeypatch):
     assert [limited._seconds_to_wait("a") for _ in range(31)] == [*[0.0] * 30, pytest.approx(2.0)]
 
 
-def test_asking_too_often_is_429_with_the_seconds(service):
+def test_too_many_requests_is_429_with_the_seconds_to_wait(service):
     app = LimitedRequests(make_app(service, (), LOOPBACK_NAMES), Limits(requests_per_minute=1))
     client = TestClient(app, base_url=AT)
     assert ask(client, png()).status_code == 200
@@ -158,11 +158,11 @@ def test_too_many_waiting_is_503(classifier):
 def test_no_address_is_fetched_for_a_client():
     photo = gr.Image(type="filepath")
     uploads_only(photo)
-    with pytest.raises(gr.Error, match="nothing is fetched"):
+    with pytest.raises(gr.Error, match="nothing is fetched from other addresses"):
         asyncio.run(photo.async_move_resource_to_block_cache("http://127.0.0.1:1/photo.png"))
 
 
-def test_a_number_of_classes_that_is_none_is_told_in_short(client):
+def test_the_message_about_a_bad_top_k_is_short(client):
     answer = ask(client, png(), top_k="9" * 5000)
     assert answer.status_code == 400
     assert len(answer.text) < 200

@@ -1,4 +1,4 @@
-"""The queue between users and device: who asked what, batch sizes, overload, the end."""
+"""The queue between users and device: responses, batch sizes, overload and shutdown."""
 
 import threading
 from concurrent.futures import wait
@@ -29,19 +29,19 @@ def device():
     return Device()
 
 
-def made(device, *, wait_seconds=0.001, on_their_way=lambda: 1, **settings):
-    return MicroBatcher(device, wait_seconds=wait_seconds, on_their_way=on_their_way, **settings)
+def made(device, *, wait_seconds=0.001, num_incoming=lambda: 1, **settings):
+    return MicroBatcher(device, wait_seconds=wait_seconds, num_incoming=num_incoming, **settings)
 
 
 @pytest.fixture
 def batcher(device):
-    batcher = made(device, largest=4, wait_seconds=0.005, most_waiting=8)
+    batcher = made(device, max_batch_size=4, wait_seconds=0.005, max_waiting=8)
     yield batcher
     device.gate.set()
     batcher.close()
 
 
-def test_what_comes_while_the_device_works_is_answered_in_full_batches(batcher, device):
+def test_requests_that_arrive_during_a_batch_fill_the_next_ones(batcher, device):
     first = batcher.submit(100)
     assert device.started.wait(20)
     others = [batcher.submit(number) for number in range(8)]
@@ -51,9 +51,9 @@ def test_what_comes_while_the_device_works_is_answered_in_full_batches(batcher, 
     assert device.sizes == [1, 4, 4]
 
 
-def test_each_of_many_threads_gets_its_own_answer(device):
+def test_each_of_many_threads_gets_its_own_responses(device):
     device.gate.set()
-    batcher = made(device, largest=4, most_waiting=1000)
+    batcher = made(device, max_batch_size=4, max_waiting=1000)
     found = {}
 
     def ask(start):
@@ -67,11 +67,11 @@ def test_each_of_many_threads_gets_its_own_answer(device):
         thread.join()
     batcher.close()
     assert len(found) == 400
-    assert all(answer == 2 * number for number, answer in found.items())
+    assert all(response == 2 * number for number, response in found.items())
     assert max(device.sizes) <= 4
 
 
-def test_more_than_may_wait_are_refused_and_nobody_else_is(batcher, device):
+def test_only_requests_beyond_the_limit_are_refused(batcher, device):
     first = batcher.submit(0)
     assert device.started.wait(20)
     futures = [batcher.submit(number) for number in range(8)]
@@ -81,14 +81,14 @@ def test_more_than_may_wait_are_refused_and_nobody_else_is(batcher, device):
     assert [f.result(20) for f in (first, *futures)] == [0, *(2 * n for n in range(8))]
 
 
-def test_a_failure_is_of_its_batch_alone(batcher, device):
+def test_a_failure_affects_only_its_batch(batcher, device):
     device.gate.set()
     with pytest.raises(RuntimeError, match="no number"):
         batcher.submit(None).result(20)
     assert batcher.submit(3).result(20) == 6
 
 
-def test_who_gave_up_is_left_out(batcher, device):
+def test_a_cancelled_request_is_left_out(batcher, device):
     batcher.submit(0)
     assert device.started.wait(20)
     gone, there = batcher.submit(1), batcher.submit(2)
@@ -98,11 +98,11 @@ def test_who_gave_up_is_left_out(batcher, device):
     assert device.sizes == [1, 1]
 
 
-def test_only_those_on_their_way_are_waited_for(device):
+def test_only_incoming_requests_are_waited_for(device):
     device.gate.set()
     coming = 0
     batcher = made(
-        device, largest=4, wait_seconds=600.0, most_waiting=8, on_their_way=lambda: coming
+        device, max_batch_size=4, wait_seconds=600.0, max_waiting=8, num_incoming=lambda: coming
     )
     assert batcher.submit(1).result(20) == 2
     coming = 1
@@ -114,13 +114,13 @@ def test_only_those_on_their_way_are_waited_for(device):
     batcher.close()
 
 
-def test_closing_answers_what_waits_and_takes_nothing_more(device):
-    batcher = made(device, largest=2, most_waiting=8)
+def test_closing_processes_waiting_requests_and_refuses_new_ones(device):
+    batcher = made(device, max_batch_size=2, max_waiting=8)
     futures = [batcher.submit(number) for number in range(5)]
     device.gate.set()
     batcher.close()
     batcher.close()
     assert not wait(futures, 20).not_done
     assert [future.result() for future in futures] == [0, 2, 4, 6, 8]
-    with pytest.raises(Overloaded, match="ending"):
+    with pytest.raises(Overloaded, match="shutting down"):
         batcher.submit(1)

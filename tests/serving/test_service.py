@@ -1,4 +1,4 @@
-"""Classes added to a classifier, the page's pieces, and methods that have less to show."""
+"""Added classes, the page's parts, and methods with fewer results to show."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS, Extension
+from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS, AddedClasses
 from fgvpl_jax.serving import server
 from fgvpl_jax.serving.answer_view import answer_html, place_of, problem_html
 from fgvpl_jax.serving.page import build_page
@@ -26,7 +26,7 @@ def service(classifier):
 
 @pytest.fixture
 def photos(photos_dir):
-    """Three of green squares, that shall be a new class."""
+    """Three photos of green squares for a new class."""
     folder = photos_dir / "train" / "green square"
     return [(f.name, f.read_bytes()) for f in sorted(folder.glob("*.png"))[:3]]
 
@@ -37,17 +37,17 @@ def unit(x):
 
 
 def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos_dir):
-    """All classes' logits against a float64 recomputation over the joined cache and names."""
+    """Compares all logits with a float64 recomputation over the joined cache and names."""
     data = (photos_dir / "test" / "green square" / "001.png").read_bytes()
-    extension, squares = asyncio.run(service.with_class(None, "lawn_green", photos))
-    assert extension.class_names == ("lawn green",)
+    added, squares = asyncio.run(service.with_class(None, "lawn_green", photos))
+    assert added.class_names == ("lawn green",)
     assert len(squares) == 3
-    seen = asyncio.run(service.ask(data, "x", 10, extension))
+    photo = asyncio.run(service.recognise(data, "x", 10, added))
     found = dict(
-        zip(seen.answer.prediction.class_names, seen.answer.prediction.logits, strict=True)
+        zip(photo.response.prediction.class_names, photo.response.prediction.logits, strict=True)
     )
     assert found.keys() == {*classifier.class_names, "lawn green"}
-    assert sum(seen.answer.prediction.probabilities) == pytest.approx(1, abs=1e-5)
+    assert sum(photo.response.prediction.probabilities) == pytest.approx(1, abs=1e-5)
 
     from flax import nnx
 
@@ -66,17 +66,17 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
         return unit(ratio * np.maximum(unit(x) @ kernel + bias, 0) + unit(x))
 
     cache = inference.weights.cache
-    texts = np.concatenate([get("1/text_features"), [extension.text_features[0]]])
+    texts = np.concatenate([get("1/text_features"), [added.text_features[0]]])
     labels = np.concatenate([cache.labels, [3, 3, 3]])
     counts = np.bincount(labels)
     expected = 0.0
-    for weight, query, keys, added in (
-        (1.0, features.image[0], cache.image, [p.image for p in extension.photos]),
+    for weight, query, keys, added_keys in (
+        (1.0, features.image[0], cache.image, [p.image for p in added.photos]),
         (
             get("object_logit_weight"),
             features.object[0],
             cache.object,
-            [p.object for p in extension.photos],
+            [p.object for p in added.photos],
         ),
     ):
         path1 = (
@@ -85,7 +85,7 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
             @ unit(query)
         )
         votes = np.exp(
-            adapt("visual_adapter", np.concatenate([keys, added]), 1.0)
+            adapt("visual_adapter", np.concatenate([keys, added_keys]), 1.0)
             @ adapt("visual_adapter", query, 1.0)
             - 1
         )
@@ -96,12 +96,12 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
 
 
 def test_a_photo_of_the_new_class_is_most_similar_to_itself(service, photos):
-    extension, squares = asyncio.run(service.with_class(None, "<b>new</b>", photos))
-    seen = asyncio.run(service.ask(photos[1][1], "x", 1, extension, with_square=True))
-    nearest = seen.answer.prediction.similar[0]
+    added, squares = asyncio.run(service.with_class(None, "<b>new</b>", photos))
+    photo = asyncio.run(service.recognise(photos[1][1], "x", 1, added, with_square=True))
+    nearest = photo.response.prediction.similar[0]
     assert nearest.similarity == pytest.approx(1, abs=1e-4)
     assert nearest.class_name in ("<b>new</b>", "green square")  # it may be a training photo too
-    html = answer_html(seen, service, extension.class_names, squares)
+    html = answer_html(photo, service, added.class_names, squares)
     assert "<b>new" not in html
 
 
@@ -111,19 +111,19 @@ def test_users_do_not_see_each_others_classes(service, photos):
         theirs, _ = await service.with_class(None, "theirs", photos)
         data = photos[0][1]
         return await asyncio.gather(
-            *(service.ask(data, "x", 9, e) for e in (mine, None, theirs, mine, None, theirs))
+            *(service.recognise(data, "x", 9, e) for e in (mine, None, theirs, mine, None, theirs))
         )
 
     names = [
-        {*seen.answer.prediction.class_names} - {*service.classifier.class_names}
-        for seen in asyncio.run(both())
+        {*photo.response.prediction.class_names} - {*service.classifier.class_names}
+        for photo in asyncio.run(both())
     ]
     assert names == [{"mine"}, set(), {"theirs"}] * 2
 
 
-def test_additions_that_do_not_do_are_refused():
+def test_unusable_additions_are_refused():
     one = ("a.png", np.ones(4), np.ones(4))
-    extension = Extension(("red square",))
+    added = AddedClasses(("red square",))
     for name, count, message in (
         ("Red_Square", 1, "a class 'red square' already"),
         ("  ", 1, "at least one letter"),
@@ -132,28 +132,28 @@ def test_additions_that_do_not_do_are_refused():
         ("new", MOST_PHOTOS + 1, f"at most {MOST_PHOTOS}"),
     ):
         with pytest.raises(UserError, match=message):
-            extension.check(name, count)
+            added.check(name, count)
     for i in range(MOST_CLASSES):
-        extension = extension.with_class(f"class {i}", np.ones(4), [one])
+        added = added.with_class(f"class {i}", np.ones(4), [one])
     with pytest.raises(UserError, match="added already"):
-        extension.check("one more", 1)
+        added.check("one more", 1)
     with pytest.raises(UserError, match="a class 'class 3' already"):
-        extension.check("CLASS 3", 1)
+        added.check("CLASS 3", 1)
 
 
 def test_no_new_class_or_photo_compiles_anything(service, photos):
     sizes = service.classifier.inference._recognise._cache_size()
-    extension = None
+    added = None
     for i in range(3):
-        extension, _ = asyncio.run(service.with_class(extension, f"class {i}", photos[: i + 1]))
-        asyncio.run(service.ask(photos[0][1], "x", 5, extension))
+        added, _ = asyncio.run(service.with_class(added, f"class {i}", photos[: i + 1]))
+        asyncio.run(service.recognise(photos[0][1], "x", 5, added))
     assert service.classifier.inference._recognise._cache_size() == sizes
 
 
 def test_names_are_escaped(service, photos):
     evil = '"><script>alert(1)</script>'
-    seen = asyncio.run(service.ask(photos[0][1], evil, 3, with_square=True))
-    html = answer_html(seen, service, (), ())
+    photo = asyncio.run(service.recognise(photos[0][1], evil, 3, with_square=True))
+    html = answer_html(photo, service, (), ())
     assert "<script" not in html and "&lt;script" in html
     assert "<script" not in problem_html(evil)
 
@@ -162,7 +162,7 @@ def test_names_are_escaped(service, photos):
     ("corner", "words"),
     [((0, 0), "top left"), ((2, 4), "bottom right"), ((1, 2), "centre"), ((1, 0), "left")],
 )
-def test_a_place_is_told_in_words(corner, words):
+def test_a_place_is_described_in_words(corner, words):
     weights = np.zeros((3, 5))
     weights[corner] = 1
     assert place_of(weights) == words
@@ -171,13 +171,13 @@ def test_a_place_is_told_in_words(corner, words):
 
 def test_the_page_shows_only_what_the_method_has(make_classifier, photos, service):
     zero_shot = Service(make_classifier("zero_shot"), Limits(), (1,))
-    seen = asyncio.run(zero_shot.ask(photos[0][1], "x", 3, with_square=True))
-    html = answer_html(seen, zero_shot, (), ())
+    photo = asyncio.run(zero_shot.recognise(photos[0][1], "x", 3, with_square=True))
+    html = answer_html(photo, zero_shot, (), ())
     zero_shot.close()
     assert "fg-bars" in html
     for part in ("fg-layer", "similar", "training photos"):
         assert part not in html
-    assert set(seen.answer.prediction.contributions) == {"image"}
+    assert set(photo.response.prediction.contributions) == {"image"}
     labels = lambda page: {b.label for b in page.blocks.values() if hasattr(b, "label")}  # noqa: E731
     assert "New class" not in labels(build_page(zero_shot, ()))
     assert "New class" in labels(build_page(service, ()))
@@ -192,7 +192,7 @@ def test_examples_are_training_photos_where_none_are_named(classifier, tmp_path)
         assert prediction.similar[0].class_name == classifier.class_names[label]
 
 
-def test_an_address_that_cannot_be_had_is_said():
+def test_an_unusable_address_is_reported():
     with server.listen("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
@@ -203,6 +203,6 @@ def test_an_address_that_cannot_be_had_is_said():
             server.listen(host, port)
 
 
-def test_loopback_is_told_from_other_addresses():
+def test_loopback_addresses_are_recognised():
     hosts = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1", "example.org")
     assert [server.is_loopback(h) for h in hosts] == [True, True, True, False, False, False]

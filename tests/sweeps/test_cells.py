@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of, what they are called, and what is refused before the first."""
+"""The cells of a sweep, their names, and configs that are refused before the first runs."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_settings_come_from_the_grid_then_the_method_then_all_then_the_benchmark
     assert (config.epochs, config.weight_decay, config.data.root) == (8, 0.125, "D")
 
 
-def test_a_name_tells_what_differs_from_the_row_and_so_sweeps_share_cells():
+def test_names_hold_only_settings_that_differ_so_sweeps_share_cells():
     plain = sweep.get_config()
     alpha, beta = sweep_table4.get_config(), sweep_table5.get_config()
     names = [set(cells(config)) for config in (plain, alpha, beta)]
@@ -56,7 +56,7 @@ def test_a_name_tells_what_differs_from_the_row_and_so_sweeps_share_cells():
     assert where in names[0] & names[1] & names[2]
 
 
-def test_values_that_no_folder_can_be_called_stay_apart(small):
+def test_values_that_do_not_fit_into_folder_names_stay_distinct(small):
     small.grid.data.templates = (("a {}/b",), ("a {}:b",), ("long " * 80 + "{}",))
     found = cells(small)
     assert len(found) == 3 * 8
@@ -64,7 +64,7 @@ def test_values_that_no_folder_can_be_called_stay_apart(small):
     assert {name.count("/") for name in found} == {3}
 
 
-def test_models_are_kept_of_the_first_seed_at_the_most_shots(small):
+def test_models_of_the_first_seed_at_the_most_shots_are_kept(small):
     kept = [cell.name for cell in cells(small).values() if cell.keeps_model]
     assert [name.rpartition("/")[2] for name in kept] == 2 * ["shots=16,seed=1"]
     small.keep_all_models = True
@@ -84,7 +84,7 @@ def test_models_are_kept_of_the_first_seed_at_the_most_shots(small):
         ("grid.clip", ("here/clip", "there/clip"), "'here/clip' and 'there/clip'"),
     ],
 )
-def test_what_cannot_be_run_is_refused_at_once(small, field, value, message):
+def test_invalid_sweeps_are_refused_at_once(small, field, value, message):
     small.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as error:
         cells_of(small, config_named)

@@ -1,4 +1,4 @@
-"""What workers do with a sweep's cells; the cells' own work is done by a stand-in."""
+"""The workers of a sweep, with a stand-in for the runs of its cells."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from fgvpl_jax.sweeps.cells import cells_of, sweep_config
 
 
 class Runs:
-    """Stands in for `carry_out`: leaves a run's files, and may fail."""
+    """Replaces `carry_out`: writes a run's files, and may fail."""
 
     def __init__(self):
         self.done = []
@@ -80,13 +80,13 @@ def folders(place):
     return {path.name: path for path in (place / "cells").glob("*/*/*/*")}
 
 
-def test_a_sweep_does_what_is_left_and_keeps_one_model(config, named, runs, tmp_path, capsys):
+def test_a_sweep_runs_unfinished_cells_and_keeps_one_model(config, named, runs, tmp_path, capsys):
     progress = sweep.run_sweep(config, tmp_path, named)
     assert runs.done == ALL
     assert [cell.status for cell in progress] == 4 * [Status.DONE]
-    told = capsys.readouterr().out
-    assert "4 of 4 done, 0 running" in told
-    assert "on the way" not in told
+    printed = capsys.readouterr().out
+    assert "4 of 4 done, 0 running" in printed
+    assert "on the way" not in printed
     assert [n for n, path in folders(tmp_path).items() if Workdir(path).checkpoints.exists()] == [
         "shots=2,seed=1"
     ]
@@ -95,7 +95,7 @@ def test_a_sweep_does_what_is_left_and_keeps_one_model(config, named, runs, tmp_
     assert runs.done == [*ALL, "shots=1,seed=2"]
 
 
-def test_a_failing_cell_is_told_recorded_and_tried_again(config, named, runs, tmp_path, capsys):
+def test_a_failing_cell_is_reported_recorded_and_tried_again(config, named, runs, tmp_path, capsys):
     runs.failures = {ALL[0]: UserError("no such photo: buy one"), ALL[2]: MemoryError("2 TB")}
     progress = sweep.run_sweep(config, tmp_path, named)
     assert runs.done == ALL
@@ -122,7 +122,7 @@ def test_an_interruption_ends_the_sweep(config, named, runs, tmp_path):
     assert not (tmp_path / "errors").exists()
 
 
-def test_a_finished_cell_of_other_settings_is_no_cell_of_this_sweep(config, named, runs, tmp_path):
+def test_a_finished_cell_with_other_settings_is_refused(config, named, runs, tmp_path):
     sweep.run_sweep(config, tmp_path, named)
     config.run.learning_rate = 0.5
     progress = sweep.run_sweep(config, tmp_path, named)
@@ -130,7 +130,7 @@ def test_a_finished_cell_of_other_settings_is_no_cell_of_this_sweep(config, name
     assert all("learning_rate (0.001 there, 0.5 now)" in cell.problem for cell in progress)
 
 
-def test_a_finished_cell_of_another_backbone_is_no_cell_of_this_sweep(
+def test_a_finished_cell_with_another_backbone_is_refused(
     config, named, runs, tiny_clip_dir, tmp_path
 ):
     sweep.run_sweep(config, tmp_path, named)
@@ -154,14 +154,12 @@ def test_a_finished_cell_needs_neither_data_nor_backbone(config, named, runs, ph
     for cell, progress in zip(cells, worker.progress, strict=True):
         error_file = tmp_path / "errors" / f"{cell.name}.json"
         error_file.parent.mkdir(parents=True, exist_ok=True)
-        error_file.write_text("{}")  # another worker's, who could not take it for its own
+        error_file.write_text("{}")  # by another worker, which could not check the finished cell
         worker.advance(cell, progress)
     assert all(cell.status is Status.DONE for cell in worker.progress)
 
 
-def test_a_finished_cell_of_other_photos_is_no_cell_of_this_sweep(
-    config, named, runs, photos_dir, tmp_path
-):
+def test_a_finished_cell_with_other_photos_is_refused(config, named, runs, photos_dir, tmp_path):
     sweep.run_sweep(config, tmp_path, named)
     config.run.data.root = str(shutil.copytree(photos_dir, tmp_path / "moved" / photos_dir.name))
     assert all(cell.status is Status.DONE for cell in sweep.run_sweep(config, tmp_path, named))
@@ -173,7 +171,7 @@ def test_a_finished_cell_of_other_photos_is_no_cell_of_this_sweep(
 
 
 def test_a_cell_that_another_worker_holds_is_left_to_it(config, named, runs, tmp_path):
-    """It finishes one held cell; the other it leaves behind, and this worker takes it over."""
+    """The other worker finishes one held cell and abandons one, which this worker takes over."""
     sweep.run_sweep(config, tmp_path / "other", named)
     runs.done.clear()
     first, second = cells_of(config, named)[:2]
@@ -190,7 +188,7 @@ def test_a_cell_that_another_worker_holds_is_left_to_it(config, named, runs, tmp
     assert runs.done == [*ALL[2:], ALL[1]]
 
 
-def test_a_cell_that_failed_in_another_workers_hands_is_not_tried_beside_it(
+def test_a_cell_that_failed_in_another_worker_is_not_tried_again_by_this_one(
     config, named, runs, tmp_path
 ):
     cells = cells_of(config, named)
@@ -202,7 +200,7 @@ def test_a_cell_that_failed_in_another_workers_hands_is_not_tried_beside_it(
         worker.advance(cell, progress)
     assert runs.done == []
     assert [cell.problem for cell in worker.progress] == ["broken", None, None, None]
-    later = sweep.Worker(tmp_path, cells)  # it begins after the failure, and may try again
+    later = sweep.Worker(tmp_path, cells)  # it starts after the failure, so it may try again
     runs.failures = {}
     sweep.run_sweep(config, tmp_path, named)
     for cell, progress in zip(cells, later.progress, strict=True):

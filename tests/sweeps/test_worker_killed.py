@@ -1,4 +1,4 @@
-"""A sweep by command: killed again and again, and shared by two workers."""
+"""A sweep run by the command: killed several times, and shared by two workers."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CELLS = 4
-# Where each worker dies: as soon as so many cells have such a file.
+# Each worker is killed as soon as this number of cells has this file.
 DEATHS = [
     ("few_shot.json", 1),
     ("metrics.jsonl", 1),
@@ -28,7 +28,7 @@ DEATHS = [
 
 @pytest.fixture(scope="module")
 def start(tiny_clip_dir, photos_dir):
-    """Starts a worker on a folder."""
+    """Returns a function that starts a worker on a folder."""
 
     def start_worker(place):
         return subprocess.Popen(
@@ -53,7 +53,7 @@ def start(tiny_clip_dir, photos_dir):
 
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory):
-    """The table of an uninterrupted sweep, and its runs' answers."""
+    """Returns the table of an uninterrupted sweep, and its runs' predictions."""
     place = tmp_path_factory.mktemp("whole")
     worker = start(place)
     output, _ = worker.communicate(timeout=500)
@@ -62,7 +62,7 @@ def whole(start, tmp_path_factory):
 
 
 def outcome(place):
-    """Everything that a sweep's runs say, by cell."""
+    """Returns a sweep's table, and its runs' predictions by cell."""
     records, left_out = read_runs([place], {})
     assert left_out == []
     (panel,) = panels_of(records)

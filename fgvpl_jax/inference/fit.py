@@ -1,0 +1,81 @@
+"""Training from Python, in one call."""
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from fgvpl_jax.data import BENCHMARKS
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.runs.default_config import benchmark_config, get_config
+from fgvpl_jax.runs.experiment import train_and_evaluate
+from fgvpl_jax.runs.settings import flatten
+from fgvpl_jax.runs.workdir import Workdir
+
+
+def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: Any) -> Classifier:
+    """Trains on photos and evaluates the result: `fit("~/photos").predict("new.jpg")`.
+
+    Args:
+        data: A folder of class folders, a folder with train/val/test folders, or a .csv or .jsonl
+            list; or a benchmark's name, such as "eurosat" (a folder with that name is
+            "./eurosat").
+        workdir: Folder that keeps the run; None makes a new temporary folder that only the user
+            can read.
+        **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
+            `data={"templates": ("a photo of a {}.",)}`. `data={"root": …, "source": …}` sets where
+            a benchmark is stored. `shots` defaults to 16 for a benchmark and, for your own photos,
+            to None, which takes all.
+    Returns:
+        The classifier; its `results` hold the estimated accuracy.
+    Raises:
+        UserError: For every mistake in data or settings.
+    """
+    config = config_for(data, settings)
+    run = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
+    try:
+        train_and_evaluate(config, run)
+    except BaseException:
+        if workdir is None:
+            with suppress(OSError):  # the folder stays if it holds anything
+                run.path.rmdir()
+        raise
+    return Classifier(run)
+
+
+def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
+    """Builds the config of a run on this data, see `fit`.
+
+    Raises:
+        UserError: If a setting is unknown or has a wrong value.
+    """
+    if data in BENCHMARKS:
+        config = benchmark_config(str(data))
+    else:
+        config = get_config()
+        config.benchmark = "folder"
+        config.shots = placeholder(int)  # all photos
+    fields = flatten(config.to_dict())
+    unknown = flatten(settings).keys() - fields.keys()
+    if unknown:
+        raise UserError(f"unknown setting {sorted(unknown)}: choose from {sorted(fields)}")
+    try:
+        if "clip" in settings:
+            settings = {**settings, "clip": os.fspath(settings["clip"])}
+        config.update(settings)
+    except TypeError as error:
+        raise UserError(str(error)) from error
+    # ConfigDict accepts None for any field.
+    optional = {"shots", *(name for name, value in fields.items() if value is None)}
+    empty = [n for n, v in flatten(config.to_dict()).items() if v is None and n not in optional]
+    if empty:
+        raise UserError(f"the setting {empty[0]} is None: give it a value or leave it out")
+    if data not in BENCHMARKS:
+        config.data.source = "folder"
+        config.data.root = str(data)
+    return config

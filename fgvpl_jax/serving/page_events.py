@@ -1,0 +1,156 @@
+"""The page's events: recognise one photo or many, add a class, remove the added classes."""
+
+import asyncio
+import csv
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from anyio import to_thread
+from PIL import Image
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.added_classes import MOST_PHOTOS, AddedClasses
+from fgvpl_jax.serving.answer_view import TEMPLATES, answer_html, problem_html
+from fgvpl_jax.serving.micro_batches import Overloaded
+from fgvpl_jax.serving.service import BATCH_SIZES, Service
+
+TOP_K = 5
+COLUMNS = 3  # classes in the table of many photos
+
+
+@dataclass(frozen=True)
+class Session:
+    """The classes that one user added.
+
+    Attributes:
+        added: The classes.
+        squares: Squares of their photos, in the order of `AddedClasses.photos`.
+    """
+
+    added: AddedClasses
+    squares: tuple[Image.Image, ...]
+
+
+class PageEvents:
+    """Handles the page's events.
+
+    Args:
+        service: Service that recognises the photos.
+    """
+
+    def __init__(self, service: Service):
+        self._service = service
+        # The newest call of each open page that has one running.
+        self._newest: dict[str | None, object] = {}
+
+    async def recognise_photo(
+        self, file: str | None, session: Session | None, request: gr.Request
+    ) -> Any:
+        """Returns the answer for one photo; no update if the page has sent a newer request."""
+        call = self._newest[request.session_hash] = object()
+        answer = await self._answer(file, session)
+        if self._newest.get(request.session_hash) is not call:
+            return gr.skip()
+        del self._newest[request.session_hash]
+        return answer
+
+    async def _answer(self, file: str | None, session: Session | None) -> str:
+        if file is None:
+            return ""
+        try:
+            photo = await self._service.recognise(
+                Path(file).read_bytes(),
+                Path(file).name,
+                TOP_K,
+                added_in(session),
+                with_square=True,
+            )
+        except (UserError, Overloaded) as error:
+            return problem_html(str(error))
+        names = session.added.class_names if session else ()
+        squares = session.squares if session else ()
+        # In a thread, because it decodes training photos.
+        return await to_thread.run_sync(answer_html, photo, self._service, names, squares)
+
+    async def recognise_photos(
+        self, paths: list[str] | None, session: Session | None
+    ) -> tuple[str, Any]:
+        """Returns a table of the answers, and all of them as a CSV file."""
+        most = self._service.limits.photos_at_once
+        if not paths:
+            return problem_html("no photo: choose some first"), gr.update(visible=False)
+        if len(paths) > most:
+            return problem_html(f"{len(paths)} photos: choose at most {most}"), gr.update(
+                visible=False
+            )
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(paths), BATCH_SIZES[-1]):  # limits the photos in memory
+            some = paths[start : start + BATCH_SIZES[-1]]
+            rows += await asyncio.gather(*(self._row(Path(path), session) for path in some))
+        table = TEMPLATES.get_template("table.html.j2").render(rows=rows)
+        return table, gr.update(value=write_csv(rows), visible=True)
+
+    async def _row(self, path: Path, session: Session | None) -> dict[str, Any]:
+        try:
+            photo = await self._service.recognise(
+                path.read_bytes(), path.name, COLUMNS, added_in(session)
+            )
+        except (UserError, Overloaded) as error:
+            return {"image": path.name, "classes": [], "error": str(error)}
+        prediction = photo.response.prediction
+        classes = list(zip(prediction.class_names, prediction.probabilities, strict=True))
+        return {"image": path.name, "classes": classes, "error": ""}
+
+    async def add_class(
+        self, name: str, paths: list[str] | None, session: Session | None
+    ) -> tuple[Session | None, str, Any, Any]:
+        """Returns the session with one more class, the list of its classes, and emptied fields."""
+        if len(paths or []) > MOST_PHOTOS:  # checked before any file is read
+            problem = problem_html(f"{len(paths or [])} photos: choose at most {MOST_PHOTOS}")
+            return session, problem, gr.update(), gr.update()
+        photos = [(Path(p).name, Path(p).read_bytes()) for p in paths or []]
+        try:
+            added, squares = await self._service.with_class(added_in(session), name, photos)
+        except (UserError, Overloaded) as error:
+            return session, problem_html(str(error)), gr.update(), gr.update()
+        session = Session(added, (*(session.squares if session else ()), *squares))
+        return session, added_html(session), "", None
+
+    def remove_classes(self) -> tuple[None, str]:
+        """Returns to the trained classes."""
+        return None, added_html(None)
+
+
+def added_in(session: Session | None) -> AddedClasses | None:
+    """Returns the classes that a user added, if any."""
+    return session.added if session else None
+
+
+def added_html(session: Session | None) -> str:
+    """Renders the list of classes that a user added."""
+    added = added_in(session)
+    counts = []
+    if added is not None:
+        for label, name in enumerate(added.class_names):
+            counts.append((name, sum(photo.label == label for photo in added.photos)))
+    return TEMPLATES.get_template("added.html.j2").render(counts=counts)
+
+
+def write_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Writes the answers to a new CSV file and returns its path."""
+    stream, path = tempfile.mkstemp(".csv", "answers_", os.environ["GRADIO_TEMP_DIR"])
+    with os.fdopen(stream, "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        numbers = range(1, COLUMNS + 1)
+        heads = [f"{field}_{i}" for i in numbers for field in ("class", "probability")]
+        writer.writerow(["image", *heads, "error"])
+        for row in rows:
+            cells = [c for pair in row["classes"] for c in (pair[0], f"{pair[1]:.6f}")]
+            cells += [""] * (len(heads) - len(cells))
+            writer.writerow([row["image"], *cells, row["error"]])
+    return path

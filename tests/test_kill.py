@@ -186,7 +186,7 @@ def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
             assert kind.start(run).wait(LONGEST_SECONDS) == 0, log_of(run)
             kind.compare(run)
             runs += 1
-    print(f"\n{runs} runs of {kind.seconds:.1f} s ended undisturbed after {', '.join(parts)}")
+    print(f"\n{runs} runs of {kind.seconds:.1f} s ended as one without {', '.join(parts)}")
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(kinds, tmp_path):

@@ -1,11 +1,11 @@
-# Each target sets up what it needs in .venv; PYTHON chooses the interpreter.
+# Each target installs what it needs in .venv, with the interpreter that PYTHON names.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-# jax for what this machine has; `make REQUIREMENTS=requirements-cpu.txt demo` overrides. 0x1ae0 is
-# Google's PCI vendor id: /dev/vfio/0 alone is also there where a device is passed through to a guest.
+# Picks the jax that suits this machine; `make REQUIREMENTS=requirements-cpu.txt demo` overrides it.
+# 0x1ae0 is Google's PCI vendor id: /dev/vfio/0 also exists where any device is passed through to a guest.
 ifneq ($(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),)
 REQUIREMENTS ?= requirements.txt
 else ifneq ($(and $(wildcard /dev/accel0 /dev/vfio/0),$(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor)),)
@@ -14,56 +14,59 @@ else
 REQUIREMENTS ?= requirements-cpu.txt
 endif
 
-# What was installed, by the requirements' name: others are installed when they are asked for.
+# Marks the requirements file that is installed, so that another one is installed when it is chosen.
 INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
 
 .PHONY: demo test parity slow browser notebook lint docs package audit lock clean
 
-# Trains on drawn scenes with the tiny CLIP in demo/clip, then explains six scenes in pictures.
+# Trains on drawn scenes with the tiny CLIP in demo/clip, then draws pictures that explain six scenes.
 demo: $(INSTALLED)
 	rm -rf runs/demo
 	$(BIN)/python run.py --config=configs/shapes.py --workdir=runs/demo
 	$(BIN)/python run.py --mode=predict --workdir=runs/demo --top_k=3 \
 	  --overlay_dir=runs/demo/overlays demo/scenes
-	@echo "pictures of where it looked: runs/demo/overlays"
+	@echo "pictures of where the model looked: runs/demo/overlays"
 
+# The default tests: no network, no PyTorch, no data sets, no weights.
 test: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS)
 
-# The same comparisons live, against PyTorch; `make test` needs none. Pinned: other releases can
-# bring gigabytes of their own CUDA libraries.
+# Compares with PyTorch live; `make test` compares with stored results instead. PyTorch is pinned
+# because other releases can install gigabytes of CUDA libraries.
 parity: $(VENV)/developed
 	$(BIN)/pip install --quiet torch==2.13.0
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) -m "torch and not slow"
 
-# Minutes each: real model shapes, tens of thousands of masks, whole trainings.
+# Tests that take minutes each: real model shapes, tens of thousands of masks, whole training runs.
 slow: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
-# The page in the Chromium that is installed; CHROMIUM= names another.
+# Opens the page in an installed Chromium; CHROMIUM=PATH chooses another browser.
 browser: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/serving
 
-# Executes notebooks/quickstart.ipynb.
+# Runs notebooks/quickstart.ipynb.
 notebook: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/notebooks
 
+# Style, formatting and types.
 lint: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, in build/site; a broken link is an error.
+# Builds the documentation site in build/site; a broken link is an error.
 docs: $(VENV)/developed
 	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# What is shipped, in use: the wheel, made from the sdist, in an environment that never saw this
-# folder; and what it exports in one that has jax, numpy and pillow alone.
+# Builds the sdist, and the wheel from it; checks their metadata; uses the wheel in an environment
+# without this checkout, and a file that it exports in one with only jax, numpy and pillow.
 package: $(VENV)/developed
-	$(BIN)/pip install --quiet --constraint constraints.txt build
+	$(BIN)/pip install --quiet --constraint constraints.txt build twine
 	rm -rf dist build/package
 	$(BIN)/python -m build > /dev/null
+	$(BIN)/twine check --strict dist/*
 	$(PYTHON) -m venv build/package/installed
 	build/package/installed/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	$(PYTHON) -m venv build/package/bare
@@ -77,7 +80,8 @@ package: $(VENV)/developed
 	  ! bare/bin/python -c 'import fgvpl_jax' 2> /dev/null && \
 	  bare/bin/python run_exported.py run.fgvpl 4_blue_ring.png
 
-# Needs a network; --strict: a package that cannot be looked up is not a clean one.
+# Looks for known vulnerabilities; needs a network. With --strict, a package that cannot be looked up
+# is an error.
 audit: $(VENV)/developed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --strict --skip-editable
@@ -94,7 +98,7 @@ $(VENV)/developed: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[test,lint]'
 	touch $@
 
-# Pins for every supported Python and accelerator in one file.
+# Pins every dependency for all supported Pythons and accelerators in one file; needs uv.
 lock:
 	printf 'jax[cuda12]\njax[tpu]; sys_platform == "linux"\n' | uv pip compile --quiet --universal \
 	  --python-version 3.11 --extra test --extra lint --extra docs --extra tensorflow --extra video --extra serve \

@@ -1,1 +1,1 @@
-"""One small file per benchmark over `fgvpl_jax/runs/default_config.py`."""
+"""One small file per benchmark; each changes fields of `fgvpl_jax/runs/default_config.py`."""

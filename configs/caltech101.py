@@ -1,4 +1,4 @@
-"""Caltech101: 100 classes of objects, 4,128 / 1,649 / 2,465.
+"""Caltech101: 100 classes of objects; 4,128 / 1,649 / 2,465 (train / validation / test).
 
     python run.py --config=configs/caltech101.py --workdir=runs/caltech101
 

@@ -1,4 +1,4 @@
-"""DTD: 47 textures, 2,820 / 1,128 / 1,692.
+"""DTD: 47 textures; 2,820 / 1,128 / 1,692 (train / validation / test).
 
     python run.py --config=configs/dtd.py --workdir=runs/dtd
 

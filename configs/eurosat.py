@@ -1,4 +1,4 @@
-"""EuroSAT: 10 classes of satellite photos, 13,500 / 5,400 / 8,100.
+"""EuroSAT: 10 classes of satellite photos; 13,500 / 5,400 / 8,100 (train / validation / test).
 
     python run.py --config=configs/eurosat.py --workdir=runs/eurosat
 

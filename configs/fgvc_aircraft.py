@@ -1,4 +1,4 @@
-"""FGVC-Aircraft: 100 variants of aircraft, 3,334 / 3,333 / 3,333.
+"""FGVC-Aircraft: 100 variants of aircraft; 3,334 / 3,333 / 3,333 (train / validation / test).
 
     python run.py --config=configs/fgvc_aircraft.py --workdir=runs/fgvc_aircraft
 

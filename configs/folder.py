@@ -1,9 +1,9 @@
-"""One's own photos: a folder with one folder per class, named as the class.
+"""Your own photos: a folder with one folder per class, named like the class.
 
     python run.py --config=configs/folder.py --config.data.root=~/photos --workdir=runs/photos
 
-Or `train/`, `val/` and `test/` folders of class folders below the root, or a list of photos:
-`--config.data.root=~/photos/list.csv` with columns path, label and, if wanted, split.
+The root may also hold `train/`, `val/` and `test/` folders of class folders. Or it is a list of
+photos: `--config.data.root=~/photos/list.csv`, with the columns path, label and (optional) split.
 """
 
 from ml_collections.config_dict import placeholder
@@ -15,5 +15,5 @@ def get_config():
     config = default_config.get_config()
     config.benchmark = "folder"
     config.data.source = "folder"
-    config.shots = placeholder(int)  # all there are
+    config.shots = placeholder(int)  # all images
     return config

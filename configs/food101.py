@@ -1,4 +1,4 @@
-"""Food101: 101 dishes, 50,500 / 20,200 / 30,300.
+"""Food101: 101 dishes; 50,500 / 20,200 / 30,300 (train / validation / test).
 
     python run.py --config=configs/food101.py --workdir=runs/food101
 

@@ -1,4 +1,4 @@
-"""ImageNet: 1,000 classes, 1.28M training images; its 50,000 validation images are the test.
+"""ImageNet: 1,000 classes, 1.28M training images; its 50,000 validation images are the test split.
 
     python run.py --config=configs/imagenet.py --workdir=runs/imagenet
 

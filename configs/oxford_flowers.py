@@ -1,4 +1,4 @@
-"""Flowers102: 102 flowers, 4,093 / 1,633 / 2,463.
+"""Flowers102: 102 flowers; 4,093 / 1,633 / 2,463 (train / validation / test).
 
     python run.py --config=configs/oxford_flowers.py --workdir=runs/oxford_flowers
 

@@ -1,4 +1,4 @@
-"""OxfordPets: 37 breeds of cats and dogs, 2,944 / 736 / 3,669.
+"""OxfordPets: 37 breeds of cats and dogs; 2,944 / 736 / 3,669 (train / validation / test).
 
     python run.py --config=configs/oxford_pets.py --workdir=runs/oxford_pets
 

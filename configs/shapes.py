@@ -1,8 +1,8 @@
-"""The demonstration: drawn scenes and a tiny CLIP that lies in this repository.
+"""The demonstration: drawn scenes and a tiny CLIP that is stored in this repository.
 
     make demo
 
-Ten pairs of colour and shape that the CLIP of `demo/clip` never saw together.
+The classes are ten pairs of colour and shape that the CLIP of `demo/clip` never saw together.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SUN397: 397 scenes, 15,880 / 3,970 / 19,850.
+"""SUN397: 397 scenes; 15,880 / 3,970 / 19,850 (train / validation / test).
 
     python run.py --config=configs/sun397.py --workdir=runs/sun397
 

@@ -4,8 +4,8 @@
       --config.benchmarks="('eurosat','dtd')" --config.run.data.root=DATA
     python run.py --mode=report --workdir=runs/sweep
 
-Zero-shot CLIP is measured within every run, so that it needs none of its own. Table 3's
-backbones: --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
+Every run also measures zero-shot CLIP, which therefore needs no cells. For the backbones of Table 3
+add --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
 """
 
 from fgvpl_jax.methods import METHODS

@@ -1,9 +1,9 @@
-"""Table 5: FG-VPL at 16 shots by beta of Eq. 19.
+"""Table 5: FG-VPL at 16 shots for five values of beta (Eq. 19).
 
     python run.py --mode=sweep --config=configs/sweep_table5.py --workdir=runs/sweep \
       --config.run.data.root=DATA
 
-In the folder of `configs/sweep.py` it shares the cells at the paper's setting.
+In the workdir of `configs/sweep.py`, both sweeps share the cells at the paper's setting.
 """
 
 from fgvpl_jax.sweeps.cells import sweep_config

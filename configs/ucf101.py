@@ -1,4 +1,4 @@
-"""UCF101: 101 actions, the middle frame of each video, 7,639 / 1,898 / 3,783.
+"""UCF101: 101 actions; 7,639 / 1,898 / 3,783 middle frames of videos (train / validation / test).
 
     python run.py --config=configs/ucf101.py --workdir=runs/ucf101
 

@@ -1,6 +1,6 @@
 """FG-VPL: fine-grained visual prompt learning of vision-language models, in JAX and Flax.
 
-The names below load their modules when first used, so that importing the package stays quick.
+Each public name imports its module when it is first used, so that `import fgvpl_jax` stays quick.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         otsu_threshold,
     )
 
-_HOMES = {
+_MODULES = {
     "fit": "fgvpl_jax.inference.fit",
     "load_classifier": "fgvpl_jax.inference.classifier",
     "load_clip": "fgvpl_jax.clip",
@@ -50,6 +50,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""How a run is told to stop: SIGTERM and Ctrl-C are acted on where nothing is lost.
+"""Stops a run on SIGTERM or Ctrl-C without losing anything.
 
-Outside of `deferred` a signal raises at once: whatever is at work leaves only whole files. Inside,
-it is noted, and the training loop ends at a place of its own choosing. Nothing here happens before
-`handling_signals` is entered, which only a program of ours does.
+Outside `deferred` a signal raises at once, because the code that runs there leaves only complete
+files. Inside `deferred` the signal is recorded, and the training loop chooses where to stop. All of
+this applies only inside `handling_signals`, which only the package's own programs enter.
 """
 
 import os
@@ -12,49 +12,50 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A shell's code for a process that a signal ended.
+# A shell reports a process that a signal ended with this number plus the signal's.
 SIGNAL_EXIT_CODE = 128
 STDERR = 2
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end. Like its base, no `except Exception` takes it for a failure.
+    """Raised on a signal. Like its base class, it passes through `except Exception`.
 
     Attributes:
-        signum: The signal.
+        signum: Number of the signal.
     """
 
-    def __init__(self, signum: int, message: str = "interrupted"):
+    def __init__(self, signum: int, message: str = "interrupted") -> None:
         super().__init__(message)
         self.signum = signum
 
     @property
     def exit_code(self) -> int:
-        """143 for SIGTERM, 130 for Ctrl-C."""
+        """Exit code of the process: 143 for SIGTERM, 130 for Ctrl-C."""
         return SIGNAL_EXIT_CODE + self.signum
 
 
-# Of the process, as signal handlers are.
+# Global to the process, because signal handlers are.
 _requested: int | None = None
 _deferring = False
 
 
 def requested() -> int | None:
-    """The signal that asked for the end; None where none did."""
+    """Returns the signal that has been recorded; None if there was no signal."""
     return _requested
 
 
 def note(signum: int) -> None:
-    """Takes over what another process of the job was asked."""
+    """Records a signal that another process of the job received."""
     global _requested
     _requested = signum
 
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Handles SIGTERM and Ctrl-C as said above, in the main thread, until it is left.
+    """Handles SIGTERM and Ctrl-C inside the block, as described above; main thread only.
 
-    A second Ctrl-C ends the process at once. A second SIGTERM does not: batch systems send several.
+    A second signal ends the process at once if it is Ctrl-C. If it is SIGTERM it is ignored: batch
+    systems send several.
     """
     global _requested
     before = [signal.signal(signum, _handle) for signum in SIGNALS]
@@ -68,7 +69,7 @@ def handling_signals() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Signals are noted until the end of the block."""
+    """Defers signals to the end of the block."""
     with _set_deferring(True):
         yield
     if _requested is not None:
@@ -77,7 +78,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Within `deferred`: signals raise, also one that was noted before."""
+    """Lets signals raise at once inside `deferred`, including one that was recorded before."""
     with _set_deferring(False):
         if _requested is not None:
             raise Interrupted(_requested)
@@ -103,6 +104,6 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     _requested = signum
     if not _deferring:
         raise Interrupted(signum)
-    # Not by print, which may be at work in the very code that the signal came upon.
+    # Not with print, because the signal may have interrupted a print.
     with suppress(OSError):
-        os.write(STDERR, b"\nstopping after the steps at work; Ctrl-C (again) exits at once\n")
+        os.write(STDERR, b"\nstopping after the current steps; Ctrl-C (again) exits at once\n")

@@ -1,4 +1,4 @@
-"""Signals: at once where nothing is lost, deferred where something is."""
+"""Signals: they raise at once where nothing is lost, and are deferred elsewhere."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from fgvpl_jax.interruption import Interrupted, at_once, deferred, handling_sign
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_outside_a_signal_raises(signum, code):
+def test_outside_deferred_a_signal_raises(signum, code):
     with pytest.raises(Interrupted) as raised, handling_signals():
         signal.raise_signal(signum)
     assert raised.value.exit_code == code
     assert not isinstance(raised.value, Exception)
 
 
-def test_a_deferred_signal_is_raised_at_the_end():
+def test_a_deferred_signal_raises_at_the_end_of_the_block():
     reached = []
     with pytest.raises(Interrupted), handling_signals(), deferred():
         assert interruption.requested() is None
@@ -31,16 +31,16 @@ def test_a_deferred_signal_is_raised_at_the_end():
     assert interruption.requested() is None
 
 
-def test_a_part_of_a_deferred_block_may_be_left_at_once():
+def test_signals_raise_at_once_in_part_of_a_deferred_block():
     with pytest.raises(Interrupted), handling_signals(), deferred(), at_once():
         signal.raise_signal(signal.SIGTERM)
     with handling_signals(), pytest.raises(Interrupted), deferred():
         signal.raise_signal(signal.SIGTERM)
         with at_once():
-            pytest.fail("was asked to end before")
+            pytest.fail("the signal had been recorded before")
 
 
-def test_handlers_are_put_back():
+def test_earlier_handlers_are_restored():
     before = [signal.getsignal(signum) for signum in interruption.SIGNALS]
     with handling_signals():
         assert [signal.getsignal(signum) for signum in interruption.SIGNALS] != before

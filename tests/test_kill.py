@@ -1,8 +1,8 @@
 """Runs killed at random moments end as if nothing had happened.
 
-run.py is started as a process, ended by a signal at a seeded random moment of an undisturbed run's
-time, and started again by the same command until it has results; then what it left is compared with
-the undisturbed run's. `-s` shows what each signal came upon.
+The test starts run.py as a process, sends it a signal at a seeded random moment within the time of
+an undisturbed run, and starts it again with the same command until it has results. It then compares
+the run's files with those of the undisturbed run. `-s` shows which part of the run each signal hit.
 """
 
 import json
@@ -19,15 +19,15 @@ from fgvpl_jax import load_classifier
 from tests.conftest import write_photo_folders
 
 ROOT = Path(__file__).parents[1]
-LONGEST_SECONDS = 300  # of one process; a bound for what hangs, not for what is slow
-# Writes the stacks of all threads when asked to, from the C level: also in the midst of XLA.
+LONGEST_SECONDS = 300  # for one process; catches hangs, not slow runs
+# On SIGUSR1, writes the stacks of all threads from C code, which works even inside XLA.
 TRACED = """
 import faulthandler, runpy, signal, sys
 faulthandler.register(signal.SIGUSR1, open(sys.argv[1], "w"))
 sys.argv = ["run.py", *sys.argv[2:]]
 runpy.run_path("run.py", run_name="__main__")
 """
-# What of a stack tells the part of the run; the first that matches.
+# Strings in a stack that identify the part of the run; the first match counts.
 PARTS = {
     "saving": (") in save\n", ") in close\n", "_wait"),
     "restoring": ("in restore\n", "_remove_damaged"),
@@ -36,7 +36,7 @@ PARTS = {
     "training": ("training/loop.py",),
     "preparing": ("in prepare\n",),
 }
-# All that a finished run leaves.
+# All files and folders of a finished run.
 NAMES = {
     *(
         "config.json",
@@ -52,12 +52,15 @@ KINDS = {
     "short": ["--config.epochs=10"],
     "epoch": ["--config.epochs=200"],
     "once": ["--config.epochs=200", "--config.cache_refresh=once"],
-    "folds": ["--config.epochs=60", "--config.cv_folds=2"],  # no test split: trained three times
+    "folds": [
+        "--config.epochs=60",
+        "--config.cv_folds=2",
+    ],  # no test split: it trains three times
 }
 
 
 class Kind:
-    """One setting: its command, and what an undisturbed run of it leaves."""
+    """One setting: its command, and the outcome of an undisturbed run."""
 
     def __init__(self, name: str, clip: Path, photos: Path, place: Path):
         self.settings = [
@@ -88,7 +91,7 @@ class Kind:
             )
 
     def outcome_of(self, place: Path) -> dict:
-        """Results, metrics and predictions, times apart."""
+        """Returns results, metrics and predictions, without times."""
         files = sorted((place / "W").rglob("metrics.jsonl"))
         return {
             "results": without_times(json.loads((place / "W" / "results.json").read_text())),
@@ -108,21 +111,21 @@ class Kind:
         assert len(list((place / "W" / "checkpoints").iterdir())) == 2
 
     def interrupt(self, place: Path, signum: int, after: float) -> str | None:
-        """Starts and signals; the part of the run that it came upon, None if it was through."""
+        """Starts the run and sends a signal; returns the part it hit, None if the run had ended."""
         fresh, unfinished = not place.exists(), saves(place)
         run = self.start(place)
         try:
             run.wait(after)
             assert run.returncode == 0, log_of(place)
             if fresh:
-                self.seconds = min(self.seconds, after)  # the first one also compiled
+                self.seconds = min(self.seconds, after)  # the first run also compiles
             return None
         except subprocess.TimeoutExpired:
             part = "saving" if saves(place) - unfinished else part_of(run, place)
             run.send_signal(signum)
         run.wait(LONGEST_SECONDS)
         if signum == signal.SIGTERM and part != "starting":
-            assert run.returncode in (143, 0), log_of(place)  # 0: in the last moment
+            assert run.returncode in (143, 0), log_of(place)  # 0: the run was just ending
         return part
 
 
@@ -135,7 +138,7 @@ def log_of(place: Path) -> str:
 
 
 def saves(place: Path) -> set[Path]:
-    """What is being saved, or was when a kill came."""
+    """Returns the checkpoints that are being saved, or were when the run was killed."""
     return set((place / "W").rglob("*.orbax-checkpoint-tmp*"))
 
 
@@ -155,7 +158,7 @@ def part_of(run: subprocess.Popen, place: Path) -> str:
 
 @pytest.fixture(scope="module")
 def kinds(tiny_clip_dir, photos_dir, tmp_path_factory):
-    """Made when first asked for."""
+    """Returns a function that makes each kind when it is first needed."""
     unsplit = tmp_path_factory.mktemp("unsplit")
     write_photo_folders(unsplit, 5)
     made: dict[str, Kind] = {}
@@ -170,7 +173,7 @@ def kinds(tiny_clip_dir, photos_dir, tmp_path_factory):
 
 
 def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
-    """Each start gets a signal, until its run has results; then it is compared, a new one begun."""
+    """Signals each start until the run has results, compares it, then begins a new run."""
     rng = random.Random(seed)
     parts: list[str] = []
     runs = 0
@@ -183,10 +186,10 @@ def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
             assert kind.start(run).wait(LONGEST_SECONDS) == 0, log_of(run)
             kind.compare(run)
             runs += 1
-    print(f"\n{runs} runs of {kind.seconds:.1f} s ended equal after {', '.join(parts)}")
+    print(f"\n{runs} runs of {kind.seconds:.1f} s ended as one without {', '.join(parts)}")
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(kinds, tmp_path):
+def test_an_interrupted_run_ends_like_an_undisturbed_one(kinds, tmp_path):
     check_chain(kinds("short"), tmp_path, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], 1)
 
 

@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from absl.testing import flagsaver
 from flax import nnx
 
 from fgvpl_jax.commands import command_line
+from fgvpl_jax.commands.modes import MODES
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +30,7 @@ def run(*arguments):
 
 
 def test_a_config_is_read_without_jax():
-    """Which takes a second to import: help and mistakes need not wait for it."""
+    """Importing jax takes a second; help and mistakes need not wait for it."""
     program = (
         "import sys; from configs import eurosat; print(eurosat.get_config().benchmark);"
         "print({'jax', 'grain', 'transformers', 'tensorflow_datasets'} & set(sys.modules))"
@@ -39,14 +41,14 @@ def test_a_config_is_read_without_jax():
     assert done.stdout.split() == ["eurosat", "set()"]
 
 
-def test_help_lists_the_flags_and_is_no_mistake():
+def test_help_lists_the_flags_and_exits_with_0():
     done = run("--help")
     assert done.returncode == 0
     for flag in ("--config", "--workdir", "--mode", "--top_k", "--output"):
         assert flag in done.stdout
 
 
-def test_the_configs_that_came_with_the_program_are_found_from_anywhere(tmp_path):
+def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "run.py", "--config=configs/eurosat.py"],
         capture_output=True,
@@ -94,6 +96,19 @@ def test_the_configs_that_came_with_the_program_are_found_from_anywhere(tmp_path
             "<train|evaluate|predict|serve|data|sweep|report|export>",
         ),
         (["--config=configs/eurosat.py", "--mode=sweep", "--workdir=W"], "names a single run"),
+        (["--config=configs/sweep.py", "--mode=sweep", "--wandb=P"], "--workdir"),
+        (
+            ["--config=configs/sweep.py", "--mode=sweep", "--workdir=W", "--wandb=P"],
+            "--wandb belongs to --mode=train, not to --mode=sweep",
+        ),
+        (
+            ["--config=configs/eurosat.py", "--workdir=W", "--output=x"],
+            "--output belongs to --mode=export, not to --mode=train",
+        ),
+        (
+            ["--config=configs/eurosat.py", "--mode=report", "--workdir=W"],
+            "--mode=export, not to --mode=report",
+        ),
         (
             [
                 *("--config=configs/sweep.py", "--mode=sweep", "--workdir=W"),
@@ -135,7 +150,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
     assert message in lines[0]
 
 
-def test_serving_without_gradio_says_how_to_get_it(monkeypatch, capsys):
+def test_serving_without_gradio_says_how_to_install_it(monkeypatch, capsys):
     for name in list(sys.modules):
         if name.startswith("fgvpl_jax.serving"):
             monkeypatch.delitem(sys.modules, name)
@@ -188,37 +203,34 @@ def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path)
 @pytest.mark.parametrize(
     ("mode", "promise"),
     [
-        ("train", "; the same command goes on from the last checkpoint"),
-        ("sweep", "; the same command goes on from the last checkpoint"),
+        ("train", "; the same command resumes from the last checkpoint"),
+        ("sweep", "; the same command resumes from the last checkpoint"),
         ("predict", ""),
     ],
 )
-def test_an_interruption_promises_a_checkpoint_only_in_training(mode, promise, monkeypatch, capsys):
-    from fgvpl_jax.commands import command_line as command
-
+def test_only_modes_that_resume_promise_it_when_interrupted(mode, promise, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "train_or_evaluate", interrupted)
-    monkeypatch.setattr(command, "predict", interrupted)
-    monkeypatch.setattr(command, "sweep", interrupted)
+    monkeypatch.setitem(MODES, mode, replace(MODES[mode], run=interrupted))
+    config = f"--config={ROOT}/configs/eurosat.py"
     with flagsaver.flagsaver():
-        command.parse_flags(["run.py", "--workdir=W", f"--mode={mode}"])
-        assert command.main(["run.py"]) == command.INTERRUPTED
+        command_line.parse_flags(["run.py", "--workdir=W", f"--mode={mode}", config])
+        assert command_line.main(["run.py"]) == command_line.INTERRUPTED
     assert capsys.readouterr().err == f"interrupted{promise}\n"
 
 
-def test_a_full_disk_is_told_of_without_a_stack(monkeypatch, capsys, caplog, tmp_path):
+def test_a_full_disk_is_reported_without_a_stack(monkeypatch, capsys, caplog, tmp_path):
     from fgvpl_jax.training import Checkpoints, Progress, Provenance, TrainState
 
-    def save(_):
+    def save(*_):
         with Checkpoints(tmp_path / "checkpoints", Provenance("tar", [], {}, 1)) as checkpoints:
             checkpoints.save(1, Progress(TrainState(nnx.State({}), None), 1))
 
-    monkeypatch.setattr(command_line, "train_or_evaluate", save)
+    monkeypatch.setitem(MODES, "train", replace(MODES["train"], run=save))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with flagsaver.flagsaver():
-        command_line.parse_flags(["run.py", "--workdir=W"])
+        command_line.parse_flags(["run.py", "--workdir=W", f"--config={ROOT}/configs/eurosat.py"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
         try:
             assert command_line.main(["run.py"]) == command_line.MISTAKE

@@ -1,4 +1,4 @@
-"""The files of `configs/`: beside the package in a checkout, within it where it is installed."""
+"""Finds the files of `configs/`: next to the package in a checkout, in the package if installed."""
 
 import importlib.util
 from pathlib import Path
@@ -16,10 +16,10 @@ FOLDER = next(
 
 
 class ConfigFileParser(ConfigFileFlagParser):
-    """`--config=configs/<name>.py` that is not there is the one that came with the program."""
+    """Reads `--config=configs/<name>.py` from the shipped files if the path does not exist."""
 
     def parse(self, path: str) -> ConfigDict:
-        """The config of a file."""
+        """Returns the config that a file defines."""
         shipped = FOLDER / Path(path).name
         if Path(path).parent == Path("configs") and not Path(path).exists() and shipped.exists():
             path = str(shipped)
@@ -27,15 +27,17 @@ class ConfigFileParser(ConfigFileFlagParser):
 
 
 def config_named(name: str) -> ConfigDict:
-    """The settings of a benchmark by the name of its file in `configs/`.
+    """Returns the config of a benchmark, which is named like its file in `configs/`.
 
     Raises:
-        UserError: If the folder has none.
+        UserError: If the folder has no such file.
     """
     files = {file.stem: file for file in FOLDER.glob("*.py")}
     names = sorted(n for n in files if n != "__init__" and not n.startswith("sweep"))
     if name not in names:
-        raise UserError(f"there is no benchmark {name!r} in configs/: it has {', '.join(names)}")
+        raise UserError(
+            f"there is no benchmark {name!r} in configs/: choose from {', '.join(names)}"
+        )
     spec = importlib.util.spec_from_file_location(f"{name}_config", files[name])
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""What every fault is measured by: an undisturbed run, and a tally that is printed at the end."""
+"""What all fault tests share: an undisturbed run, and a tally that is printed at the end."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def without_times(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome_of(path: Path) -> dict[str, Any]:
-    """Results, metrics and predictions of a finished run, times apart."""
+    """Returns results, metrics and predictions of a finished run, without times."""
     lines = (path / "metrics.jsonl").read_text().splitlines()
     predictions = read_arrays(path / "predictions.npz")
     return {
@@ -36,9 +36,9 @@ def outcome_of(path: Path) -> dict[str, Any]:
     }
 
 
-def count(fault: str, *what: str) -> None:
-    """Adds one injection; what it led to counts in its columns."""
-    TALLY.setdefault(fault, Counter()).update({"injected": 1} | dict.fromkeys(what, 1))
+def count(fault: str, *columns: str) -> None:
+    """Adds one injection to the tally, and one to each column that describes its outcome."""
+    TALLY.setdefault(fault, Counter()).update({"injected": 1} | dict.fromkeys(columns, 1))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -53,13 +53,13 @@ def pytest_terminal_summary(terminalreporter):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A finished run, and the same one as it was when it was half through.
+    """A finished run, and a copy of the same run that stopped half way.
 
     Attributes:
-        config: Of both.
-        path: The finished run's folder.
-        half: A folder with the checkpoints of epochs 1 and 2 of 4.
-        outcome: Of the finished run.
+        config: Config of both.
+        path: Folder of the finished run.
+        half: Folder with the checkpoints of epochs 1 and 2 of 4.
+        outcome: Results, metrics and predictions of the finished run.
     """
 
     config: ConfigDict
@@ -67,11 +67,15 @@ class Undisturbed:
     half: Path
     outcome: dict[str, Any]
 
-    def goes_on(self, path: Path, apart_from: str = "") -> bool:
-        """Runs the command on a folder; whether it ends as this run did, a part of it apart.
+    def resumes(self, path: Path, apart_from: str = "") -> bool:
+        """Runs the command on a folder; returns whether it ends like this run.
+
+        Args:
+            path: Folder.
+            apart_from: Part of the outcome that may differ.
 
         Raises:
-            UserError: As the command does.
+            UserError: If the command refuses the folder.
         """
         experiment.train_and_evaluate(self.config, Workdir(path))
         return outcome_of(path) | {apart_from: 0} == self.outcome | {apart_from: 0}
@@ -79,25 +83,25 @@ class Undisturbed:
     def try_damaged(
         self, fault: str, path: Path, mend: Callable[[], object], apart_from: str = ""
     ) -> None:
-        """Runs the command on a damaged folder, where it refuses once more after mending.
+        """Runs the command on a damaged folder, and again after a repair if it refuses.
 
         Args:
-            fault: Its name in the tally.
-            path: The folder.
-            mend: Puts back what was damaged, and nothing else.
-            apart_from: What of the outcome no checksum protects.
+            fault: Name in the tally.
+            path: Folder.
+            mend: Restores the damaged files, and nothing else.
+            apart_from: Part of the outcome that no checksum protects.
         """
         try:
-            same = self.goes_on(path, apart_from)
+            same = self.resumes(path, apart_from)
         except UserError as error:
             assert str(error).strip()
             mend()
-            whole = self.goes_on(path)
+            whole = self.resumes(path)
             count(fault, "of them refused", "ended right" if whole else "data lost")
-            assert whole, f"{fault}: mended, it ended otherwise"
+            assert whole, f"{fault}: repaired, it ended differently"
             return
         count(fault, "ended right" if same else "false success")
-        assert same, f"{fault}: ended otherwise without a word"
+        assert same, f"{fault}: ended differently without an error"
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +134,7 @@ def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
 
 
 def write_list(photos: Path) -> None:
-    """A list that puts the photos where their folders do."""
+    """Writes a list that gives the photos the splits and classes of their folders."""
     files = [file.relative_to(photos) for file in sorted(photos.rglob("*.png"))]
     rows = [f"{file},{file.parts[1]},{file.parts[0]}\n" for file in files]
     (photos / "list.csv").write_text("path,label,split\n" + "".join(rows))

@@ -1,6 +1,6 @@
-"""Does what it is told, a line of JSON each, in the mount namespace that it was started in.
+"""Runs commands, one per line of JSON, in the mount namespace that it was started in.
 
-One process for all, so that each run of the command costs a second and not a start of jax.
+One process runs all of them, so that each run takes a second and does not start jax again.
 """
 
 import json
@@ -15,7 +15,7 @@ from fgvpl_jax.commands import command_line
 
 
 def run_command(arguments: list[str], log: str) -> int:
-    """The exit code of `run.py`; what it and the libraries below it say goes to a file."""
+    """Returns the exit code of `run.py`; its output and that of its libraries goes to a file."""
     kept = [os.dup(number) for number in (1, 2)]
     with open(log, "wb") as stream:
         for number in (1, 2):
@@ -28,7 +28,7 @@ def run_command(arguments: list[str], log: str) -> int:
         return 1
     finally:
         for setting in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, setting)  # or the next run's would be a second one
+            delattr(flags.FLAGS, setting)  # otherwise the next run would define it twice
         sys.stdout.flush()
         for number, descriptor in zip((1, 2), kept, strict=True):
             os.dup2(descriptor, number)
@@ -36,7 +36,7 @@ def run_command(arguments: list[str], log: str) -> int:
 
 
 def main() -> None:
-    logging.use_absl_handler()  # as the command does
+    logging.use_absl_handler()  # like the command
     for line in sys.stdin:
         program, *arguments = json.loads(line)
         if program == "run.py":

@@ -1,4 +1,4 @@
-"""Files that were cut short or have a changed bit: named and refused, or made anew."""
+"""Truncated files and flipped bits: the command names and refuses the file, or makes it again."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 3  # of each file and kind of damage
+TRIALS = 3  # for each file and kind of damage
 
 
 def flip(content: bytes, rng: np.random.Generator) -> bytes:
@@ -45,7 +45,7 @@ def test_files_of_a_run(undisturbed, tmp_path, start, damage):
             f"{name}, {damage}",
             copy,
             lambda copy=copy, name=name, content=content: (copy / name).write_bytes(content),
-            # A changed digit of a line of text stays as it is.
+            # Nothing detects a changed digit in a line of text.
             "metrics" if (name, damage) == ("metrics.jsonl", "flipped bit") else "",
         )
 
@@ -58,7 +58,7 @@ def test_checkpoints(undisturbed, tmp_path, damage):
         shutil.copytree(undisturbed.half, copy)
         newest = max((copy / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
         damaged = [files_of(newest)[number % len(files_of(newest))]]
-        if number >= 5 * TRIALS:  # every one, so that none is left to go on from
+        if number >= 5 * TRIALS:  # all checkpoints, so that the run cannot resume from any
             damaged = files_of(copy / "checkpoints")
         contents = {file: file.read_bytes() for file in damaged}
         for file, content in contents.items():
@@ -75,7 +75,7 @@ def test_checkpoints(undisturbed, tmp_path, damage):
 @pytest.mark.parametrize(
     "what", ["image cache", "weights", "small files of CLIP", "list of photos"]
 )
-def test_files_beside_a_run(undisturbed, tmp_path, what, damage):
+def test_files_outside_a_run(undisturbed, tmp_path, what, damage):
     rng = np.random.default_rng(2)
     place = undisturbed.path.parent
     clip = [f for f in files_of(place / "clip") if f.suffix in (".json", ".txt")]

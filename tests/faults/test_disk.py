@@ -1,6 +1,6 @@
-"""A disk that is full or may only be read, as a small tmpfs in a mount namespace of its own.
+"""A full or read-only disk, which is a small tmpfs in its own mount namespace.
 
-Where the system gives neither root nor user namespaces, these are skipped.
+The tests are skipped if the system allows neither root nor user namespaces.
 """
 
 import json
@@ -25,20 +25,20 @@ UNSHARE = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user
 
 
 class Namespace:
-    """A worker that sees disks which nobody else does."""
+    """A worker process with disks that no other process sees."""
 
     def __init__(self):
         self._worker = subprocess.Popen(
             [*UNSHARE, sys.executable, "-m", "tests.faults.namespace_worker"],
             cwd=ROOT,
-            env=os.environ | {"SLURM_NTASKS": "1"},  # jax can look for other processes only once
+            env=os.environ | {"SLURM_NTASKS": "1"},  # jax looks for other tasks only once
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def do(self, *arguments: str | Path) -> int:
-        """The exit code of a program there."""
+        """Runs a program there; returns its exit code."""
         self._worker.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         self._worker.stdin.flush()
         answered, _, _ = select.select([self._worker.stdout], [], [], LONGEST_SECONDS)
@@ -51,7 +51,7 @@ class Namespace:
         assert self.do("mount", *arguments) == 0
 
     def run(self, arguments: list[str], log: Path) -> tuple[int, str]:
-        """The exit code of `run.py`, and what it said."""
+        """Runs `run.py` there; returns its exit code and its output."""
         code = self.do("run.py", log, *arguments)
         text = log.read_text()
         assert "Traceback" not in text, text
@@ -66,10 +66,10 @@ class Namespace:
 def namespace(tmp_path_factory):
     place = tmp_path_factory.mktemp("probe")
     if shutil.which("unshare") is None:
-        pytest.skip("there is no unshare here")
+        pytest.skip("unshare is not installed")
     probe = [*UNSHARE, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
     if subprocess.run(probe, check=False, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
+        pytest.skip("this system does not allow mounts")
     namespace = Namespace()
     yield namespace
     namespace.close()
@@ -85,7 +85,7 @@ def size_kb(folder: Path) -> int:
 
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
-    """The command fails; with room it goes on as if nothing had been."""
+    """The command fails; with enough room it resumes as if nothing had happened."""
     rng = random.Random(trial)
     disk, full, free = (tmp_path / name for name in ("disk", "full", "free"))
     disk.mkdir()
@@ -94,7 +94,7 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
     size = rng.randrange(least, size_kb(undisturbed.path) * 5 // 4, PAGE_KB)
     namespace.mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk)
     if begun and namespace.do("cp", "-a", undisturbed.half, disk / "W"):
-        pytest.skip("what was begun takes more room there than its files' sizes tell")
+        pytest.skip("the half-finished run takes more room there than the sizes of its files")
     arguments = command(undisturbed, disk / "W")[2:]
     code, log = namespace.run(arguments, tmp_path / "log1")
     namespace.do("cp", "-a", disk, full)
@@ -123,7 +123,7 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
 
 @pytest.mark.parametrize("trial", range(TRIALS // 2))
 def test_the_disk_of_the_cache_is_full(undisturbed, namespace, tmp_path, trial):
-    """Which costs time alone."""
+    """The run still succeeds; it only takes longer."""
     disk, cache = tmp_path / "disk", undisturbed.path.parent / "cache"
     disk.mkdir()
     size = random.Random(trial).randrange(SMALLEST_KB, size_kb(cache), PAGE_KB)
@@ -141,7 +141,7 @@ def test_the_disk_of_the_cache_is_full(undisturbed, namespace, tmp_path, trial):
 
 
 @pytest.mark.parametrize("start", ["nothing", "half", "path"])
-def test_a_workdir_that_may_only_be_read(undisturbed, namespace, tmp_path, start):
+def test_a_read_only_workdir(undisturbed, namespace, tmp_path, start):
     fixed = tmp_path / "disk"
     fixed.mkdir()
     if start != "nothing":
@@ -154,7 +154,7 @@ def test_a_workdir_that_may_only_be_read(undisturbed, namespace, tmp_path, start
     after = {file: file.read_bytes() for file in fixed.rglob("*") if file.is_file()}
     right = code == 2 and len(error_lines(log)) == 1
     count(
-        "workdir that may only be read",
+        "read-only workdir",
         *(["ended right", "of them refused"] if right else []),
         *([] if before == after else ["data lost"]),
         *(["false success"] if code == 0 else []),

@@ -1,4 +1,4 @@
-"""Data at the ends of what there may be."""
+"""Extreme data: one class, a class without test images, a thousand classes."""
 
 import json
 import shutil
@@ -45,10 +45,10 @@ def test_a_class_without_test_images(undisturbed, photos_dir, tmp_path):
     shutil.rmtree(tmp_path / "photos" / "test" / "red_square")
     config.data.root = str(tmp_path / "photos")
     results = experiment.train_and_evaluate(config, Workdir(tmp_path / "W"))
-    answers = np.load(tmp_path / "W" / "predictions.npz")
+    predictions = np.load(tmp_path / "W" / "predictions.npz")
     assert results["counts"]["test"] == 10
     assert np.isfinite([v for k, v in results.items() if k.startswith(("test", "zero_shot"))]).all()
-    assert set(answers["labels"].tolist()) == {0, 1}  # blue square, green square
+    assert set(predictions["labels"].tolist()) == {0, 1}  # blue square, green square
     count("a class without test images", "ended right")
 
 

@@ -1,4 +1,4 @@
-"""Clocks that jump, and two commands that meet in one folder."""
+"""Clocks that jump, and two commands that run in one folder at the same time."""
 
 import itertools
 import random
@@ -19,32 +19,32 @@ LONGEST_SECONDS = 300
 YEAR = 365 * 86400
 PAIRS = 4
 CLOCK_TRIALS = 8
-LOOKS = 500  # about as often a run looks at the clock
+READS = 500  # roughly the number of times that a run reads the clock
 
 
 @pytest.mark.parametrize("jump", [-YEAR, YEAR])
 @pytest.mark.parametrize("trial", range(CLOCK_TRIALS))
 def test_the_clock_jumps(undisturbed, tmp_path, monkeypatch, jump, trial):
-    """Before the run, and at one of the moments when it is looked at."""
+    """The clock jumps before the run, or at one of the moments when the run reads it."""
     copy = tmp_path / "W"
     shutil.copytree(undisturbed.half, copy)
-    looks = itertools.count()
-    when = random.Random(trial).randrange(LOOKS) if trial else 0
+    reads = itertools.count()
+    when = random.Random(trial).randrange(READS) if trial else 0
     clocks = {name: getattr(time, name) for name in ("time", "time_ns")}
     for name, unit in (("time", 1), ("time_ns", 10**9)):
         monkeypatch.setattr(
             time,
             name,
-            lambda name=name, unit=unit: clocks[name]() + jump * unit * (next(looks) >= when),
+            lambda name=name, unit=unit: clocks[name]() + jump * unit * (next(reads) >= when),
         )
     undisturbed.try_damaged("clock that jumps by a year", copy, monkeypatch.undo)
-    number = next(looks)
-    print(f"after {when} of {number} looks")
-    assert when < number, "the run was over before the clock jumped: draw from fewer looks"
+    number = next(reads)
+    print(f"after {when} of {number} reads")
+    assert when < number, "the run ended before the clock jumped: lower READS"
 
 
 def command(undisturbed, path: Path) -> list[str]:
-    """The undisturbed run's, for a folder."""
+    """Returns the command of the undisturbed run, for another folder."""
     config = undisturbed.config
     fields = ("clip", "shots", "epochs", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
     places = ("root", "image_cache_dir")
@@ -71,14 +71,14 @@ def test_of_two_commands_in_one_folder_one_is_refused(undisturbed, tmp_path, pai
             )
         )
         time.sleep(pair / 4)
-    told = [run.communicate(timeout=LONGEST_SECONDS) for run in runs]
+    outputs = [run.communicate(timeout=LONGEST_SECONDS) for run in runs]
     codes = sorted(run.returncode for run in runs)
     same = outcome_of(tmp_path / "W") == undisturbed.outcome
-    refused = next((err for run, (_, err) in zip(runs, told, strict=True) if run.returncode), "")
+    refused = next((err for run, (_, err) in zip(runs, outputs, strict=True) if run.returncode), "")
     right = codes == [0, 2] and "another command is at work" in refused and same
     count(
         "two commands in one folder",
         *(["ended right", "of them refused"] if right else []),
         *([] if same else ["data lost"]),
     )
-    assert right, told
+    assert right, outputs

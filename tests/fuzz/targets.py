@@ -387,6 +387,9 @@ def run_targets(place: Path) -> dict[str, Target]:
             (b"", "\n".join(settings).encode(), *(s.encode() for s in (*settings, *others))),
             mutations.mutate_overrides,
             read_overrides,
-            {"fgvpl_jax/commands/command_line.py": ("parse_flags", "complain", "printable")},
+            {
+                "fgvpl_jax/commands/command_line.py": ("parse_flags",),
+                "fgvpl_jax/commands/console.py": ("complain", "printable"),
+            },
         ),
     }

@@ -1,0 +1,88 @@
+"""The modes that use finished runs: predict, serve, export and report.
+
+Each function takes the workdir and the positional arguments, and returns the exit code. It imports
+what it needs when it is called, so that `--help` and mistakes do not wait for jax.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from fgvpl_jax.commands.console import MISTAKE, complain, printable
+from fgvpl_jax.commands.flags import CONFIG, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
+from fgvpl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from fgvpl_jax.inference.classifier import Classifier
+
+
+def predict(workdir: str, arguments: list[str]) -> int:
+    """Prints a prediction for each photo; returns exit code 2 if a photo could not be read."""
+    from fgvpl_jax.inference import predict as prediction
+
+    photos = prediction.find_photos(arguments)
+    classifier = _load(workdir)
+    unreadable = 0
+    for answer in prediction.predict_files(classifier, photos, TOP_K.value, OVERLAY_DIR.value):
+        if isinstance(answer.result, UserError):
+            unreadable += 1
+            complain(answer.result)
+        if JSON.value:
+            print(prediction.as_json(answer), flush=True)  # for a program that reads the pipe
+        elif not isinstance(answer.result, UserError):
+            print(printable(prediction.as_text(answer.result)), flush=True)
+    if unreadable:
+        complain(f"{unreadable} of {len(photos)} photos could not be read")
+    return MISTAKE if unreadable else 0
+
+
+def serve(workdir: str, arguments: list[str]) -> int:
+    """Serves a trained run until it is interrupted."""
+    try:
+        from fgvpl_jax.serving import server
+        from fgvpl_jax.serving.service import Limits
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("gradio", "fastapi", "uvicorn"):
+            raise
+        raise UserError(
+            "--mode=serve needs Gradio: pip install -c constraints.txt -e '.[serve]' in a "
+            "checkout, otherwise pip install 'gradio>=6.20,<7'"
+        ) from error
+    from fgvpl_jax.inference import predict as prediction
+
+    examples = prediction.find_photos(arguments) if arguments else []
+    classifier = _load(workdir)
+    if not server.is_loopback(HOST.value):
+        print(
+            f"everybody who can reach {HOST.value} can use this page and see the training photos "
+            "most similar to theirs; it has no password and no encryption: see docs/serve.md",
+            file=sys.stderr,
+        )
+    server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
+    return 0
+
+
+def export(workdir: str, arguments: list[str]) -> int:
+    """Writes a trained run to one file."""
+    if OUTPUT.value is None:
+        raise UserError("no --output: name the file to write, such as --output=eurosat.fgvpl")
+    from fgvpl_jax.inference.export import export_classifier
+
+    file = export_classifier(_load(workdir), OUTPUT.value)
+    print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
+    return 0
+
+
+def report(workdir: str, arguments: list[str]) -> int:
+    """Writes the report and prints where its files are."""
+    from fgvpl_jax.reports.report import write_report
+
+    for line in write_report(workdir, arguments or [workdir]):
+        print(line)
+    return 0
+
+
+def _load(workdir: str) -> "Classifier":
+    """Loads a trained run; the config, if there is one, says where its backbone is now."""
+    from fgvpl_jax.inference.classifier import load_classifier
+
+    return load_classifier(workdir, None if CONFIG.value is None else CONFIG.value.clip)

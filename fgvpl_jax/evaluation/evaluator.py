@@ -90,6 +90,8 @@ class Programs(NamedTuple):
     num_correct: Callable
 
 
+# A run needs at most three: the folds of a cross-validation may differ in size by one image, and
+# the final model has all images. More would keep the programs of a sweep's earlier cells.
 @lru_cache(maxsize=4)
 def compile_programs(graphdef: nnx.GraphDef) -> Programs:
     """Returns the programs of one model structure, which all evaluators of it share."""

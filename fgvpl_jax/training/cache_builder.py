@@ -1,7 +1,7 @@
 """Builds the visual cache from the support images under the current parameters."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from fgvpl_jax.training.mesh import split_batch, split_rows, to_host
 from fgvpl_jax.training.processes import process_share
 
 
-@cache
+@lru_cache(maxsize=4)  # enough for one run; more would keep the programs of a sweep's earlier cells
 def compile_support_features(graphdef: nnx.GraphDef) -> Callable:
     """One compiled program a model structure, however many sets are encoded with it."""
 

@@ -1,7 +1,7 @@
 """One optimisation step: what is differentiated, what is updated, what is donated."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -109,7 +109,7 @@ def own_places(model: Method, batch: StepBatch) -> dict[str, Any]:
     return {"own_places": batch.places} if model.leave_one_out else {}
 
 
-@cache
+@lru_cache(maxsize=4)  # enough for one run; more would keep the programs of a sweep's earlier cells
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -134,7 +134,7 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 
 
-@cache
+@lru_cache(maxsize=4)  # as for `make_train_step`
 def make_resident_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,

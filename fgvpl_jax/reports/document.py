@@ -68,7 +68,7 @@ def write_document(title: str, sections: Sequence[Section], folder: Path) -> Non
             write_csv(folder / csv_file.name, csv_file.columns, csv_file.rows)
         for picture in section.pictures:
             if isinstance(picture.content, Figure):
-                save_figure(picture.content, folder / picture.file.removesuffix(".svg"))
+                save_figure(picture.content, folder / picture.file)
             else:
                 picture.content.save(folder / picture.file, quality=JPEG_QUALITY)
     write_markdown(title, sections, folder / "report.md")

@@ -54,7 +54,7 @@ def runs(tmp_path):
                             "method": method,
                             "shots": shots,
                             "seed": seed,
-                            "clip": "my clip v1.5 (old)",  # not a file ending
+                            "clip": "my clip v1.5 (old)",  # its dot must not end a file's name
                         },
                         predictions={
                             "labels": labels,

@@ -1,21 +1,25 @@
-"""Accuracy and calibration, selection on validation only."""
+"""Accuracy and calibration of a trained model; selection uses validation images only."""
 
-from fgvpl_jax.evaluation.answers import Answers, answers_of, read_answers
 from fgvpl_jax.evaluation.calibration import fit_temperature
 from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, Selection
 from fgvpl_jax.evaluation.mask_iou import MaskIoU, mask_iou
 from fgvpl_jax.evaluation.metrics import Scores, score
+from fgvpl_jax.evaluation.saved_predictions import (
+    SavedPredictions,
+    read_saved_predictions,
+    to_saved_predictions,
+)
 
 __all__ = [
-    "Answers",
     "Evaluator",
     "MaskIoU",
     "Predictions",
+    "SavedPredictions",
     "Scores",
     "Selection",
-    "answers_of",
     "fit_temperature",
     "mask_iou",
-    "read_answers",
+    "read_saved_predictions",
     "score",
+    "to_saved_predictions",
 ]

@@ -1,4 +1,4 @@
-"""One temperature, so that a printed probability means what it says."""
+"""Fits one temperature, which makes the printed probabilities match how often they are right."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,14 +10,14 @@ TEMPERATURES = (0.02, 50.0)
 
 
 def fit_temperature(logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]) -> float:
-    """The T that makes softmax(logits / T) fit best; it changes no ranking.
+    """Returns the T for which softmax(logits / T) fits the labels best; it changes no ranking.
 
-    Fits to smoothed targets, (N + 1) / (N + k) for the true class and 1 / (N + k) for each other
-    one, so that a model that was right on all of a few photos is not believed to be right always
-    (Platt 1999, for k classes).
+    The targets are smoothed, (N + 1) / (N + k) for the true class and 1 / (N + k) for each other
+    class, so that a model that was right on all of a few photos does not count as always right
+    (Platt 1999, extended to k classes).
 
     Args:
-        logits: Of images that the model was not trained on, nor is tested on.
+        logits: Logits of images that are used neither for training nor for testing.
         labels: True classes.
     """
     count, num_classes = logits.shape

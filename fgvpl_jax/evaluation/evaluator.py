@@ -1,8 +1,8 @@
-"""Runs a trained model over a split: one jitted program from its inputs to logits."""
+"""Runs a trained model over a split, with one jitted program from the inputs to the logits."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from fgvpl_jax.data import Split
+from fgvpl_jax.data import Batch, Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import (
+    PROGRAMS_KEPT,
     Inputs,
     batch_size_for,
     gather_texts,
@@ -29,18 +30,20 @@ from fgvpl_jax.training import (
     to_host,
 )
 
+ModelState = tuple[nnx.State, nnx.State]  # trainable, frozen
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of the readable images of a split, in the split's order.
+    """Logits of the readable images of a split, in the order of the split.
 
     Attributes:
-        logits: The trained model's.
-        zero_shot_logits: Plain CLIP's, from the same pixels.
+        logits: Logits of the trained model.
+        zero_shot_logits: Logits of plain CLIP, from the same pixels.
         labels: True classes.
-        object_masks: Patches of the object, row-major; None where the method has none.
-        indices: Places of the images in the split.
-        unreadable: "path: reason" of every image that could not be decoded.
+        object_masks: Patches of the object, row-major; None for a method without object masks.
+        indices: Positions of the images in the split.
+        unreadable: "path: reason" for every image that could not be decoded.
     """
 
     logits: Float[np.ndarray, "N k"]
@@ -53,14 +56,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a validation split says of a method's candidates; perhaps nothing.
+    """How a method's candidates did on a validation split, which may have no readable image.
 
     Attributes:
-        accuracies: Of each candidate; empty where not one image is readable.
-        best: Place of the first of the highest accuracy; 0 where there is none.
-        logits: At the best.
+        accuracies: Accuracy of each candidate; empty where no image is readable.
+        best: Index of the first candidate with the highest accuracy; 0 where no image is readable.
+        logits: Logits with the best candidate.
         labels: True classes.
-        unreadable: "path: reason" of every image that could not be decoded.
+        unreadable: "path: reason" for every image that could not be decoded.
     """
 
     accuracies: Float[np.ndarray, "c"]
@@ -71,27 +74,35 @@ class Selection:
 
 
 class Programs(NamedTuple):
-    """What an evaluator runs on the device; the first argument is (trainable, frozen).
+    """Jitted functions of an evaluator; their first argument is (trainable, frozen).
 
     Attributes:
-        outputs: From inputs to logits, zero-shot logits and object masks or None.
-        features: From inputs to features.
-        logits_of: From features to logits.
-        hits: From features and arrays of choices to the number of right answers by each.
+        outputs: Maps inputs to logits, zero-shot logits, and object masks or None.
+        features: Maps inputs to features.
+        logits: Maps features to logits.
+        num_correct: Maps features and arrays of choices to the number of correct predictions with
+            each choice.
     """
 
     outputs: Callable
     features: Callable
-    logits_of: Callable
-    hits: Callable
+    logits: Callable
+    num_correct: Callable
 
 
-@cache
+# A run needs at most three: the folds of a cross-validation may differ in size by one image, and
+# the final model has all images. More would keep the programs of a sweep's earlier cells.
+@lru_cache(maxsize=PROGRAMS_KEPT)
 def compile_programs(graphdef: nnx.GraphDef) -> Programs:
-    """The programs of one model structure, shared by all evaluators of it."""
+    """Returns the programs of one model structure, which all evaluators of it share."""
 
     @jax.jit
-    def outputs(state, support, choices, inputs):
+    def outputs(
+        state: ModelState,
+        support: VisualCache | None,
+        choices: Mapping[str, Float[Array, ""]],
+        inputs: Array,
+    ) -> tuple[Float[Array, "b k"], Float[Array, "b k"], Bool[Array, "b n"] | None]:
         model = nnx.merge(graphdef, *state)
         features = model.features(inputs)
         logits = model.logits(features, support, **choices)
@@ -99,37 +110,49 @@ def compile_programs(graphdef: nnx.GraphDef) -> Programs:
         return logits, model.zero_shot_logits(inputs), masks
 
     @jax.jit
-    def features(state, inputs):
+    def features(state: ModelState, inputs: Array) -> Any:
         return nnx.merge(graphdef, *state).features(inputs)
 
     @jax.jit
-    def logits_of(state, support, choices, features):
+    def logits(
+        state: ModelState,
+        support: VisualCache | None,
+        choices: Mapping[str, Float[Array, ""]],
+        features: Any,
+    ) -> Float[Array, "b k"]:
         return nnx.merge(graphdef, *state).logits(features, support, **choices)
 
     @jax.jit
-    def hits(state, support, candidates, features, labels, weights):
+    def num_correct(
+        state: ModelState,
+        support: VisualCache | None,
+        candidates: Mapping[str, Float[Array, "c"]],
+        features: Any,
+        labels: Int[Array, "b"],
+        weights: Float[Array, "b"],
+    ) -> Float[Array, "c"]:
         model = nnx.merge(graphdef, *state)
 
-        def of_one(choices):
-            guesses = model.logits(features, support, **choices).argmax(axis=1)
-            return jnp.sum((guesses == labels) * weights)
+        def with_choices(choices: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
+            predicted = model.logits(features, support, **choices).argmax(axis=1)
+            return jnp.sum((predicted == labels) * weights)
 
-        return jax.lax.map(of_one, candidates)
+        return jax.lax.map(with_choices, candidates)
 
-    return Programs(outputs, features, logits_of, hits)
+    return Programs(outputs, features, logits, num_correct)
 
 
 class Evaluator:
-    """A model with its final parameters and the cache that belongs to them.
+    """A model with its final parameters and the visual cache built with them.
 
     Args:
         graphdef: Structure of the model.
-        trainable: Final parameters.
-        frozen: The rest.
-        cache: Built with the final parameters; None for a method without one.
-        inputs: What the model reads of the images.
-        batch_size: Images a step.
-        mesh: Devices; the frozen variables and the cache must already be on them.
+        trainable: Final values of the trainable variables.
+        frozen: Frozen variables.
+        cache: Visual cache built with the final parameters; None for a method without one.
+        inputs: Source of the batches that the model reads.
+        batch_size: Images per step.
+        mesh: Devices; the variables and the cache must already be on them.
     """
 
     def __init__(
@@ -151,14 +174,14 @@ class Evaluator:
         self._programs = compile_programs(graphdef)
 
     def predict(self, split: Split, choices: Choices, *, name: str) -> Predictions:
-        """Logits of every readable image of a split.
+        """Returns the logits of every readable image of a split.
 
         Args:
-            split: Read once, in order.
-            choices: See `Method.candidates`.
-            name: What the progress line calls the split.
+            split: Images to predict; read once, in order.
+            choices: Values chosen on validation, such as λ; see `Method.candidates`.
+            name: Name of the split on the progress line.
         Raises:
-            UserError: If not one image is readable.
+            UserError: If no image is readable.
         """
         values = self._on_devices(choices)
         unreadable: list[str] = []
@@ -182,42 +205,44 @@ class Evaluator:
     def choose(self, split: Split, candidates: Sequence[Choices]) -> Selection:
         """Compares candidates by their accuracy on a validation split.
 
-        The images are encoded once, nothing is retraced, and all candidates are one program.
+        Encodes the images once and evaluates all candidates in one program, without retracing.
 
         Args:
-            split: Never the test split.
-            candidates: At least one; of equally good ones the first wins.
+            split: Validation images; never the test split.
+            candidates: At least one; among equally good candidates the first wins.
         """
         grid = self._on_devices({name: [c[name] for c in candidates] for name in candidates[0]})
-        hits: list[Any] = []
+        counts: list[Any] = []
         encoded: list[tuple] = []
         unreadable: list[str] = []
         for batch in self._batches(split, "validation"):
             unreadable += batch.unreadable
-            inputs, *answers = split_batch(
+            inputs, labels, weights, indices = split_batch(
                 self._mesh, (batch.inputs, batch.labels, batch.weights, batch.indices)
             )
             features = self._programs.features(self._state, inputs)
-            jax.block_until_ready(encoded[-1:])  # so that two batches lie on the devices at most
-            encoded.append((features, *answers))
+            jax.block_until_ready(encoded[-1:])  # to keep at most two batches on the devices
+            encoded.append((features, labels, weights, indices))
             if len(candidates) > 1:
-                hits.append(
-                    self._programs.hits(self._state, self._cache, grid, features, *answers[:2])
+                counts.append(
+                    self._programs.num_correct(
+                        self._state, self._cache, grid, features, labels, weights
+                    )
                 )
-        right = np.sum(to_host(hits), axis=0) if hits else np.zeros(len(candidates))
-        best = int(right.argmax())
+        correct = np.sum(to_host(counts), axis=0) if counts else np.zeros(len(candidates))
+        best = int(correct.argmax())
         chosen = self._on_devices(candidates[best])
         columns = []
         for features, labels, weights, indices in encoded:
-            logits = self._programs.logits_of(self._state, self._cache, chosen, features)
+            logits = self._programs.logits(self._state, self._cache, chosen, features)
             columns.append(readable_rows(weights, (logits, labels, indices)))
         logits, truth, _ = in_order_of_last(columns)
         if len(candidates) == 1:
-            right[0] = (logits.argmax(axis=1) == truth).sum()
-        accuracies = right / len(truth) if len(truth) else np.empty(0)
+            correct[0] = (logits.argmax(axis=1) == truth).sum()
+        accuracies = correct / len(truth) if len(truth) else np.empty(0)
         return Selection(accuracies, best, logits, truth, tuple(gather_texts(unreadable)))
 
-    def _batches(self, split: Split, name: str):
+    def _batches(self, split: Split, name: str) -> Iterator[Batch]:
         size = batch_size_for(self._mesh, self._batch_size, len(split))
         share = process_share()
         with tqdm(
@@ -231,21 +256,25 @@ class Evaluator:
                 yield batch
                 progress.update(int((batch.indices >= 0).sum()))
 
-    def _on_devices(self, choices: Any) -> dict[str, jax.Array]:
+    def _on_devices(self, choices: Mapping[str, Any]) -> dict[str, jax.Array]:
         arrays = {name: jnp.asarray(value, jnp.float32) for name, value in choices.items()}
         return replicate(self._mesh, arrays)
 
 
 def readable_rows(weights: jax.Array, columns: tuple) -> tuple:
-    """The rows of weight above 0, of all processes, on the host; a column may be None."""
-    # Compared on the host: on the device it would wait for the next batch, which is at work there.
+    """Returns all processes' rows with a weight above 0, on the host; a column may be None."""
+    # Compared on the host, as on the device the comparison would wait for the next batch, which is
+    # already being computed there.
     weights, rows = to_host((weights, columns))
     readable = weights > 0
     return jax.tree.map(lambda column: column[readable], rows)
 
 
 def in_order_of_last(batches: list[tuple]) -> tuple:
-    """The columns of all batches, sorted by the last: processes read different parts of a split."""
+    """Returns the columns of all batches, sorted by the last column.
+
+    Sorting is needed because each process reads a different part of the split.
+    """
     columns = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
     order = np.argsort(columns[-1])
     return jax.tree.map(lambda column: column[order], columns)

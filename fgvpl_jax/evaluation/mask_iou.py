@@ -1,4 +1,4 @@
-"""How well object masks meet the truth, where the truth is known."""
+"""Compares object masks with the true masks, for data whose true masks are known."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ RANDOM_DRAWS = 20
 
 
 class MaskIoU(NamedTuple):
-    """Mean intersection over union with the true masks, in pixels.
+    """Mean intersection over union with the true masks, counted in pixels.
 
     Attributes:
-        object_mask: Of the model's masks.
-        everything: Of a mask that keeps all.
-        centred_box: Of a centred square of the model's mask's area.
-        random: Of random patches, as many as the model's mask has; mean of 20 draws.
+        object_mask: Mean IoU of the model's masks.
+        everything: Mean IoU of a mask that covers the whole image.
+        centred_box: Mean IoU of a centred box with the area of the model's mask.
+        random: Mean IoU, over 20 draws, of as many random patches as the model's mask has.
     """
 
     object_mask: float
@@ -27,12 +27,12 @@ class MaskIoU(NamedTuple):
 def mask_iou(
     masks: Bool[np.ndarray, "N n"], truth: Bool[np.ndarray, "N H W"], grid: tuple[int, int]
 ) -> MaskIoU:
-    """Compares patch masks with pixel masks.
+    """Compares masks of patches with masks of pixels.
 
     Args:
-        masks: Patches of the object, row-major.
-        truth: True on the object's pixels.
-        grid: (gh, gw).
+        masks: True for patches of the object, row-major.
+        truth: True for pixels of the object.
+        grid: Patch rows and columns, (gh, gw).
     """
     side = truth.shape[1:]
     rng = np.random.default_rng(0)
@@ -55,13 +55,16 @@ def mask_iou(
 def to_pixels(
     mask: Bool[np.ndarray, "n"], grid: tuple[int, int], side: tuple[int, int]
 ) -> Bool[np.ndarray, "H W"]:
-    """Each patch as the pixels that it covers; where sides do not divide, by each one's corner."""
+    """Returns the pixels that the patches cover.
+
+    Where the grid does not divide the sides, a pixel belongs to the patch of its top left corner.
+    """
     rows, columns = (np.arange(n) * count // n for n, count in zip(side, grid, strict=True))
     return mask.reshape(grid)[np.ix_(rows, columns)]
 
 
 def centred_box(share: float, side: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A centred box of the image's aspect that covers this share of it."""
+    """Returns a centred box with the image's aspect ratio that covers this share of the image."""
     box = np.zeros(side, bool)
     height, width = (round(length * np.sqrt(share)) for length in side)
     top, left = (side[0] - height) // 2, (side[1] - width) // 2
@@ -70,6 +73,6 @@ def centred_box(share: float, side: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 
 
 def iou(a: Bool[np.ndarray, "H W"], b: Bool[np.ndarray, "H W"]) -> float:
-    """Intersection over union; 0 where both are empty."""
+    """Returns the intersection over union, or 0 where both masks are empty."""
     union = (a | b).sum()
     return float((a & b).sum() / union) if union else 0.0

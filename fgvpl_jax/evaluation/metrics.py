@@ -1,4 +1,4 @@
-"""What a classifier's probabilities are worth, in float64 on the host."""
+"""Scores of a classifier's probabilities, computed in float64 on the host."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ ECE_BINS = 15
 
 
 class Scores(NamedTuple):
-    """Fractions in [0, 1], except `nll` in nats.
+    """Scores of one model on one split: fractions in [0, 1], except `nll`, which is in nats.
 
     Attributes:
-        accuracy: Share of images whose largest logit is their class's.
-        mean_class_accuracy: Mean of the per-class accuracies over the classes that have images.
+        accuracy: Share of images whose largest logit is that of their class.
+        mean_class_accuracy: Mean accuracy per class, over the classes that have images.
         nll: Mean negative log-likelihood.
-        ece: Expected calibration error, 15 equal bins of the largest probability.
+        ece: Expected calibration error over 15 equal bins of the largest probability.
     """
 
     accuracy: float
@@ -25,10 +25,10 @@ class Scores(NamedTuple):
 
 
 def score(logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]) -> Scores:
-    """Scores one set of logits.
+    """Returns the scores of one set of logits.
 
     Args:
-        logits: One row an image; the smallest index wins ties.
+        logits: One row per image; the smallest index wins ties.
         labels: True classes.
     """
     log_probabilities = log_softmax(logits.astype(np.float64))
@@ -44,17 +44,17 @@ def score(logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]) -> Sco
 
 
 def log_softmax(logits: Float[np.ndarray, "N k"]) -> Float[np.ndarray, "N k"]:
-    """Row-wise, without overflow."""
+    """Returns the logarithm of each row's softmax, without overflow."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def confidence_bins(confidence: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-    """Number of each confidence's bin; bin i is (i/15, (i+1)/15]."""
+    """Returns the index of each confidence's bin; bin i is (i/15, (i+1)/15]."""
     return np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
 
 
 def expected_calibration_error(confidence: Float[np.ndarray, "N"], correct: np.ndarray) -> float:
-    """Mean over images of |accuracy - confidence| of their bin."""
+    """Returns the mean over images of |accuracy - confidence| of their bin."""
     gap = np.bincount(confidence_bins(confidence), weights=correct - confidence, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / len(confidence))

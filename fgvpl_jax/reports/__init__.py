@@ -1,1 +1,1 @@
-"""Many runs read: records, tables, plots, significance, the page of the report."""
+"""Reads many runs and writes one report of them: tables, figures, comparisons, a page."""

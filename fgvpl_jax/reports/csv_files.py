@@ -1,7 +1,8 @@
-"""The report's numbers for other programs: one line a run, a row, a class, a comparison."""
+"""Writes the report's numbers for other programs: runs, accuracies, classes, comparisons."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fgvpl_jax.reports.panels import Panel
@@ -20,8 +21,23 @@ SCORES = (
 )
 
 
+@dataclass(frozen=True)
+class CsvFile:
+    """A table for other programs.
+
+    Attributes:
+        name: Name of the file in the report's folder.
+        columns: Headings.
+        rows: One entry per column; None is an empty field.
+    """
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes rows under a heading; None is an empty field."""
+    """Writes rows below a line of headings; None is an empty field."""
     with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(columns)
@@ -29,7 +45,7 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object
 
 
 def write_runs(records: Sequence[RunRecord], file: Path) -> None:
-    """One line a run, with its scores as fractions."""
+    """Writes one line per run, with its scores as fractions."""
     own = ("benchmark", "backbone", "method", "settings", "shots", "seed", "epochs")
     write_csv(
         file,
@@ -48,9 +64,10 @@ def write_runs(records: Sequence[RunRecord], file: Path) -> None:
 
 
 def write_accuracies(panels: Sequence[Panel], file: Path) -> None:
-    """One line a row and column of Tables 2 to 5, of Figures 3 and 4 and of averages.
+    """Writes one line per row and column of Tables 2 to 5, Figures 3 and 4, and the averages.
 
-    In percent and in points above zero-shot CLIP, each with the paper's number and the difference.
+    A line has the accuracy in percent and in points above zero-shot CLIP, each with the paper's
+    number and the difference.
     """
     columns = ("benchmark", "backbone", "method", "settings", "shots")
     rows: list[Sequence[object]] = []
@@ -83,7 +100,7 @@ def _difference(ours: float, paper: float | None) -> float | None:
 
 
 def write_verdicts(verdicts: Mapping[Panel, Sequence[Verdict]], file: Path) -> None:
-    """One line a comparison, in points."""
+    """Writes one line per comparison, in points."""
     write_csv(
         file,
         (

@@ -1,4 +1,4 @@
-"""From folders to the finished runs in them."""
+"""Finds the finished runs in folders."""
 
 import os
 from collections import defaultdict
@@ -16,7 +16,7 @@ from fgvpl_jax.reports.records import TEMPLATES, RunRecord
 from fgvpl_jax.runs.settings import LOCATIONS, RESOURCES, flatten
 from fgvpl_jax.runs.workdir import Workdir
 
-# What tells runs apart by itself, and what does not change what a run computes.
+# Fields that have columns of their own, and fields that do not change what a run computes.
 OWN_COLUMNS = ("benchmark", "method", "shots", "seed")
 NO_DIFFERENCE = (
     *LOCATIONS,
@@ -29,14 +29,14 @@ NO_DIFFERENCE = (
 def read_runs(
     places: Iterable[Path], defaults: Mapping[str, Any]
 ) -> tuple[list[RunRecord], list[str]]:
-    """All finished runs in some folders, in the order of the paper's tables.
+    """Reads all finished runs in some folders, in the order of the paper's tables.
 
     Args:
-        places: Runs' folders, or folders with such at any depth.
-        defaults: Settings that need not be told in a table, under names with dots.
+        places: Folders of runs, or folders that hold runs at any depth.
+        defaults: Default settings, which tables need not name, by dotted name.
     Returns:
-        The runs, and a line for each that is left out. One of several that agree in all settings,
-        few-shot images and accuracy is enough: they are the same run.
+        The runs, and a line for each run that is left out. Runs that agree in all settings,
+        few-shot images and accuracy count as one run.
     """
     found: dict[Any, tuple[RunRecord, Any]] = {}
     left_out = []
@@ -47,7 +47,7 @@ def read_runs(
             record = _record(folder, flatten(read_json(workdir.config_file)["config"]), results)
             came_to = read_json(workdir.few_shot_file), results["test_accuracy"]
         except (OSError, UserError, KeyError) as error:
-            left_out.append(f"{folder}: no run of this program ({error!r})")
+            left_out.append(f"{folder}: is not a run of this program ({error!r})")
             continue
         if results["test_accuracy"] is None:
             left_out.append(f"{folder}: has no test split, only a cross-validated estimate")
@@ -59,7 +59,7 @@ def read_runs(
         if came_to != first_came_to:
             left_out.append(
                 f"{folder}: has the settings of {first.folder}, but other few-shot images or "
-                "another accuracy; report it by itself"
+                "another accuracy; report it separately"
             )
     records = [record for record, _ in found.values()]
     records = _with_variants(_with_distinct_backbones(records), defaults)
@@ -80,7 +80,7 @@ def read_runs(
 def _run_folders(place: Path) -> Iterable[Path]:
     for folder, subfolders, files in os.walk(place):
         if "results.json" in files:
-            subfolders.clear()  # a run's folders hold no other run
+            subfolders.clear()  # a run's folder contains no other run
             yield Path(folder).absolute()
 
 
@@ -88,7 +88,7 @@ def _record(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any])
     benchmark = config["benchmark"]
     if config["data.source"] == "folder":
         benchmark = Path(config["data.root"]).name or benchmark
-        if benchmark in BENCHMARKS:  # its name, not its split
+        if benchmark in BENCHMARKS:  # the folder has a benchmark's name, but not its split
             benchmark += "_folder"
     hidden = {*OWN_COLUMNS, *NO_DIFFERENCE}
     return RunRecord(
@@ -118,16 +118,16 @@ def _with_distinct_backbones(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) -> list[RunRecord]:
-    """Finds the settings that were varied: in which runs of one method and shots differ.
+    """Fills in the varied settings: those that differ between runs of one method and shots.
 
-    What differs only from shots to shots, as epochs may, makes no row of its own; what differs
-    from seed to seed does: a mean over seeds is of equal settings.
+    A setting that differs only between shots, as epochs may, makes no row of its own. One that
+    differs between seeds does, because a mean over seeds is a mean over equal settings.
     """
-    beside = defaultdict(list)
+    groups = defaultdict(list)
     for record in records:
-        beside[record.benchmark, record.backbone, record.method, record.shots].append(record)
+        groups[record.benchmark, record.backbone, record.method, record.shots].append(record)
     varied = defaultdict(set)
-    for (benchmark, backbone, method, _), group in beside.items():
+    for (benchmark, backbone, method, _), group in groups.items():
         for name in {name for record in group for name in record.settings}:
             if len({repr(record.settings.get(name)) for record in group}) > 1:
                 varied[benchmark, backbone, method].add(name)
@@ -136,7 +136,7 @@ def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) ->
         own = varied[record.benchmark, record.backbone, record.method]
         expected = {n: _hashable(v) for n, v in {**defaults, **_own_defaults(record)}.items()}
         if "epochs" not in own:
-            expected.pop("epochs", None)  # a table's notes tell them
+            expected.pop("epochs", None)  # the notes below a table name them
         other = [
             (name, value)
             for name, value in sorted(record.settings.items())
@@ -155,12 +155,12 @@ def _with_variants(records: Sequence[RunRecord], defaults: Mapping[str, Any]) ->
 
 
 def _hashable(value: Any) -> Any:
-    """A setting's value; a list, as JSON has tuples, as a tuple."""
+    """Returns a setting's value with lists turned into tuples, which JSON cannot store."""
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _own_defaults(record: RunRecord) -> Mapping[str, Any]:
-    """The method's recipe, and a known benchmark's templates and split."""
+    """Returns the method's recipe, and a known benchmark's templates and split."""
     own: dict[str, Any] = {}
     if record.method in METHODS:
         num_images = record.results["counts"]["train"]

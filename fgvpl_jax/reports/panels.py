@@ -1,4 +1,4 @@
-"""Runs gathered: by benchmark and backbone, method and settings, shots and seed."""
+"""Groups runs by benchmark and backbone, method and settings, shots and seed."""
 
 import statistics
 from collections import defaultdict
@@ -13,12 +13,12 @@ Row = tuple[str, Variant]  # method, settings
 
 
 class Spread(NamedTuple):
-    """What several seeds gave.
+    """Mean and spread of a number over several seeds.
 
     Attributes:
-        mean: Over the seeds.
-        deviation: Standard deviation of the sample (divisor n - 1); None of a single seed.
-        seeds: How many.
+        mean: Mean over the seeds.
+        deviation: Sample standard deviation (divisor n - 1); None for a single seed.
+        seeds: Number of seeds.
     """
 
     mean: float
@@ -28,12 +28,12 @@ class Spread(NamedTuple):
 
 @dataclass
 class ResultRow:
-    """One method with its settings on one benchmark, or on several in the mean.
+    """One method with its settings, on one benchmark or averaged over several.
 
     Attributes:
-        method: As in the config.
+        method: Name of the method in the config.
         variant: Settings other than the default.
-        accuracies: In percent, by shots and seed.
+        accuracies: Accuracies in percent, by shots and seed.
     """
 
     method: str
@@ -44,33 +44,33 @@ class ResultRow:
 
     @property
     def key(self) -> Row:
-        """What tells it from the other rows."""
+        """Method and settings, by which rows are identified."""
         return self.method, self.variant
 
     @property
     def label(self) -> str:
-        """The row's name."""
+        """Name of the row in a table."""
         settings = variant_label(self.variant)
         return method_label(self.method) + (f" ({settings})" if settings else "")
 
     def spread(self, shots: int | None) -> Spread | None:
-        """Over the seeds; None where there is no run."""
+        """Returns the spread over the seeds; None where there is no run."""
         values = self.accuracies.get(shots)
         return spread(list(values.values())) if values else None
 
 
-@dataclass(eq=False)  # a key by itself
+@dataclass(eq=False)  # hashed by identity
 class Panel:
     """All runs on one benchmark with one backbone.
 
     Attributes:
-        benchmark: As in the config; several in the mean.
-        backbone: Its label.
-        shots: All that any row has, in order.
-        rows: In the paper's order, without zero-shot CLIP.
-        zero_shot: Accuracy of zero-shot CLIP in percent, which has neither shots nor seeds.
-        records: The runs; of a mean those of all its benchmarks.
-        averaged: Benchmarks of a mean.
+        benchmark: Benchmark in the config; for an average, its heading.
+        backbone: Label of the backbone.
+        shots: Shots that any row has, in order.
+        rows: Rows in the paper's order, without zero-shot CLIP.
+        zero_shot: Accuracy of zero-shot CLIP in percent, which depends on neither shots nor seed.
+        records: The runs; for an average, those of all its benchmarks.
+        averaged: Benchmarks that an average is over; empty for a single benchmark.
     """
 
     benchmark: str
@@ -82,42 +82,42 @@ class Panel:
     averaged: frozenset[str] = frozenset()
 
     def row(self, key: Row) -> ResultRow | None:
-        """The row of a method with its settings; None where it was not run."""
+        """Returns the row of a method with its settings; None where it was not run."""
         return next((row for row in self.rows if row.key == key), None)
 
     @property
     def most_shots(self) -> int | None:
-        """The last column."""
+        """Shots of the last column."""
         return self.shots[-1]
 
     @property
     def title(self) -> str:
-        """For a heading."""
+        """Heading of the panel."""
         return f"{benchmark_label(self.benchmark)}, {self.backbone}"
 
 
 def rows_of(panels: Sequence[Panel]) -> list[Row]:
-    """The methods and settings that any of the panels has."""
+    """Returns the methods and settings that any of the panels has."""
     return list(dict.fromkeys(row.key for panel in panels for row in panel.rows))
 
 
 def drawn_rows(panels: Sequence[Panel]) -> list[Row]:
-    """Of each method the row at its defaults; only where there is none, those of its settings."""
+    """Returns each method's row at its defaults or, where it has no such row, its other rows."""
     keys = rows_of(panels)
     return [key for key in keys if not key[1] or (key[0], ()) not in keys]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and deviation of at least one value."""
+    """Returns mean and deviation of at least one value."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), deviation, len(values))
 
 
 def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
-    """Gathers runs by benchmark and backbone, then by method and settings.
+    """Groups runs by benchmark and backbone, then by method and settings.
 
-    Every run measures zero-shot CLIP on the same images; runs of the method of that name add
-    nothing to it.
+    Every run measures zero-shot CLIP on the same images, so runs of the method `zero_shot` add
+    nothing.
     """
     panels = []
     for (benchmark, backbone), members in by_panel(records).items():
@@ -137,10 +137,10 @@ def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
 
 
 def averages_of(panels: Sequence[Panel]) -> list[Panel]:
-    """The mean over the benchmarks of each backbone that has several.
+    """Returns the average over the benchmarks of each backbone that has several.
 
-    A row has a value only where it has one, of the same seeds, on every benchmark: a mean over
-    others would compare methods on different data.
+    A row has a value only where it has one for the same seeds on every benchmark: an average over
+    only some of them would compare methods on different data.
     """
     averages = []
     for backbone in dict.fromkeys(panel.backbone for panel in panels):

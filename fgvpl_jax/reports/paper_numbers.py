@@ -1,7 +1,7 @@
-"""What the paper reports, for comparison; accuracies in percent.
+"""The paper's numbers, for comparison; accuracies are in percent.
 
-All of it is on the full test splits with OpenAI's CLIP; its rows with ResNet-50 are left out, as
-this project has no such backbone. Of Figures 3 and 4 only what the text tells is here.
+All are on the full test splits with OpenAI's CLIP. The rows with ResNet-50 are left out, as this
+project has no such backbone. Of Figures 3 and 4 only the numbers that the text states are here.
 """
 
 from collections.abc import Mapping
@@ -36,22 +36,23 @@ _GRIDS: Mapping[str, Mapping[float, float]] = {
 }
 # Figure 3, 16 shots, ViT-B/16: points of FG-VPL above zero-shot CLIP.
 _GAINS: Mapping[str, float] = {"imagenet": 6.8, "sun397": 16.1, "eurosat": 45.7}
-# Section 4.3: FG-VPL over the eleven benchmarks, and its points above Tip-Adapter-F by shots.
+# Section 4.3: FG-VPL's average over the eleven benchmarks, and its points above Tip-Adapter-F, by
+# shots.
 _AVERAGE_AT_16 = 85.6
 _AVERAGE_ABOVE_TIP_ADAPTER_F: Mapping[int, float] = dict(
     zip(_SHOTS, (1.8, 1.8, 2.9, 3.1, 4.2), strict=True)
 )
-# Section 4.2: epochs of FG-VPL.
+# Section 4.2: number of epochs of FG-VPL.
 _EPOCHS: Mapping[str, int] = dict.fromkeys(BENCHMARKS, 100) | {"imagenet": 50, "eurosat": 400}
 
 
 def paper_accuracy(benchmark: str, backbone: str, method: str, shots: int | None) -> float | None:
-    """The paper's accuracy in percent; None where it gives none.
+    """Returns the paper's accuracy in percent; None where the paper has no number.
 
     Args:
-        benchmark: As in `config.benchmark`.
+        benchmark: Value of `config.benchmark`.
         backbone: Last part of the hub id or folder.
-        method: As in `config.method`.
+        method: Value of `config.method`.
         shots: Training images per class; None for all.
     """
     if benchmark != "imagenet":
@@ -66,14 +67,14 @@ def paper_accuracy(benchmark: str, backbone: str, method: str, shots: int | None
 def paper_setting(
     benchmark: str, backbone: str, method: str, shots: int | None, name: str, value: object
 ) -> float | None:
-    """The paper's accuracy in percent with a setting other than the default; None for most."""
+    """Returns the paper's accuracy in percent with one setting varied; None for most settings."""
     if (benchmark, backbone, method, shots) != ("imagenet", _B16, FG_VPL, 16):
         return None
     return _GRIDS[name].get(value) if name in _GRIDS and isinstance(value, float) else None
 
 
 def paper_gain(benchmark: str, backbone: str, method: str, shots: int | None) -> float | None:
-    """The paper's points above zero-shot CLIP; None where it gives none."""
+    """Returns the paper's points above zero-shot CLIP; None where the paper has no number."""
     if (backbone, method, shots) != (_B16, FG_VPL, 16):
         return None
     return _GAINS.get(benchmark)
@@ -82,7 +83,7 @@ def paper_gain(benchmark: str, backbone: str, method: str, shots: int | None) ->
 def paper_average(
     benchmarks: frozenset[str], backbone: str, method: str, shots: int | None
 ) -> float | None:
-    """The paper's average accuracy over benchmarks in percent; None if they are not its eleven."""
+    """Returns the paper's average accuracy in percent; None for other than its 11 benchmarks."""
     if (benchmarks, backbone, method, shots) != (BENCHMARKS.keys(), _B16, FG_VPL, 16):
         return None
     return _AVERAGE_AT_16
@@ -91,12 +92,15 @@ def paper_average(
 def paper_average_lead(
     benchmarks: frozenset[str], backbone: str, shots: int | None
 ) -> float | None:
-    """FG-VPL's points above Tip-Adapter-F in the average; None if it is not of the paper's."""
+    """Returns the paper's average lead of FG-VPL over Tip-Adapter-F, in points.
+
+    None for a backbone or benchmarks that are not the paper's.
+    """
     if (benchmarks, backbone) != (BENCHMARKS.keys(), _B16) or shots is None:
         return None
     return _AVERAGE_ABOVE_TIP_ADAPTER_F.get(shots)
 
 
 def paper_epochs(benchmark: str, method: str) -> int | None:
-    """Epochs that the paper names; None for what it has from others, or does not name."""
+    """Returns the paper's number of epochs; None where the paper does not state its own."""
     return _EPOCHS.get(benchmark) if method in (FG_VPL, "fvp", "tar") else None

@@ -1,4 +1,4 @@
-"""Where a method errs, and what its confidence is worth."""
+"""Accuracy and confusions by class, and how well confidence matches accuracy."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from fgvpl_jax.evaluation import Answers
+from fgvpl_jax.evaluation import SavedPredictions
 from fgvpl_jax.evaluation.metrics import (
     ECE_BINS,
     confidence_bins,
@@ -15,12 +15,12 @@ from fgvpl_jax.evaluation.metrics import (
 
 
 class Reliability(NamedTuple):
-    """Confidence beside accuracy, in bins (i/15, (i+1)/15] of confidence.
+    """Confidence compared with accuracy, in bins (i/15, (i+1)/15] of confidence.
 
     Attributes:
-        confidence: Mean of each bin; NaN where it is empty.
-        accuracy: Likewise.
-        share: Of all images.
+        confidence: Mean confidence in each bin; NaN for an empty bin.
+        accuracy: Accuracy in each bin; NaN for an empty bin.
+        share: Share of all images in each bin.
         ece: Expected calibration error.
     """
 
@@ -30,15 +30,15 @@ class Reliability(NamedTuple):
     ece: float
 
 
-def confusion_matrix(runs: Sequence[Answers]) -> Int[np.ndarray, "k k"]:
-    """Images by true (row) and predicted (column) class, summed over runs."""
+def confusion_matrix(runs: Sequence[SavedPredictions]) -> Int[np.ndarray, "k k"]:
+    """Counts images by true (row) and predicted (column) class, summed over runs."""
     k = len(runs[0].class_names)
     pairs = np.concatenate([run.labels.astype(np.int64) * k + run.predicted for run in runs])
     return np.bincount(pairs, minlength=k * k).reshape(k, k)
 
 
 def class_accuracies(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of each class's images that got its label; NaN where it has no image."""
+    """Returns the share of each class's images predicted correctly; NaN for no image."""
     totals = confusion.sum(axis=1).astype(np.float64)
     totals[totals == 0] = np.nan
     return np.diag(confusion) / totals
@@ -47,20 +47,23 @@ def class_accuracies(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k"
 def worst_confusions(
     confusion: Int[np.ndarray, "k k"], most: int
 ) -> list[tuple[int, int, int, float]]:
-    """The commonest mistakes: true class, predicted class, images, share of the true class's."""
+    """Returns the most frequent mistakes.
+
+    Each is (true class, predicted class, images, share of the true class's images).
+    """
     wrong = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     totals = confusion.sum(axis=1)
     pairs = [(int(i // len(wrong)), int(i % len(wrong))) for i in order]
     return [
-        (true, said, int(wrong[true, said]), float(wrong[true, said] / totals[true]))
-        for true, said in pairs
-        if wrong[true, said]
+        (true, predicted, int(wrong[true, predicted]), float(wrong[true, predicted] / totals[true]))
+        for true, predicted in pairs
+        if wrong[true, predicted]
     ]
 
 
 def reliability(confidence: Float[np.ndarray, "N"], correct: np.ndarray) -> Reliability:
-    """Bins images by the probability of their predicted class."""
+    """Bins images by the confidence in their predicted class."""
     confidence = confidence.astype(np.float64)
     bins = confidence_bins(confidence)
     counts = np.bincount(bins, minlength=ECE_BINS).astype(np.float64)

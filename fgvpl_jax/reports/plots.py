@@ -1,4 +1,4 @@
-"""The figures; one style, readable without colour, and the same bytes for the same runs."""
+"""Draws the figures: in one style, readable without colour, the same bytes for the same runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from fgvpl_jax.displays.labels import FG_VPL, ZERO_SHOT, benchmark_label, method
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row, drawn_rows
 from fgvpl_jax.reports.per_class import Reliability
 
-# Okabe and Ito's colours, which those who confuse red and green can tell apart; markers and dashes
-# say the same again.
+# Okabe and Ito's colours, which people who confuse red and green can distinguish; markers and
+# dashes carry the same information.
 COLOURS = {
     "linear_probe": "#999999",
     "clip_adapter": "#56B4E9",
@@ -44,10 +44,10 @@ PANELS_A_LINE = 3
 
 
 def accuracy_figure(panels: Sequence[Panel]) -> Figure:
-    """Figure 4: accuracy against shots, a small plot for each benchmark, error bars of the seeds.
+    """Returns Figure 4: accuracy against shots in a plot per benchmark, with error bars over seeds.
 
     Args:
-        panels: Of one backbone; averages among them.
+        panels: Panels of one backbone, including averages.
     """
     keys = drawn_rows(panels)
     figure, axes = _grid_of(len(panels), height=2.9)
@@ -78,7 +78,7 @@ def accuracy_figure(panels: Sequence[Panel]) -> Figure:
 
 
 def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
-    """Points above zero-shot CLIP at the most shots: a small plot for each benchmark."""
+    """Returns the points above zero-shot CLIP at the most shots, in a plot per benchmark."""
     keys = drawn_rows(panels)
     figure, axes = _grid_of(len(panels), height=0.9 + 0.27 * len(keys))
     with matplotlib.rc_context(rc=figure_style()):
@@ -97,7 +97,7 @@ def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
 
 
 def gains_by_benchmark_figure(panels: Sequence[Panel]) -> Figure | None:
-    """Figure 3: FG-VPL's points above zero-shot CLIP, a bar for each benchmark of several."""
+    """Returns Figure 3: FG-VPL's points above zero-shot CLIP by benchmark; None for only one."""
     bars = []
     for panel in panels:
         row = panel.row((FG_VPL, ()))
@@ -111,12 +111,12 @@ def gains_by_benchmark_figure(panels: Sequence[Panel]) -> Figure | None:
     figure, (ax,) = _grid_of(1, height=1.0 + 0.3 * len(bars))
     with matplotlib.rc_context(rc=figure_style()):
         _bars(ax, bars)
-        ax.set_title(f"{method_label(FG_VPL)} beside zero-shot CLIP")
+        ax.set_title(f"{method_label(FG_VPL)} compared with zero-shot CLIP")
     return figure
 
 
 def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
-    """Accuracy against confidence, one small plot a curve; below it, how many images are there."""
+    """Returns plots of accuracy against confidence, with the share of images below each."""
     with matplotlib.rc_context(rc=figure_style()):
         figure = Figure(figsize=(3.4 * len(curves), 4.0), layout="constrained")
         axes = figure.subplots(
@@ -138,7 +138,7 @@ def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
 
 
 def _grid_of(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Small plots, at most three a line."""
+    """Returns a figure of `count` small plots, at most three per line."""
     columns = min(count, PANELS_A_LINE)
     lines = math.ceil(count / columns)
     width = 5.6 if count == 1 else 4.0 * columns
@@ -155,7 +155,7 @@ def _colour(key: Row) -> str:
 
 
 def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
-    """FG-VPL is the thickest and on top; settings of one method differ in their dashes."""
+    """Returns a row's style: FG-VPL is thickest and on top; dashes mark a method's settings."""
     variants = [other for other in keys if other[0] == key[0]]
     is_ours = key[0] == FG_VPL
     return {
@@ -172,7 +172,7 @@ def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, ax: Axes, keys: Sequence[Row]) -> None:
-    """One for all small plots, below them."""
+    """Draws one legend for all plots, below them."""
     handles = [Line2D([], [], color=BASELINE, linestyle=(0, (4, 3)), label=method_label(ZERO_SHOT))]
     for key in keys:
         style = _line_style(key, keys)
@@ -185,7 +185,7 @@ def _legend(figure: Figure, ax: Axes, keys: Sequence[Row]) -> None:
 
 
 def _bars(ax: Axes, bars: Sequence[tuple[str, float, float | None, str]]) -> None:
-    """Horizontal bars (label, length, deviation, colour), the first at the bottom."""
+    """Draws horizontal bars (label, length, deviation, colour), the first at the bottom."""
     places = range(len(bars))
     lengths = [length for _, length, _, _ in bars]
     ax.barh(
@@ -200,9 +200,9 @@ def _bars(ax: Axes, bars: Sequence[tuple[str, float, float | None, str]]) -> Non
     ax.grid(axis="y", visible=False)
     ax.axvline(0, color=BASELINE, linewidth=1.0)
     ax.set_xlabel("points above zero-shot CLIP")
-    ax.margins(x=0.25)  # of which the numbers take a part
+    ax.margins(x=0.25)  # leaves room for the numbers
     gap = 0.015 * np.ptp(ax.get_xlim())
     for y, (_, length, deviation, _) in zip(places, bars, strict=True):
-        # To the right in any case: on the left are the names.
+        # Always on the right, as the names are on the left.
         end = max(0.0, length + (deviation or 0.0)) + gap
         ax.text(end, y, f"{length:+.1f}", va="center", size=8.5)

@@ -1,4 +1,4 @@
-"""Finished runs, as tables and figures want them."""
+"""Records of finished runs, in the form that tables and figures read."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvpl_jax.evaluation import Answers, read_answers
+from fgvpl_jax.evaluation import SavedPredictions, read_saved_predictions
 
 PREDICTIONS = "predictions.npz"
 TEMPLATES = "data.templates"
@@ -14,21 +14,22 @@ TEMPLATES = "data.templates"
 Variant = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True, eq=False)  # a key by itself, as its fields hold dicts
+@dataclass(frozen=True, eq=False)  # hashed by identity, as its fields hold dicts
 class RunRecord:
     """A finished run with a test accuracy.
 
     Attributes:
-        folder: Where it lies.
-        benchmark: As in its config; a folder of photos by the folder's name.
-        backbone: Last part of the hub id or folder, with some of its hash where two have one name.
-        method: As in its config.
+        folder: Folder of the run.
+        benchmark: Benchmark in its config; for a folder of photos, the name of the folder.
+        backbone: Last part of the hub id or folder, with the start of its hash where two backbones
+            have the same name.
+        method: Method in its config.
         shots: Training images per class; None for all.
-        seed: Of the draw and the training.
-        settings: All other fields that make a difference, under names with dots.
-        results: Its `results.json`.
-        variant: Those settings in which it differs from the default and from runs beside it.
-        shared: Those in which it differs from the default as all runs beside it do.
+        seed: Seed of the few-shot draw and of the training.
+        settings: All other fields that change what is computed, by dotted name.
+        results: Contents of its `results.json`.
+        variant: Settings that differ both from the default and from other runs of the same group.
+        shared: Settings that differ from the default but are the same in all runs of the group.
     """
 
     folder: Path
@@ -44,40 +45,43 @@ class RunRecord:
 
     @property
     def accuracy(self) -> float:
-        """On the test split, in percent."""
+        """Accuracy on the test split, in percent."""
         return 100 * self.results["test_accuracy"]
 
     @property
     def row(self) -> tuple[str, Variant]:
-        """What has a row of its own in a table of one benchmark and backbone."""
+        """Key of the run's row in a table of one benchmark and backbone."""
         return self.method, self.variant
 
     @property
     def has_default_texts(self) -> bool:
-        """Whether zero-shot CLIP, as it measured it, read the texts of the default."""
+        """Whether the run measured zero-shot CLIP with the default templates."""
         return all(name != TEMPLATES for name, _ in (*self.variant, *self.shared))
 
-    def answers(self) -> Answers | None:
-        """What it said of each test image; None where that was not kept."""
+    def saved_predictions(self) -> SavedPredictions | None:
+        """Returns the predictions that the run saved; None where they cannot be read."""
         try:
-            return read_answers(self.folder / PREDICTIONS)
+            return read_saved_predictions(self.folder / PREDICTIONS)
         except (OSError, ValueError, KeyError):  # a run of an older version, or a damaged file
             return None
 
 
 def variant_label(variant: Variant) -> str:
-    """Settings in a table."""
+    """Returns settings as tables show them."""
     return ", ".join(f"{name}={value}" for name, value in variant)
 
 
 def zero_shot_records(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
-    """Those that measured zero-shot CLIP by one text: the default's or, without such, the first."""
+    """Returns the runs that measured zero-shot CLIP with the same templates.
+
+    These are the default templates or, where no run used them, those of the first run.
+    """
     found = [record for record in records if record.has_default_texts] or records
     return [r for r in found if r.settings.get(TEMPLATES) == found[0].settings.get(TEMPLATES)]
 
 
 def by_panel(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
-    """The runs of each benchmark and backbone: what may stand in one table."""
+    """Groups runs by benchmark and backbone; each group has its own table."""
     panels: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for record in records:
         panels[record.benchmark, record.backbone].append(record)

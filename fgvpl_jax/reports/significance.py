@@ -1,4 +1,4 @@
-"""Is one method better than another, or was it these test images and these draws?"""
+"""Tests whether one method is better than another beyond these test images and draws."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,20 @@ from scipy.stats import binomtest, bootstrap
 
 CONFIDENCE = 0.95
 RESAMPLES = 1999
-BATCH = 50  # resamples at once: 50,000 images in float64 are 20 MB
+BATCH = 50  # resamples at a time: with 50,000 images in float64 they take 20 MB
 
 
 class Comparison(NamedTuple):
-    """One method beside another, on the same seeds and test images.
+    """Comparison of two methods on the same seeds and test images.
 
     Attributes:
         difference: Accuracy of the first minus that of the second, in points, mean over the seeds.
-        low: Of the 95% interval of the difference.
-        high: Likewise.
-        seeds: How many.
-        seeds_ahead: In how many of them the first has the higher accuracy.
-        p_value: That the two are equally often right alone, in the seed that says so most.
+        low: Lower end of the 95% interval of the difference.
+        high: Upper end of the 95% interval of the difference.
+        seeds: Number of seeds.
+        seeds_ahead: Number of seeds in which the first method has the higher accuracy.
+        p_value: Largest p-value over the seeds of McNemar's test, whose hypothesis is that each
+            method is equally often the only one that is right.
     """
 
     difference: float
@@ -32,7 +33,7 @@ class Comparison(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval and the test of every seed tell the two apart, the same way."""
+        """Whether the interval and every seed's test show a difference, all the same way."""
         agree = self.seeds_ahead == (self.seeds if self.difference > 0 else 0)
         return agree and not self.low <= 0 <= self.high and self.p_value < 1 - CONFIDENCE
 
@@ -40,19 +41,19 @@ class Comparison(NamedTuple):
 def compare(first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"]) -> Comparison:
     """Compares two methods, paired over seeds and images.
 
-    The interval is a percentile bootstrap (1,999 resamples of fixed randomness) of the mean
-    difference: test images are resampled, and with an image go its answers of both methods in all
-    seeds. So it speaks of other test images for these few-shot draws. Draws are too few to be
-    resampled; how often the sign holds among them is `seeds_ahead`.
+    The interval is a percentile bootstrap (1,999 resamples with a fixed seed) of the mean
+    difference: test images are resampled, each together with the predictions of both methods in
+    all seeds. So it covers other test images for these few-shot draws. There are too few draws to
+    resample them; `seeds_ahead` counts in how many of them the sign holds.
 
-    The p-value is of the exact McNemar test: of the images that just one of the two gets right,
-    each gets half if they are equally good (binomial). It is computed in each seed, and the
-    largest is given: the answers of several seeds to one image are not independent, so that they
-    cannot be pooled, and a difference that is claimed should be there in every seed.
+    The p-value is that of the exact McNemar test: of the images that only one of the two methods
+    gets right, each method has half if the two are equally good (binomial). It is computed for
+    each seed, and the largest is returned: predictions of several seeds for one image are not
+    independent, so they cannot be pooled, and a claimed difference should hold in every seed.
 
     Args:
-        first: Which image each seed of the first method got right.
-        second: The same seeds and images of the second method.
+        first: Whether each seed of the first method got each image right.
+        second: The same for the second method, with the same seeds and images.
     """
     per_image = (first.astype(np.float64) - second).mean(axis=0)
     by_seed = first.mean(axis=1) - second.mean(axis=1)
@@ -68,8 +69,8 @@ def compare(first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"]) -> 
 
 
 def interval_of_mean(values: Float[np.ndarray, "N"]) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a mean."""
-    if len(values) < 2:  # which cannot be resampled
+    """Returns the 95% percentile bootstrap interval of a mean."""
+    if len(values) < 2:  # a single value cannot be resampled
         return float(values.mean()), float(values.mean())
     interval = bootstrap(
         (values,),
@@ -85,7 +86,7 @@ def interval_of_mean(values: Float[np.ndarray, "N"]) -> tuple[float, float]:
 
 
 def mcnemar(first: Bool[np.ndarray, "N"], second: Bool[np.ndarray, "N"]) -> float:
-    """Two-sided p-value of the exact McNemar test of one seed; 1 where the two never differ."""
+    """Returns one seed's two-sided p-value of the exact McNemar test; 1 without a difference."""
     alone = int((first & ~second).sum())
     other = int((second & ~first).sum())
     return float(binomtest(alone, alone + other).pvalue) if alone + other else 1.0

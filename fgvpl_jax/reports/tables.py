@@ -1,4 +1,4 @@
-"""From finished runs to the tables of the paper, in its shapes."""
+"""Builds tables from finished runs, in the shapes of the paper's tables."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ class Table:
     """Text in rows and columns.
 
     Attributes:
-        title: Its heading.
-        columns: Headings.
-        rows: As many entries as there are columns.
-        notes: Lines below it.
+        title: Heading of the table.
+        columns: Headings of the columns.
+        rows: Rows, each with one entry per column.
+        notes: Lines below the table.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Table:
 
 
 def shots_table(panel: Panel) -> Table:
-    """Table 2's shape: methods by shots, with the paper's numbers where it has such."""
+    """Returns methods by shots (the shape of Table 2), with the paper's number where it has one."""
     rows = [[method_label(ZERO_SHOT), *(zero_shot_entry(panel, n) for n in panel.shots)]]
     rows += [
         [row.label, *(entry(row.spread(n), paper_of(panel, row, n)) for n in panel.shots)]
@@ -62,10 +62,10 @@ def shots_table(panel: Panel) -> Table:
 
 
 def average_table(panel: Panel) -> Table:
-    """Methods by shots, in the mean over benchmarks.
+    """Returns methods by shots, averaged over benchmarks.
 
     Args:
-        panel: From `averages_of`.
+        panel: An average from `averages_of`.
     """
     rows = [[method_label(ZERO_SHOT), *[f"{panel.zero_shot:.2f}"] * len(panel.shots)]]
     rows += [
@@ -97,10 +97,10 @@ def average_table(panel: Panel) -> Table:
 
 
 def backbone_table(panels: Sequence[Panel]) -> Table | None:
-    """Table 3's shape for one benchmark: methods by backbone, at the most shots.
+    """Returns methods by backbone for one benchmark (the shape of Table 3), at the most shots.
 
     Args:
-        panels: Of one benchmark, one a backbone; nothing comes of a single one.
+        panels: Panels of one benchmark, one per backbone; for a single one the result is None.
     """
     if len(panels) < 2:
         return None
@@ -127,7 +127,7 @@ def backbone_table(panels: Sequence[Panel]) -> Table | None:
 
 
 def setting_tables(panel: Panel) -> list[Table]:
-    """Tables 4 and 5's shape: one for each varied setting, all others at their defaults."""
+    """Returns one table per varied setting (the shape of Tables 4 and 5), others at defaults."""
     shots = panel.most_shots
     tables = []
     for name in sorted({name for row in panel.rows for name, _ in row.variant}):
@@ -154,13 +154,13 @@ def setting_tables(panel: Panel) -> list[Table]:
             for method, by_value in found.items()
         ]
         title = f"{panel.title}: {name} at {shots_label(shots)}"
-        notes = [f"Over how many seeds, and how trained: below {panel.title}."]
+        notes = [f"For the number of seeds and the training, see the notes below {panel.title}."]
         tables.append(Table(title, ["method", *map(str, values)], rows, notes))
     return tables
 
 
 def gains_table(panels: Sequence[Panel]) -> Table:
-    """Figure 3 in numbers: points above zero-shot CLIP at each benchmark's most shots."""
+    """Returns the numbers of Figure 3: points above zero-shot CLIP at the most shots."""
     keys = rows_of(panels)
     rows = []
     for panel in panels:
@@ -174,25 +174,27 @@ def gains_table(panels: Sequence[Panel]) -> Table:
             entries.append(entry(gain, paper, sign="+"))
         rows.append([f"{panel.title}, {shots_label(shots)}", *entries])
     columns = ["benchmark", *(ResultRow(*key).label for key in keys)]
-    notes = ["Over how many seeds, and how trained: below each benchmark's own table."]
+    notes = [
+        "For the number of seeds and the training, see the notes below each benchmark's own table."
+    ]
     return Table("Points above zero-shot CLIP", columns, rows, notes)
 
 
 def zero_shot_entry(panel: Panel, shots: int | None) -> str:
-    """Zero-shot CLIP's accuracy in a column."""
+    """Returns the entry of zero-shot CLIP in a column."""
     return entry(Spread(panel.zero_shot, None, 1), paper_zero_shot(panel, shots))
 
 
 def paper_zero_shot(panel: Panel, shots: int | None) -> float | None:
-    """The paper's number beside zero-shot CLIP's; none where all runs read other texts."""
+    """Returns the paper's accuracy of zero-shot CLIP; None where all runs use other templates."""
     if not any(record.has_default_texts for record in panel.records):
         return None
     return paper_accuracy(panel.benchmark, panel.backbone, ZERO_SHOT, shots)
 
 
 def paper_of(panel: Panel, row: ResultRow, shots: int | None) -> float | None:
-    """The paper's number beside a row's; of settings other than the default Tables 4 and 5's."""
-    if any(record.shared for record in _behind(panel, row, shots)):
+    """Returns the paper's number for a row; for a varied setting, that of Tables 4 and 5."""
+    if any(record.shared for record in _runs_of_entry(panel, row, shots)):
         return None
     if len(row.variant) == 1:
         where = (panel.benchmark, panel.backbone, row.method, shots)
@@ -205,23 +207,25 @@ def paper_of(panel: Panel, row: ResultRow, shots: int | None) -> float | None:
 
 
 def paper_gain_of(panel: Panel, row: ResultRow, shots: int | None) -> float | None:
-    """The paper's points above zero-shot CLIP, beside a row at its defaults."""
+    """Returns the paper's points above zero-shot CLIP for a row at its defaults."""
     if not has_default_settings(panel, row, shots):
         return None
     return paper_gain(panel.benchmark, panel.backbone, row.method, shots)
 
 
 def has_default_settings(panel: Panel, row: ResultRow, shots: int | None) -> bool:
-    """Whether all runs behind an entry have the default settings, but for the epochs."""
-    return not row.variant and not any(record.shared for record in _behind(panel, row, shots))
+    """Whether all runs of an entry have the default settings, except for the epochs."""
+    return not row.variant and not any(
+        record.shared for record in _runs_of_entry(panel, row, shots)
+    )
 
 
-def _behind(panel: Panel, row: ResultRow, shots: int | None) -> list[RunRecord]:
+def _runs_of_entry(panel: Panel, row: ResultRow, shots: int | None) -> list[RunRecord]:
     return [r for r in panel.records if (r.row, r.shots) == (row.key, shots)]
 
 
 def entry(value: Spread | None, paper: float | None = None, sign: str = "") -> str:
-    """`72.19 ± 0.11`, and, where the paper has a number, `(paper 75.5, -3.31)`."""
+    """Returns `72.19 ± 0.11`, followed by `(paper 75.5, -3.31)` where the paper has a number."""
     if value is None:
         return NOTHING
     text = f"{value.mean:{sign}.2f}"
@@ -233,7 +237,7 @@ def entry(value: Spread | None, paper: float | None = None, sign: str = "") -> s
 
 
 def seed_notes(panel: Panel) -> list[str]:
-    """Over how many seeds the means are, and where they are over fewer."""
+    """Returns notes on the number of seeds of the means, and on the entries with fewer."""
     counts = {
         (row.label, n): found.seeds
         for row in panel.rows
@@ -257,7 +261,7 @@ def seed_notes(panel: Panel) -> list[str]:
 
 
 def epoch_notes(panel: Panel) -> list[str]:
-    """How long each method was trained, and where that is not as long as in the paper."""
+    """Returns notes on each method's epochs, and on the paper's where they differ."""
     rows_by_note: dict[str, list[str]] = defaultdict(list)
     for row in panel.rows:
         members = [r for r in panel.records if r.row == row.key and r.results["epochs"]]
@@ -267,20 +271,20 @@ def epoch_notes(panel: Panel) -> list[str]:
             key=lambda p: (shots_order(p[0]), p[1]),
         ):
             shots_by_epochs[epochs].append(shots)
-        told = [
+        parts = [
             f"{epochs} epochs" + f" at {_listed(shots)}" * (len(shots_by_epochs) > 1)
             for epochs, shots in shots_by_epochs.items()
         ]
         full = paper_epochs(panel.benchmark, row.method)
-        if told and full is not None and shots_by_epochs.keys() != {full}:
-            told.append(f"the paper has {full}")
-        if told:
-            rows_by_note["; ".join(told)].append(row.label)
+        if parts and full is not None and shots_by_epochs.keys() != {full}:
+            parts.append(f"the paper has {full}")
+        if parts:
+            rows_by_note["; ".join(parts)].append(row.label)
     return [f"{', '.join(labels)}: {note}." for note, labels in rows_by_note.items()]
 
 
 def shared_notes(panel: Panel) -> list[str]:
-    """Settings other than the default that all runs of a method have, so that no row names them."""
+    """Returns notes on settings that all runs of a method share, which no row label names."""
     labels_by_setting: dict[tuple[Variant, str], list[str]] = defaultdict(list)
     for method in dict.fromkeys(row.method for row in panel.rows):
         members = [r for r in panel.records if r.method == method]
@@ -297,16 +301,16 @@ def shared_notes(panel: Panel) -> list[str]:
 
 
 def text_notes(panel: Panel) -> list[str]:
-    """By which texts zero-shot CLIP was measured, where runs read different ones."""
+    """Returns a note on zero-shot CLIP's templates, where runs use different ones."""
     texts = {record.settings.get(TEMPLATES) for record in panel.records}
     if len(texts) < 2:
         return []
-    (told,) = {record.settings.get(TEMPLATES) for record in zero_shot_records(panel.records)}
-    return [f"{method_label(ZERO_SHOT)}: {TEMPLATES}={told}."]
+    (used,) = {record.settings.get(TEMPLATES) for record in zero_shot_records(panel.records)}
+    return [f"{method_label(ZERO_SHOT)}: {TEMPLATES}={used}."]
 
 
 def _listed(shots: Sequence[int | None]) -> str:
-    """1, 2 and 4 shots."""
+    """Returns shots in words, such as `1, 2 and 4 shots`."""
     *first, last = map(shots_label, shots)
     return ", ".join(label.removesuffix(" shots").removesuffix(" shot") for label in first) + (
         f" and {last}" if first else last
@@ -314,5 +318,5 @@ def _listed(shots: Sequence[int | None]) -> str:
 
 
 def _by_size(value: object) -> tuple[int, float, str]:
-    """Sorts numbers by size, then everything else by its text."""
+    """Returns a sort key: numbers by size, then everything else by its text."""
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))

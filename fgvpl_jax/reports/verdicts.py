@@ -1,5 +1,6 @@
-"""Each method against its best rival, from what runs kept of their answers."""
+"""Compares each method with its best rival, from the predictions that runs saved."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -8,21 +9,21 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from fgvpl_jax.displays.labels import ZERO_SHOT, method_order, shots_order
-from fgvpl_jax.evaluation import Answers
+from fgvpl_jax.evaluation import SavedPredictions
 from fgvpl_jax.reports.panels import ResultRow, Row
 from fgvpl_jax.reports.records import RunRecord, zero_shot_records
 from fgvpl_jax.reports.significance import Comparison, compare
 
 
 class Verdict(NamedTuple):
-    """A method and the best of the others at the same shots.
+    """A method compared with the best of the others at the same shots.
 
     Attributes:
         shots: Training images per class; None for all.
         row: Label of the method with its settings.
-        rival: Label of the method with the highest mean accuracy among those of another name.
-        images: Test images that all runs of both have answered.
-        comparison: Over the seeds that both have.
+        rival: Label of the other method with the highest mean accuracy.
+        images: Number of test images that all runs of both methods have predicted.
+        comparison: Comparison over the seeds that both methods have.
     """
 
     shots: int | None
@@ -33,12 +34,12 @@ class Verdict(NamedTuple):
 
 
 class Graded(NamedTuple):
-    """Which test images a run got right.
+    """The test images that a run predicted, and which of the predictions are correct.
 
     Attributes:
-        indices: Places of the images in the test split.
+        indices: Positions of the images in the test split.
         labels: True classes.
-        correct: Whether the answer was right.
+        correct: Whether the prediction is correct.
     """
 
     indices: Int[np.ndarray, "N"]
@@ -47,21 +48,22 @@ class Graded(NamedTuple):
 
 
 def verdicts_of(
-    records: Sequence[RunRecord], answers: Mapping[RunRecord, Answers]
+    records: Sequence[RunRecord], predictions: Mapping[RunRecord, SavedPredictions]
 ) -> list[Verdict]:
     """Compares every method of one benchmark and backbone with its best rival.
 
-    The rival is the best on these very test images, so that luck is on its side: a method that is
-    ahead of it is so in spite of that. Zero-shot CLIP is a rival as well. One that was tested on
-    other images cannot be compared, and the next best stands in for it.
+    The rival is the best on these very test images, which favours it: a method that is ahead is
+    ahead in spite of that. Zero-shot CLIP is a rival as well. A rival that was tested on other
+    images cannot be compared, so the next best replaces it.
 
     Args:
         records: The runs.
-        answers: Of those that kept them; the others are not compared.
+        predictions: Predictions of the runs that saved them; other runs are not compared.
     """
     verdicts = []
     for shots in sorted({record.shots for record in records}, key=shots_order):
-        graded = graded_by_row([r for r in records if r.shots == shots and r in answers], answers)
+        members = [r for r in records if r.shots == shots and r in predictions]
+        graded = graded_by_row(members, predictions)
         methods = graded.keys() - {(ZERO_SHOT, ())}
         for row in sorted(
             methods, key=lambda row: (method_order(row[0]), len(row[1]), str(row[1]))
@@ -82,28 +84,24 @@ def verdicts_of(
 
 
 def graded_by_row(
-    records: Sequence[RunRecord], answers: Mapping[RunRecord, Answers]
+    records: Sequence[RunRecord], predictions: Mapping[RunRecord, SavedPredictions]
 ) -> dict[Row, dict[int, Graded]]:
-    """By method and settings, then by seed."""
-    graded: dict[Row, dict[int, Graded]] = {}
+    """Grades the runs' predictions, by method and settings, then by seed."""
+    graded: dict[Row, dict[int, Graded]] = defaultdict(dict)
     for record in records:
-        kept = answers[record]
+        saved = predictions[record]
         if record.method != ZERO_SHOT:
-            right = kept.predicted == kept.labels
-            graded.setdefault(record.row, {})[record.seed] = Graded(
-                kept.indices, kept.labels, right
-            )
+            correct = saved.predicted == saved.labels
+            graded[record.row][record.seed] = Graded(saved.indices, saved.labels, correct)
     for record in zero_shot_records(records):
-        kept = answers[record]
-        right = kept.zero_shot_predicted == kept.labels
-        graded.setdefault((ZERO_SHOT, ()), {})[record.seed] = Graded(
-            kept.indices, kept.labels, right
-        )
-    return graded
+        saved = predictions[record]
+        correct = saved.zero_shot_predicted == saved.labels
+        graded[ZERO_SHOT, ()][record.seed] = Graded(saved.indices, saved.labels, correct)
+    return dict(graded)
 
 
 def mean_accuracy(graded: Mapping[Row, Mapping[int, Graded]], row: Row, rival: Row) -> float | None:
-    """A rival's accuracy over the seeds that it shares with a method; None where it shares none."""
+    """Returns a rival's accuracy over the seeds that it shares with a method; None for no seed."""
     shared = graded[row].keys() & graded[rival].keys()
     if not shared:
         return None
@@ -113,10 +111,11 @@ def mean_accuracy(graded: Mapping[Row, Mapping[int, Graded]], row: Row, rival: R
 def pair_up(
     first: Mapping[int, Graded], second: Mapping[int, Graded]
 ) -> tuple[Bool[np.ndarray, "S N"], Bool[np.ndarray, "S N"]] | None:
-    """Brings two methods to the same seeds and images.
+    """Restricts two methods to the seeds and images that they share.
 
     Returns:
-        None where the runs were not tested on the same images: labels differ, or none is shared.
+        Which predictions of each method are correct, by seed and image. None where the runs were
+        not tested on the same images: labels differ, or no image is shared.
     """
     seeds = sorted(first.keys() & second.keys())
     runs = [found[seed] for found in (first, second) for seed in seeds]

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.data import ShapesSplit, few_shot_record
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Evaluator, Predictions, answers_of, mask_iou, score
+from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score, to_saved_predictions
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.cross_validation import (
@@ -182,7 +182,7 @@ def test_scores(
     assert test is not None
     predictions = evaluator.predict(test, choices, name="test")
     tempered = score(predictions.logits / temperature, predictions.labels)
-    answers = answers_of(
+    saved = to_saved_predictions(
         predictions.logits,
         predictions.zero_shot_logits,
         predictions.labels,
@@ -190,7 +190,7 @@ def test_scores(
         temperature=temperature,
         class_names=run.dataset.class_names,
     )
-    run.workdir.write_arrays(run.workdir.predictions_file, **answers._asdict())
+    run.workdir.write_arrays(run.workdir.predictions_file, **saved._asdict())
     return {
         **scores_of(predictions, "test"),
         "test_nll_tempered": tempered.nll,

@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import Identity, identity_of
@@ -31,6 +32,9 @@ from fgvpl_jax.sweeps.cells import Cell, ConfigNamed, cells_of
 
 CELLS, ERRORS = "cells", "errors"
 POLL_SECONDS = 5.0  # between two checks of the cells that other workers hold
+# jax keeps every program that a process compiles, and nearly every cell compiles its own. Eight
+# cells in a row, such as one method at several shots, share the programs that they can.
+RUNS_PER_CLEARING = 8
 
 
 def run_sweep(
@@ -78,6 +82,7 @@ class Worker:
         self.progress = [progress_of(cell, self._cell_folder(cell)) for cell in cells]
         self._errors_before = {cell.name: _age(self._error_file(cell)) for cell in cells}
         self._identities: dict[str, Identity | None] = {}
+        self._num_runs = 0
         self._few_shot_records: dict[str, dict[str, Any] | None] = {}
         self._datasets: dict[str, Dataset] = {}
 
@@ -123,7 +128,14 @@ class Worker:
                 self._check_finished(cell.config, workdir)
             else:
                 progress.status = Status.RUNNING
+                self._free_programs()
                 carry_out(cell.config, workdir)
+
+    def _free_programs(self) -> None:
+        """Frees the programs of earlier cells before every eighth run; called before each run."""
+        if self._num_runs and self._num_runs % RUNS_PER_CLEARING == 0:
+            jax.clear_caches()
+        self._num_runs += 1
 
     def _record_failure(self, error_file: Path, problem: str, output: str) -> None:
         """Writes the current exception to a cell's error file, with what the cell printed."""

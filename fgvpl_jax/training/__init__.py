@@ -27,10 +27,11 @@ from fgvpl_jax.training.processes import (
     wait_for_all,
 )
 from fgvpl_jax.training.setup import TrainingSetup
-from fgvpl_jax.training.train_step import TrainState, make_train_step, split_model
+from fgvpl_jax.training.train_step import PROGRAMS_KEPT, TrainState, make_train_step, split_model
 from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
 __all__ = [
+    "PROGRAMS_KEPT",
     "Checkpoints",
     "EpochCallback",
     "EpochMetrics",

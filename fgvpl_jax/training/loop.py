@@ -30,7 +30,7 @@ from fgvpl_jax.training.metrics_file import (
     keep_first_lines,
 )
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
-from fgvpl_jax.training.setup import TrainingSetup, batch_source, visual_cache_builder
+from fgvpl_jax.training.setup import TrainingSetup, batch_source, make_cache_builder
 from fgvpl_jax.training.train_step import (
     StepMetrics,
     TrainState,
@@ -104,7 +104,7 @@ def train(
     steps_per_epoch = -(-len(support) // config.batch_size)
     schedule = model.schedule(config.learning_rate, config.epochs, steps_per_epoch)
     optimizer = model.optimizer(schedule, config.weight_decay)
-    build_cache = visual_cache_builder(model, graphdef, support, setup)
+    build_cache = make_cache_builder(model, graphdef, support, setup)
     cache = None
     if build_cache is not None and config.cache_refresh == "once":
         cache = build_cache(trainable, frozen)

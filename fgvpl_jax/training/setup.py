@@ -37,7 +37,7 @@ class TrainingSetup:
     mesh: Mesh
 
 
-def visual_cache_builder(
+def make_cache_builder(
     model: Method, graphdef: nnx.GraphDef, support: Split, setup: TrainingSetup
 ) -> VisualCacheBuilder | None:
     """Returns the builder of the cache that training uses; None for a method without a cache."""

@@ -1,4 +1,4 @@
-"""The temperature: found where it is known, and harmless where nothing can be known."""
+"""The temperature is found where it is known, and cautious where images are too few."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fgvpl_jax.evaluation.metrics import log_softmax
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
 def test_a_known_temperature_is_found(true):
-    """Labels drawn from softmax(logits); the model states logits · true."""
+    """Labels are drawn from softmax(logits); the model returns logits · true."""
     rng = np.random.default_rng(0)
     logits = rng.normal(scale=2.0, size=(20_000, 5))
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)

@@ -1,4 +1,4 @@
-"""Overlap with true masks, by hand and in expectation."""
+"""Overlap with true masks, computed by hand and in expectation."""
 
 import numpy as np
 import pytest
@@ -49,5 +49,5 @@ def test_the_four_figures():
     assert result.object_mask == 1
     assert result.everything == pytest.approx(1 / 16)
     assert result.centred_box == 0
-    # Four random patches of 64 meet a quarter of one on average.
+    # Four random patches of 64 hit a quarter of a true patch on average.
     assert 0 < result.random < 0.15

@@ -1,4 +1,4 @@
-"""Scores against figures worked out by hand."""
+"""Scores compared with numbers computed by hand."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ def test_scores_by_hand():
     assert scores.accuracy == 0.75
     assert scores.mean_class_accuracy == pytest.approx((1.0 + 0.5) / 2)
     assert scores.nll == pytest.approx(-np.log([0.7, 0.4, 0.8, 0.9]).mean())
-    # Each image has a bin of its own: |1 - .7|, |0 - .6|, |1 - .8|, |1 - .9|.
+    # Each image is alone in its bin: |1 - .7|, |0 - .6|, |1 - .8|, |1 - .9|.
     assert scores.ece == pytest.approx((0.3 + 0.6 + 0.2 + 0.1) / 4)
 
 
 def test_calibration_error_averages_within_a_bin():
-    # Four images at confidence 0.75 of which three are right: perfectly calibrated.
+    # Four images at confidence 0.75, three of which are right, are perfectly calibrated.
     logits = np.log(np.array([[0.75, 0.25]] * 4))
     assert score(logits, np.array([0, 0, 0, 1])).ece == pytest.approx(0.0, abs=1e-12)
 

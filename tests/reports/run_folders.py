@@ -1,4 +1,4 @@
-"""Folders as finished runs leave them, written by hand: results and answers are the test's."""
+"""Writes folders like those of finished runs, with the results and predictions of a test."""
 
 import json
 from pathlib import Path
@@ -18,18 +18,18 @@ def write_run(
     zero_shot: float = 0.5,
     sha256: str = "a" * 64,
     config: dict[str, Any] | None = None,
-    answers: dict[str, Any] | None = None,
+    predictions: dict[str, Any] | None = None,
     drawn: tuple[str, ...] = ("a.jpg",),
 ) -> Path:
-    """A run's config, few-shot images and results and, if answers are given, predictions.npz.
+    """Writes a run's config, few-shot images, results and, if given, predictions.npz.
 
     Args:
-        folder: Where.
-        accuracy: Fraction of the test images; None for a run without a test split.
-        zero_shot: The same of zero-shot CLIP.
-        sha256: The backbone's.
-        config: Fields other than the default, under names with dots.
-        answers: Fields of `Answers`.
+        folder: Folder of the run, which must not exist.
+        accuracy: Test accuracy as a fraction; None for a run without a test split.
+        zero_shot: Test accuracy of zero-shot CLIP as a fraction.
+        sha256: Hash of the backbone.
+        config: Fields other than the default, by dotted name.
+        predictions: Fields of `SavedPredictions`; the rest has constant values.
         drawn: Names of the few-shot images.
     """
     config = {"benchmark": "eurosat"} | (config or {})
@@ -58,8 +58,8 @@ def write_run(
         "wall_seconds": 3.0,
     }
     (folder / "results.json").write_text(json.dumps(results))
-    if answers is not None:
-        count = len(answers["labels"])
+    if predictions is not None:
+        count = len(predictions["labels"])
         columns = {
             "indices": np.arange(count),
             "confidence": np.full(count, 0.9, np.float32),
@@ -68,5 +68,5 @@ def write_run(
             "zero_shot_confidence": np.full(count, 0.5, np.float32),
             "class_names": np.array(["a", "b", "c"]),
         }
-        np.savez(folder / "predictions.npz", **(columns | answers))
+        np.savez(folder / "predictions.npz", **(columns | predictions))
     return folder

@@ -1,4 +1,4 @@
-"""The whole report of runs written by hand, and of a real one with its pictures."""
+"""The whole report, of runs written by hand and of a real run with its pictures."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Answers
-from fgvpl_jax.reports.answer_pictures import surest
+from fgvpl_jax.evaluation import SavedPredictions
+from fgvpl_jax.reports.example_pictures import most_confident
 from fgvpl_jax.reports.report import write_report
 from fgvpl_jax.runs.experiment import train_and_evaluate
 from fgvpl_jax.runs.workdir import Workdir
@@ -54,9 +54,9 @@ def runs(tmp_path):
                             "method": method,
                             "shots": shots,
                             "seed": seed,
-                            "clip": "my clip (old)",
+                            "clip": "my clip v1.5 (old)",  # its dot must not end a file's name
                         },
-                        answers={
+                        predictions={
                             "labels": labels,
                             "predicted": predicted.astype(np.int32),
                             "class_names": NAMES,
@@ -65,7 +65,7 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def test_the_page_holds_everything_itself_and_names_are_only_text(runs, tmp_path):
+def test_the_page_is_self_contained_and_shows_names_as_text(runs, tmp_path):
     lines = write_report(tmp_path / "W", [runs])
     out = tmp_path / "W" / "report"
     assert lines == [f"16 runs; the report is {out / 'report.html'}"]
@@ -82,11 +82,12 @@ def test_the_page_holds_everything_itself_and_names_are_only_text(runs, tmp_path
     assert "No pictures: the model of" in page.text
 
 
-def test_figures_are_sound_and_the_same_for_the_same_runs(runs, tmp_path):
+def test_figures_can_be_read_and_are_the_same_for_the_same_runs(runs, tmp_path):
     for name in ("A", "B"):
         write_report(tmp_path / name, [runs])
     first, second = (tmp_path / name / "report" for name in ("A", "B"))
     stems = {file.stem for file in first.glob("*.png")}
+    assert all(stem.endswith("_my clip v1.5 (old)") for stem in stems)
     assert stems == {file.stem for file in first.glob("*.svg")}
     assert {stem.partition("_")[0] for stem in stems} == {
         *("accuracy", "gains", "confusion", "reliability"),
@@ -99,7 +100,7 @@ def test_figures_are_sound_and_the_same_for_the_same_runs(runs, tmp_path):
         assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
-def test_markdown_names_its_pictures_and_keeps_its_columns(runs, tmp_path):
+def test_markdown_links_to_its_pictures_and_keeps_its_columns(runs, tmp_path):
     write_report(tmp_path / "W", [runs])
     out = tmp_path / "W" / "report"
     text = (out / "report.md").read_text()
@@ -107,14 +108,14 @@ def test_markdown_names_its_pictures_and_keeps_its_columns(runs, tmp_path):
     assert "a \\| b" in text
     for address in re.findall(r"\]\((\S+)\)\n", text + "\n"):
         assert (out / unquote(address)).is_file()
-    assert text.count("![") == text.count("my%20clip%20%28old%29.svg") == 7
+    assert text.count("![") == text.count("my%20clip%20v1.5%20%28old%29.svg") == 7
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
 
 
 @pytest.mark.slow
-def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_config, tmp_path):
+def test_a_real_run_has_pictures_while_its_model_and_data_exist(tiny_config, tmp_path):
     place = Workdir(tmp_path / "run")
     results = train_and_evaluate(tiny_config, place)
     write_report(tmp_path / "W", [place.path])
@@ -124,34 +125,34 @@ def test_a_real_run_has_pictures_as_long_as_its_model_and_data_are_there(tiny_co
     kinds = {file.name.split("_")[-2] for file in out.glob("*.jpg")}
     assert kinds <= {"right", "wrong"}
     assert kinds
-    with np.load(place.predictions_file) as kept:
-        right = kept["predicted"] == kept["labels"]
+    with np.load(place.predictions_file) as saved:
+        right = saved["predicted"] == saved["labels"]
     assert right.mean() == pytest.approx(results["test_accuracy"])
     place.support_file.unlink()
     write_report(tmp_path / "W2", [place.path])
     assert "No pictures: the model of" in (tmp_path / "W2" / "report" / "report.md").read_text()
 
 
-def test_runs_of_zero_shot_clip_alone_are_told_what_is_missing(tmp_path):
+def test_runs_of_zero_shot_clip_alone_report_what_is_missing(tmp_path):
     write_run(tmp_path / "runs" / "a", 0.25, config={"method": "zero_shot"})
     with pytest.raises(UserError, match=r"another --config\.method"):
         write_report(tmp_path, [tmp_path / "runs"])
 
 
-def test_the_surest_of_each_class_first():
-    columns = dict.fromkeys(Answers._fields, np.zeros(6, np.int32))
+def test_the_most_confident_of_each_class_come_first():
+    columns = dict.fromkeys(SavedPredictions._fields, np.zeros(6, np.int32))
     columns["labels"] = np.array([0, 0, 1, 2, 2, 3], np.int32)
     columns["confidence"] = np.array([0.5, 0.9, 0.7, 0.95, 0.99, 0.1], np.float32)
     floats = ("confidence_tempered", "zero_shot_confidence")
     columns |= {name: np.zeros(6, np.float32) for name in floats}
-    answers = Answers(**columns)
-    assert surest(answers, np.ones(6, bool)).tolist() == [4, 1, 2]
-    assert surest(answers, columns["labels"] == 0).tolist() == [1]
-    assert surest(answers, np.zeros(6, bool)).tolist() == []
+    saved = SavedPredictions(**columns)
+    assert most_confident(saved, np.ones(6, bool)).tolist() == [4, 1, 2]
+    assert most_confident(saved, columns["labels"] == 0).tolist() == [1]
+    assert most_confident(saved, np.zeros(6, bool)).tolist() == []
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_no_run_is_one_line(tmp_path, make):
+def test_a_folder_without_runs_is_an_error(tmp_path, make):
     place = tmp_path / "W"
     if make:
         place.mkdir()

@@ -10,10 +10,10 @@ from tests.reports.run_folders import write_run
 
 
 def right(count, total, start=0):
-    """`count` right answers among `total`, from place `start` on."""
-    answers = np.zeros(total, bool)
-    answers[start : start + count] = True
-    return answers
+    """Returns `count` correct predictions among `total`, starting at position `start`."""
+    correct = np.zeros(total, bool)
+    correct[start : start + count] = True
+    return correct
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ def right(count, total, start=0):
     [
         (0, 0, 1.0),
         (5, 5, 1.0),
-        (8, 0, 2 / 2**8),  # both tails of 8 tosses that all fall one way
-        (9, 1, 2 * (1 + 10) / 2**10),  # ten tosses, at most one of them otherwise
+        (8, 0, 2 / 2**8),  # both tails of 8 tosses that all land the same way
+        (9, 1, 2 * (1 + 10) / 2**10),  # ten tosses, at most one of which lands the other way
         (1, 9, 2 * (1 + 10) / 2**10),
     ],
 )
@@ -41,7 +41,7 @@ def test_the_interval_of_a_mean_is_the_normal_one_for_many_images():
 
 
 def test_images_are_resampled_with_all_their_seeds():
-    """Three seeds that answer alike say no more than one, and narrow no interval."""
+    """Three seeds with the same predictions say no more than one, and narrow no interval."""
     rng = np.random.default_rng(2)
     first, second = rng.random((2, 1, 500)) < [[[0.7]], [[0.6]]]
     once = compare(first, second)
@@ -63,7 +63,7 @@ def test_difference_seeds_ahead_and_the_least_favourable_seed():
 
 
 def test_seeds_that_contradict_each_other_are_no_verdict():
-    """Each seed alone is significant, and so is the mean, but one seed says the opposite."""
+    """Each seed alone is significant, and so is the mean, but one seed shows the opposite."""
     first = np.stack([right(90, 100), right(90, 100), right(40, 100)])
     second = np.stack([right(40, 100), right(40, 100), right(60, 100)])
     found = compare(first, second)
@@ -75,30 +75,30 @@ def test_seeds_that_contradict_each_other_are_no_verdict():
     assert compare(second[:2], first[:2]).is_significant
 
 
-def test_equal_answers_are_no_difference():
+def test_equal_predictions_are_no_difference():
     same = right(30, 100)[None]
     found = compare(same, same)
     assert found[:3] == (0.0, 0.0, 0.0)
     assert not found.is_significant
 
 
-def answers(correct, **fields):
+def predictions(correct, **fields):
     labels = np.ones(len(correct), np.int32)
     return {"labels": labels, "predicted": np.where(correct, 1, 2).astype(np.int32), **fields}
 
 
 def verdicts(root):
     records, _ = read_runs([root], {})
-    kept = {record: found for record in records if (found := record.answers()) is not None}
-    return {v.row: v for v in verdicts_of(records, kept)}
+    saved = {record: record.saved_predictions() for record in records}
+    return {v.row: v for v in verdicts_of(records, saved)}
 
 
-def test_each_method_meets_the_best_of_the_others_on_shared_seeds_and_images(tmp_path):
+def test_each_method_is_compared_with_the_best_other_on_shared_seeds_and_images(tmp_path):
     for method, counts in {"fg_vpl": (80, 84), "tar": (70, 74), "coop": (60, 64, 100)}.items():
         for seed, count in enumerate(counts, start=1):
             config = {"method": method, "seed": seed}
             name = tmp_path / f"{method}_{seed}"
-            write_run(name, count / 100, config=config, answers=answers(right(count, 100)))
+            write_run(name, count / 100, config=config, predictions=predictions(right(count, 100)))
     found = verdicts(tmp_path)
     assert {row: v.rival for row, v in found.items()} == {
         "FG-VPL": "TAR alone",
@@ -113,28 +113,34 @@ def test_each_method_meets_the_best_of_the_others_on_shared_seeds_and_images(tmp
 
 def test_images_that_one_run_could_not_read_are_left_out_of_the_pairs(tmp_path):
     correct = right(50, 100)
-    write_run(tmp_path / "a", 0.5, config={"method": "tar"}, answers=answers(correct))
+    write_run(tmp_path / "a", 0.5, config={"method": "tar"}, predictions=predictions(correct))
     places = np.arange(0, 100, 2)
-    kept = answers(correct[::2], indices=places)
-    write_run(tmp_path / "b", 0.5, config={"method": "fg_vpl"}, answers=kept)
+    kept = predictions(correct[::2], indices=places)
+    write_run(tmp_path / "b", 0.5, config={"method": "fg_vpl"}, predictions=kept)
     verdict = verdicts(tmp_path)["FG-VPL"]
     assert verdict.images == 50
     assert verdict.comparison.difference == 0.0
 
 
 def test_runs_on_other_test_images_are_not_compared(tmp_path):
-    write_run(tmp_path / "a", 0.5, config={"method": "tar"}, answers=answers(right(50, 100)))
-    other = answers(right(50, 100), labels=np.full(100, 2, np.int32))
-    write_run(tmp_path / "b", 0.5, config={"method": "fg_vpl"}, answers=other)
+    write_run(
+        tmp_path / "a", 0.5, config={"method": "tar"}, predictions=predictions(right(50, 100))
+    )
+    other = predictions(right(50, 100), labels=np.full(100, 2, np.int32))
+    write_run(tmp_path / "b", 0.5, config={"method": "fg_vpl"}, predictions=other)
     assert {v.rival for v in verdicts(tmp_path).values()} <= {"Zero-shot CLIP"}
 
 
-def test_the_next_best_rival_stands_in_for_one_tested_on_other_images(tmp_path):
-    write_run(tmp_path / "a", 0.7, config={"method": "fg_vpl"}, answers=answers(right(70, 100)))
-    other = answers(right(90, 100), labels=np.full(100, 2, np.int32))
+def test_the_next_best_rival_replaces_one_tested_on_other_images(tmp_path):
+    write_run(
+        tmp_path / "a", 0.7, config={"method": "fg_vpl"}, predictions=predictions(right(70, 100))
+    )
+    other = predictions(right(90, 100), labels=np.full(100, 2, np.int32))
     other["predicted"] = np.where(right(90, 100), 2, 1).astype(np.int32)
-    write_run(tmp_path / "b", 0.9, config={"method": "tar"}, answers=other)
-    write_run(tmp_path / "c", 0.6, config={"method": "coop"}, answers=answers(right(60, 100)))
+    write_run(tmp_path / "b", 0.9, config={"method": "tar"}, predictions=other)
+    write_run(
+        tmp_path / "c", 0.6, config={"method": "coop"}, predictions=predictions(right(60, 100))
+    )
     verdict = verdicts(tmp_path)["FG-VPL"]
     assert verdict.rival == "CoOp"
     assert verdict.comparison.difference == pytest.approx(10.0)

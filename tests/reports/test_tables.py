@@ -1,4 +1,4 @@
-"""Tables of runs written by hand: means and deviations are computed on paper."""
+"""Tables of runs written by hand; the expected means and deviations were computed on paper."""
 
 import csv
 
@@ -27,7 +27,7 @@ DEFAULTS = {
 
 
 def write_runs(root, rows, **fields):
-    """Runs of {(method, shots): accuracies of seeds 1, 2, …}."""
+    """Writes runs from {(method, shots): accuracies of seeds 1, 2, …}."""
     for (method, shots), accuracies in rows.items():
         for seed, accuracy in enumerate(accuracies, start=1):
             config = {"method": method, "shots": shots, "seed": seed, **fields.get("config", {})}
@@ -53,19 +53,19 @@ def imagenet(tmp_path):
 
 
 def test_deviation_is_of_the_sample():
-    # Of 2, 4, 4, 4, 5, 5, 7, 9 the squares about 5 add to 32; 32 / 7 = 4.5714.
+    # The squared distances of 2, 4, 4, 4, 5, 5, 7, 9 from 5 add up to 32; 32 / 7 = 4.5714.
     assert spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]) == (5.0, pytest.approx(2.13809), 8)
     assert spread([3.0]) == (3.0, None, 1)
 
 
-def test_methods_by_shots_with_the_papers_numbers_beside(imagenet):
+def test_methods_by_shots_with_the_papers_numbers(imagenet):
     (panel,) = panels(imagenet)
     table = shots_table(panel)
     assert table.columns == ["method", "1 shot", "16 shots"]
     assert table.rows == [
         ["Zero-shot CLIP", "68.70 (paper 68.7, +0.00)", "68.70 (paper 68.7, +0.00)"],
         ["Tip-Adapter-F", "-", "73.00 (paper 73.7, -0.70)"],
-        # Squares of -2, -1 and 3 about 72 add to 14, of -2 and 2 about 76 to 8.
+        # Squared distances: -2, -1 and 3 from 72 add up to 14; -2 and 2 from 76 add up to 8.
         ["FG-VPL", "72.00 ± 2.65 (paper 70.3, +1.70)", "76.00 ± 2.83 (paper 75.5, +0.50)"],
     ]
     assert table.notes == [
@@ -80,13 +80,13 @@ def test_methods_by_shots_with_the_papers_numbers_beside(imagenet):
     "config",
     [{"benchmark": "eurosat"}, {"benchmark": "imagenet", "clip": "photo-clip-64"}],
 )
-def test_other_data_and_backbones_have_no_paper_beside_them(tmp_path, config):
+def test_other_data_and_backbones_have_no_number_of_the_paper(tmp_path, config):
     write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=config)
     (panel,) = panels(tmp_path)
     assert "paper" not in str(shots_table(panel).rows)
 
 
-def test_settings_that_all_runs_share_are_named_and_have_no_paper_beside_them(tmp_path):
+def test_settings_that_all_runs_share_are_named_without_the_papers_number(tmp_path):
     config = {"benchmark": "imagenet", "object_query": "object_patches", "microbatch": 32}
     for alpha in (0.05, 0.1):
         alphas = config | {"text_residual_ratio": alpha}
@@ -119,7 +119,7 @@ def test_settings_that_are_lists_make_rows_and_are_named(tmp_path):
     assert setting_tables(panel)[0].columns == ["method", "('a {}.',)", "('b {}.',)"]
 
 
-def test_a_learning_rate_beside_the_recipes_makes_a_row(tmp_path):
+def test_a_learning_rate_other_than_the_recipes_makes_a_row(tmp_path):
     for rate in (1e-3, 0.5):
         write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config={"learning_rate": rate})
     (panel,) = panels(tmp_path)
@@ -181,7 +181,7 @@ def test_a_mean_over_draws_is_of_equal_settings(tmp_path):
     ]
 
 
-def test_other_templates_have_no_paper_beside_them_and_no_part_in_zero_shot(tmp_path):
+def test_other_templates_have_no_number_of_the_paper_and_no_part_in_zero_shot(tmp_path):
     own = {"benchmark": "imagenet", "data.templates": ("a {}.",)}
     write_run(tmp_path / "own", 0.6, zero_shot=0.4, config=own)
     (panel,) = panels(tmp_path)
@@ -209,7 +209,7 @@ def test_templates_of_a_benchmark_that_is_not_the_papers_are_not_mixed(tmp_path)
     assert table.notes[-1] == "Zero-shot CLIP: data.templates=('a {}.',)."
 
 
-def test_another_split_has_no_paper_beside_it(tmp_path):
+def test_another_split_has_no_number_of_the_paper(tmp_path):
     own = {"benchmark": "imagenet", "data.split_file": "mine.json"}
     write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, config=own)
     (panel,) = panels(tmp_path)
@@ -218,7 +218,7 @@ def test_another_split_has_no_paper_beside_it(tmp_path):
     assert table.notes[-1] == "FG-VPL: data.split_file=mine.json, which is not the default."
 
 
-def test_epochs_that_differ_between_draws_make_a_row_beside_the_recipes(tmp_path):
+def test_epochs_that_differ_between_draws_make_a_row_of_their_own(tmp_path):
     for seed, epochs in ((1, 50), (2, 10)):
         config = {"benchmark": "imagenet", "seed": seed, "epochs": epochs}
         write_run(tmp_path / str(seed), 0.7, config=config)
@@ -229,7 +229,7 @@ def test_epochs_that_differ_between_draws_make_a_row_beside_the_recipes(tmp_path
     ]
 
 
-def test_settings_of_some_shots_are_named_with_them(tmp_path):
+def test_settings_of_some_shots_are_named_with_their_shots(tmp_path):
     write_runs(tmp_path, {("fg_vpl", 1): (0.5,), ("fg_vpl", 2): (0.5,)})
     write_runs(tmp_path, {("fg_vpl", 4): (0.5,)}, config={"object_query": "object_patches"})
     (panel,) = panels(tmp_path)
@@ -237,7 +237,7 @@ def test_settings_of_some_shots_are_named_with_them(tmp_path):
     assert shots_table(panel).notes[-1] == note
 
 
-def test_a_folder_called_as_a_benchmark_is_not_the_benchmark(tmp_path):
+def test_a_folder_named_like_a_benchmark_is_not_the_benchmark(tmp_path):
     config = {"benchmark": "", "data.source": "folder", "data.root": "photos/imagenet"}
     write_run(tmp_path / "run", 0.7, config=config)
     (panel,) = panels(tmp_path)
@@ -255,7 +255,7 @@ def test_averages_are_of_methods_that_were_run_on_every_benchmark(tmp_path):
     found = panels(tmp_path)
     (average,) = averages_of(found)
     table = average_table(average)
-    # Seed by seed: (80 + 40) / 2 and (90 + 60) / 2; squares of -7.5 and 7.5 add to 112.5.
+    # By seed: (80 + 40) / 2 and (90 + 60) / 2; the squares of -7.5 and 7.5 add up to 112.5.
     assert table.rows == [
         ["Zero-shot CLIP", "45.00"],
         ["Tip-Adapter-F", "60.00 ± 0.00"],
@@ -264,7 +264,7 @@ def test_averages_are_of_methods_that_were_run_on_every_benchmark(tmp_path):
     ]
 
 
-def test_a_lead_is_of_the_draws_that_both_methods_have(tmp_path):
+def test_a_lead_is_over_the_draws_that_both_methods_have(tmp_path):
     for benchmark in ("eurosat", "dtd"):
         rows = {("fg_vpl", 4): (0.8, 0.9), ("tip_adapter_f", 4): (0.7,)}
         write_runs(tmp_path, rows, config={"benchmark": benchmark})
@@ -272,7 +272,7 @@ def test_a_lead_is_of_the_draws_that_both_methods_have(tmp_path):
     assert average_table(average).rows[-1] == ["FG-VPL above Tip-Adapter-F", "+10.00"]
 
 
-def test_backbones_side_by_side_and_apart_if_only_their_hash_differs(tmp_path):
+def test_backbones_are_columns_and_separate_if_only_their_hash_differs(tmp_path):
     config = {"benchmark": "imagenet"}
     b32 = config | {"clip": "openai/clip-vit-base-patch32"}
     write_runs(tmp_path, {("fg_vpl", 16): (0.7,)}, zero_shot=0.6, config=b32)
@@ -298,7 +298,7 @@ def test_gains_over_zero_shot(tmp_path):
     ]
 
 
-def test_a_run_counts_once_and_what_cannot_be_shown_is_named(tmp_path):
+def test_a_run_counts_once_and_runs_that_are_left_out_are_named(tmp_path):
     write_run(tmp_path / "a" / "W", 0.5)
     write_run(tmp_path / "b" / "W", 0.5, config={"data.root": "elsewhere"})
     write_run(tmp_path / "photos", None)
@@ -355,7 +355,7 @@ def test_numbers_of_tables_4_and_5_and_of_averages_and_gains(tmp_path):
     assert average["paper"] == str(paper_average(frozenset(BENCHMARKS), B16, "fg_vpl", 16))
 
 
-def test_a_runs_line_has_the_validation_accuracy_of_what_was_chosen(tmp_path):
+def test_a_runs_line_has_the_validation_accuracy_of_the_chosen_values(tmp_path):
     write_run(tmp_path / "run", 0.5)
     csv_files.write_runs(read_runs([tmp_path], DEFAULTS)[0], tmp_path / "runs.csv")
     with open(tmp_path / "runs.csv", newline="") as stream:

@@ -95,6 +95,15 @@ def test_a_sweep_runs_unfinished_cells_and_keeps_one_model(config, named, runs, 
     assert runs.done == [*ALL, "shots=1,seed=2"]
 
 
+def test_programs_of_earlier_cells_are_freed(config, named, runs, tmp_path, monkeypatch):
+    done_before = []
+    monkeypatch.setattr(sweep, "RUNS_PER_CLEARING", 2)
+    monkeypatch.setattr(sweep.jax, "clear_caches", lambda: done_before.append(len(runs.done)))
+    config.grid.seed = (1, 2, 3)
+    sweep.run_sweep(config, tmp_path, named)
+    assert done_before == [2, 4]
+
+
 def test_a_failing_cell_is_reported_recorded_and_tried_again(config, named, runs, tmp_path, capsys):
     runs.failures = {ALL[0]: UserError("no such photo: buy one"), ALL[2]: MemoryError("2 TB")}
     progress = sweep.run_sweep(config, tmp_path, named)

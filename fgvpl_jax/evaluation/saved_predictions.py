@@ -1,4 +1,4 @@
-"""What a run said of each test image, small enough to keep."""
+"""A run's predictions for the test images, reduced to what is small enough to keep."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from jaxtyping import Float, Int
 from fgvpl_jax.evaluation.metrics import log_softmax
 
 
-class Answers(NamedTuple):
-    """One entry for each readable test image, in the split's order; stored as an .npz.
+class SavedPredictions(NamedTuple):
+    """One entry per readable test image, in the order of the split; stored as an .npz file.
 
     Per-class accuracy, confusions, calibration and paired comparisons need nothing else.
 
     Attributes:
-        indices: Places of the images in the test split: the pairing of two runs.
+        indices: Positions of the images in the test split, by which two runs are paired.
         labels: True classes.
-        predicted: The class of the largest logit; the smallest index wins ties.
-        confidence: Its probability.
-        confidence_tempered: The same with the run's temperature.
-        zero_shot_predicted: Plain CLIP's answer to the same pixels.
-        zero_shot_confidence: Its probability.
-        class_names: In label order.
+        predicted: Class with the largest logit; the smallest index wins ties.
+        confidence: Probability of the predicted class.
+        confidence_tempered: Probability of the predicted class with the run's temperature.
+        zero_shot_predicted: Class that plain CLIP predicts from the same pixels.
+        zero_shot_confidence: Probability of plain CLIP's predicted class.
+        class_names: Class names in label order.
     """
 
     indices: Int[np.ndarray, "N"]
@@ -35,7 +35,7 @@ class Answers(NamedTuple):
     class_names: np.ndarray
 
 
-def answers_of(
+def to_saved_predictions(
     logits: Float[np.ndarray, "N k"],
     zero_shot_logits: Float[np.ndarray, "N k"],
     labels: Int[np.ndarray, "N"],
@@ -43,18 +43,18 @@ def answers_of(
     *,
     temperature: float,
     class_names: tuple[str, ...],
-) -> Answers:
-    """Reduces logits to answers.
+) -> SavedPredictions:
+    """Reduces logits to predicted classes and their probabilities.
 
     Args:
-        logits: The trained model's.
-        zero_shot_logits: Plain CLIP's.
+        logits: Logits of the trained model.
+        zero_shot_logits: Logits of plain CLIP.
         labels: True classes.
-        indices: Places of the images in the test split.
-        temperature: What the logits are divided by before `confidence_tempered`.
-        class_names: In label order.
+        indices: Positions of the images in the test split.
+        temperature: Divisor of the logits for `confidence_tempered`.
+        class_names: Class names in label order.
     """
-    return Answers(
+    return SavedPredictions(
         indices=indices.astype(np.int32),
         labels=labels.astype(np.int32),
         predicted=logits.argmax(axis=1).astype(np.int32),
@@ -66,15 +66,15 @@ def answers_of(
     )
 
 
-def read_answers(file: Path) -> Answers:
-    """Reads what a run has kept.
+def read_saved_predictions(file: Path) -> SavedPredictions:
+    """Reads the predictions that a run saved.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError, KeyError: If it is not of this kind.
+        ValueError, KeyError: If the file does not hold saved predictions.
     """
     with np.load(file) as saved:
-        return Answers(**{name: saved[name] for name in Answers._fields})
+        return SavedPredictions(**{name: saved[name] for name in SavedPredictions._fields})
 
 
 def _largest_probability(logits: Float[np.ndarray, "N k"]) -> Float[np.ndarray, "N"]:

@@ -1,0 +1,355 @@
+"""Builds the sections of the report from the runs; `document` writes them."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+
+from fgvpl_jax.displays.figures import confusion_figure
+from fgvpl_jax.displays.labels import FG_VPL, benchmark_label, shots_label
+from fgvpl_jax.evaluation import SavedPredictions
+from fgvpl_jax.reports import plots, tables
+from fgvpl_jax.reports.csv_files import CsvFile
+from fgvpl_jax.reports.document import Picture, Section
+from fgvpl_jax.reports.example_pictures import draw_examples
+from fgvpl_jax.reports.panels import Panel, ResultRow, Row
+from fgvpl_jax.reports.per_class import (
+    class_accuracies,
+    confusion_matrix,
+    reliability,
+    worst_confusions,
+)
+from fgvpl_jax.reports.records import RunRecord
+from fgvpl_jax.reports.tables import Table
+from fgvpl_jax.reports.verdicts import Verdict
+
+MOST_CLASSES_DRAWN = 40
+MOST_CLASSES_LISTED = 50
+MOST_CONFUSIONS = 10
+
+PredictionsByRun = Mapping[RunRecord, SavedPredictions]
+
+
+def saved_predictions_of(panels: Sequence[Panel]) -> dict[RunRecord, SavedPredictions]:
+    """Returns the predictions of every run that saved them."""
+    return {
+        record: saved
+        for panel in panels
+        for record in panel.records
+        if (saved := record.saved_predictions()) is not None
+    }
+
+
+def report_sections(
+    panels: Sequence[Panel],
+    averages: Sequence[Panel],
+    predictions: PredictionsByRun,
+    verdicts: Mapping[Panel, Sequence[Verdict]],
+    left_out: Sequence[str],
+) -> list[Section]:
+    """Returns all sections of the report.
+
+    Args:
+        panels: Runs of each benchmark and backbone.
+        averages: Averages over the benchmarks of each backbone that has several.
+        predictions: Predictions of every run that saved them.
+        verdicts: Comparisons of each panel's methods.
+        left_out: A line for each run that was found but is not in the report.
+    """
+    sections = [accuracy_section(panels, averages), gains_section(panels)]
+    settings = [table for panel in panels for table in tables.setting_tables(panel)]
+    if settings:
+        sections.append(Section("Settings", tables=settings))
+    sections.append(significance_section(verdicts))
+    for panel in panels:
+        sections += [
+            classes_section(panel, predictions),
+            calibration_section(panel, predictions),
+            examples_section(panel, predictions),
+        ]
+    if left_out:
+        sections.append(Section("Left out", lines=list(left_out), is_folded=True))
+    return sections
+
+
+def accuracy_section(panels: Sequence[Panel], averages: Sequence[Panel]) -> Section:
+    """Returns Tables 2 and 3 and Figure 4."""
+    section = Section("Accuracy", tables=[tables.shots_table(panel) for panel in panels])
+    for panel in averages:
+        section.tables.append(tables.average_table(panel))
+    for benchmark in dict.fromkeys(panel.benchmark for panel in panels):
+        found = [panel for panel in panels if panel.benchmark == benchmark]
+        table = tables.backbone_table(found)
+        if table is not None:
+            section.tables.append(table)
+    for backbone in dict.fromkeys(panel.backbone for panel in panels):
+        found = [panel for panel in (*panels, *averages) if panel.backbone == backbone]
+        caption = (
+            f"Accuracy against shots, {backbone}; error bars are the standard deviation over "
+            "seeds, the dashed line is zero-shot CLIP."
+        )
+        figure = plots.accuracy_figure(found)
+        section.pictures.append(figure_picture(figure, f"accuracy_{backbone}", caption))
+    return section
+
+
+def gains_section(panels: Sequence[Panel]) -> Section:
+    """Returns Figure 3 and its numbers."""
+    section = Section("Points above zero-shot CLIP", tables=[tables.gains_table(panels)])
+    for backbone in dict.fromkeys(panel.backbone for panel in panels):
+        found = [panel for panel in panels if panel.backbone == backbone]
+        for name, figure in (
+            ("gains_by_benchmark", plots.gains_by_benchmark_figure(found)),
+            ("gains_by_method", plots.gains_by_method_figure(found)),
+        ):
+            if figure is not None:
+                caption = f"Points above zero-shot CLIP, {backbone}."
+                section.pictures.append(figure_picture(figure, f"{name}_{backbone}", caption))
+    return section
+
+
+def significance_section(verdicts: Mapping[Panel, Sequence[Verdict]]) -> Section:
+    """Returns the comparison of each method with its best rival."""
+    section = Section(
+        "Is the difference real?",
+        lines=[
+            "Each method compared with the best of the others, on the same draws and test images. "
+            "The interval is a 95% bootstrap over test images; p is McNemar's exact test in the "
+            "seed where it is largest. Seeds ahead is the number of draws in which the method has "
+            "the higher accuracy. A difference counts as significant if the interval excludes 0 "
+            "and the two methods differ the same way in every draw, with p < 0.05 in each. Nothing "
+            "is corrected for the number of comparisons."
+        ],
+    )
+    for panel, found in verdicts.items():
+        if not found:
+            section.lines.append(
+                f"{panel.title}: nothing to compare; a comparison needs two methods whose runs "
+                "have predictions.npz, at the same shots and seeds."
+            )
+            continue
+        columns = ["trained on", "method", "best rival", "difference", "95% interval"]
+        rows = [
+            [
+                *(shots_label(v.shots), v.row, v.rival, f"{v.comparison.difference:+.2f}"),
+                f"{v.comparison.low:+.2f} to {v.comparison.high:+.2f}",
+                f"{v.comparison.seeds_ahead} of {v.comparison.seeds}",
+                "< 0.001" if v.comparison.p_value < 1e-3 else f"{v.comparison.p_value:.3f}",
+                "yes" if v.comparison.is_significant else "no",
+            ]
+            for v in found
+        ]
+        columns += ["seeds ahead", "p", "significant"]
+        section.tables.append(Table(panel.title, columns, rows))
+    return section
+
+
+def classes_section(panel: Panel, predictions: PredictionsByRun) -> Section:
+    """Returns the accuracy by class and the most frequent confusions."""
+    section = Section(f"Classes of {panel.title}", is_folded=True)
+    confusions = {
+        row.key: confusion_matrix(found)
+        for row in panel.rows
+        if (found := predictions_of_row(panel, row.key, predictions))
+    }
+    if not confusions:
+        section.lines.append("No run has predictions.npz.")
+        return section
+    key = shown_row(panel) if shown_row(panel) in confusions else next(iter(confusions))
+    saved = predictions_of_row(panel, key, predictions)[0]
+    names = [str(name) for name in saved.class_names]
+    add_class_accuracies(section, panel, confusions, key, names)
+    add_confusions(section, panel, confusions[key], key, names)
+    return section
+
+
+def add_class_accuracies(
+    section: Section,
+    panel: Panel,
+    confusions: Mapping[Row, Int[np.ndarray, "k k"]],
+    key: Row,
+    names: Sequence[str],
+) -> None:
+    """Adds the accuracy of each class with each method, classes with the lowest first.
+
+    Args:
+        section: Section to add to.
+        panel: Runs of one benchmark and backbone.
+        confusions: Confusion matrix of each row.
+        key: Row whose accuracies the classes are sorted by.
+        names: Class names in label order.
+    """
+    accuracies = {other: 100 * class_accuracies(c) for other, c in confusions.items()}
+    order = np.argsort(accuracies[key], kind="stable")
+    rows = [[names[c], *(f"{column[c]:.1f}" for column in accuracies.values())] for c in order]
+    columns = ["class", *(ResultRow(*other).label for other in confusions)]
+    csv_file = CsvFile(f"{file_stem('per_class', panel)}.csv", columns, rows)
+    section.csv_files.append(csv_file)
+    section.tables.append(
+        Table(
+            f"Accuracy by class in %, {shots_label(panel.most_shots)}, mean over seeds",
+            columns,
+            rows[:MOST_CLASSES_LISTED],
+            [f"The {MOST_CLASSES_LISTED} lowest of {len(rows)}; all are in {csv_file.name}."]
+            * (len(rows) > MOST_CLASSES_LISTED),
+        )
+    )
+
+
+def add_confusions(
+    section: Section,
+    panel: Panel,
+    confusion: Int[np.ndarray, "k k"],
+    key: Row,
+    names: Sequence[str],
+) -> None:
+    """Adds the most frequent confusions of one row and, for few classes, a figure of all.
+
+    Args:
+        section: Section to add to.
+        panel: Runs of one benchmark and backbone.
+        confusion: Confusion matrix of the row.
+        key: Row that is shown.
+        names: Class names in label order.
+    """
+    label, shots = ResultRow(*key).label, shots_label(panel.most_shots)
+    stem = file_stem("confusion", panel)
+    section.csv_files.append(
+        CsvFile(
+            f"{stem}.csv",
+            [f"true class ({label}, {shots})", *names],
+            [[name, *counts] for name, counts in zip(names, confusion, strict=True)],
+        )
+    )
+    section.tables.append(
+        Table(
+            f"Most frequent confusions of {label}, {shots}, all seeds",
+            ["true class", "predicted class", "images", "% of the class"],
+            [
+                [names[true], names[predicted], str(count), f"{100 * share:.1f}"]
+                for true, predicted, count, share in worst_confusions(confusion, MOST_CONFUSIONS)
+            ],
+        )
+    )
+    if len(names) <= MOST_CLASSES_DRAWN:
+        title = f"{label}, {shots}"
+        section.pictures.append(
+            figure_picture(
+                confusion_figure(confusion, names, title),
+                stem,
+                f"Confusion matrix of {title}: % of each true class, all seeds.",
+            )
+        )
+
+
+def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
+    """Returns how well the probabilities match the accuracy."""
+    section = Section(f"Calibration on {panel.title}", is_folded=True)
+    shots = panel.most_shots
+    scores = ("test_ece", "test_ece_tempered", "test_nll", "test_nll_tempered")
+    rows = []
+    for row in panel.rows:
+        found = [r.results for r in panel.records if (r.row, r.shots) == (row.key, shots)]
+        if found and all(name in results for results in found for name in scores):
+            means = [np.mean([results[name] for results in found]) for name in scores]
+            rows.append([row.label, *means])
+    columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]
+    section.csv_files.append(CsvFile(f"{file_stem('calibration', panel)}.csv", columns, rows))
+    section.tables.append(
+        Table(
+            f"Calibration at {shots_label(shots)}, mean over seeds",
+            columns,
+            [[label, *(f"{mean:.3f}" for mean in means)] for label, *means in rows],
+            [
+                "ECE: expected calibration error, 15 bins. Tempered: with the temperature fitted "
+                "on validation images."
+            ],
+        )
+    )
+    key = shown_row(panel)
+    saved = predictions_of_row(panel, key, predictions)
+    if saved:
+        section.pictures.append(
+            figure_picture(
+                reliability_figure(ResultRow(*key).label, saved),
+                file_stem("reliability", panel),
+                f"Reliability at {shots_label(shots)}, all seeds; on the dashed line "
+                "confidence equals accuracy.",
+            )
+        )
+    return section
+
+
+def reliability_figure(label: str, saved: Sequence[SavedPredictions]) -> Figure:
+    """Returns the figure of a method's reliability, before and after tempering.
+
+    Args:
+        label: Name of the method with its settings.
+        saved: Predictions of all its seeds.
+    """
+    labels = np.concatenate([run.labels for run in saved])
+    right = np.concatenate([run.predicted for run in saved]) == labels
+    zero_shot_right = np.concatenate([run.zero_shot_predicted for run in saved]) == labels
+    zero_shot = np.concatenate([run.zero_shot_confidence for run in saved])
+    confidence = np.concatenate([run.confidence for run in saved])
+    tempered = np.concatenate([run.confidence_tempered for run in saved])
+    return plots.reliability_figure(
+        {
+            "Zero-shot CLIP": reliability(zero_shot, zero_shot_right),
+            label: reliability(confidence, right),
+            f"{label}, tempered": reliability(tempered, right),
+        }
+    )
+
+
+def examples_section(panel: Panel, predictions: PredictionsByRun) -> Section:
+    """Returns pictures of right and wrong predictions of FG-VPL's first seed."""
+    section = Section(
+        f"Example predictions on {benchmark_label(panel.benchmark)}, {panel.backbone}"
+    )
+    found = [
+        record
+        for record in panel.records
+        if record.method == FG_VPL and record.shots == panel.most_shots
+    ]
+    found.sort(key=lambda r: (bool(r.variant), not (r.folder / "checkpoints").is_dir()))
+    if not found or found[0] not in predictions:
+        section.lines.append("No pictures: no run of FG-VPL has predictions.npz.")
+        return section
+    pictures, line = draw_examples(found[0], predictions[found[0]])
+    section.pictures += pictures
+    section.lines.append(line)
+    return section
+
+
+def predictions_of_row(
+    panel: Panel, key: Row, predictions: PredictionsByRun
+) -> list[SavedPredictions]:
+    """Returns the predictions of a row's runs at the most shots."""
+    return [
+        predictions[record]
+        for record in panel.records
+        if (record.row, record.shots) == (key, panel.most_shots) and record in predictions
+    ]
+
+
+def shown_row(panel: Panel) -> Row:
+    """Returns the row whose errors are shown: FG-VPL, or the most accurate where it was not run."""
+    if panel.row((FG_VPL, ())) is not None:
+        return FG_VPL, ()
+    at_most = [
+        (found.mean, row.key) for row in panel.rows if (found := row.spread(panel.most_shots))
+    ]
+    return max(at_most, key=lambda pair: pair[0])[1]
+
+
+def file_stem(kind: str, panel: Panel) -> str:
+    """Returns the name, without ending, of a panel's files of one kind."""
+    return f"{kind}_{panel.benchmark}_{panel.backbone}".replace(os.sep, "-")
+
+
+def figure_picture(figure: Figure, stem: str, caption: str) -> Picture:
+    """Returns a figure as a picture of the report."""
+    return Picture(f"{stem}.svg", caption, figure)

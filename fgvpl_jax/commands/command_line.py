@@ -20,6 +20,7 @@ from fgvpl_jax.interruption import handling_signals
 
 if TYPE_CHECKING:
     from fgvpl_jax.inference.classifier import Classifier
+    from fgvpl_jax.runs.results import RunResults
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 flags.FLAGS["config"].parser = ConfigFileParser("config")
@@ -98,7 +99,7 @@ def train_or_evaluate(place: str) -> None:
     import jax
 
     from fgvpl_jax.runs import experiment
-    from fgvpl_jax.runs.watching import Watch
+    from fgvpl_jax.runs.training_monitor import LogTargets
     from fgvpl_jax.runs.workdir import Workdir
     from fgvpl_jax.training import is_writer, join_processes
 
@@ -108,8 +109,8 @@ def train_or_evaluate(place: str) -> None:
         if MODE.value == "evaluate":
             results = experiment.evaluate(workdir, CONFIG.value)
         else:
-            watch = Watch(TENSORBOARD.value, WANDB.value)
-            results = experiment.train_and_evaluate(named_config(), workdir, watch)
+            targets = LogTargets(TENSORBOARD.value, WANDB.value)
+            results = experiment.train_and_evaluate(named_config(), workdir, targets)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -234,8 +235,8 @@ def trained(place: str) -> "Classifier":
     return load_classifier(place, None if CONFIG.value is None else CONFIG.value.clip)
 
 
-def print_results(results: dict) -> None:
-    """The figures a person wants first; all of them are in results.json."""
+def print_results(results: "RunResults") -> None:
+    """Prints the most important results; all of them are in results.json."""
     from fgvpl_jax.runs.summary import summary_lines
 
     for line in summary_lines(results):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvpl_jax.evaluation import Answers, read_answers
+from fgvpl_jax.runs.results import RunResults
 
 PREDICTIONS = "predictions.npz"
 TEMPLATES = "data.templates"
@@ -26,7 +27,7 @@ class RunRecord:
         shots: Training images per class; None for all.
         seed: Of the draw and the training.
         settings: All other fields that make a difference, under names with dots.
-        results: Its `results.json`.
+        results: Results of the run; its test accuracy is not None.
         variant: Those settings in which it differs from the default and from runs beside it.
         shared: Those in which it differs from the default as all runs beside it do.
     """
@@ -38,14 +39,15 @@ class RunRecord:
     shots: int | None
     seed: int
     settings: Mapping[str, Any]
-    results: Mapping[str, Any]
+    results: RunResults
     variant: Variant = ()
     shared: Variant = ()
 
     @property
     def accuracy(self) -> float:
         """On the test split, in percent."""
-        return 100 * self.results["test_accuracy"]
+        assert self.results.test_accuracy is not None
+        return 100 * self.results.test_accuracy
 
     @property
     def row(self) -> tuple[str, Variant]:

@@ -258,8 +258,8 @@ class Report:
         rows = []
         for row in panel.rows:
             found = [r.results for r in panel.records if (r.row, r.shots) == (row.key, shots)]
-            if found and all(name in results for results in found for name in scores):
-                means = [np.mean([results[name] for results in found]) for name in scores]
+            if found:
+                means = [np.mean([getattr(r, name) for r in found]) for name in scores]
                 rows.append([row.label, *means])
         columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]
         csv_files.write_csv(self._out / f"{file_stem('calibration', panel)}.csv", columns, rows)

@@ -1,4 +1,4 @@
-"""A run: its settings, data and backbone, and how its model is trained and evaluated."""
+"""A run: its settings, data and backbone, with methods to train and evaluate its model."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -36,7 +36,18 @@ from fgvpl_jax.training import (
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a config resolves to; the config's own recipe is filled in."""
+    """Everything that a config resolves to.
+
+    Attributes:
+        config: Config with the method's recipe filled in.
+        workdir: Folder of the run.
+        dataset: All splits of the data.
+        few_shot: Support images and few-shot validation images.
+        clip: Frozen backbone.
+        text_features: Unit vectors of the class names in the config's templates.
+        mesh: Devices of the run.
+        image_cache: Cache of decoded images; None if the config has none.
+    """
 
     config: ConfigDict
     workdir: Workdir
@@ -49,7 +60,7 @@ class Run:
 
     @property
     def provenance(self) -> Provenance:
-        """What the run's checkpoints must belong to."""
+        """Identifies the run that a checkpoint must belong to."""
         return Provenance(
             method=self.config.method,
             class_names=list(self.dataset.class_names),
@@ -59,13 +70,13 @@ class Run:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What the method reads of the images."""
+        """Images as the method reads them: frozen features or pixels."""
         if method_named(self.config.method).reads_features:
             return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
         return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
 
     def new_model(self, support: Split) -> Method:
-        """The model as it is before training on these images, by the seed alone."""
+        """Builds the model before training; all its random numbers come from the run's seed."""
         task = Task(self.dataset.class_names, self.text_features, support.labels)
         return build_model(self.config, self.clip, task)
 
@@ -75,20 +86,27 @@ class Run:
         support: Split,
         checkpoints: Checkpoints,
         metrics_file: Path,
-        observe: Observer | None = None,
+        on_epoch: Observer | None = None,
     ) -> None:
-        """Trains a model in place with the run's settings, and shows how far it is.
+        """Trains a model in place with the run's settings, and displays the progress.
 
-        A finished one is only restored.
+        If its training is complete, the model is only restored.
+
+        Args:
+            model: Model before training.
+            support: Images to train on.
+            checkpoints: Store to resume from and to save to.
+            metrics_file: File for one JSON line per epoch.
+            on_epoch: Called on process 0 after each epoch with its metrics and parameters.
         """
         display = showing_epochs(self.config.epochs) if is_writer() else nullcontext(None)
         with display as show:
 
-            def tell(line: dict[str, float | int], trainable: nnx.State) -> None:
-                assert show is not None
+            def display_and_call(line: dict[str, float | int], trainable: nnx.State) -> None:
+                assert show is not None  # called on process 0 only
                 show(line)
-                if observe is not None:
-                    observe(line, trainable)
+                if on_epoch is not None:
+                    on_epoch(line, trainable)
 
             train(
                 model,
@@ -99,11 +117,14 @@ class Run:
                 checkpoints=checkpoints,
                 metrics_file=metrics_file,
                 mesh=self.mesh,
-                observe=tell,
+                observe=display_and_call,
             )
 
     def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
-        """An evaluator of a trained model, with the cache of these images under it, if any."""
+        """Returns an evaluator of a trained model, and the visual cache of the support images.
+
+        The cache is None if the method has none.
+        """
         graphdef, trainable, frozen = split_model(model)
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
         cache = None
@@ -130,6 +151,6 @@ class Run:
 
 
 def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:
-    """The model of a config for a task, freshly initialised."""
+    """Builds the model of a config for a task, freshly initialised."""
     method = method_named(config.method)
     return method.build(clip, task, config, rngs=nnx.Rngs(config.seed))

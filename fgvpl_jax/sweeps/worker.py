@@ -25,6 +25,7 @@ from fgvpl_jax.files import read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
 from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
+from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import with_recipe
 from fgvpl_jax.runs.workdir import Workdir, WorkdirInUse
 from fgvpl_jax.sweeps.cells import Cell, ConfigNamed, cells_of
@@ -100,7 +101,7 @@ class Worker:
                         else:
                             progress.status = Status.RUNNING
                             carry_out(cell.config, workdir)
-                    results = read_json(workdir.results_file)
+                    results = RunResults.read(workdir)
                     if not cell.keeps_model:
                         shutil.rmtree(workdir.checkpoints, ignore_errors=True)
                         workdir.support_file.unlink(missing_ok=True)
@@ -119,8 +120,8 @@ class Worker:
                 Workdir(self._place).write(error_file, record)
             else:
                 progress.status = Status.DONE
-                progress.accuracy = results["test_accuracy"]
-                progress.seconds = results["wall_seconds"]
+                progress.accuracy = results.test_accuracy
+                progress.seconds = results.wall_seconds
                 error_file.unlink(missing_ok=True)
 
     def _check_finished(self, config: ConfigDict, workdir: Workdir) -> None:
@@ -128,10 +129,8 @@ class Worker:
 
         What is not on this machine cannot be compared, and need not be there for a finished run.
         """
-        results = read_json(workdir.results_file)
-        workdir.check_is_free_for(
-            with_recipe(config, results["counts"]["train"], results["num_classes"])
-        )
+        results = RunResults.read(workdir)
+        workdir.check_is_free_for(with_recipe(config, results.counts.train, results.num_classes))
         record = self._draw_of(config)
         if record is not None:
             check_is_same_draw(workdir, config, record)

@@ -14,6 +14,7 @@ from fgvpl_jax import load_classifier
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
@@ -24,14 +25,15 @@ from tests.whole_runs import metrics, run, without_times
 
 def test_a_run_leaves_what_is_promised(finished):
     _, path, results = finished
-    assert json.loads((path / "results.json").read_text()) == results
-    assert results["counts"] == {"train": 9, "validation": 9, "test": 15}
-    assert results["method"] == "fg_vpl"
-    assert results["split_protocol"] == "the folders' own"
-    assert results["cache_logit_weight"] in (0.0, 1.0, 4.0)
-    assert 0 <= results["test_accuracy"] <= 1
-    assert results["temperature"] == 1.0  # 9 photos are too few to fit one
-    assert results["test_nll_tempered"] > 0
+    assert json.loads((path / "results.json").read_text()) == results.to_json()
+    assert RunResults.read(Workdir(path)) == results
+    assert results.counts == ImageCounts(train=9, validation=9, test=15)
+    assert results.method == "fg_vpl"
+    assert results.split_protocol == "the folders' own"
+    assert results.choices["cache_logit_weight"] in (0.0, 1.0, 4.0)
+    assert 0 <= results.test_accuracy <= 1
+    assert results.temperature == 1.0  # 9 photos are too few to fit one
+    assert results.test_nll_tempered > 0
     assert (path / "support.npz").exists()
     assert [line["epoch"] for line in metrics(path)] == [1, 2, 3, 4]
     stored = json.loads((path / "config.json").read_text())
@@ -98,7 +100,7 @@ def test_lambda_stays_where_there_is_no_grid(tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = ()
     tiny_config.cache_logit_weight = 2.0
     tiny_config.epochs = 1
-    assert run(tiny_config, tmp_path / "W")["cache_logit_weight"] == 2.0
+    assert run(tiny_config, tmp_path / "W").choices == {"cache_logit_weight": 2.0}
 
 
 def test_a_folder_of_another_run_is_refused_and_untouched(finished):
@@ -121,7 +123,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
     moved.data.root = str(tmp_path / "photos")
     moved.clip = str(tmp_path / "clip")
     again = experiment.evaluate(Workdir(path), moved)
-    assert again["test_accuracy"] == results["test_accuracy"]
+    assert again.test_accuracy == results.test_accuracy
 
 
 @pytest.mark.parametrize(
@@ -159,10 +161,10 @@ def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, 
 @pytest.mark.parametrize(
     ("field", "value"), [("compute_dtype", "bfloat16"), ("rematerialise", True)]
 )
-def test_what_a_method_would_not_heed_is_refused(tiny_config, tmp_path, field, value):
+def test_a_setting_that_the_method_would_ignore_is_refused(tiny_config, tmp_path, field, value):
     tiny_config.method = "tip_adapter"
     tiny_config[field] = value
-    with pytest.raises(UserError, match=rf"{field} is .*tip_adapter does not heed.* fvp, fg_vpl$"):
+    with pytest.raises(UserError, match=rf"{field} is .*tip_adapter does not use.* fvp, fg_vpl$"):
         run(tiny_config, tmp_path / "W")
     assert not (tmp_path / "W").exists()
 
@@ -193,7 +195,7 @@ def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir
 
 
 def test_an_unfinished_run_is_not_measured(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "measure", lambda *a: {})
+    monkeypatch.setattr(experiment, "measure", lambda *a: None)
     run(tiny_config, tmp_path / "W")
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
@@ -213,10 +215,10 @@ def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, 
     tiny_config.data.root = str(copy)
     tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
-    assert results["counts"]["test"] == 15
-    assert results["test_images_read"] == 14
-    assert len(results["unreadable"]) == 1
-    assert "red_square/002.png" in results["unreadable"][0]
+    assert results.counts.test == 15
+    assert results.test_images_read == 14
+    assert len(results.unreadable) == 1
+    assert "red_square/002.png" in results.unreadable[0]
 
 
 @pytest.mark.parametrize("broken", ["some", "all"])
@@ -232,11 +234,11 @@ def test_unreadable_validation_images_are_named_and_counted(
     tiny_config.data.root = str(copy)
     tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
-    assert len(results["validation_unreadable"]) == len(victims)
+    assert len(results.validation_unreadable) == len(victims)
     assert any(line.startswith(f"{len(victims)} validation") for line in summary_lines(results))
-    assert bool(results["validation_accuracy"]) == (broken == "some")
+    assert bool(results.validation_accuracy) == (broken == "some")
     if broken == "all":
-        assert results["cache_logit_weight"] == tiny_config.cache_logit_weight
+        assert results.choices["cache_logit_weight"] == tiny_config.cache_logit_weight
 
 
 def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_path):
@@ -284,7 +286,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
 
 def test_a_folder_of_something_else_is_refused(tiny_config, tiny_clip_dir, tmp_path):
     """A CLIP's folder has a config.json too."""
-    with pytest.raises(UserError, match="is not of a run of this program"):
+    with pytest.raises(UserError, match="does not belong to a run of fgvpl_jax"):
         run(tiny_config, tiny_clip_dir)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
@@ -365,5 +367,5 @@ def test_an_unreadable_few_shot_image_stops_the_run(tiny_config, photos_dir, tmp
 def test_results_are_numbers_of_this_data(finished):
     """Counts times accuracy is a whole number of images."""
     _, _, results = finished
-    right = results["test_accuracy"] * results["test_images_read"]
+    right = results.test_accuracy * results.test_images_read
     np.testing.assert_allclose(right, round(right), atol=1e-9)

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
-from fgvpl_jax.runs.watching import Watch
+from fgvpl_jax.runs.training_monitor import LogTargets
 from fgvpl_jax.runs.workdir import Workdir
 
 
@@ -31,7 +31,7 @@ def events(folder):
 
 def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
     workdir = Workdir(tmp_path / "W")
-    results = experiment.train_and_evaluate(tiny_config, workdir, Watch(tensorboard=True))
+    results = experiment.train_and_evaluate(tiny_config, workdir, LogTargets(tensorboard=True))
     numbers, pictures = defaultdict(dict), defaultdict(dict)
     for tag, step, value in events(tmp_path / "W" / "tensorboard"):
         if value.HasField("image"):
@@ -44,7 +44,7 @@ def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
         for name in ("loss", "accuracy", "images_per_second"):
             told = numbers[f"train/{name}"][line["epoch"]]
             assert told == pytest.approx(line[name], rel=1e-6)
-    best = max(results["validation_accuracy"].values())
+    best = max(results.validation_accuracy.values())
     assert numbers["validation/accuracy"] == {4: pytest.approx(best)}
     assert pictures["train/object_masks"] == dict.fromkeys((1, 2, 3, 4), (480, 480))
     assert list(pictures["validation/confusion"]) == [4]
@@ -53,7 +53,7 @@ def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
 def test_watching_changes_nothing_of_the_run(tiny_config, tmp_path):
     tiny_config.epochs = 2
     runs = {}
-    for name, watch in (("plain", None), ("watched", Watch(tensorboard=True))):
+    for name, watch in (("plain", None), ("watched", LogTargets(tensorboard=True))):
         experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / name), watch)
         runs[name] = dict(np.load(tmp_path / name / "predictions.npz"))
     assert not (tmp_path / "plain" / "tensorboard").exists()
@@ -63,7 +63,9 @@ def test_watching_changes_nothing_of_the_run(tiny_config, tmp_path):
 
 def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path):
     tiny_config.method, tiny_config.epochs = "tar", 1
-    experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"), Watch(tensorboard=True))
+    experiment.train_and_evaluate(
+        tiny_config, Workdir(tmp_path / "W"), LogTargets(tensorboard=True)
+    )
     tags = {tag for tag, _, _ in events(tmp_path / "W" / "tensorboard")}
     assert "train/object_masks" not in tags
     assert {"train/loss", "validation/confusion"} <= tags
@@ -77,7 +79,9 @@ def test_weights_and_biases_is_given_the_same(tiny_config, tmp_path, monkeypatch
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
     tiny_config.epochs = 1
-    experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"), Watch(wandb_project="p"))
+    experiment.train_and_evaluate(
+        tiny_config, Workdir(tmp_path / "W"), LogTargets(wandb_project="p")
+    )
     assert opened[0]["project"] == "p" and opened[0]["config"]["shots"] == 3
     assert {name for line in logged for name in line} >= {
         "epoch",
@@ -92,5 +96,5 @@ def test_without_the_package_it_is_said_how_to_get_it(tiny_config, tmp_path, mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
         experiment.train_and_evaluate(
-            tiny_config, Workdir(tmp_path / "W"), Watch(wandb_project="p")
+            tiny_config, Workdir(tmp_path / "W"), LogTargets(wandb_project="p")
         )

@@ -1,5 +1,6 @@
-"""What a training leaves for TensorBoard and Weights & Biases."""
+"""What a training run logs to TensorBoard and Weights & Biases."""
 
+import io
 import json
 import sys
 import types
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from fgvpl_jax.displays.mask_pictures import SIDE
+from fgvpl_jax.displays.overlay import PANEL, with_outline
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.training_monitor import LogTargets
@@ -17,7 +20,10 @@ from fgvpl_jax.runs.workdir import Workdir
 
 
 def events(folder):
-    """(tag, step, value) of every event: each is 8 bytes of length, 4 of CRC, itself, 4 of CRC."""
+    """Returns (tag, step, value) of every event.
+
+    In the file an event is 8 bytes of length, 4 of CRC, its content, and 4 of CRC.
+    """
     found = []
     for file in sorted(folder.glob("events.*")):
         data, start = file.read_bytes(), 0
@@ -29,36 +35,65 @@ def events(folder):
     return found
 
 
+def shows_an_object(square, masked):
+    """Returns whether part of a square is dimmed and part of it is as it was.
+
+    Neither an empty mask, which dims everything, nor a full or absent one, which dims nothing,
+    passes.
+    """
+    square, masked = square.astype(float), masked.astype(float)
+    dimmed = (masked.sum(axis=-1) < 0.75 * square.sum(axis=-1)).mean()
+    unchanged = (np.abs(masked - square).max(axis=-1) <= 2).mean()
+    return bool(dimmed > 0.05 and unchanged > 0.05)
+
+
+@pytest.mark.parametrize("mask", ["object", "empty", "full", "absent"])
+def test_a_blank_mask_shows_no_object(mask):
+    square = Image.new("RGB", (PANEL, PANEL), (90, 150, 200))
+    patches = np.full((4, 4), mask == "full")
+    if mask == "object":
+        patches[1:3, 1:] = True
+    masked = square if mask == "absent" else with_outline(square, patches)
+    assert shows_an_object(np.asarray(square), np.asarray(masked)) == (mask == "object")
+
+
 def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
     workdir = Workdir(tmp_path / "W")
     results = experiment.train_and_evaluate(tiny_config, workdir, LogTargets(tensorboard=True))
     numbers, pictures = defaultdict(dict), defaultdict(dict)
     for tag, step, value in events(tmp_path / "W" / "tensorboard"):
         if value.HasField("image"):
-            pictures[tag][step] = (value.image.width, value.image.height)
+            encoded = io.BytesIO(value.image.encoded_image_string)
+            pictures[tag][step] = np.asarray(Image.open(encoded).convert("RGB"))
         else:
             numbers[tag][step] = value.simple_value
     lines = [json.loads(line) for line in workdir.metrics_file.read_text().splitlines()]
     assert len(lines) == 4
     for line in lines:
         for name in ("loss", "accuracy", "images_per_second"):
-            told = numbers[f"train/{name}"][line["epoch"]]
-            assert told == pytest.approx(line[name], rel=1e-6)
+            logged = numbers[f"train/{name}"][line["epoch"]]
+            assert logged == pytest.approx(line[name], rel=1e-6)
     best = max(results.validation_accuracy.values())
     assert numbers["validation/accuracy"] == {4: pytest.approx(best)}
-    assert pictures["train/object_masks"] == dict.fromkeys((1, 2, 3, 4), (480, 480))
+    assert list(pictures["train/object_masks"]) == [1, 2, 3, 4]
+    for sheet in pictures["train/object_masks"].values():
+        assert sheet.shape == (3 * SIDE, 3 * SIDE, 3)  # one photo of each of three classes
+        for row in np.split(sheet, 3):
+            square, attention, masked = np.split(row, 3, axis=1)
+            assert np.abs(attention.astype(float) - square).mean() > 5
+            assert shows_an_object(square, masked)
     assert list(pictures["validation/confusion"]) == [4]
 
 
-def test_watching_changes_nothing_of_the_run(tiny_config, tmp_path):
+def test_logs_change_nothing_of_the_run(tiny_config, tmp_path):
     tiny_config.epochs = 2
     runs = {}
-    for name, watch in (("plain", None), ("watched", LogTargets(tensorboard=True))):
-        experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / name), watch)
+    for name, targets in (("plain", None), ("logged", LogTargets(tensorboard=True))):
+        experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / name), targets)
         runs[name] = dict(np.load(tmp_path / name / "predictions.npz"))
     assert not (tmp_path / "plain" / "tensorboard").exists()
     for key, values in runs["plain"].items():
-        np.testing.assert_array_equal(values, runs["watched"][key])
+        np.testing.assert_array_equal(values, runs["logged"][key])
 
 
 def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path):
@@ -71,7 +106,7 @@ def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path)
     assert {"train/loss", "validation/confusion"} <= tags
 
 
-def test_weights_and_biases_is_given_the_same(tiny_config, tmp_path, monkeypatch):
+def test_weights_and_biases_gets_the_same(tiny_config, tmp_path, monkeypatch):
     logged, opened, finished = [], [], []
     run = types.SimpleNamespace(log=logged.append, finish=lambda: finished.append(True))
     module = types.SimpleNamespace(
@@ -92,7 +127,7 @@ def test_weights_and_biases_is_given_the_same(tiny_config, tmp_path, monkeypatch
     assert finished == [True]
 
 
-def test_without_the_package_it_is_said_how_to_get_it(tiny_config, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
         experiment.train_and_evaluate(

@@ -36,27 +36,7 @@ def get_config() -> ConfigDict:
     config.allow_fewer = False  # accept classes with fewer images than shots
     config.seed = 1  # of the draw, initialisation, shuffling and augmentation
 
-    config.data = ConfigDict()
-    # "coop": a benchmark in CoOp's layout; "tfds": a benchmark that TFDS prepared; "folder": class
-    # folders or a list of photos; "shapes": drawn scenes.
-    config.data.source = "coop"
-    # "coop": folder that holds the benchmarks' folders; "tfds": data folder of TFDS; "folder":
-    # folder of the class folders, or the list.
-    config.data.root = "."
-    config.data.split_file = ""  # "coop", "tfds": CoOp's split file, below root
-    config.data.image_dir = ""  # "coop": below root; the paths in the split file start here
-    config.data.few_shot_file = ""  # few_shot.json of another run, instead of a draw by the seed
-    config.data.templates = ("a photo of a {}.",)
-    # Folder that keeps decoded photos, cropped for evaluation, between runs; "" is the user's cache
-    # folder.
-    config.data.image_cache_dir = ""
-    config.data.image_cache_gb = 20.0  # the least recently used photos make room; 0 keeps no photos
-
-    # Training photos stay on every device and are cropped there if all of them, each as large as
-    # the largest, take no more than this together with the memory of a step; otherwise they are
-    # decoded again in every epoch. The photos that a visual cache is built from may take as much
-    # again.
-    config.data.resident_gb = 2.0
+    config.data = data_config()
 
     # Section 3.1
     config.num_prompts = defaults.NUM_PROMPTS
@@ -98,3 +78,29 @@ def get_config() -> ConfigDict:
     config.compute_dtype = "float32"
     config.checkpoint_every_epochs = 10
     return config
+
+
+def data_config() -> ConfigDict:
+    """Returns the defaults of the fields below `data`."""
+    data = ConfigDict()
+    # "coop": a benchmark in CoOp's layout; "tfds": a benchmark that TFDS prepared; "folder": class
+    # folders or a list of photos; "shapes": drawn scenes.
+    data.source = "coop"
+    # "coop": folder that holds the benchmarks' folders; "tfds": data folder of TFDS; "folder":
+    # folder of the class folders, or the list.
+    data.root = "."
+    data.split_file = ""  # "coop", "tfds": CoOp's split file, below root
+    data.image_dir = ""  # "coop": below root; the paths in the split file start here
+    data.few_shot_file = ""  # few_shot.json of another run, instead of a draw by the seed
+    data.templates = ("a photo of a {}.",)
+    # Folder that keeps decoded photos, cropped for evaluation, between runs; "" is the user's cache
+    # folder.
+    data.image_cache_dir = ""
+    data.image_cache_gb = 20.0  # the least recently used photos make room; 0 keeps no photos
+
+    # Training photos stay on every device and are cropped there if all of them, each as large as
+    # the largest, take no more than this together with the memory of a step; otherwise they are
+    # decoded again in every epoch. The photos that a visual cache is built from may take as much
+    # again.
+    data.resident_gb = 2.0
+    return data

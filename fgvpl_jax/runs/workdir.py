@@ -19,9 +19,9 @@ from fgvpl_jax.training import is_writer
 from fgvpl_jax.version import __version__
 
 LOCK = ".lock"
-# Format of `config.json`, under the key "format". Format 1, of version 0.1.0, has no such key. A
-# new field with a default that means what runs did before it needs no new format; any other change
-# of what a stored field means does.
+# Format of `config.json`, under the key "format"; format 1 has no such key. Increase it when the
+# meaning of a stored field changes. A new field needs no new format if runs before it did what its
+# default says.
 FORMAT = 2
 
 
@@ -41,7 +41,7 @@ class Workdir:
         existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir():
             raise UserError(
-                f"the workdir {path} cannot be used: {existing} is a file, not a folder"
+                f"the workdir {path} cannot be used: {existing} is a file; name a folder"
             )
         self.config_file = self.path / "config.json"
         self.few_shot_file = self.path / "few_shot.json"
@@ -55,11 +55,11 @@ class Workdir:
     def stored_config(self) -> ConfigDict:
         """Returns the resolved config of the run in this folder.
 
-        A field that a newer version than the run's added has its default.
+        A field that was added after the version that wrote the run has its default.
 
         Raises:
-            UserError: If there is no run, or one with a field or format that this version does not
-                know.
+            UserError: If there is no run, or if the run has a field or format that this version
+                does not know.
         """
         if not self.config_file.exists():
             raise UserError(

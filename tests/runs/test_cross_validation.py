@@ -1,4 +1,4 @@
-"""The estimate where there is no test split."""
+"""The cross-validated estimate of runs without a test split."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_folds_are_stratified_and_of_one_size(counts, num_folds, seed):
 
 
 def test_the_interval_is_wilsons():
-    """(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) at 45 of 50."""
+    """The ends are (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) at 45 of 50."""
     p, n, z = 0.9, 50, 1.959964
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
@@ -105,7 +105,9 @@ def test_a_fold_stopped_between_training_and_prediction_is_the_same(
         assert getattr(cut, name) == getattr(whole, name)
 
 
-def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch, caplog):
+def test_an_interrupted_estimate_resumes_where_it_stopped(
+    folder_config, tmp_path, monkeypatch, caplog
+):
     original = cross_validation.predict_fold
     calls = []
 

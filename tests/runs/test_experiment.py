@@ -23,7 +23,7 @@ from tests.tiny_clip import write_tiny_clip
 from tests.whole_runs import made_up_results, metrics, run, without_times
 
 
-def test_a_run_leaves_what_is_promised(finished):
+def test_a_run_writes_its_files_and_results(finished):
     _, path, results = finished
     assert json.loads((path / "results.json").read_text()) == results.to_json()
     assert RunResults.read(Workdir(path)) == results
@@ -52,7 +52,7 @@ def test_two_runs_share_the_images_that_one_drew(finished, tiny_config, tmp_path
     assert (tmp_path / "W" / "few_shot.json").read_text() == (path / "few_shot.json").read_text()
 
 
-def test_evaluating_again_returns_the_same_to_the_last_digit(finished):
+def test_evaluating_again_returns_equal_results(finished):
     _, path, results = finished
     again = experiment.evaluate(Workdir(path))
     assert without_times(again) == without_times(results)
@@ -80,7 +80,7 @@ def test_a_second_run_in_the_folder_is_refused(finished):
     with Workdir(path).locked(), pytest.raises(UserError, match="another command"):
         experiment.evaluate(Workdir(path))
     with Workdir(path).locked():
-        load_classifier(path)  # which only reads
+        load_classifier(path)  # loading only reads the folder
 
 
 def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch)
     results = run(tiny_config, tmp_path / "W")
     monkeypatch.setattr(Split, "image", lambda *_: pytest.fail("decoded again"))
     assert without_times(experiment.evaluate(Workdir(tmp_path / "W"))) == without_times(results)
-    tiny_config.data.image_cache_gb = 0  # no other run
+    tiny_config.data.image_cache_gb = 0  # still the same run
     monkeypatch.undo()
     again = experiment.evaluate(Workdir(tmp_path / "W"), tiny_config)
     assert without_times(again) == without_times(results)
@@ -252,7 +252,7 @@ def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
-    """Steps 1 and 2 of 12 learn at 1e30·(1 + cos(π·i/12))/2 = 1e30 and 9.83e29."""
+    """The learning rates of steps 1 and 2 of 12 are 1e30·(1 + cos(π·i/12))/2 = 1e30 and 9.83e29."""
     tiny_config.learning_rate = 1e30
     message = (
         r"the loss is (nan|inf) at step 2 \(epoch 1\), where the learning rate is 9\.83e\+29; "
@@ -273,7 +273,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
         def poisoned(state, *rest):
             state, metrics = step(state, *rest)
             count = int(jax.tree.leaves(state.optimizer)[0])
-            factor = jnp.float32(jnp.nan if count == 12 else 1)  # after the last loss was seen
+            factor = jnp.float32(jnp.nan if count == 12 else 1)  # after the last loss is checked
             return state._replace(trainable=jax.tree.map(lambda x: x * factor, state[0])), metrics
 
         return poisoned
@@ -287,7 +287,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
 
 
 def test_a_folder_of_something_else_is_refused(tiny_config, tiny_clip_dir, tmp_path):
-    """A CLIP's folder has a config.json too."""
+    """The folder of a CLIP checkpoint has a config.json too."""
     with pytest.raises(UserError, match="does not belong to a run of fgvpl_jax"):
         run(tiny_config, tiny_clip_dir)
     (tmp_path / "config.json").write_text("[1]")

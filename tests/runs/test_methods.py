@@ -1,4 +1,4 @@
-"""Every method through the whole program."""
+"""Every method: training, resuming, evaluation and prediction."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def losses(path):
 
 @pytest.fixture
 def relabel_test(monkeypatch):
-    """Call with a function of labels: from then on the test split's are those."""
+    """A function that replaces the labels of the test split from then on."""
     original = data_loading.load_dataset
 
     def change(relabel):
@@ -49,7 +49,7 @@ def relabel_test(monkeypatch):
 
 @pytest.fixture
 def logits_seen(monkeypatch):
-    """Test logits of every measurement."""
+    """Test logits of every evaluation, in order."""
     seen = []
     original = Evaluator.predict
 
@@ -64,7 +64,7 @@ def logits_seen(monkeypatch):
 
 @pytest.fixture
 def events(monkeypatch):
-    """In order: "test" where a photo of the test split is read, "selected" after all choices."""
+    """Events in order: "test" for each test photo read, "selected" once all choices are made."""
     found = []
     image, select = Split.image, experiment.selection_of
 
@@ -97,7 +97,7 @@ def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
     assert results.method == name
     assert read_json(whole.config_file)["config"]["learning_rate"] is not None
 
-    # An interruption after epoch 3, whose last checkpoint is of epoch 2, and no test label known.
+    # Interrupted after epoch 3, with its last checkpoint at epoch 2, and all test labels unknown.
     relabel_test(np.zeros_like)
     original = loop.epoch_line
 
@@ -150,7 +150,7 @@ def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
     assert fg.load_classifier(tmp_path / "W").predict(np.zeros((40, 40, 3), np.uint8))
 
 
-def test_a_config_without_numbers_means_the_methods_own(tiny_config):
+def test_a_config_without_numbers_takes_the_methods_recipe(tiny_config):
     for field in ("epochs", "batch_size", "learning_rate", "weight_decay"):
         with tiny_config.ignore_type():
             tiny_config[field] = None

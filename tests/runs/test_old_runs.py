@@ -1,4 +1,4 @@
-"""A run of version 0.1.0, on drawn scenes with the demonstration's CLIP, in today's version."""
+"""A run of version 0.1.0, on drawn scenes with the CLIP of the demo, stays readable."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_an_old_run_is_measured_again_with_the_same_results(old_run):
     assert list(after) == list(before)
     assert after["backbone"].pop("name") == str(CLIP)
     del before["backbone"]["name"], before["wall_seconds"], after["wall_seconds"]
-    # Other CPUs round otherwise; on one, the numbers are equal to the last bit.
+    # Rounding differs between CPUs; on the same CPU the numbers are equal to the last bit.
     measured, expected = flat(after), flat(before)
     assert measured.keys() == expected.keys()
     for path, value in expected.items():
@@ -127,7 +127,7 @@ def test_a_newer_format_is_refused(old_run, tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, True, "2", None, 2.0])
-def test_a_format_that_is_no_number_of_one_is_refused(old_run, value):
+def test_a_format_that_is_no_positive_integer_is_refused(old_run, value):
     change(old_run, lambda content: content.update(format=value))
     with pytest.raises(UserError, match="does not belong to a run of fgvpl_jax"):
         old_run.stored_config()

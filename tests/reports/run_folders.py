@@ -14,7 +14,11 @@ from fgvpl_jax.runs.results import ONLY_WITH_TEST_SPLIT, ONLY_WITHOUT_TEST_SPLIT
 from fgvpl_jax.runs.workdir import Workdir
 from tests.whole_runs import made_up_results
 
-CV_SCORES = dict.fromkeys(ONLY_WITHOUT_TEST_SPLIT, 0.5) | {"cv_interval": (0.4, 0.6)}
+NO_TEST_SPLIT = {
+    **dict.fromkeys(ONLY_WITH_TEST_SPLIT),
+    **dict.fromkeys(ONLY_WITHOUT_TEST_SPLIT, 0.5),
+    "cv_interval": (0.4, 0.6),
+}
 
 
 def write_run(
@@ -57,9 +61,8 @@ def write_run(
         counts=ImageCounts(train=10 * (settings.shots or 16), validation=0, test=0),
         choices=METHODS[settings.method].starting_choices(settings),
         validation_accuracy={"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
-        test_accuracy=accuracy,
         zero_shot_accuracy=zero_shot,
-        **({} if accuracy is not None else dict.fromkeys(ONLY_WITH_TEST_SPLIT) | CV_SCORES),
+        **(NO_TEST_SPLIT if accuracy is None else {"test_accuracy": accuracy}),
     )
     results.write(workdir)
     if answers is not None:

@@ -1,9 +1,9 @@
-"""The one error type for mistakes that the person at the keyboard can mend."""
+"""The one error type for mistakes that the user can correct."""
 
 
 class UserError(ValueError):
-    """What was wrong, with the value, and what to do about it, in one line.
+    """Says in one line what was wrong, with the value, and what to do about it.
 
-    The command line prints the message alone and exits with code 2; in a program it is a
-    `ValueError` like any other.
+    The command line prints only the message and exits with code 2. In a program it is an ordinary
+    `ValueError`.
     """

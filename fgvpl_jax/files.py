@@ -1,4 +1,4 @@
-"""Reading and writing files: JSON and arrays, each written whole or not at all."""
+"""Reads and writes JSON and array files; each is written whole or not at all."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from fgvpl_jax.errors import UserError
 
 @contextmanager
 def written_whole(file: Path) -> Iterator[BinaryIO]:
-    """Opens what takes the file's place at the end of the block, its bytes on the disk by then.
+    """Opens a stream whose content replaces the file at the end of the block, synced to disk.
 
-    If the block is left by an error, or the disk is full, the file is as before.
+    If the block ends with an error, or the disk is full, the file stays as it was.
 
     Args:
-        file: New or not; its folder is there.
+        file: File to write; its folder must exist.
     """
     partial = file.with_suffix(".partial")
     try:
@@ -30,14 +30,14 @@ def written_whole(file: Path) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         os.replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)  # there only after a failure
+        partial.unlink(missing_ok=True)  # exists only after a failure
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`, whose only error this is.
+    """Parses JSON like `json.loads`, but raises no other error than `ValueError`.
 
     Raises:
-        ValueError: If it is no JSON, or nested too deeply.
+        ValueError: If the text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -46,10 +46,10 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads a file of the workdir.
+    """Reads a JSON file of the workdir.
 
     Raises:
-        UserError: If it is no longer a JSON object.
+        UserError: If the file does not hold a JSON object.
     """
     try:
         return dict(parse_json(file.read_text(encoding="utf-8")))
@@ -58,39 +58,39 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object whole or not at all; its folder must exist."""
-    # A file name may hold bytes that are not text: Python's escape of them is JSON's too.
+    """Writes a JSON object, whole or not at all; its folder must exist."""
+    # A file name may hold bytes that are not text; Python's escape of such a byte is valid JSON.
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with written_whole(file) as stream:
         stream.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """Reads an .npz whole; its format holds a checksum of every array.
+    """Reads all arrays of an .npz file; the format holds a checksum of every array.
 
     Raises:
-        UserError: If it is not there or not as it was written.
+        UserError: If the file is missing or differs from what was written.
     """
     try:
         with np.load(file, allow_pickle=False) as saved:
-            # `np.savez` compresses nothing; what is compressed may unpack to any size.
+            # `np.savez` compresses nothing; compressed arrays could unpack to any size.
             if any(member.compress_type != zipfile.ZIP_STORED for member in saved.zip.infolist()):
                 raise ValueError("it is compressed")
             arrays = dict(saved)
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                raise ValueError("it holds what is no array")
+                raise ValueError("it holds a member that is no array")
             return arrays
     except FileNotFoundError as error:
         raise UserError(
             f"{file} is missing: train again with the same config and workdir"
         ) from error
-    except Exception as error:  # numpy, zipfile and zlib have a dozen kinds for damage
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for damage
         raise UserError(
             f"{file} is damaged ({error}): train again with the same config and workdir"
         ) from error
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Writes an uncompressed .npz whole or not at all."""
+    """Writes an uncompressed .npz file, whole or not at all."""
     with written_whole(file) as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for one
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # its stub takes the arrays for a flag

@@ -1,4 +1,4 @@
-"""A tiny random CLIP and a tiny data set, written once, that every room's tests may use."""
+"""A tiny random CLIP and a tiny data set, written once, for the tests of every room."""
 
 import os
 from pathlib import Path
@@ -56,15 +56,14 @@ def photos_dir(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
-    """A whole run of seconds."""
+def make_tiny_config(tiny_clip_dir: Path, photos_dir: Path) -> ConfigDict:
+    """Returns the config of a whole run that takes seconds."""
     config = default_config.get_config()
     config.benchmark = "squares"
     config.clip = str(tiny_clip_dir)
     config.data.source = "folder"
     config.data.root = str(photos_dir)
-    config.data.image_cache_gb = 0  # tests share photos; what one read, another must not miss
+    config.data.image_cache_gb = 0  # tests share photos: one must not read what another cached
     config.shots = 3
     config.epochs = 4
     config.batch_size = 4
@@ -72,3 +71,9 @@ def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
     config.checkpoint_every_epochs = 2
     config.cache_logit_weight_grid = (0.0, 1.0, 4.0)
     return config
+
+
+@pytest.fixture
+def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
+    """Config of a whole run that takes seconds, which a test may change."""
+    return make_tiny_config(tiny_clip_dir, photos_dir)

@@ -1,4 +1,4 @@
-"""What a failure leaves of a file."""
+"""The state of a file after a failed write."""
 
 import pytest
 

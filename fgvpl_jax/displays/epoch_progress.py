@@ -2,19 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
+from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fgvpl_jax.displays.live_table import duration
+from fgvpl_jax.training import EpochCallback, EpochMetrics, is_writer
 
 PLAIN_SECONDS = 30.0  # between two plain lines
 RECENT = 20  # latest epochs, from which the time left is estimated
-
-EpochLine = Mapping[str, float | int]
 
 
 class EpochSummary:
@@ -33,7 +33,7 @@ class EpochSummary:
         self._device_memory = device_memory or memory_of_fullest_device
         self._seconds: list[float] = []
 
-    def describe(self, line: EpochLine) -> str:
+    def describe(self, line: EpochMetrics) -> str:
         """Returns loss, accuracy, speed, time left and memory after an epoch.
 
         Args:
@@ -69,41 +69,53 @@ def memory_of_fullest_device() -> tuple[int, int] | None:
     return max(known, key=lambda pair: pair[0] / pair[1], default=None)
 
 
+class PlainProgress:
+    """Prints a line for an epoch if the last line is older than `PLAIN_SECONDS`.
+
+    Args:
+        num_epochs: Number of epochs of the whole run.
+        console: Console to print to.
+    """
+
+    def __init__(self, num_epochs: int, console: Console):
+        self._num_epochs = num_epochs
+        self._console = console
+        self._summary = EpochSummary(num_epochs)
+        self._last_printed = -PLAIN_SECONDS
+
+    def __call__(self, line: EpochMetrics, trainable: nnx.State | None = None) -> None:
+        """Shows the epoch, and the last epoch in any case."""
+        text, now = self._summary.describe(line), time.monotonic()
+        if now - self._last_printed >= PLAIN_SECONDS or line["epoch"] == self._num_epochs:
+            self._last_printed = now
+            text = f"epoch {line['epoch']} of {self._num_epochs}: {text}"
+            self._console.print(text, soft_wrap=True)
+
+
 @contextmanager
-def epoch_progress(
-    num_epochs: int, console: Console | None = None
-) -> Iterator[Callable[[EpochLine], None]]:
-    """Shows the progress of a training run while the block runs.
+def epoch_progress(num_epochs: int, console: Console | None = None) -> Iterator[EpochCallback]:
+    """Shows the progress of a training run while the block runs; only process 0 shows it.
 
     Args:
         num_epochs: Number of epochs of the whole run.
         console: Console to print to; standard error by default.
     Yields:
-        The function to call after each epoch with its line of `metrics.jsonl`.
+        The function to call after each epoch.
     """
     console = console or Console(stderr=True, highlight=False, markup=False)
-    summary = EpochSummary(num_epochs)
-    if not console.is_terminal or not num_epochs:
-        last_printed = -PLAIN_SECONDS
-
-        def print_line(line: EpochLine) -> None:
-            nonlocal last_printed
-            text, now = summary.describe(line), time.monotonic()
-            if now - last_printed >= PLAIN_SECONDS or line["epoch"] == num_epochs:
-                last_printed = now
-                console.print(f"epoch {line['epoch']} of {num_epochs}: {text}", soft_wrap=True)
-
-        yield print_line
+    if not console.is_terminal or not num_epochs or not is_writer():
+        yield PlainProgress(num_epochs, console)
         return
     columns = (
         TextColumn("epoch {task.completed:.0f} of {task.total:.0f}"),
         BarColumn(bar_width=20),
         TextColumn("{task.description}"),
     )
+    summary = EpochSummary(num_epochs)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("compiling", total=num_epochs)
 
-        def update(line: EpochLine) -> None:
+        def update(line: EpochMetrics, trainable: nnx.State | None = None) -> None:
             progress.update(task, completed=line["epoch"], description=summary.describe(line))
 
         yield update

@@ -13,11 +13,12 @@ from PIL import Image
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import ShapesSplit, Split, UnreadableImage, as_photo, decode_image, photos_at
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_arrays, read_json
+from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.added_classes import AddedClasses
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.methods import Task
 from fgvpl_jax.recognition import VisualCache, class_text_features
+from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import build_model
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
@@ -98,7 +99,7 @@ class Classifier:
         workdir: Folder of the run.
         class_names: The classes, in label order.
         support: The training photos. They are decoded only when needed, so they may be gone.
-        results: The run's `results.json`.
+        results: Results of the run, such as `results.test_accuracy`.
         finds_objects: Whether its predictions have attention maps and object masks.
         clip: The backbone.
         uses_cache: Whether its predictions have similar photos, and classes can be added.
@@ -111,7 +112,7 @@ class Classifier:
         if not workdir.results_file.exists():
             raise unfinished(workdir)
         self.workdir = workdir.path
-        self.results: dict[str, Any] = read_json(workdir.results_file)
+        self.results = RunResults.read(workdir)
         self.clip = load_clip(config.clip if clip is None else clip)
         saved = Checkpoints.read_provenance(workdir.checkpoints)
         self.class_names = tuple(saved.class_names)
@@ -136,9 +137,8 @@ class Classifier:
                 jnp.asarray(support["labels"]),
                 jnp.ones(len(keys), bool),
             )
-        choices = {name: self.results[name] for name in model.starting_choices(config)}
         self.inference = Inference(
-            model, self.clip.image_encoder, cache, choices, self.results["temperature"]
+            model, self.clip.image_encoder, cache, self.results.choices, self.results.temperature
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache

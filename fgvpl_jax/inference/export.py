@@ -13,6 +13,7 @@ import importlib.resources
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import written_whole
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.programs import Weights
+from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.version import __version__
 
 FORMAT = "fgvpl export 1"
@@ -74,19 +76,19 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
             "num_weights": len(weights),
             "class_names": classifier.class_names,
             "preparation": preparation,
-            "temperature": classifier.results["temperature"],
+            "temperature": classifier.results.temperature,
             "results": shareable(classifier.results),
         }
         archive.writestr(MANIFEST, json.dumps(manifest, indent=2))
     return file
 
 
-def shareable(results: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results without the path of the backbone's folder; its hash identifies it."""
-    backbone = results["backbone"]
-    if not Path(backbone["name"]).expanduser().exists():  # a hub id
-        return results
-    return {**results, "backbone": {**backbone, "name": Path(backbone["name"]).name}}
+def shareable(results: RunResults) -> dict[str, Any]:
+    """Returns the results without the path of a backbone's folder; its hash identifies it."""
+    backbone = results.backbone
+    if Path(backbone.name).expanduser().exists():  # otherwise it is a hub id
+        backbone = replace(backbone, name=Path(backbone.name).name)
+    return replace(results, backbone=backbone).to_json()
 
 
 def describe_preparation(classifier: Classifier) -> dict[str, Any]:

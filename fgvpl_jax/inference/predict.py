@@ -56,7 +56,7 @@ def predict_files(
     """
     if overlay_dir is not None and not classifier.finds_objects:
         raise UserError(
-            f"overlay_dir is {overlay_dir}, but {classifier.results['method']} looks for no object "
+            f"overlay_dir is {overlay_dir}, but {classifier.results.method} looks for no object "
             "that could be drawn: leave overlay_dir out"
         )
     folder = None if overlay_dir is None else Path(overlay_dir).expanduser()

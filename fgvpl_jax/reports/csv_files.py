@@ -53,9 +53,9 @@ def write_runs(records: Sequence[RunRecord], file: Path) -> None:
         (
             (
                 *(r.benchmark, r.backbone, r.method, variant_label(r.variant), r.shots, r.seed),
-                r.results.get("epochs"),
-                max(r.results.get("validation_accuracy", {}).values(), default=None),
-                *(r.results.get(name) for name in SCORES),
+                r.results.epochs,
+                max(r.results.validation_accuracy.values(), default=None),
+                *(getattr(r.results, name) for name in SCORES),
                 r.folder,
             )
             for r in records

@@ -13,7 +13,8 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.reports.records import TEMPLATES, RunRecord
-from fgvpl_jax.runs.settings import LOCATIONS, RESOURCES, flatten
+from fgvpl_jax.runs.results import RunResults
+from fgvpl_jax.runs.settings import LOCATIONS, RESOURCES, flatten, plain
 from fgvpl_jax.runs.workdir import Workdir
 
 # Fields that have columns of their own, and fields that do not change what a run computes.
@@ -43,17 +44,17 @@ def read_runs(
     for folder in sorted({folder for place in places for folder in _run_folders(place)}):
         workdir = Workdir(folder)
         try:
-            results = read_json(workdir.results_file)
-            record = _record(folder, flatten(read_json(workdir.config_file)["config"]), results)
-            came_to = read_json(workdir.few_shot_file), results["test_accuracy"]
-        except (OSError, UserError, KeyError) as error:
+            results = RunResults.read(workdir)
+            record = _record(folder, flatten(plain(workdir.stored_config())), results)
+            came_to = read_json(workdir.few_shot_file), results.test_accuracy
+        except (OSError, UserError) as error:
             left_out.append(f"{folder}: is not a run of this program ({error!r})")
             continue
-        if results["test_accuracy"] is None:
+        if results.test_accuracy is None:
             left_out.append(f"{folder}: has no test split, only a cross-validated estimate")
             continue
         fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
-        sha256 = results["backbone"]["sha256"]
+        sha256 = results.backbone.sha256
         key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields)
         first, first_came_to = found.setdefault(key, (record, came_to))
         if came_to != first_came_to:
@@ -84,7 +85,7 @@ def _run_folders(place: Path) -> Iterable[Path]:
             yield Path(folder).absolute()
 
 
-def _record(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any]) -> RunRecord:
+def _record(folder: Path, config: Mapping[str, Any], results: RunResults) -> RunRecord:
     benchmark = config["benchmark"]
     if config["data.source"] == "folder":
         benchmark = Path(config["data.root"]).name or benchmark
@@ -106,13 +107,11 @@ def _record(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any])
 def _with_distinct_backbones(records: Sequence[RunRecord]) -> list[RunRecord]:
     hashes = defaultdict(set)
     for record in records:
-        hashes[record.backbone].add(record.results["backbone"]["sha256"])
+        hashes[record.backbone].add(record.results.backbone.sha256)
     return [
         record
         if len(hashes[record.backbone]) == 1
-        else replace(
-            record, backbone=f"{record.backbone}@{record.results['backbone']['sha256'][:8]}"
-        )
+        else replace(record, backbone=f"{record.backbone}@{record.results.backbone.sha256[:8]}")
         for record in records
     ]
 
@@ -163,7 +162,7 @@ def _own_defaults(record: RunRecord) -> Mapping[str, Any]:
     """Returns the method's recipe, and a known benchmark's templates and split."""
     own: dict[str, Any] = {}
     if record.method in METHODS:
-        num_images = record.results["counts"]["train"]
+        num_images = record.results.counts.train
         recipe = METHODS[record.method].recipe(record.benchmark, record.shots or 1, num_images)
         own |= recipe._asdict()
     if record.benchmark in BENCHMARKS:

@@ -128,7 +128,7 @@ def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
                 row.accuracies[record.shots][record.seed] = record.accuracy
         shots = sorted({n for row in rows.values() for n in row.accuracies}, key=shots_order)
         zero_shot = statistics.fmean(
-            100 * r.results["zero_shot_accuracy"] for r in zero_shot_records(members)
+            100 * r.results.zero_shot_accuracy for r in zero_shot_records(members)
         )
         if shots:
             kept = list(rows.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvpl_jax.evaluation import SavedPredictions, read_saved_predictions
+from fgvpl_jax.runs.results import RunResults
 
 PREDICTIONS = "predictions.npz"
 TEMPLATES = "data.templates"
@@ -27,7 +28,7 @@ class RunRecord:
         shots: Training images per class; None for all.
         seed: Seed of the few-shot draw and of the training.
         settings: All other fields that change what is computed, by dotted name.
-        results: Contents of its `results.json`.
+        results: Results of the run; its test accuracy is not None.
         variant: Settings that differ both from the default and from other runs of the same group.
         shared: Settings that differ from the default but are the same in all runs of the group.
     """
@@ -39,14 +40,15 @@ class RunRecord:
     shots: int | None
     seed: int
     settings: Mapping[str, Any]
-    results: Mapping[str, Any]
+    results: RunResults
     variant: Variant = ()
     shared: Variant = ()
 
     @property
     def accuracy(self) -> float:
         """Accuracy on the test split, in percent."""
-        return 100 * self.results["test_accuracy"]
+        assert self.results.test_accuracy is not None
+        return 100 * self.results.test_accuracy
 
     @property
     def row(self) -> tuple[str, Variant]:

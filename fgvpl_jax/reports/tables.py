@@ -264,10 +264,10 @@ def epoch_notes(panel: Panel) -> list[str]:
     """Returns notes on each method's epochs, and on the paper's where they differ."""
     rows_by_note: dict[str, list[str]] = defaultdict(list)
     for row in panel.rows:
-        members = [r for r in panel.records if r.row == row.key and r.results["epochs"]]
+        members = [r for r in panel.records if r.row == row.key and r.results.epochs]
         shots_by_epochs: dict[int, list[int | None]] = defaultdict(list)
         for shots, epochs in sorted(
-            {(r.shots, r.results["epochs"]) for r in members},
+            {(r.shots, r.results.epochs) for r in members},
             key=lambda p: (shots_order(p[0]), p[1]),
         ):
             shots_by_epochs[epochs].append(shots)

@@ -1,1 +1,1 @@
-"""One run from config to results: settings, folder, data, training, measuring."""
+"""A single run from config to results: settings, workdir, data, training, evaluation."""

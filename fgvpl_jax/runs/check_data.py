@@ -1,10 +1,11 @@
-"""`--mode=data`: is the data whole and sound, before anything is trained on it?"""
+"""Checks that the data of a config is complete and sound, before anything is trained on it."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from fgvpl_jax.data import BENCHMARKS, DataReport, Dataset, benchmark_named, check_dataset
 from fgvpl_jax.data.tfds_prepare import prepare_tfds
@@ -17,17 +18,17 @@ REPORT, SHEET = "data.json", "contact_sheet.jpg"
 
 
 def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[str]]:
-    """Checks the data that a config names; needs no checkpoint.
+    """Checks the data that a config names; needs no CLIP checkpoint.
 
-    What TFDS has not prepared yet is prepared first.
+    A TFDS data set that is not prepared yet is prepared first.
 
     Args:
-        config: See `default_config.py`; only `benchmark` and `data` are read.
-        workdir: Gets `data.json`, all that was found, and `contact_sheet.jpg`.
+        config: Config of a run; only its `benchmark` and `data` are read.
+        workdir: Folder for `data.json`, which holds all findings, and `contact_sheet.jpg`.
     Returns:
-        Lines that tell what is there, and lines that tell what is wrong.
+        Lines that describe the data, and lines that say what is wrong with it.
     Raises:
-        UserError: If the data cannot be found or prepared, or makes no sense.
+        UserError: If the data cannot be found or prepared, or is inconsistent.
     """
     if config.data.source == "tfds":
         prepare_if_missing(config.benchmark, config.data.root)
@@ -57,7 +58,7 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
     lines = count_lines(config.benchmark, dataset, report, published)
     lines.append(f"splits: {dataset.split_protocol}")
     lines.append(f"{PER_CLASS} photos of each class are in {workdir.path / SHEET}")
-    lines.append(f"all that was found is in {workdir.path / REPORT}")
+    lines.append(f"all findings are in {workdir.path / REPORT}")
     lines += [f"note: {note}" for note in report.notes]
     if not report.problems:
         alone = "" if report.duplicates else ", and none is in two splits"
@@ -66,15 +67,15 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
 
 
 def prepare_if_missing(name: str, root: str) -> None:
-    """Has TFDS prepare a benchmark where no version of it is prepared below `root`."""
+    """Has TFDS prepare a benchmark if no version of it is prepared below `root`."""
     examples = benchmark_named(name).tfds
     if examples is not None and find_prepared(Path(root).expanduser(), examples.name) is None:
         print(f"{name} is not prepared in {root} yet: preparing it", flush=True)
         prepare_tfds(name, root)
 
 
-def samples(dataset: Dataset, report: DataReport) -> list[tuple[str, list]]:
-    """Thumbnails of training photos, spread evenly over each class's readable ones."""
+def samples(dataset: Dataset, report: DataReport) -> list[tuple[str, list[Image.Image]]]:
+    """Returns thumbnails of training photos, spread evenly over the readable ones of each class."""
     train, unreadable = dataset.train, report.unreadable["train"]
     classes = []
     for label, name in enumerate(dataset.class_names):
@@ -87,7 +88,7 @@ def samples(dataset: Dataset, report: DataReport) -> list[tuple[str, list]]:
 def count_lines(
     benchmark: str, dataset: Dataset, report: DataReport, published: Mapping[str, int] | None
 ) -> list[str]:
-    """A table of classes by splits, with sums and, where known, the published ones."""
+    """Returns a table of images by class and split, with sums and, if known, published counts."""
     width = max(len(name) for name in (*dataset.class_names, "published"))
 
     def row(name: str, numbers: Mapping[str, int]) -> str:

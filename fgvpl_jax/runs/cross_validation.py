@@ -1,4 +1,4 @@
-"""An honest estimate where there are photos to train on and no others."""
+"""Estimates the accuracy by cross-validation where there is no test split."""
 
 import shutil
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
 from fgvpl_jax.errors import UserError
@@ -20,11 +20,11 @@ CONFIDENCE = 0.95
 
 
 class HeldOut(NamedTuple):
-    """Logits of every support image by a model that was not trained on it.
+    """Logits of every support image, from a model that was not trained on it.
 
     Attributes:
-        logits: The trained models'.
-        zero_shot_logits: Plain CLIP's.
+        logits: Logits of the trained models.
+        zero_shot_logits: Logits of plain CLIP.
         labels: True classes.
     """
 
@@ -34,12 +34,12 @@ class HeldOut(NamedTuple):
 
 
 def cross_validate(run: Run) -> None:
-    """Trains once per fold on the other folds' images and predicts the fold's.
+    """Trains once per fold on the images of the other folds, and predicts those of the fold.
 
-    Each fold leaves its own folder in `cv/`: an interrupted estimate goes on where it was.
+    Each fold has its own folder in `cv/`, so that an interrupted estimate resumes where it stopped.
 
     Args:
-        run: Whose support images are parted into folds, each class evenly.
+        run: Run whose support images are split into folds, each class evenly.
     """
     run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
     folds = folds_of(run)
@@ -52,12 +52,12 @@ def cross_validate(run: Run) -> None:
                 file, **predict_fold(run, folds == number, file.parent)._asdict()
             )
         if is_writer():
-            shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # of no more use
-    wait_for_all("folds")  # the writer's last file is there
+            shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)  # no longer needed
+    wait_for_all("folds")  # until process 0 has written the last file
 
 
 def is_estimated(file: Path) -> bool:
-    """Whether a fold's predictions are there and intact; damaged ones are told of."""
+    """Returns whether a fold's predictions exist and are intact; warns if they are damaged."""
     if not file.exists():
         return False
     try:
@@ -69,7 +69,7 @@ def is_estimated(file: Path) -> bool:
 
 
 def warn_of_single_photos(run: Run) -> None:
-    """Tells of classes that the estimate cannot do justice to."""
+    """Warns of classes for which the estimate is too low, as they have a single photo."""
     counts = np.bincount(run.few_shot.support.labels)
     single = [run.dataset.class_names[label] for label in np.flatnonzero(counts == 1)]
     if single:
@@ -83,7 +83,7 @@ def warn_of_single_photos(run: Run) -> None:
 
 
 def read_held_out(run: Run) -> HeldOut:
-    """What `cross_validate` found.
+    """Reads the predictions that `cross_validate` wrote, of all folds.
 
     Raises:
         UserError: If a fold is missing.
@@ -91,33 +91,33 @@ def read_held_out(run: Run) -> HeldOut:
     parts = []
     for file in held_out_files(run):
         if not file.exists():
-            raise UserError(f"{file} is missing: estimate again with --mode=train")
+            raise UserError(f"{file} is missing: train again with the same config and workdir")
         parts.append(HeldOut(**read_arrays(file)))
     return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def folds_of(run: Run) -> Int[np.ndarray, "s"]:
-    """Fold of each support image."""
+    """Returns the fold of each support image."""
     return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
 
 
 def held_out_files(run: Run) -> list[Path]:
-    """Where each fold's predictions are kept."""
+    """Returns the files that hold the predictions, one per fold."""
     count = folds_of(run).max() + 1
     return [run.workdir.folds / f"fold_{i + 1}" / "held_out.npz" for i in range(count)]
 
 
-def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
+def predict_fold(run: Run, held_out: Bool[np.ndarray, "s"], folder: Path) -> HeldOut:
     """Trains on the support images outside the fold and predicts those inside.
 
-    λ and the like are chosen for each fold as for the final model: on the validation images, which
-    are in none.
+    Values such as λ are chosen for each fold as for the final model: on the validation images,
+    which are in no fold.
     """
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
     model = run.new_model(rest)
-    with Checkpoints(place / "checkpoints", run.provenance, to_train=True) as checkpoints:
-        run.train(model, rest, checkpoints, place / "metrics.jsonl")
+    with Checkpoints(folder / "checkpoints", run.provenance, to_train=True) as checkpoints:
+        run.train(model, rest, checkpoints, folder / "metrics.jsonl")
     evaluator, _ = run.evaluator(model, rest)
     predictions = evaluator.predict(
         support.select(np.flatnonzero(held_out).tolist()),
@@ -130,21 +130,21 @@ def predict_fold(run: Run, held_out: np.ndarray, place: Path) -> HeldOut:
 def stratified_folds(
     labels: Int[np.ndarray, "N"], num_folds: int, seed: int
 ) -> Int[np.ndarray, "N"]:
-    """Fold of each image: every class spread evenly, and the folds of nearly one size.
+    """Returns the fold of each image: every class is spread evenly; fold sizes differ by at most 1.
 
-    A class of one image is held out once, and then has no image to be trained on.
+    A class of one image is held out once, and then has no image to train on.
     """
     rng = np.random.default_rng((seed, len(labels)))
     order = np.concatenate(
         [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     )
     folds = np.empty(len(labels), np.int64)
-    # Counting through the classes, each begins where the one before it ended.
+    # The count runs on from class to class: each begins where the one before it ended.
     folds[order] = np.arange(len(labels)) % min(num_folds, len(labels))
     return folds
 
 
 def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:
-    """95% Wilson interval of an accuracy."""
+    """Returns the 95% Wilson interval of an accuracy."""
     interval = binomtest(num_right, num_images).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)

@@ -1,4 +1,4 @@
-"""From a config to its data: the data set, the few-shot draw, the cache of decoded images."""
+"""Loads the data of a config: the data set, the few-shot draw, the cache of decoded images."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fgvpl_jax.training import gather_texts, process_share
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
-    """The data that `config.data` names."""
+    """Loads the data set that `config.data` names."""
     data = config.data
     if data.source == "coop":
         benchmark = BENCHMARKS.get(config.benchmark)
@@ -43,14 +43,14 @@ def load_dataset(config: ConfigDict) -> Dataset:
 
 
 def draw(config: ConfigDict, dataset: Dataset) -> FewShot:
-    """The few-shot images of a run: by its seed, or those of another run."""
+    """Draws the few-shot images by the seed, or reads those of another run."""
     if config.data.few_shot_file:
         return read_few_shot(config.data.few_shot_file, dataset, config.shots)
     return draw_few_shot(dataset, config.shots, config.seed, config.allow_fewer)
 
 
 def open_image_cache(config: ConfigDict) -> ImageCache | None:
-    """The cache of decoded images; None where its size is 0."""
+    """Opens the cache of decoded images; returns None if its size is 0."""
     folder, size = config.data.image_cache_dir, config.data.image_cache_gb
     if not size:
         return None
@@ -60,10 +60,10 @@ def open_image_cache(config: ConfigDict) -> ImageCache | None:
 
 
 def check_readable(support: Split, clip: CLIP, image_cache: ImageCache | None) -> None:
-    """Reads every image once; of several processes each reads its share.
+    """Reads every image once; each of several processes reads its share.
 
     Raises:
-        UserError: If any cannot be; names them and says how many.
+        UserError: If an image cannot be read; names the images and says how many there are.
     """
     problems = gather_texts(
         unreadable_images(

@@ -1,6 +1,7 @@
-"""Every field that a run has, with the defaults of the paper; benchmarks change only what differs.
+"""Defines every field of a run's config, with the defaults of the paper.
 
-All equation numbers are the paper's. Command line: `--config.shots=8 --config.data.root=~/data`.
+A benchmark's config changes only what differs. All equation numbers are the paper's. On the command
+line: `--config.shots=8 --config.data.root=~/data`.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from fgvpl_jax.data import benchmark_named
 
 
 def benchmark_config(name: str) -> ConfigDict:
-    """The paper's settings for a benchmark of the table, wherever it lies.
+    """Returns the paper's settings for a benchmark of the table; sets no location of its data.
 
     Raises:
         UserError: If the table has no such benchmark.
@@ -26,74 +27,80 @@ def benchmark_config(name: str) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """The paper's settings, without data."""
+    """Returns the paper's settings, without data."""
     config = ConfigDict()
     config.method = "fg_vpl"  # a key of fgvpl_jax.methods.METHODS
     config.clip = "openai/clip-vit-base-patch16"  # a hub id or a local directory
     config.benchmark = ""
     config.shots = 16  # training images per class; None takes all
     config.allow_fewer = False  # accept classes with fewer images than shots
-    config.seed = 1  # draws the images, initialises, shuffles, augments
+    config.seed = 1  # of the draw, initialisation, shuffling and augmentation
 
-    config.data = ConfigDict()
-    # "coop": as CoOp's users have it; "tfds": as TFDS prepared it; "folder": class folders or a
-    # list of photos; "shapes": drawn.
-    config.data.source = "coop"
-    # coop: the folder that holds the benchmarks' folders; tfds: its data folder; folder: the class
-    # folders, or the list.
-    config.data.root = "."
-    config.data.split_file = ""  # coop, tfds: CoOp's, below root
-    config.data.image_dir = ""  # coop: below root; the split file's paths start here
-    config.data.few_shot_file = ""  # another run's few_shot.json, instead of a draw by the seed
-    config.data.templates = ("a photo of a {}.",)
-    # Photos as evaluation sees them are kept from run to run; "" is the user's cache folder.
-    config.data.image_cache_dir = ""
-    config.data.image_cache_gb = 20.0  # the least recently used make room; 0 keeps none
-
-    # Training photos stay on every device, and are cropped there, where all of them, each as large
-    # as the largest, take no more than this with what a step needs beside them; otherwise they are
-    # decoded anew in every epoch. The photos that a cache is built from may take as much again.
-    config.data.resident_gb = 2.0
+    config.data = data_config()
 
     # Section 3.1
     config.num_prompts = defaults.NUM_PROMPTS
-    config.connectivity = (
-        defaults.CONNECTIVITY
-    )  # of the largest area: 2 = 8 neighbours, 1 = 4 neighbours
+    # Neighbours that connect patches to the largest area: 2 = 8 neighbours, 1 = 4 neighbours.
+    config.connectivity = defaults.CONNECTIVITY
 
     # Section 3.2
     config.text_residual_ratio = defaults.TEXT_RESIDUAL_RATIO  # alpha of Eq. 10
     config.object_logit_weight = defaults.OBJECT_LOGIT_WEIGHT  # beta of Eq. 19
     config.cache_logit_weight = defaults.CACHE_LOGIT_WEIGHT  # lambda of Eq. 19, in training
-    # Lambda for evaluation is chosen from these on the validation split; () keeps the above.
+    # Lambda for evaluation is chosen from these on the validation split; () keeps the one above.
     config.cache_logit_weight_grid = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    config.cache_refresh = "epoch"  # features of the cache: anew each "epoch", or "once"
+    config.cache_refresh = "epoch"  # compute the cache's features every "epoch", or "once"
     config.cache_leave_one_out = False  # in training, keep an image from matching itself
     # Eq. 16: "class_token" (f_O) or "object_patches"
     config.object_query = defaults.OBJECT_QUERY
 
-    # Each None is the method's own recipe for this benchmark and these shots (FG-VPL's: section
-    # 4.2); config.json has what it came to.
+    # None takes the method's own recipe for this benchmark and these shots (FG-VPL's: section 4.2);
+    # config.json stores the resulting numbers.
     config.epochs = placeholder(int)
     config.batch_size = placeholder(int)  # at most the number of training images
     config.learning_rate = placeholder(float)
     config.weight_decay = placeholder(float)
 
-    # Without a test split: folds of the cross-validated estimate, and whether probabilities are
-    # tempered by what validation (or the folds) showed of them.
-    config.cv_folds = 4
-    config.calibrate = True
+    config.cv_folds = 4  # folds of the cross-validated estimate, without a test split
+    config.calibrate = True  # fit a temperature on the validation images or, without, on the folds
 
     config.eval_batch_size = 256
-    # Images in one forward and backward pass, whose gradients are summed up to a batch: less
-    # memory, the same step. 0 is the whole batch; but one CPU takes fg_vpl's, of up to 4,096 photos
-    # in all, and fvp's in parts that suit its caches (2 images of ViT-B/16).
+    # Images in one forward and backward pass; gradients are summed over a batch: less memory, the
+    # same step. 0 takes the whole batch, except on a single CPU, which splits the batches of fvp,
+    # and those of fg_vpl with up to 4,096 training photos, into parts that suit its caches (2
+    # images of ViT-B/16).
     config.microbatch = 0
-    # Activations anew in the backward pass, attention weights anew for the roll-out: less memory,
-    # more time.
+    # Recompute activations in the backward pass and attention weights for the roll-out: less
+    # memory, more time.
     config.rematerialise = False
-    # Of the image encoder's products and activations: "float32" or "bfloat16". Parameters, object
-    # masks, logits and losses are float32.
+    # Precision of the image encoder's products and activations: "float32" or "bfloat16".
+    # Parameters, object masks, logits and losses are float32.
     config.compute_dtype = "float32"
     config.checkpoint_every_epochs = 10
     return config
+
+
+def data_config() -> ConfigDict:
+    """Returns the defaults of the fields below `data`."""
+    data = ConfigDict()
+    # "coop": a benchmark in CoOp's layout; "tfds": a benchmark that TFDS prepared; "folder": class
+    # folders or a list of photos; "shapes": drawn scenes.
+    data.source = "coop"
+    # "coop": folder that holds the benchmarks' folders; "tfds": data folder of TFDS; "folder":
+    # folder of the class folders, or the list.
+    data.root = "."
+    data.split_file = ""  # "coop", "tfds": CoOp's split file, below root
+    data.image_dir = ""  # "coop": below root; the paths in the split file start here
+    data.few_shot_file = ""  # few_shot.json of another run, instead of a draw by the seed
+    data.templates = ("a photo of a {}.",)
+    # Folder that keeps decoded photos, cropped for evaluation, between runs; "" is the user's cache
+    # folder.
+    data.image_cache_dir = ""
+    data.image_cache_gb = 20.0  # the least recently used photos make room; 0 keeps no photos
+
+    # Training photos stay on every device and are cropped there if all of them, each as large as
+    # the largest, take no more than this together with the memory of a step; otherwise they are
+    # decoded again in every epoch. The photos that a visual cache is built from may take as much
+    # again.
+    data.resident_gb = 2.0
+    return data

@@ -1,4 +1,4 @@
-"""The main job: from a config to a trained, measured classifier in a workdir."""
+"""Trains and evaluates: from a config to a trained, measured classifier in a workdir."""
 
 import math
 import time
@@ -10,9 +10,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fgvpl_jax.data import ShapesSplit, few_shot_record
+from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import Evaluator, Predictions, mask_iou, score, to_saved_predictions
-from fgvpl_jax.methods import Choices
+from fgvpl_jax.evaluation import (
+    Evaluator,
+    MaskIoU,
+    Predictions,
+    mask_iou,
+    score,
+    to_saved_predictions,
+)
+from fgvpl_jax.methods import Choices, Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.cross_validation import (
     HeldOut,
@@ -21,32 +29,37 @@ from fgvpl_jax.runs.cross_validation import (
     read_held_out,
 )
 from fgvpl_jax.runs.prepare import prepare
+from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import Chosen, Labelled, calibration, choose_on_validation
-from fgvpl_jax.runs.watching import Watch, Watcher, watching
+from fgvpl_jax.runs.training_monitor import LogTargets, TrainingMonitor, open_monitor
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import Checkpoints, read_metrics, restore_model, to_host
+from fgvpl_jax.training import Checkpoints, read_metrics, restore_model, to_host, train
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: Workdir, watch: Watch | None = None
-) -> dict[str, Any]:
-    """Trains where training is unfinished, then evaluates; returns and writes `results.json`.
+    config: ConfigDict, workdir: Workdir, targets: LogTargets | None = None
+) -> RunResults:
+    """Finishes training if it is unfinished, evaluates, and writes `results.json`.
 
     Args:
-        config: See `default_config.py`.
-        workdir: An empty or new folder, or this very run's, which then goes on.
-        watch: Where the training can be watched, beside the progress that is shown.
+        config: Config of the run; see `default_config.py`.
+        workdir: New or empty folder, or the folder of this run, which then resumes.
+        targets: Logs to write in addition to the progress display.
+    Returns:
+        The results.
     Raises:
         UserError: For every mistake in config or data, before anything is written; if another
-            command is at work in the folder.
+            command is running in the folder.
     """
     with workdir.locked():
-        return carry_out(config, workdir, watch)
+        return carry_out(config, workdir, targets)
 
 
-def carry_out(config: ConfigDict, workdir: Workdir, watch: Watch | None = None) -> dict[str, Any]:
-    """As `train_and_evaluate`, in a folder that the caller holds."""
+def carry_out(
+    config: ConfigDict, workdir: Workdir, targets: LogTargets | None = None
+) -> RunResults:
+    """Does the work of `train_and_evaluate` in a folder that the caller has locked."""
     started = time.monotonic()
     run = prepare(config, workdir)
     if not workdir.config_file.exists():
@@ -55,95 +68,119 @@ def carry_out(config: ConfigDict, workdir: Workdir, watch: Watch | None = None) 
     if run.dataset.test is None:
         cross_validate(run)
     support = run.few_shot.support
-    with watching(run, watch or Watch()) as watcher:
+    with open_monitor(run, targets or LogTargets()) as monitor:
         with Checkpoints(workdir.checkpoints, run.provenance, to_train=True) as checkpoints:
             if checkpoints.latest_epoch != run.config.epochs:
                 model = run.new_model(support)
-                watcher.watch(model)
-                run.train(model, support, checkpoints, workdir.metrics_file, watcher.epoch)
-        return measure(run, started, watcher)
+                monitor.watch(model)
+                with epoch_progress(run.config.epochs) as show_epoch:
+                    train(
+                        model,
+                        support,
+                        run.training_setup,
+                        checkpoints=checkpoints,
+                        metrics_file=workdir.metrics_file,
+                        on_epoch=(show_epoch, monitor.on_epoch),
+                    )
+        return measure(run, started, monitor)
 
 
-def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> dict[str, Any]:
-    """Measures a trained run again from its checkpoint; rewrites `results.json`.
+def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> RunResults:
+    """Measures a trained run again from its checkpoint and rewrites `results.json`.
 
     Args:
-        workdir: A run's folder.
-        config: Must agree with the run's, the places of backbone and data apart; None takes
-            the run's own.
+        workdir: Folder of the run.
+        config: Config that must agree with the run's, except for the locations of backbone and
+            data; None takes the run's own config.
     """
     started = time.monotonic()
     stored = workdir.stored_config()
     if not workdir.checkpoints.is_dir():
-        raise UserError(f"{workdir.path} is not trained: use --mode=train with the same config")
+        raise UserError(f"{workdir.path} is not trained: train it first, with the same config")
     with workdir.locked():
         return measure(prepare(stored if config is None else config, workdir), started)
 
 
-def measure(run: Run, started: float, watcher: Watcher | None = None) -> dict[str, Any]:
+def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) -> RunResults:
     """Restores the final checkpoint, selects on validation, then reads the test split once.
 
-    Nothing is written before the test split is read; `results.json`, by which a run is known to be
-    complete, comes last.
+    Nothing is written before the test split is read. `results.json`, which marks a run as complete,
+    is written last.
 
     Args:
-        run: A run whose training is complete.
+        run: Run whose training is complete.
         started: `time.monotonic()` when the command began.
-        watcher: Is shown what the validation images came to.
+        monitor: Receives the logits of the validation images.
     """
     config, few_shot = run.config, run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
-    model = run.new_model(few_shot.support)
-    with Checkpoints(run.workdir.checkpoints, run.provenance) as checkpoints:
-        epoch = restore_model(model, checkpoints, run.mesh)
-    if epoch != config.epochs:
-        raise UserError(
-            f"{run.workdir.path} is trained for {epoch} of {config.epochs} epochs: "
-            "finish it with --mode=train and the same config"
-        )
+    model = restored_model(run)
     evaluator, cache = run.evaluator(model, few_shot.support)
     chosen = choose_on_validation(evaluator, run)
-    if watcher is not None:
-        watcher.validated(chosen.validation)
+    if monitor is not None:
+        monitor.on_validation(chosen.validation)
     selection = selection_of(chosen, run, held_out)
-    tested = (
+    scores = (
         test_scores(evaluator, run, chosen.choices, selection["temperature"])
         if held_out is None
         else fold_scores(held_out)
     )
-    results = {
-        "method": config.method,
-        "benchmark": config.benchmark,
-        "backbone": asdict(run.clip.identity),
-        "shots": config.shots,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "num_classes": len(run.dataset.class_names),
-        "split_protocol": run.dataset.split_protocol,
-        "counts": {
-            "train": len(few_shot.support),
-            "validation": len(few_shot.validation or ()),
-            "test": len(run.dataset.test or ()),
-        },
-        **model.facts(),
+    results = RunResults(
+        method=config.method,
+        benchmark=config.benchmark,
+        backbone=run.clip.identity,
+        shots=config.shots,
+        seed=config.seed,
+        epochs=config.epochs,
+        num_classes=len(run.dataset.class_names),
+        split_protocol=run.dataset.split_protocol,
+        counts=ImageCounts(
+            train=len(few_shot.support),
+            validation=len(few_shot.validation or ()),
+            test=len(run.dataset.test or ()),
+        ),
+        facts=model.facts(),
         **selection,
-        **tested,
-        "train_seconds": sum_of_seconds(run.workdir.metrics_file, config.epochs),
-        "wall_seconds": round(time.monotonic() - started, 1),
-    }
-    run.workdir.write_arrays(
-        run.workdir.support_file,
-        **cache_columns(cache),
-        labels=few_shot.support.labels,
-        keys=np.array(few_shot.support.keys),
-        root=np.array(str(few_shot.support.root.absolute())),
+        **scores,
+        train_seconds=sum_of_seconds(run.workdir.metrics_file, config.epochs),
+        wall_seconds=round(time.monotonic() - started, 1),
     )
-    run.workdir.write(run.workdir.results_file, results)
+    write_support(run, cache)
+    results.write(run.workdir)
     return results
 
 
+def restored_model(run: Run) -> Method:
+    """Returns the model at the end of its training.
+
+    Raises:
+        UserError: If the newest checkpoint is of an earlier epoch.
+    """
+    model = run.new_model(run.few_shot.support)
+    with Checkpoints(run.workdir.checkpoints, run.provenance) as checkpoints:
+        epoch = restore_model(model, checkpoints, run.mesh)
+    if epoch != run.config.epochs:
+        raise UserError(
+            f"{run.workdir.path} is trained for {epoch} of {run.config.epochs} epochs: "
+            "finish its training with the same config"
+        )
+    return model
+
+
+def write_support(run: Run, cache: VisualCache | None) -> None:
+    """Writes `support.npz`: names and labels of the support images, and their visual cache."""
+    support = run.few_shot.support
+    run.workdir.write_arrays(
+        run.workdir.support_file,
+        **cache_columns(cache),
+        labels=support.labels,
+        keys=np.array(support.keys),
+        root=np.array(str(support.root.absolute())),
+    )
+
+
 def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
-    """The features of a visual cache without padding; none of a method without one."""
+    """Returns the features of a visual cache without padding; empty without a cache."""
     if cache is None:
         return {}
     image, object_, _, valid = to_host(tuple(cache))
@@ -152,14 +189,15 @@ def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
 
 
 def selection_of(chosen: Chosen, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
-    """What `results.json` says of the choices, such as λ, and of the temperature.
+    """Returns the fields of `RunResults` about the choices, such as λ, and the temperature.
 
-    The temperature is fitted on validation or, without, on the folds; else it is 1.
+    The temperature is fitted on the validation images or, without those, on the folds. Without
+    either, or with too few images, it is 1.
     """
     selection: dict[str, Any] = {
-        **chosen.choices,
+        "choices": chosen.choices,
         "validation_accuracy": chosen.accuracies,
-        "validation_unreadable": list(chosen.unreadable),
+        "validation_unreadable": chosen.unreadable,
         "temperature": 1.0,
     }
     if run.config.calibrate and chosen.validation is not None:
@@ -170,14 +208,14 @@ def selection_of(chosen: Chosen, run: Run, held_out: HeldOut | None) -> dict[str
 
 
 def sum_of_seconds(metrics_file: Path, epochs: int) -> float:
-    """Of all epochs, also those before an interruption."""
+    """Returns the duration of all epochs, including those before an interruption."""
     return round(math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs)), 1)
 
 
 def test_scores(
     evaluator: Evaluator, run: Run, choices: Choices, temperature: float
 ) -> dict[str, Any]:
-    """The final figures beside zero-shot CLIP's, from one reading of the test split."""
+    """Reads the test split once, writes `predictions.npz`, and returns the fields of the scores."""
     test = run.dataset.test
     assert test is not None
     predictions = evaluator.predict(test, choices, name="test")
@@ -196,24 +234,24 @@ def test_scores(
         "test_nll_tempered": tempered.nll,
         "test_ece_tempered": tempered.ece,
         "test_images_read": len(predictions.labels),
-        "unreadable": list(predictions.unreadable),
-        **mask_scores(run, predictions),
+        "unreadable": predictions.unreadable,
+        "mask_iou": mask_scores(run, predictions),
     }
 
 
 def fold_scores(held_out: HeldOut) -> dict[str, Any]:
-    """The cross-validated estimate with its interval; the test accuracy is null."""
+    """Returns the fields of the cross-validated scores; the test accuracy is None."""
     right = int((held_out.logits.argmax(axis=1) == held_out.labels).sum())
     return {
         "test_accuracy": None,
         **scores_of(held_out, "cv"),
         "cv_interval": accuracy_interval(right, len(held_out.labels)),
-        "unreadable": [],
+        "unreadable": (),
     }
 
 
 def scores_of(predictions: Predictions | HeldOut, name: str) -> dict[str, float]:
-    """All scores under `name_…`, and plain CLIP's under `zero_shot_…`."""
+    """Returns all scores as `name_…`, and those of zero-shot CLIP as `zero_shot_…`."""
     ours = score(predictions.logits, predictions.labels)._asdict()
     plain_clip = score(predictions.zero_shot_logits, predictions.labels)._asdict()
     return {f"{name}_{key}": value for key, value in ours.items()} | {
@@ -221,10 +259,10 @@ def scores_of(predictions: Predictions | HeldOut, name: str) -> dict[str, float]
     }
 
 
-def mask_scores(run: Run, predictions: Predictions) -> dict[str, Any]:
-    """IoU of the object masks where the data knows the true ones."""
+def mask_scores(run: Run, predictions: Predictions) -> MaskIoU | None:
+    """Returns the IoU of the object masks; None if the data has no true masks."""
     test = run.dataset.test
     if predictions.object_masks is None or not isinstance(test, ShapesSplit):
-        return {}
+        return None
     truth = np.stack([test.scene(int(i)).mask for i in predictions.indices])
-    return {"mask_iou": mask_iou(predictions.object_masks, truth, run.clip.vision.grid)._asdict()}
+    return mask_iou(predictions.object_masks, truth, run.clip.vision.grid)

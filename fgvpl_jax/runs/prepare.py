@@ -1,4 +1,4 @@
-"""From a config to a run, with every mistake found before anything is written."""
+"""Builds a run from a config, and finds every mistake before anything is written."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,7 @@ from fgvpl_jax.training import data_mesh, kept_text_features, same_backbone
 
 
 def prepare(config: ConfigDict, workdir: Workdir) -> Run:
-    """Resolves and checks a config: data, draw, backbone.
+    """Resolves and checks a config: its data, its draw, its backbone.
 
     Raises:
         UserError: For every mistake in config or data.
@@ -27,8 +27,8 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     check_config(config)
     if method_named(config.method).reads_features and jax.process_count() > 1:
         raise UserError(
-            f"{config.method} reads features that one process makes, and this job has "
-            f"{jax.process_count()}: start a single one, which may have several devices"
+            f"{config.method} reads features that one process computes, and this job has "
+            f"{jax.process_count()} processes: start a single one, which may use several devices"
         )
     dataset = load_dataset(config)
     few_shot = draw(config, dataset)
@@ -42,26 +42,25 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         clip, dataset.class_names, config.data.templates, image_cache
     )
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
-    run.new_model(few_shot.support)  # refuses what only the model can judge
+    run.new_model(few_shot.support)  # refuses values that only the model can check
     return run
 
 
 def check_is_same_draw(workdir: Workdir, config: ConfigDict, record: dict[str, Any]) -> None:
-    """Refuses a folder with a run of other few-shot images than `record`, which are drawn now."""
+    """Refuses a folder whose run has other few-shot images than `record`, which are drawn now."""
     if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:
         raise UserError(
-            f"the images drawn now are not those of {workdir.few_shot_file}: the data at "
-            f"{config.data.root} changed since that run; restore it or choose another --workdir"
+            f"the images drawn now are not those of {workdir.few_shot_file}: the data in "
+            f"{config.data.root} changed since that run; restore it or choose another workdir"
         )
 
 
 def check_is_same_backbone(workdir: Workdir, clip: str, identity: Identity) -> None:
-    """Refuses a folder with a run of another backbone than `clip`, whose identity is given."""
+    """Refuses a folder whose run has another backbone than `clip`, which has this identity."""
     if workdir.config_file.exists() and not same_backbone(
         workdir.stored_backbone(), asdict(identity)
     ):
         raise UserError(
-            f"the backbone {clip} is not the one that {workdir.path} was begun with: name "
-            "that one with --config.clip, fetch it again if its files changed, or choose another "
-            "--workdir"
+            f"the backbone {clip} is not the one that {workdir.path} was begun with: set `clip` to "
+            "that one, fetch it again if its files changed, or choose another workdir"
         )

@@ -1,9 +1,7 @@
-"""A run: its settings, data and backbone, and how its model is trained and evaluated."""
+"""A run: its settings, data and backbone, with methods to train and evaluate its model."""
 
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -12,15 +10,12 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import Dataset, FewShot, ImageCache, Split
-from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import (
     Checkpoints,
-    EpochCallback,
-    EpochMetrics,
     FeatureInputs,
     Inputs,
     PixelInputs,
@@ -28,17 +23,26 @@ from fgvpl_jax.training import (
     TrainingSetup,
     VisualCacheBuilder,
     batch_size_for,
-    is_writer,
     process_share,
     replicate,
     split_model,
-    train,
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a config resolves to; the config's own recipe is filled in."""
+    """Everything that a config resolves to.
+
+    Attributes:
+        config: Config with the method's recipe filled in.
+        workdir: Folder of the run.
+        dataset: All splits of the data.
+        few_shot: Support images and few-shot validation images.
+        clip: Frozen backbone.
+        text_features: Unit vectors of the class names in the config's templates.
+        mesh: Devices of the run.
+        image_cache: Cache of decoded images; None if the config has none.
+    """
 
     config: ConfigDict
     workdir: Workdir
@@ -51,7 +55,7 @@ class Run:
 
     @property
     def provenance(self) -> Provenance:
-        """What the run's checkpoints must belong to."""
+        """Identifies the run that a checkpoint must belong to."""
         return Provenance(
             method=self.config.method,
             class_names=list(self.dataset.class_names),
@@ -61,46 +65,26 @@ class Run:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What the method reads of the images."""
+        """Images as the method reads them: frozen features or pixels."""
         if method_named(self.config.method).reads_features:
             return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
         return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
 
     def new_model(self, support: Split) -> Method:
-        """The model as it is before training on these images, by the seed alone."""
+        """Builds the model before training; all its random numbers come from the run's seed."""
         task = Task(self.dataset.class_names, self.text_features, support.labels)
         return build_model(self.config, self.clip, task)
 
-    def train(
-        self,
-        model: Method,
-        support: Split,
-        checkpoints: Checkpoints,
-        metrics_file: Path,
-        on_epoch: EpochCallback | None = None,
-    ) -> None:
-        """Trains a model in place with the run's settings, and shows how far it is.
-
-        A finished one is only restored.
-        """
-        display = epoch_progress(self.config.epochs) if is_writer() else nullcontext(None)
-        with display as show:
-
-            def show_epoch(line: EpochMetrics, trainable: nnx.State) -> None:
-                assert show is not None
-                show(line)
-
-            train(
-                model,
-                support,
-                TrainingSetup(self.config, self.few_shot.validation, self.inputs, self.mesh),
-                checkpoints=checkpoints,
-                metrics_file=metrics_file,
-                on_epoch=[show_epoch] if on_epoch is None else [show_epoch, on_epoch],
-            )
+    @property
+    def training_setup(self) -> TrainingSetup:
+        """Settings, inputs and devices for `train`."""
+        return TrainingSetup(self.config, self.few_shot.validation, self.inputs, self.mesh)
 
     def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
-        """An evaluator of a trained model, with the cache of these images under it, if any."""
+        """Returns an evaluator of a trained model, and the visual cache of the support images.
+
+        The cache is None if the method has none.
+        """
         graphdef, trainable, frozen = split_model(model)
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
         cache = None
@@ -127,6 +111,6 @@ class Run:
 
 
 def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:
-    """The model of a config for a task, freshly initialised."""
+    """Builds the model of a config for a task, freshly initialised."""
     method = method_named(config.method)
     return method.build(clip, task, config, rngs=nnx.Rngs(config.seed))

@@ -1,4 +1,4 @@
-"""What is chosen on validation images, and on nothing else."""
+"""Chooses values, such as λ and the temperature, on validation images only."""
 
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ from fgvpl_jax.runs.run import Run
 
 # With fewer photos a fitted temperature does more harm than none.
 FEWEST_TO_CALIBRATE = 30
-# Candidates whose accuracies are all told; of a larger grid only the best one's is.
-MOST_TOLD = 20
+# Largest number of candidates whose accuracies are all reported; of a larger grid only the best is.
+MOST_REPORTED = 20
 
 
 class Labelled(NamedTuple):
@@ -23,13 +23,13 @@ class Labelled(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The choices, and what they were chosen by.
+    """The choices, and the evidence for them.
 
     Attributes:
-        choices: Such as λ.
-        accuracies: Validation accuracy by candidate; the chosen one's alone where there are many.
-            Empty where there was no image to choose by.
-        validation: The validation images at the choices; None where there was none.
+        choices: Values chosen on validation, such as λ.
+        accuracies: Validation accuracy of each candidate, or of the chosen one alone if there are
+            more than 20 candidates. Empty if there was no image to choose with.
+        validation: Logits of the validation images with these choices; None if there was no image.
         unreadable: "path: reason" of every validation image that could not be decoded.
     """
 
@@ -40,9 +40,9 @@ class Chosen(NamedTuple):
 
 
 def choose_on_validation(evaluator: Evaluator, run: Run) -> Chosen:
-    """The method's candidate of the highest validation accuracy; of equals its first.
+    """Returns the method's candidate with the highest validation accuracy; the first of equals.
 
-    The choices stay those of training where there is no readable validation image.
+    Without a readable validation image, the choices stay those of training.
     """
     method, validation = method_named(run.config.method), run.few_shot.validation
     start = method.starting_choices(run.config)
@@ -52,25 +52,25 @@ def choose_on_validation(evaluator: Evaluator, run: Run) -> Chosen:
     found = evaluator.choose(validation, candidates)
     if not len(found.labels):
         return Chosen(start, {}, None, found.unreadable)
-    told = range(len(candidates)) if len(candidates) <= MOST_TOLD else [found.best]
-    accuracies = {described(candidates[i]): float(found.accuracies[i]) for i in told}
+    reported = range(len(candidates)) if len(candidates) <= MOST_REPORTED else [found.best]
+    accuracies = {described(candidates[i]): float(found.accuracies[i]) for i in reported}
     best = Labelled(found.logits, found.labels)
     return Chosen(candidates[found.best], accuracies, best, found.unreadable)
 
 
 def described(choices: Choices) -> str:
-    """A candidate in a word or two."""
+    """Returns a candidate in a few words."""
     return ", ".join(f"{name} {value:.6g}" for name, value in choices.items()) or "as trained"
 
 
 def calibration(fitted_on: str, photos: Labelled) -> dict[str, Any]:
-    """The temperature that photos ask for, and their calibration error without and with it.
-
-    Nothing where there are fewer than 30 photos.
+    """Fits the temperature on photos, and measures their calibration error without and with it.
 
     Args:
-        fitted_on: What to call the photos.
-        photos: Neither trained on nor tested with.
+        fitted_on: Name of the photos in the results.
+        photos: Logits of photos that are used neither for training nor for testing.
+    Returns:
+        Fields of `RunResults`; empty if there are fewer than 30 photos.
     """
     if len(photos.labels) < FEWEST_TO_CALIBRATE:
         return {}

@@ -1,4 +1,4 @@
-"""What a config may hold: which values are refused, how a recipe fills it in, how it is stored."""
+"""Checks the settings of a run, completes them with the method's recipe, and stores them."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from fgvpl_jax.methods import METHODS, method_named
 
 CACHE_REFRESH = ("epoch", "once")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# Fields that only methods with a tunable image encoder use, with their defaults.
 ENCODER_SETTINGS = {"compute_dtype": "float32", "rematerialise": False}
 MOST_SEEDS = 2**63
 AMOUNTS = (
@@ -22,8 +23,8 @@ AMOUNTS = (
 )
 POSITIVE = ("shots", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
 
-# Where things lie may change between two commands on one run; what they are may not: the backbone
-# is compared by its hash, the drawn images by their names.
+# Locations may change between two commands on one run. Their content may not: the backbone is
+# compared by its hash, the drawn images by their names.
 LOCATIONS = (
     "clip",
     "data.root",
@@ -31,57 +32,77 @@ LOCATIONS = (
     "data.image_cache_dir",
     "data.image_cache_gb",
 )
-# How much memory a step takes may change too: up to rounding, of photos to bytes, it computes the
-# same.
+# The memory that a step takes may change too: a step computes the same with any of these, apart
+# from the rounding of photos to bytes.
 RESOURCES = ("data.resident_gb", "microbatch", "rematerialise")
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses values that no run can have."""
-    method = method_named(config.method)
-    if config.cache_refresh not in CACHE_REFRESH:
-        raise UserError(f"cache_refresh is {config.cache_refresh!r}: choose one of {CACHE_REFRESH}")
+    """Checks the values that do not depend on the data.
+
+    Raises:
+        UserError: If a value is one that no run can have; names the field.
+    """
+    method_named(config.method)
+    _check_choice("cache_refresh", config.cache_refresh, CACHE_REFRESH)
+    _check_choice("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
+    _check_encoder_settings(config)
     if not 0 <= config.seed < MOST_SEEDS:
         raise UserError(f"seed is {config.seed}: give 0 or more, below {MOST_SEEDS}")
-    amounts = [(name, config[name]) for name in AMOUNTS if config[name] is not None]
-    amounts += [("a value of cache_logit_weight_grid", v) for v in config.cache_logit_weight_grid]
-    for name, value in amounts:
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UserError(f"{name} is {value!r}: give a number, 0 or more")
-    if config.compute_dtype not in COMPUTE_DTYPES:
-        raise UserError(
-            f"compute_dtype is {config.compute_dtype!r}: choose one of {COMPUTE_DTYPES}"
-        )
+    for name in AMOUNTS:
+        if config[name] is not None:
+            _check_amount(name, config[name])
+    for value in config.cache_logit_weight_grid:
+        _check_amount("a value of cache_logit_weight_grid", value)
+    for name in POSITIVE:
+        _check_at_least(1, name, config[name])
+    _check_at_least(2, "cv_folds", config.cv_folds)
+    _check_at_least(0, "microbatch", config.microbatch)
+    _check_at_least(0, "data.image_cache_gb", config.data.image_cache_gb)
+    _check_at_least(0, "data.resident_gb", config.data.resident_gb)
+    # The recipe of a method that trains nothing has 0 epochs, whatever the config says.
+    trains = method_named(config.method).recipe(config.benchmark, 1, 1).epochs > 0
+    if trains:
+        _check_at_least(1, "epochs", config.epochs)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}: choose one of {choices}")
+
+
+def _check_amount(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{name} is {value!r}: give a number, 0 or more")
+
+
+def _check_at_least(least: int, name: str, value: int | float | None) -> None:
+    if value is not None and value < least:
+        raise UserError(f"{name} is {value}: give {least} or more")
+
+
+def _check_encoder_settings(config: ConfigDict) -> None:
+    """Refuses settings that the method would ignore."""
+    if method_named(config.method).tunable_encoder:
+        return
     for name, default in ENCODER_SETTINGS.items():
-        if config[name] != default and not method.tunable_encoder:
-            heeding = [other for other in METHODS if METHODS[other].tunable_encoder]
+        if config[name] != default:
+            others = [other for other in METHODS if METHODS[other].tunable_encoder]
             raise UserError(
-                f"{name} is {config[name]!r}, which {config.method} does not heed: leave it at "
-                f"{default!r}, or choose one of {', '.join(heeding)}"
+                f"{name} is {config[name]!r}, which {config.method} does not use: leave it at "
+                f"{default!r}, or choose one of {', '.join(others)}"
             )
-    if config.microbatch < 0:
-        raise UserError(f"microbatch is {config.microbatch}: give 0 or more")
-    if config.cv_folds < 2:
-        raise UserError(f"cv_folds is {config.cv_folds}: give 2 or more")
-    for name in ("image_cache_gb", "resident_gb"):
-        if config.data[name] < 0:
-            raise UserError(f"data.{name} is {config.data[name]}: give 0 or more")
-    # 0 epochs are what `with_recipe` gives a method that trains nothing.
-    trains = method.recipe(config.benchmark, 1, 1).epochs > 0
-    for name in (*POSITIVE, *(["epochs"] if trains else [])):
-        if config[name] is not None and config[name] < 1:
-            raise UserError(f"{name} is {config[name]}: give 1 or more")
 
 
 def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> ConfigDict:
-    """The config with the method's own recipe where it leaves epochs and the like out.
+    """Returns the config with the method's own recipe for the fields that it leaves at None.
 
-    A method that trains nothing has 0 epochs whatever the config says.
+    A method that trains nothing has 0 epochs, whatever the config says.
 
     Args:
-        config: Of a run.
-        num_images: Of the support set.
-        num_classes: k.
+        config: Config of a run.
+        num_images: Number of support images.
+        num_classes: Number of classes.
     """
     shots = config.shots or math.ceil(num_images / num_classes)
     recipe = method_named(config.method).recipe(config.benchmark, shots, num_images)
@@ -93,12 +114,12 @@ def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> Config
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON holds it: tuples become lists."""
+    """Returns a config as JSON stores it: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"root": 1}} to {"data.root": 1}."""
+    """Turns {"data": {"root": 1}} into {"data.root": 1}."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):

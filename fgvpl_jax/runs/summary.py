@@ -1,74 +1,75 @@
-"""A run's results in a few lines."""
-
-from typing import Any
+"""Summarises the results of a run in a few lines."""
 
 from fgvpl_jax.methods import method_named
+from fgvpl_jax.runs.results import RunResults
 
 MOST_NAMED = 5
-# Whatever any method chooses on validation.
+# Everything that some method chooses on validation; the linear probe reports its own as a fact.
 CHOSEN = ("cache_logit_weight", "alpha", "beta", "inverse_regularisation")
 
 
-def summary_lines(results: dict[str, Any]) -> list[str]:
-    """What a person wants to see first of `results.json`.
-
-    Args:
-        results: As `train_and_evaluate` returns them.
-    """
-    title = method_named(results["method"]).title
-    lines = [f"splits: {results['split_protocol']}"]
+def summary_lines(results: RunResults) -> list[str]:
+    """Returns the most important results as lines of text."""
+    lines = [f"splits: {results.split_protocol}"]
     lines += [
         f"validation accuracy at {candidate}: {accuracy:.2%}"
-        for candidate, accuracy in results["validation_accuracy"].items()
+        for candidate, accuracy in results.validation_accuracy.items()
     ]
-    lines += [f"{name}: {results[name]:.6g}" for name in CHOSEN if name in results]
+    values = {**results.facts, **results.choices}
+    lines += [f"{name}: {values[name]:.6g}" for name in CHOSEN if name in values]
     for split, unreadable in (
-        ("validation", results["validation_unreadable"]),
-        ("test", results["unreadable"]),
+        ("validation", results.validation_unreadable),
+        ("test", results.unreadable),
     ):
         lines += [f"not read: {line}" for line in unreadable[:MOST_NAMED]]
         if unreadable:
             lines.append(f"{len(unreadable)} {split} images could not be read")
-    if "temperature_fitted_on" in results:
+    if results.temperature_fitted_on is not None:
         lines.append(
-            f"temperature {results['temperature']:.3f}, fitted on "
-            f"{results['temperature_fitted_on']}: calibration error there "
-            f"{results['fitted_ece_before']:.3f} before, {results['fitted_ece_after']:.3f} after"
+            f"temperature {results.temperature:.3f}, fitted on "
+            f"{results.temperature_fitted_on}: calibration error there "
+            f"{results.fitted_ece_before:.3f} before, {results.fitted_ece_after:.3f} after"
         )
-    if "mask_iou" in results:
-        iou = results["mask_iou"]
+    if results.mask_iou is not None:
+        iou = results.mask_iou
         lines.append(
-            f"object masks: mean IoU {iou['object_mask']:.3f} with the truth (everything "
-            f"{iou['everything']:.3f}, centred box of equal area {iou['centred_box']:.3f}, random "
-            f"patches of equal area {iou['random']:.3f})"
+            f"object masks: mean IoU {iou.object_mask:.3f} with the truth (everything "
+            f"{iou.everything:.3f}, centred box of equal area {iou.centred_box:.3f}, random "
+            f"patches of equal area {iou.random:.3f})"
         )
-    if results["test_accuracy"] is None:
-        low, high = results["cv_interval"]
-        lines.append(_scores(results, "zero_shot", "zero-shot CLIP", "held-out photos"))
-        lines.append(
-            _scores(results, "cv", title, "held-out photos")
-            + f"; 95% interval of the accuracy {low:.1%} to {high:.1%}"
-        )
-        lines.append(
-            "there is no test split: each photo was predicted by a model trained on the other "
-            "folds; the classifier itself was then trained on all"
-        )
-    else:
-        images = f"{results['test_images_read']} test images"
-        lines.append(_scores(results, "zero_shot", "zero-shot CLIP", images))
-        line = _scores(results, "test", title, images)
-        if "temperature_fitted_on" in results:
-            line += (
-                f"; with the temperature NLL {results['test_nll_tempered']:.3f}, ECE "
-                f"{results['test_ece_tempered']:.3f}"
-            )
-        lines.append(line)
-    return lines
+    return lines + (_fold_lines(results) if results.test_accuracy is None else _test_lines(results))
 
 
-def _scores(results: dict[str, Any], prefix: str, name: str, images: str) -> str:
+def _fold_lines(results: RunResults) -> list[str]:
+    assert results.cv_interval is not None
+    low, high = results.cv_interval
+    title = method_named(results.method).title
+    return [
+        _scores(results, "zero_shot", "zero-shot CLIP", "held-out photos"),
+        _scores(results, "cv", title, "held-out photos")
+        + f"; 95% interval of the accuracy {low:.1%} to {high:.1%}",
+        "there is no test split: each photo was predicted by a model trained on the other "
+        "folds; the classifier itself was then trained on all",
+    ]
+
+
+def _test_lines(results: RunResults) -> list[str]:
+    images = f"{results.test_images_read} test images"
+    line = _scores(results, "test", method_named(results.method).title, images)
+    if results.temperature_fitted_on is not None:
+        line += (
+            f"; with the temperature NLL {results.test_nll_tempered:.3f}, ECE "
+            f"{results.test_ece_tempered:.3f}"
+        )
+    return [_scores(results, "zero_shot", "zero-shot CLIP", images), line]
+
+
+def _scores(results: RunResults, prefix: str, name: str, images: str) -> str:
+    accuracy, per_class, nll, ece = (
+        getattr(results, f"{prefix}_{score}")
+        for score in ("accuracy", "mean_class_accuracy", "nll", "ece")
+    )
     return (
-        f"{name}: {results[f'{prefix}_accuracy']:.2%} of {images} (mean over classes "
-        f"{results[f'{prefix}_mean_class_accuracy']:.2%}, NLL {results[f'{prefix}_nll']:.3f}, "
-        f"ECE {results[f'{prefix}_ece']:.3f})"
+        f"{name}: {accuracy:.2%} of {images} (mean over classes {per_class:.2%}, NLL {nll:.3f}, "
+        f"ECE {ece:.3f})"
     )

@@ -1,4 +1,4 @@
-"""The folder of one run: whose it is, and the readable files in it."""
+"""The folder of one run: its files, its stored config, and its lock."""
 
 import fcntl
 import os
@@ -16,26 +16,33 @@ from fgvpl_jax.files import read_json, write_arrays, write_json
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.runs.settings import LOCATIONS, RESOURCES, flatten, plain
 from fgvpl_jax.training import is_writer
+from fgvpl_jax.version import __version__
 
 LOCK = ".lock"
+# Format of `config.json`, under the key "format"; format 1 has no such key. Increase it when the
+# meaning of a stored field changes. A new field needs no new format if runs before it did what its
+# default says.
+FORMAT = 2
 
 
 class WorkdirInUse(UserError):
-    """Another process works in the folder."""
+    """Another process is working in the folder."""
 
 
 class Workdir:
     """Paths of a run's files, and the rule that one folder holds one run.
 
     Attributes:
-        path: The folder; created by the first write.
+        path: Folder of the run; created by the first write.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
-        there = next(p for p in (self.path, *self.path.parents) if p.exists())
-        if not there.is_dir():
-            raise UserError(f"--workdir={path}: {there} is a file: name a folder")
+        existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not existing.is_dir():
+            raise UserError(
+                f"the workdir {path} cannot be used: {existing} is a file; name a folder"
+            )
         self.config_file = self.path / "config.json"
         self.few_shot_file = self.path / "few_shot.json"
         self.metrics_file = self.path / "metrics.jsonl"
@@ -46,33 +53,58 @@ class Workdir:
         self.folds = self.path / "cv"
 
     def stored_config(self) -> ConfigDict:
-        """The resolved config of the run in this folder.
+        """Returns the resolved config of the run in this folder.
+
+        A field that was added after the version that wrote the run has its default.
 
         Raises:
-            UserError: If no run is here, or one of another version.
+            UserError: If there is no run, or if the run has a field or format that this version
+                does not know.
         """
         if not self.config_file.exists():
             raise UserError(
-                f"{self.path} holds no run (no config.json): train first, or check --workdir"
+                f"{self.path} holds no run (no config.json): train first, or choose another workdir"
             )
-        stored = self._stored()["config"]
-        other = flatten(stored).keys() ^ flatten(plain(get_config())).keys()
-        if other:
+        stored = flatten(self._stored()["config"])
+        defaults = plain(get_config())
+        fields = flatten(defaults)
+        unknown = sorted(stored.keys() - fields.keys())
+        if unknown:
             raise UserError(
-                f"{self.config_file} is of another version, with other fields {sorted(other)}: "
-                "choose another --workdir, or use the version that made it"
+                f"{self.config_file} has fields that version {__version__} of fgvpl_jax does not "
+                f"know, {', '.join(unknown)}: use the version that wrote it, or choose another "
+                "workdir"
             )
-        return ConfigDict(stored)
+        # The default of these is the method's recipe, which a stored config has filled in.
+        lost = sorted(n for n in fields.keys() - stored.keys() if fields[n] is None)
+        if lost:
+            raise UserError(
+                f"{self.config_file} is damaged (the field {lost[0]} is missing): restore it, or "
+                "choose another workdir"
+            )
+        config = ConfigDict(defaults)
+        with config.ignore_type():
+            config.update_from_flattened_dict(stored)
+        return config
 
     def stored_backbone(self) -> dict[str, Any]:
-        """Id, revision and content hashes of the backbone of the run in this folder."""
+        """Returns id, revision and content hashes of the backbone of the run in this folder."""
         return self._stored()["backbone"]
 
     def _stored(self) -> dict[str, Any]:
+        """Reads `config.json`, of any format up to this version's."""
         stored = read_json(self.config_file)
-        if not all(isinstance(stored.get(part), dict) for part in ("config", "backbone")):
+        format_ = stored.get("format", 1)
+        if type(format_) is int and format_ > FORMAT:
             raise UserError(
-                f"{self.config_file} is not of a run of this program: choose another --workdir"
+                f"{self.config_file} has format {format_}, and version {__version__} of fgvpl_jax "
+                f"reads formats up to {FORMAT}: use a newer version, or choose another workdir"
+            )
+        is_format = type(format_) is int and format_ >= 1
+        parts = (stored.get(part) for part in ("config", "backbone"))
+        if not is_format or not all(isinstance(part, dict) for part in parts):
+            raise UserError(
+                f"{self.config_file} does not belong to a run of fgvpl_jax: choose another workdir"
             )
         return stored
 
@@ -80,14 +112,15 @@ class Workdir:
         """Refuses a folder that holds another run.
 
         Raises:
-            UserError: If a run of another config is here, whose differing fields it names, or one
-                that lost its config.
+            UserError: If the folder holds a run with another config, whose differing fields the
+                message names, or a run without its config.
         """
         if not self.config_file.exists():
             for leftover in (self.checkpoints, self.folds):
                 if leftover.exists():
                     raise UserError(
-                        f"{leftover} is of a run without its config.json: choose another --workdir"
+                        f"{leftover} belongs to a run without its config.json: choose another "
+                        "workdir"
                     )
             return
         ours, theirs = flatten(plain(config)), flatten(plain(self.stored_config()))
@@ -99,48 +132,49 @@ class Workdir:
         if differing:
             raise UserError(
                 f"{self.path} holds another run, with other {', '.join(differing)}: "
-                "choose another --workdir, or that run's config to go on with it"
+                "choose another workdir, or use that run's config to resume it"
             )
 
     def write_config(self, config: ConfigDict, backbone: dict[str, Any]) -> None:
         """Writes `config.json`.
 
         Args:
-            config: A folder as its backbone is kept absolute: later commands may start elsewhere.
-            backbone: Id, revision and content hashes.
+            config: Resolved config. If `clip` is a folder, its path is stored as an absolute one,
+                because later commands may start elsewhere.
+            backbone: Id, revision and content hashes of the backbone.
         """
         content = plain(config)
         folder = Path(config.clip).expanduser()
         if folder.is_dir():
             content["clip"] = str(folder.absolute())
-        self.write(self.config_file, {"config": content, "backbone": backbone})
+        self.write(self.config_file, {"format": FORMAT, "config": content, "backbone": backbone})
 
     def write(self, file: Path, content: dict[str, Any]) -> None:
-        """Writes one JSON file whole or not at all; of several processes the first does."""
+        """Writes one JSON file, whole or not at all; only process 0 writes."""
         if not is_writer():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(file, content)
 
     def write_arrays(self, file: Path, **arrays: np.ndarray) -> None:
-        """Writes one .npz file whole or not at all; only process 0 writes."""
+        """Writes one .npz file, whole or not at all; only process 0 writes."""
         if is_writer():
             write_arrays(file, **arrays)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other commands from writing here; the system ends the lock with the process.
+        """Keeps other commands from writing here; the system releases the lock with the process.
 
-        A folder made for it is removed again if nothing was written. Of several processes of a job
-        the first holds the lock.
+        A folder created for the lock is removed again if nothing was written. Of several processes
+        of a job, process 0 holds the lock.
 
         Raises:
-            WorkdirInUse: If another command is at work in the folder.
+            WorkdirInUse: If another command is running in the folder.
         """
         if not is_writer():
             yield
             return
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / LOCK
         with _lock(file) as stream:
@@ -151,13 +185,13 @@ class Workdir:
                 yield
             finally:
                 file.unlink(missing_ok=True)
-                with suppress(OSError):  # what is not empty stays
-                    for folder in made:
+                with suppress(OSError):  # a folder that is not empty stays
+                    for folder in created:
                         folder.rmdir()
 
 
 def _lock(file: Path) -> TextIO:
-    """Opens and locks a file that whoever held it before may be removing."""
+    """Opens and locks a file that its previous holder may be removing."""
     while True:
         stream = file.open("a+", encoding="utf-8")
         try:
@@ -170,7 +204,7 @@ def _lock(file: Path) -> TextIO:
             owner = stream.read() or "a process that just began"
             stream.close()
             raise WorkdirInUse(
-                f"another command is at work in {file.parent} ({owner}): wait for it, or choose "
-                "another --workdir"
+                f"another command is running in {file.parent} ({owner}): wait for it, or choose "
+                "another workdir"
             ) from None
         stream.close()

@@ -88,7 +88,7 @@ def answer_html(
             if part in prediction.contributions
         ],
         num_classes=len(classifier.class_names) + len(added),
-        temperature=classifier.results["temperature"],
+        temperature=classifier.results.temperature,
     )
 
 

@@ -26,6 +26,7 @@ from fgvpl_jax.files import read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
 from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
+from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import with_recipe
 from fgvpl_jax.runs.workdir import Workdir, WorkdirInUse
 from fgvpl_jax.sweeps.cells import Cell, ConfigNamed, cells_of
@@ -104,7 +105,7 @@ class Worker:
             try:
                 with workdir.locked():
                     self._run(cell, workdir, progress, output)
-                    results = read_json(workdir.results_file)
+                    results = RunResults.read(workdir)
                     if not cell.keeps_model:
                         shutil.rmtree(workdir.checkpoints, ignore_errors=True)
                         workdir.support_file.unlink(missing_ok=True)
@@ -117,8 +118,8 @@ class Worker:
                 self._record_failure(error_file, progress.problem, output.read())
             else:
                 progress.status = Status.DONE
-                progress.accuracy = results["test_accuracy"]
-                progress.seconds = results["wall_seconds"]
+                progress.accuracy = results.test_accuracy
+                progress.seconds = results.wall_seconds
                 error_file.unlink(missing_ok=True)
 
     def _run(self, cell: Cell, workdir: Workdir, progress: CellProgress, output: TextIO) -> None:
@@ -153,10 +154,8 @@ class Worker:
         Data and backbone that are not on this machine cannot be compared, and a finished run does
         not need them.
         """
-        results = read_json(workdir.results_file)
-        workdir.check_is_free_for(
-            with_recipe(config, results["counts"]["train"], results["num_classes"])
-        )
+        results = RunResults.read(workdir)
+        workdir.check_is_free_for(with_recipe(config, results.counts.train, results.num_classes))
         record = self._few_shot_record_of(config)
         if record is not None:
             check_is_same_draw(workdir, config, record)

@@ -106,10 +106,10 @@ class Undisturbed:
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
-    from tests.conftest import tiny_config
+    from tests.conftest import make_tiny_config
 
     place = tmp_path_factory.mktemp("undisturbed")
-    config = tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+    config = make_tiny_config(tiny_clip_dir, photos_dir)
     shutil.copytree(tiny_clip_dir, place / "clip")
     shutil.copytree(photos_dir, place / "photos")
     config.clip = str(place / "clip")

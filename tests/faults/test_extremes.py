@@ -9,6 +9,7 @@ from PIL import Image
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 from tests.faults.conftest import count
 
@@ -46,8 +47,14 @@ def test_a_class_without_test_images(undisturbed, photos_dir, tmp_path):
     config.data.root = str(tmp_path / "photos")
     results = experiment.train_and_evaluate(config, Workdir(tmp_path / "W"))
     predictions = np.load(tmp_path / "W" / "predictions.npz")
-    assert results["counts"]["test"] == 10
-    assert np.isfinite([v for k, v in results.items() if k.startswith(("test", "zero_shot"))]).all()
+    assert results.counts.test == 10
+    assert np.isfinite(
+        [
+            value
+            for name, value in results.to_json().items()
+            if name.startswith(("test", "zero_shot"))
+        ]
+    ).all()
     assert set(predictions["labels"].tolist()) == {0, 1}  # blue square, green square
     count("a class without test images", "ended right")
 
@@ -67,7 +74,7 @@ def test_a_thousand_classes_of_sixteen(undisturbed, tmp_path):
     config.data.image_cache_dir = str(tmp_path / "cache")
     config.shots, config.epochs, config.batch_size, config.eval_batch_size = 16, 1, 1000, 500
     results = experiment.train_and_evaluate(config, Workdir(tmp_path / "W"))
-    assert results["counts"] == {"train": 16_000, "validation": 0, "test": 1_000}
-    assert results["num_classes"] == 1000
-    assert np.isfinite(results["test_nll"])
+    assert results.counts == ImageCounts(train=16_000, validation=0, test=1_000)
+    assert results.num_classes == 1000
+    assert np.isfinite(results.test_nll)
     count("1,000 classes, 16,000 support images", "ended right")

@@ -75,7 +75,7 @@ def test_of_two_commands_in_one_folder_one_is_refused(undisturbed, tmp_path, pai
     codes = sorted(run.returncode for run in runs)
     same = outcome_of(tmp_path / "W") == undisturbed.outcome
     refused = next((err for run, (_, err) in zip(runs, outputs, strict=True) if run.returncode), "")
-    right = codes == [0, 2] and "another command is at work" in refused and same
+    right = codes == [0, 2] and "another command is running" in refused and same
     count(
         "two commands in one folder",
         *(["ended right", "of them refused"] if right else []),

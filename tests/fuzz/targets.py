@@ -22,13 +22,16 @@ from flax.serialization import msgpack_serialize
 from PIL import Image
 from safetensors.numpy import save
 
+from fgvpl_jax import files
 from fgvpl_jax.clip import config as clip_config
 from fgvpl_jax.clip import weights
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
 from fgvpl_jax.data.splits import Dataset, make_split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_arrays, read_json
+from fgvpl_jax.files import read_arrays
+from fgvpl_jax.runs.results import RunResults
+from fgvpl_jax.runs.workdir import Workdir
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Mutation
 from tests.tiny_clip import tiny_config
@@ -337,7 +340,7 @@ def run_targets(place: Path) -> dict[str, Target]:
 
     def read_results(data: bytes) -> None:
         (place / "results.json").write_bytes(data)
-        read_json(place / "results.json")
+        RunResults.read(Workdir(place))
 
     settings = (
         *("--config.shots=4", "--config.seed=2", "--config.data.root=photos"),
@@ -376,11 +379,12 @@ def run_targets(place: Path) -> dict[str, Target]:
             {"fgvpl_jax/files.py": ("read_arrays",)},
         ),
         "results.json": Target(
-            (b'{"test_accuracy": 0.5, "unreadable": [], "backbone": {"sha256": "0"}}',),
+            ((ROOT / "tests" / "fixtures" / "run_0_1_0" / "results.json").read_bytes(),),
             mutations.mutate_json,
             read_results,
             {
                 "fgvpl_jax/files.py": ("read_json", "parse_json"),
+                "fgvpl_jax/runs/results.py": ("from_json", "_from_json", "_converted"),
             },
         ),
         "overrides": Target(

@@ -21,6 +21,7 @@ from fgvpl_jax.inference.predict import (
     predict_files,
 )
 from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 
 EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"]
@@ -29,9 +30,9 @@ EUROSAT += ["Pasture", "PermanentCrop", "Residential", "River", "SeaLake"]
 
 @pytest.fixture(scope="module")
 def workdir(tiny_clip_dir, photos_dir, tmp_path_factory):
-    from tests.conftest import tiny_config
+    from tests.conftest import make_tiny_config
 
-    config = tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+    config = make_tiny_config(tiny_clip_dir, photos_dir)
     path = tmp_path_factory.mktemp("classifier") / "W"
     experiment.train_and_evaluate(config, Workdir(path))
     return path
@@ -121,7 +122,7 @@ def test_contributions_add_up_to_the_logit_and_logits_to_the_probability(classif
     }
     sums = np.sum(list(prediction.contributions.values()), axis=0)
     np.testing.assert_allclose(sums, prediction.logits, rtol=1e-5)
-    weights = np.exp(np.array(prediction.logits) / classifier.results["temperature"])
+    weights = np.exp(np.array(prediction.logits) / classifier.results.temperature)
     np.testing.assert_allclose(prediction.probabilities, weights / weights.sum(), rtol=1e-4)
     line = json.loads(as_json(next(predict_files(classifier, [photo], 1, None))))
     assert line["classes"][0]["logit"] == pytest.approx(prediction.logits[0], abs=1e-5)
@@ -135,7 +136,7 @@ def test_predictions_have_the_measured_accuracy(classifier, workdir, photos_dir)
         best = classifier.predict(photo)[0].class_names[0]
         right, total = right + (best == photo.parent.name.replace("_", " ")), total + 1
     results = json.loads((workdir / "results.json").read_text())
-    assert right / total == pytest.approx(results["test_accuracy"])
+    assert right / total == pytest.approx(results.test_accuracy)
 
 
 def test_a_training_photo_is_most_similar_to_itself(classifier, photos_dir):
@@ -241,7 +242,7 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
         workdir=tmp_path / "W",
     )
     assert read_json(tmp_path / "W" / "config.json")["config"]["data"]["templates"] == ["a {}."]
-    assert classifier.results["counts"]["train"] == 6
+    assert classifier.results.counts.train == 6
     assert classifier.class_names == ("blue square", "green square", "red square")
     assert len(classifier.predict(photos_dir / "test" / "red_square" / "000.png")) == 1
 
@@ -274,7 +275,7 @@ def test_fit_takes_a_benchmark_by_its_name(eurosat, tiny_clip_dir, tmp_path):
         "eurosat", clip=tiny_clip_dir, data=data, shots=2, epochs=1, workdir=tmp_path / "W"
     )
     assert fitted.class_names[0] == "Annual Crop Land"
-    assert fitted.results["counts"] == {"train": 20, "validation": 20, "test": 30}
+    assert fitted.results.counts == ImageCounts(train=20, validation=20, test=30)
     config = read_json(tmp_path / "W" / "config.json")["config"]
     assert config["data"]["templates"] == ["a centered satellite photo of {}."]
 

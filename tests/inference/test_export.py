@@ -40,9 +40,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     params=["fg_vpl", "tip_adapter_f", pytest.param("coop", marks=pytest.mark.slow)],
 )
 def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):
-    from tests.conftest import tiny_config
+    from tests.conftest import make_tiny_config
 
-    config = tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+    config = make_tiny_config(tiny_clip_dir, photos_dir)
     config.method = request.param
     place = tmp_path_factory.mktemp(request.param)
     experiment.train_and_evaluate(config, Workdir(place / "W"))

@@ -1,14 +1,24 @@
 """Writes folders like those of finished runs, with the results and predictions of a test."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fgvpl_jax.clip import Identity
 from fgvpl_jax.data import BENCHMARKS
+from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs.default_config import benchmark_config, get_config
-from fgvpl_jax.runs.settings import plain
+from fgvpl_jax.runs.results import ONLY_WITH_TEST_SPLIT, ONLY_WITHOUT_TEST_SPLIT, ImageCounts
+from fgvpl_jax.runs.workdir import Workdir
+from tests.whole_runs import made_up_results
+
+NO_TEST_SPLIT = {
+    **dict.fromkeys(ONLY_WITH_TEST_SPLIT),
+    **dict.fromkeys(ONLY_WITHOUT_TEST_SPLIT, 0.5),
+    "cv_interval": (0.4, 0.6),
+}
 
 
 def write_run(
@@ -37,27 +47,24 @@ def write_run(
     settings = benchmark_config(config["benchmark"]) if known else get_config()
     settings.update_from_flattened_dict(config)
     folder.mkdir(parents=True)
-    content = {"config": plain(settings), "backbone": {"sha256": sha256}}
-    (folder / "config.json").write_text(json.dumps(content))
-    (folder / "few_shot.json").write_text(json.dumps({"a": drawn}))
-    results = {
-        "method": settings.method,
-        "benchmark": settings.benchmark,
-        "backbone": {"id": settings.clip, "sha256": sha256},
-        "shots": settings.shots,
-        "seed": settings.seed,
-        "epochs": settings.epochs,
-        "counts": {"train": 10 * (settings.shots or 16)},
-        "validation_accuracy": {"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
-        "test_accuracy": accuracy,
-        "test_ece": 0.1,
-        "test_ece_tempered": 0.05,
-        "test_nll": 1.0,
-        "test_nll_tempered": 0.9,
-        "zero_shot_accuracy": zero_shot,
-        "wall_seconds": 3.0,
-    }
-    (folder / "results.json").write_text(json.dumps(results))
+    backbone = Identity(settings.clip, None, sha256, "b" * 64)
+    workdir = Workdir(folder)
+    workdir.write_config(settings, asdict(backbone))
+    workdir.write(workdir.few_shot_file, {"a": drawn})
+    results = made_up_results(
+        method=settings.method,
+        benchmark=settings.benchmark,
+        backbone=backbone,
+        shots=settings.shots,
+        seed=settings.seed,
+        epochs=settings.epochs or 0,
+        counts=ImageCounts(train=10 * (settings.shots or 16), validation=0, test=0),
+        choices=METHODS[settings.method].starting_choices(settings),
+        validation_accuracy={"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
+        zero_shot_accuracy=zero_shot,
+        **(NO_TEST_SPLIT if accuracy is None else {"test_accuracy": accuracy}),
+    )
+    results.write(workdir)
     if predictions is not None:
         count = len(predictions["labels"])
         columns = {

@@ -121,13 +121,13 @@ def test_a_real_run_has_pictures_while_its_model_and_data_exist(tiny_config, tmp
     write_report(tmp_path / "W", [place.path])
     out = tmp_path / "W" / "report"
     text = (out / "report.md").read_text()
-    assert f"{100 * results['test_accuracy']:.2f}" in text
+    assert f"{100 * results.test_accuracy:.2f}" in text
     kinds = {file.name.split("_")[-2] for file in out.glob("*.jpg")}
     assert kinds <= {"right", "wrong"}
     assert kinds
     with np.load(place.predictions_file) as saved:
         right = saved["predicted"] == saved["labels"]
-    assert right.mean() == pytest.approx(results["test_accuracy"])
+    assert right.mean() == pytest.approx(results.test_accuracy)
     place.support_file.unlink()
     write_report(tmp_path / "W2", [place.path])
     assert "No pictures: the model of" in (tmp_path / "W2" / "report" / "report.md").read_text()

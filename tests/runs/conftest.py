@@ -1,17 +1,16 @@
 import pytest
 
-from tests.conftest import tiny_config
+from tests.conftest import make_tiny_config
 from tests.whole_runs import run
 
 
 @pytest.fixture(scope="module")
-def finished(request, tmp_path_factory):
-    """One finished run that several tests look at."""
-    config = request.getfixturevalue("module_config")
+def finished(module_config, tmp_path_factory):
+    """Config, folder and results of one finished run, which tests must not change."""
     path = tmp_path_factory.mktemp("finished") / "W"
-    return config, path, run(config, path)
+    return module_config, path, run(module_config, path)
 
 
 @pytest.fixture(scope="module")
 def module_config(tiny_clip_dir, photos_dir):
-    return tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+    return make_tiny_config(tiny_clip_dir, photos_dir)

@@ -1,4 +1,4 @@
-"""`--mode=data` from config to report, data.json and contact sheet."""
+"""Checks of a data set, from config to printed report, data.json and contact sheet."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_a_report_of_everything(tmp_path, tiny_config, monkeypatch):
     assert stored["duplicates"] == stored["repeats"] == stored["notes"] == []
 
 
-def test_what_tfds_has_not_prepared_is_prepared_and_then_checked(tmp_path, capsys):
+def test_a_tfds_data_set_is_prepared_once_and_then_checked(tmp_path, capsys):
     archive = tmp_path / "tfds" / "downloads" / "manual" / "fgvc-aircraft-2013b.tar.gz"
     archive.parent.mkdir(parents=True)
     write_aircraft_archive(archive)
@@ -63,7 +63,7 @@ def test_what_tfds_has_not_prepared_is_prepared_and_then_checked(tmp_path, capsy
     assert "not prepared" not in capsys.readouterr().out
 
 
-def test_what_cannot_be_prepared_is_said(tmp_path, monkeypatch):
+def test_a_data_set_that_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_prepare, "find_spec", lambda name: None)
     config = default_config.benchmark_config("food101")
     config.data.source, config.data.root = "tfds", str(tmp_path)
@@ -76,7 +76,7 @@ def test_what_cannot_be_prepared_is_said(tmp_path, monkeypatch):
 
 
 def test_the_contact_sheet_shows_each_class_in_its_place(tmp_path, tiny_config):
-    """Photos are mostly their class's colour once the noise (below 120) is taken away."""
+    """Without the noise (below 120), most of a photo has the colour of its class."""
     check_data(tiny_config, Workdir(tmp_path / "W"))
     sheet = np.asarray(Image.open(tmp_path / "W" / "contact_sheet.jpg"), int)
     names = sorted(COLOURS, key=lambda name: name.replace("_", " "))

@@ -1,4 +1,4 @@
-"""The estimate where there is no test split."""
+"""The cross-validated estimate of runs without a test split."""
 
 import json
 
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from fgvpl_jax.runs import cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import accuracy_interval, stratified_folds
+from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 from tests.conftest import write_photo_folders
+from tests.whole_runs import without_times
 
 
 @settings(max_examples=60, deadline=None)
@@ -27,7 +29,7 @@ def test_folds_are_stratified_and_of_one_size(counts, num_folds, seed):
 
 
 def test_the_interval_is_wilsons():
-    """(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) at 45 of 50."""
+    """The ends are (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) at 45 of 50."""
     p, n, z = 0.9, 50, 1.959964
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
@@ -61,17 +63,16 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
     assert sizes == [6, 6, 6]
     left = {file.name for file in (tmp_path / "W" / "cv" / "fold_1").iterdir()}
     assert left == {"metrics.jsonl", "held_out.npz"}
-    assert results["test_accuracy"] is None
-    assert results["counts"] == {"train": 18, "validation": 0, "test": 0}
-    low, high = results["cv_interval"]
-    assert low <= results["cv_accuracy"] <= high
-    assert results["temperature"] == 1.0  # 18 photos are too few to fit one
-    assert results["cache_logit_weight"] == 1.0
+    assert results.test_accuracy is None
+    assert results.counts == ImageCounts(train=18, validation=0, test=0)
+    low, high = results.cv_interval
+    assert low <= results.cv_accuracy <= high
+    assert results.temperature == 1.0  # 18 photos are too few to fit one
+    assert results.choices["cache_logit_weight"] == 1.0
     stored = json.loads((tmp_path / "W" / "results.json").read_text())
     again = experiment.evaluate(workdir)
     assert len(sizes) == 3  # the folds are not trained again
-    del stored["wall_seconds"], again["wall_seconds"]
-    assert {**again, "cv_interval": list(again["cv_interval"])} == stored
+    assert without_times(again.to_json()) == without_times(stored)
 
 
 def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatch, caplog):
@@ -101,10 +102,12 @@ def test_a_fold_stopped_between_training_and_prediction_is_the_same(
     assert any((tmp_path / "cut" / "cv" / "fold_1" / "checkpoints").iterdir())
     cut = experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "cut"))
     for name in ("cv_nll", "cv_accuracy", "zero_shot_nll"):
-        assert cut[name] == whole[name]
+        assert getattr(cut, name) == getattr(whole, name)
 
 
-def test_an_interrupted_estimate_goes_on_where_it_was(folder_config, tmp_path, monkeypatch, caplog):
+def test_an_interrupted_estimate_resumes_where_it_stopped(
+    folder_config, tmp_path, monkeypatch, caplog
+):
     original = cross_validation.predict_fold
     calls = []
 

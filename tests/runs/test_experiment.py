@@ -1,4 +1,4 @@
-"""Whole runs on a tiny CLIP: results, resuming, refusing, and the untouched test split."""
+"""Whole runs on a tiny CLIP: their results, repeated commands, and what is refused."""
 
 import json
 import os
@@ -14,24 +14,26 @@ from fgvpl_jax import load_classifier
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import setup
 from tests.tiny_clip import write_tiny_clip
-from tests.whole_runs import metrics, run, without_times
+from tests.whole_runs import made_up_results, metrics, run, without_times
 
 
-def test_a_run_leaves_what_is_promised(finished):
+def test_a_run_writes_its_files_and_results(finished):
     _, path, results = finished
-    assert json.loads((path / "results.json").read_text()) == results
-    assert results["counts"] == {"train": 9, "validation": 9, "test": 15}
-    assert results["method"] == "fg_vpl"
-    assert results["split_protocol"] == "the folders' own"
-    assert results["cache_logit_weight"] in (0.0, 1.0, 4.0)
-    assert 0 <= results["test_accuracy"] <= 1
-    assert results["temperature"] == 1.0  # 9 photos are too few to fit one
-    assert results["test_nll_tempered"] > 0
+    assert json.loads((path / "results.json").read_text()) == results.to_json()
+    assert RunResults.read(Workdir(path)) == results
+    assert results.counts == ImageCounts(train=9, validation=9, test=15)
+    assert results.method == "fg_vpl"
+    assert results.split_protocol == "the folders' own"
+    assert results.choices["cache_logit_weight"] in (0.0, 1.0, 4.0)
+    assert 0 <= results.test_accuracy <= 1
+    assert results.temperature == 1.0  # 9 photos are too few to fit one
+    assert results.test_nll_tempered > 0
     assert (path / "support.npz").exists()
     assert [line["epoch"] for line in metrics(path)] == [1, 2, 3, 4]
     stored = json.loads((path / "config.json").read_text())
@@ -50,7 +52,7 @@ def test_two_runs_share_the_images_that_one_drew(finished, tiny_config, tmp_path
     assert (tmp_path / "W" / "few_shot.json").read_text() == (path / "few_shot.json").read_text()
 
 
-def test_evaluating_again_gives_the_same_to_the_last_digit(finished):
+def test_evaluating_again_returns_equal_results(finished):
     _, path, results = finished
     again = experiment.evaluate(Workdir(path))
     assert without_times(again) == without_times(results)
@@ -78,7 +80,7 @@ def test_a_second_run_in_the_folder_is_refused(finished):
     with Workdir(path).locked(), pytest.raises(UserError, match="another command"):
         experiment.evaluate(Workdir(path))
     with Workdir(path).locked():
-        load_classifier(path)  # which only reads
+        load_classifier(path)  # loading only reads the folder
 
 
 def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch):
@@ -88,7 +90,7 @@ def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch)
     results = run(tiny_config, tmp_path / "W")
     monkeypatch.setattr(Split, "image", lambda *_: pytest.fail("decoded again"))
     assert without_times(experiment.evaluate(Workdir(tmp_path / "W"))) == without_times(results)
-    tiny_config.data.image_cache_gb = 0  # no other run
+    tiny_config.data.image_cache_gb = 0  # still the same run
     monkeypatch.undo()
     again = experiment.evaluate(Workdir(tmp_path / "W"), tiny_config)
     assert without_times(again) == without_times(results)
@@ -98,7 +100,7 @@ def test_lambda_stays_where_there_is_no_grid(tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = ()
     tiny_config.cache_logit_weight = 2.0
     tiny_config.epochs = 1
-    assert run(tiny_config, tmp_path / "W")["cache_logit_weight"] == 2.0
+    assert run(tiny_config, tmp_path / "W").choices == {"cache_logit_weight": 2.0}
 
 
 def test_a_folder_of_another_run_is_refused_and_untouched(finished):
@@ -121,7 +123,7 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
     moved.data.root = str(tmp_path / "photos")
     moved.clip = str(tmp_path / "clip")
     again = experiment.evaluate(Workdir(path), moved)
-    assert again["test_accuracy"] == results["test_accuracy"]
+    assert again.test_accuracy == results.test_accuracy
 
 
 @pytest.mark.parametrize(
@@ -159,10 +161,10 @@ def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, 
 @pytest.mark.parametrize(
     ("field", "value"), [("compute_dtype", "bfloat16"), ("rematerialise", True)]
 )
-def test_what_a_method_would_not_heed_is_refused(tiny_config, tmp_path, field, value):
+def test_a_setting_that_the_method_would_ignore_is_refused(tiny_config, tmp_path, field, value):
     tiny_config.method = "tip_adapter"
     tiny_config[field] = value
-    with pytest.raises(UserError, match=rf"{field} is .*tip_adapter does not heed.* fvp, fg_vpl$"):
+    with pytest.raises(UserError, match=rf"{field} is .*tip_adapter does not use.* fvp, fg_vpl$"):
         run(tiny_config, tmp_path / "W")
     assert not (tmp_path / "W").exists()
 
@@ -170,7 +172,9 @@ def test_what_a_method_would_not_heed_is_refused(tiny_config, tmp_path, field, v
 def test_frozen_features_are_for_one_process(tiny_config, tmp_path, monkeypatch):
     tiny_config.method = "tar"
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"tar reads features .* this job has 2: start a single"):
+    with pytest.raises(
+        UserError, match=r"tar reads features .* this job has 2 processes: start a single"
+    ):
         run(tiny_config, tmp_path / "W")
     assert not (tmp_path / "W").exists()
 
@@ -193,7 +197,7 @@ def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir
 
 
 def test_an_unfinished_run_is_not_measured(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "measure", lambda *a: {})
+    monkeypatch.setattr(experiment, "measure", lambda *a: made_up_results())
     run(tiny_config, tmp_path / "W")
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
@@ -213,10 +217,10 @@ def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, 
     tiny_config.data.root = str(copy)
     tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
-    assert results["counts"]["test"] == 15
-    assert results["test_images_read"] == 14
-    assert len(results["unreadable"]) == 1
-    assert "red_square/002.png" in results["unreadable"][0]
+    assert results.counts.test == 15
+    assert results.test_images_read == 14
+    assert len(results.unreadable) == 1
+    assert "red_square/002.png" in results.unreadable[0]
 
 
 @pytest.mark.parametrize("broken", ["some", "all"])
@@ -232,11 +236,11 @@ def test_unreadable_validation_images_are_named_and_counted(
     tiny_config.data.root = str(copy)
     tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
-    assert len(results["validation_unreadable"]) == len(victims)
+    assert len(results.validation_unreadable) == len(victims)
     assert any(line.startswith(f"{len(victims)} validation") for line in summary_lines(results))
-    assert bool(results["validation_accuracy"]) == (broken == "some")
+    assert bool(results.validation_accuracy) == (broken == "some")
     if broken == "all":
-        assert results["cache_logit_weight"] == tiny_config.cache_logit_weight
+        assert results.choices["cache_logit_weight"] == tiny_config.cache_logit_weight
 
 
 def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_path):
@@ -248,7 +252,7 @@ def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
-    """Steps 1 and 2 of 12 learn at 1e30·(1 + cos(π·i/12))/2 = 1e30 and 9.83e29."""
+    """The learning rates of steps 1 and 2 of 12 are 1e30·(1 + cos(π·i/12))/2 = 1e30 and 9.83e29."""
     tiny_config.learning_rate = 1e30
     message = (
         r"the loss is (nan|inf) at step 2 \(epoch 1\), where the learning rate is 9\.83e\+29; "
@@ -269,7 +273,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
         def poisoned(state, *rest):
             state, metrics = step(state, *rest)
             count = int(jax.tree.leaves(state.optimizer)[0])
-            factor = jnp.float32(jnp.nan if count == 12 else 1)  # after the last loss was seen
+            factor = jnp.float32(jnp.nan if count == 12 else 1)  # after the last loss is checked
             return state._replace(trainable=jax.tree.map(lambda x: x * factor, state[0])), metrics
 
         return poisoned
@@ -283,22 +287,12 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
 
 
 def test_a_folder_of_something_else_is_refused(tiny_config, tiny_clip_dir, tmp_path):
-    """A CLIP's folder has a config.json too."""
-    with pytest.raises(UserError, match="is not of a run of this program"):
+    """The folder of a CLIP checkpoint has a config.json too."""
+    with pytest.raises(UserError, match="does not belong to a run of fgvpl_jax"):
         run(tiny_config, tiny_clip_dir)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         experiment.evaluate(Workdir(tmp_path))
-
-
-def test_a_run_of_another_version_is_refused(finished, tmp_path):
-    _, path, _ = finished
-    shutil.copytree(path, tmp_path / "W")
-    stored = json.loads((path / "config.json").read_text())
-    del stored["config"]["calibrate"]
-    (tmp_path / "W" / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=r"another version.*calibrate"):
-        experiment.evaluate(Workdir(tmp_path / "W"))
 
 
 def test_checkpoints_without_their_config_are_refused(finished, tmp_path):
@@ -322,7 +316,7 @@ def test_another_backbone_is_refused_before_the_first_checkpoint(finished, tmp_p
 
 
 def test_a_backbone_with_another_tokenizer_is_refused(finished, tiny_clip_dir, tmp_path):
-    """Which would answer otherwise, with the same weights."""
+    """Its predictions would differ, with the same weights."""
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     shutil.copytree(tiny_clip_dir, tmp_path / "clip")
@@ -362,8 +356,18 @@ def test_an_unreadable_few_shot_image_stops_the_run(tiny_config, photos_dir, tmp
     assert not (tmp_path / "W").exists()
 
 
-def test_results_are_numbers_of_this_data(finished):
-    """Counts times accuracy is a whole number of images."""
-    _, _, results = finished
-    right = results["test_accuracy"] * results["test_images_read"]
-    np.testing.assert_allclose(right, round(right), atol=1e-9)
+def test_results_are_those_of_the_test_photos(finished, photos_dir):
+    """Scores follow from `predictions.npz`, whose labels are those of the folders' photos."""
+    _, path, results = finished
+    classes = sorted((photos_dir / "test").iterdir())
+    expected = np.repeat(np.arange(3), [len(list(folder.iterdir())) for folder in classes])
+    with np.load(path / "predictions.npz") as kept:
+        np.testing.assert_array_equal(np.sort(kept["labels"]), expected)
+        np.testing.assert_array_equal(np.sort(kept["indices"]), np.arange(15))
+        right = kept["predicted"] == kept["labels"]
+        zero_shot_right = kept["zero_shot_predicted"] == kept["labels"]
+        per_class = [right[kept["labels"] == label].mean() for label in range(3)]
+    assert results.test_images_read == results.counts.test == 15
+    assert results.test_accuracy == pytest.approx(right.mean())
+    assert results.test_mean_class_accuracy == pytest.approx(np.mean(per_class))
+    assert results.zero_shot_accuracy == pytest.approx(zero_shot_right.mean())

@@ -1,4 +1,4 @@
-"""Every method through the whole program."""
+"""Every method: training, resuming, evaluation and prediction."""
 
 import json
 from dataclasses import replace
@@ -18,12 +18,12 @@ from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import loop
 from tests.conftest import write_photo_folders
 
-# What knows of test labels, and what tells of time.
+# Fields that depend on test labels, and those that depend on time.
 FINAL = ("test_", "zero_shot_", "train_seconds", "wall_seconds")
 
 
 def without_final_score(results):
-    return {k: v for k, v in results.items() if not k.startswith(FINAL)}
+    return {k: v for k, v in results.to_json().items() if not k.startswith(FINAL)}
 
 
 def losses(path):
@@ -33,7 +33,7 @@ def losses(path):
 
 @pytest.fixture
 def relabel_test(monkeypatch):
-    """Call with a function of labels: from then on the test split's are those."""
+    """A function that replaces the labels of the test split from then on."""
     original = data_loading.load_dataset
 
     def change(relabel):
@@ -49,7 +49,7 @@ def relabel_test(monkeypatch):
 
 @pytest.fixture
 def logits_seen(monkeypatch):
-    """Test logits of every measurement."""
+    """Test logits of every evaluation, in order."""
     seen = []
     original = Evaluator.predict
 
@@ -64,7 +64,7 @@ def logits_seen(monkeypatch):
 
 @pytest.fixture
 def events(monkeypatch):
-    """In order: "test" where a photo of the test split is read, "selected" after all choices."""
+    """Events in order: "test" for each test photo read, "selected" once all choices are made."""
     found = []
     image, select = Split.image, experiment.selection_of
 
@@ -90,14 +90,14 @@ def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
     tiny_config.method = name
     whole, cut = Workdir(tmp_path / "whole"), Workdir(tmp_path / "cut")
     results = experiment.train_and_evaluate(tiny_config, whole)
-    assert events == ["selected"] + ["test"] * results["counts"]["test"]
-    epochs = results["epochs"]
+    assert events == ["selected"] + ["test"] * results.counts.test
+    epochs = results.epochs
     trains = METHODS[name].recipe("", 3, 9).epochs > 0
     assert epochs == (4 if trains else 0)
-    assert results["method"] == name
+    assert results.method == name
     assert read_json(whole.config_file)["config"]["learning_rate"] is not None
 
-    # An interruption after epoch 3, whose last checkpoint is of epoch 2, and no test label known.
+    # Interrupted after epoch 3, with its last checkpoint at epoch 2, and all test labels unknown.
     relabel_test(np.zeros_like)
     original = loop.epoch_metrics
 
@@ -126,7 +126,7 @@ def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
     photos = sorted((photos_dir / "test").rglob("*.png"))
     predictions = classifier.predict(photos, top_k=1)
     right = [p.class_names[0].replace(" ", "_") in p.name.replace(" ", "_") for p in predictions]
-    assert np.mean(right) == pytest.approx(results["test_accuracy"])
+    assert np.mean(right) == pytest.approx(results.test_accuracy)
     assert (predictions[0].object_mask is not None) == METHODS[name].finds_objects
     assert bool(predictions[0].similar) == METHODS[name].uses_cache
     if not METHODS[name].finds_objects:
@@ -145,12 +145,12 @@ def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
     with tiny_config.ignore_type():
         tiny_config.shots = None
     results = experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"))
-    assert results["test_accuracy"] is None
-    assert results["cv_interval"][0] <= results["cv_accuracy"] <= results["cv_interval"][1]
+    assert results.test_accuracy is None
+    assert results.cv_interval[0] <= results.cv_accuracy <= results.cv_interval[1]
     assert fg.load_classifier(tmp_path / "W").predict(np.zeros((40, 40, 3), np.uint8))
 
 
-def test_a_config_without_numbers_means_the_methods_own(tiny_config):
+def test_a_config_without_numbers_takes_the_methods_recipe(tiny_config):
     for field in ("epochs", "batch_size", "learning_rate", "weight_decay"):
         with tiny_config.ignore_type():
             tiny_config[field] = None

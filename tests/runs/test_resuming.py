@@ -1,4 +1,4 @@
-"""Runs that were stopped, by signals and otherwise: they end as one that never was."""
+"""Runs that were stopped, by signals or otherwise, end like a run that was not."""
 
 import shutil
 import signal
@@ -18,7 +18,7 @@ from tests.whole_runs import metrics, run, without_times
 @pytest.mark.parametrize(
     ("cache_refresh", "resident_gb"), [("epoch", 1.0), ("once", 1.0), ("epoch", 0.0)]
 )
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb
 ):
     tiny_config.cache_refresh = cache_refresh
@@ -28,7 +28,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     original = getattr(module, name)
 
     def interrupted(*args, epoch, **kwargs):
-        if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) is done again
+        if epoch == 3:  # the last checkpoint is of epoch 2, so epoch 2 (from 0) runs again
             raise KeyboardInterrupt
         return original(*args, epoch=epoch, **kwargs)
 
@@ -42,7 +42,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 
 def signal_in_epoch(number, place=0):
-    """Wraps `train_batches`: SIGTERM when a batch of the epoch is handed out."""
+    """Wraps `train_batches` to raise SIGTERM when a batch of the epoch is handed out."""
     original = inputs.train_batches
 
     def batches(*args, epoch, **kwargs):
@@ -55,7 +55,7 @@ def signal_in_epoch(number, place=0):
 
 
 def signal_after_spans(number):
-    """Instead of `slowest`, which is called after every span of steps: SIGTERM after one."""
+    """Replaces `slowest`, which is called after every span of steps, to raise SIGTERM."""
     calls = []
 
     def wait(seconds):
@@ -68,7 +68,7 @@ def signal_after_spans(number):
 
 
 def signal_at_cache(number):
-    """Wraps the cache builder: SIGTERM when the cache of an epoch is built."""
+    """Wraps the cache builder to raise SIGTERM when the cache of an epoch is built."""
     original = VisualCacheBuilder.__call__
     calls = []
 
@@ -84,10 +84,10 @@ def signal_at_cache(number):
 @pytest.mark.parametrize(
     ("cache_refresh", "resident_gb"), [("epoch", 1.0), ("once", 1.0), ("epoch", 0.0)]
 )
-def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
+def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
     tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb, capsys
 ):
-    """Undisturbed epochs are spans of one to three steps, of photos on the device and not."""
+    """Uninterrupted epochs are spans of one to three steps; photos are on the device or not."""
     tiny_config.cache_refresh = cache_refresh
     tiny_config.data.resident_gb = resident_gb
     whole = run(tiny_config, tmp_path / "whole")
@@ -104,7 +104,7 @@ def test_a_terminated_run_saves_the_step_and_ends_as_an_undisturbed_one(
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
-def test_a_signal_amid_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):
+def test_a_signal_during_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.resident_gb = 0.0
     tiny_config.batch_size = 2  # six steps an epoch, in spans of 1, 2 and 3
     whole = run(tiny_config, tmp_path / "whole")
@@ -141,7 +141,7 @@ def test_a_run_terminated_in_evaluation_ends_at_once(finished, tmp_path, monkeyp
     assert without_times(run(config, tmp_path / "W")) == without_times(results)
 
 
-def test_a_line_that_a_kill_cut_short_is_written_anew(finished, tmp_path):
+def test_a_line_that_a_kill_cut_short_is_written_again(finished, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
@@ -160,14 +160,16 @@ def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
     monkeypatch.undo()
-    assert (tmp_path / "cut" / "checkpoints" / "6").exists()  # 2 epochs of 3 steps, no step more
+    assert (
+        tmp_path / "cut" / "checkpoints" / "6"
+    ).exists()  # 2 epochs of 3 steps, and no further step
     assert not (tmp_path / "cut" / "checkpoints" / "7").exists()
     assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gone_on_from(
+def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     finished, tmp_path, damage, capsys
 ):
     config, path, results = finished
@@ -187,12 +189,12 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gone_on_from(
     assert metrics(tmp_path / "W") == metrics(path)
 
 
-def test_a_damaged_support_file_is_said_and_written_anew(finished, tmp_path):
+def test_a_damaged_support_file_is_named_and_written_again(finished, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     file = tmp_path / "W" / "support.npz"
     content = bytearray(file.read_bytes())
-    content[300] ^= 4  # among the first array's numbers
+    content[300] ^= 4  # within the numbers of the first array
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*train again"):
         load_classifier(tmp_path / "W")

@@ -1,4 +1,4 @@
-"""What the temperature is fitted on, and when there is none."""
+"""Which photos the temperature is fitted on, and when no temperature is fitted."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fgvpl_jax.runs.selection import FEWEST_TO_CALIBRATE, Labelled, calibration
 
 
 def overconfident(count):
-    """Right on two of three, and sure of all."""
+    """Returns logits that are right for two of three photos, and confident for all."""
     labels = np.arange(count) % 2
     guesses = np.where(np.arange(count) % 3 < 2, labels, 1 - labels)
     return Labelled(np.eye(2)[guesses] * 8, labels)

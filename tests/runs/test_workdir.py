@@ -1,4 +1,4 @@
-"""Files of a run: whole or not there, and readable again whatever they name."""
+"""Files of a run: written whole or not at all, and readable whatever names they hold."""
 
 import json
 import os
@@ -16,12 +16,14 @@ from fgvpl_jax.files import read_arrays, read_json, write_arrays
 from fgvpl_jax.runs.workdir import Workdir
 
 
-def test_names_that_are_no_text_come_back(tmp_path):
-    content = {"Füchse": ["狐.png", "caf\udce9.jpg"]}  # a Latin-1 é, as Python reads it from a disk
+def test_names_that_are_not_text_are_read_back(tmp_path):
+    content = {
+        "Füchse": ["狐.png", "caf\udce9.jpg"]
+    }  # a Latin-1 é as Python reads it from a file system
     workdir = Workdir(tmp_path / "W")
     workdir.write(workdir.few_shot_file, content)
     assert read_json(workdir.few_shot_file) == content
-    assert "Füchse" in workdir.few_shot_file.read_text(encoding="utf-8")  # for people too
+    assert "Füchse" in workdir.few_shot_file.read_text(encoding="utf-8")  # readable for people too
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -42,7 +44,7 @@ def test_the_backbones_folder_is_kept_absolute(tiny_config, tiny_clip_dir, tmp_p
         assert workdir.stored_config().clip == kept
 
 
-def test_damage_is_told_of(tmp_path):
+def test_damage_is_reported(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="damaged"):
         read_json(tmp_path / "x.json")
@@ -71,7 +73,7 @@ def holder(tmp_path):
 def test_one_folder_one_command_and_a_kill_leaves_nothing_to_clean(holder, tmp_path):
     workdir = Workdir(tmp_path / "W")
     with pytest.raises(UserError, match=rf"\(pid {holder.pid} on .*\)"), workdir.locked():
-        pytest.fail("is held by another")
+        pytest.fail("another process holds the lock")
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with workdir.locked():
@@ -85,7 +87,7 @@ def test_a_lock_leaves_no_folder_in_which_nothing_was_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_changed_bit_of_an_array_is_told_of(tmp_path):
+def test_a_changed_bit_of_an_array_is_reported(tmp_path):
     file = tmp_path / "x.npz"
     write_arrays(file, a=np.arange(100.0), b=np.arange(7))
     whole = file.read_bytes()
@@ -108,7 +110,7 @@ def test_arrays_that_could_unpack_to_anything_are_refused(tmp_path):
     np.savez_compressed(file, a=np.zeros(1000))
     with pytest.raises(UserError, match="it is compressed"):
         read_arrays(file)
-    np.savez(file, a=np.array([{}], object))  # which only a pickle can hold
+    np.savez(file, a=np.array([{}], object))  # only a pickle can hold this
     with pytest.raises(UserError, match="allow_pickle"):
         read_arrays(file)
     with zipfile.ZipFile(file, "w") as archive:

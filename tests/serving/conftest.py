@@ -18,12 +18,12 @@ def trained(config, folder):
 @pytest.fixture(scope="session")
 def make_classifier(tiny_clip_dir, photos_dir, tmp_path_factory):
     """Returns a function that trains a classifier by a method."""
-    from tests.conftest import tiny_config
+    from tests.conftest import make_tiny_config
 
     folder = tmp_path_factory.mktemp("serving")
 
     def make(method):
-        config = tiny_config.__wrapped__(tiny_clip_dir, photos_dir)
+        config = make_tiny_config(tiny_clip_dir, photos_dir)
         config.method = method
         config.epochs = 1
         return trained(config, folder)

@@ -90,7 +90,9 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
             - 1
         )
         path2 = np.bincount(labels, votes) / counts * counts.mean()
-        expected = expected + weight * (path1 + classifier.results["cache_logit_weight"] * path2)
+        expected = expected + weight * (
+            path1 + classifier.results.choices["cache_logit_weight"] * path2
+        )
     names = [*classifier.class_names, "lawn green"]
     np.testing.assert_allclose([found[n] for n in names], expected, rtol=1e-4, atol=1e-4)
 

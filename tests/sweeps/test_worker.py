@@ -13,10 +13,12 @@ from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.displays.live_table import Status
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs.data_loading import draw, load_dataset
+from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.settings import with_recipe
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.sweeps import worker as sweep
 from fgvpl_jax.sweeps.cells import cells_of, sweep_config
+from tests.whole_runs import made_up_results
 
 
 class Runs:
@@ -39,13 +41,13 @@ class Runs:
         workdir.write_config(resolved, asdict(identity_of(config.clip)))
         workdir.checkpoints.mkdir(exist_ok=True)
         workdir.support_file.write_bytes(b"")
-        results = {
-            "test_accuracy": 0.25,
-            "wall_seconds": 2.0,
-            "counts": {"train": len(few_shot.support)},
-            "num_classes": len(dataset.class_names),
-        }
-        workdir.write(workdir.results_file, results)
+        results = made_up_results(
+            test_accuracy=0.25,
+            wall_seconds=2.0,
+            counts=ImageCounts(train=len(few_shot.support), validation=0, test=15),
+            num_classes=len(dataset.class_names),
+        )
+        results.write(workdir)
         return results
 
 

@@ -20,7 +20,7 @@ from fgvpl_jax.evaluation.mask_iou import iou
 from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import Checkpoints
+from fgvpl_jax.training import Checkpoints, train
 
 
 def main(clip: str, data: str, epochs: int, stride: int) -> dict[str, float]:
@@ -56,7 +56,13 @@ def train_and_predict(
     model = run.new_model(run.few_shot.support)
     place.mkdir()
     with Checkpoints(place / "checkpoints", run.provenance, to_train=True) as checkpoints:
-        run.train(model, run.few_shot.support, checkpoints, place / "metrics.jsonl")
+        train(
+            model,
+            run.few_shot.support,
+            run.training_setup,
+            checkpoints=checkpoints,
+            metrics_file=place / "metrics.jsonl",
+        )
     evaluator, _ = run.evaluator(model, run.few_shot.support)
     test = run.dataset.test
     assert test is not None

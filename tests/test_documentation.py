@@ -58,7 +58,7 @@ def test_the_commands_of_a_page_name_flags_and_fields_that_exist(page):
     sweep_fields = flatten(sweep_config(tuple(METHODS)).to_dict())
     fields = {*flatten(default_config.get_config().to_dict()), *sweep_fields}
     modes = flags.FLAGS[command_line.MODE.name].parser.enum_values
-    owners = modes_by_flag() | dict.fromkeys(["mode", "workdir"], modes)
+    owners = modes_by_flag(command_line.MODES) | dict.fromkeys(["mode", "workdir"], modes)
     for command in COMMAND.findall(page.read_text(encoding="utf-8")):
         given = FLAG.findall(command)
         mode = dict(given).get("mode", "train").strip("`.,;)")

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from flax import nnx
 
 from fgvpl_jax.commands import command_line
-from fgvpl_jax.commands.modes import MODES
+from fgvpl_jax.commands.command_line import MODES
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,23 +6,52 @@ is `python run.py` in a checkout, and `fgvpl` where the package is installed.
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
-from logging import LogRecord, getLogger
+from typing import TYPE_CHECKING
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from fgvpl_jax.commands import modes
-from fgvpl_jax.commands.console import INTERRUPTED, MISTAKE, complain, printable
-from fgvpl_jax.commands.flags import CONFIG
-from fgvpl_jax.commands.modes import MODE, MODES, check_usage
+from fgvpl_jax.commands import flags as command_flags
+from fgvpl_jax.commands import using_runs
+from fgvpl_jax.commands.console import (
+    INTERRUPTED,
+    LOST_PROCESS,
+    MISTAKE,
+    complain,
+    printable,
+    quieten_libraries,
+)
+from fgvpl_jax.commands.flags import (
+    CONFIG,
+    COORDINATOR,
+    HOST,
+    JSON,
+    NUM_PROCESSES,
+    OUTPUT,
+    OVERLAY_DIR,
+    PORT,
+    PROCESS_ID,
+    TENSORBOARD,
+    TOP_K,
+    WANDB,
+)
+from fgvpl_jax.commands.modes import Mode, check_usage
+from fgvpl_jax.commands.shipped_configs import config_named
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.interruption import handling_signals
+
+if TYPE_CHECKING:
+    from fgvpl_jax.runs.results import RunResults
+
+PROCESSES = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
 __all__ = [
     "CONFIG",
     "INTERRUPTED",
     "MISTAKE",
     "MODE",
+    "MODES",
     "complain",
     "main",
     "parse_flags",
@@ -41,7 +70,7 @@ def run() -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses like absl, but reports a mistake in one line and exits with code 2."""
     if {"--help", "-help", "-h", "-?"} & set(argv):  # absl's own lists the flags of run.py alone
-        print(__doc__, flags.FLAGS.module_help(modes.__name__), sep="\n")
+        print(__doc__, flags.FLAGS.module_help(__name__), sep="\n")
         sys.exit()
     try:
         arguments = flags.FLAGS(argv)
@@ -62,10 +91,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
-    _quieten_libraries()
+    quieten_libraries()
     mode = MODES[MODE.value]
     try:
-        workdir = check_usage(MODE.value, argv[1:])
+        workdir = check_usage(MODES, MODE.value, argv[1:])
         with handling_signals() if mode.resumes else nullcontext():
             return mode.run(workdir, argv[1:])
     except UserError as error:
@@ -78,23 +107,149 @@ def main(argv: list[str]) -> int:
         return getattr(interruption, "exit_code", INTERRUPTED)
 
 
-def _quieten_libraries() -> None:
-    """Hides what libraries print about things that are no news to a user of the command."""
-    logging.set_verbosity(logging.WARNING)  # orbax logs every file at INFO
-    for logger in (logging.get_absl_logger(), getLogger("asyncio")):
-        logger.addFilter(_is_not_from_orbax)
-    sys.unraisablehook = _hide_late_writes
-    # transformers warns when PyTorch is absent.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# The functions of modes import what they need when they are called, so that `--help` and mistakes
+# do not wait for jax.
 
 
-def _is_not_from_orbax(record: LogRecord) -> bool:
-    """Orbax logs errors with their stacks, then raises them; `main` reports them in one line."""
-    reason = str(record.exc_info[1]) if record.exc_info else ""
-    return "orbax" not in record.pathname and "tensorstore" not in reason
+def train(workdir: str, arguments: list[str]) -> int:
+    """Trains and evaluates; resumes a run that was interrupted."""
+
+    def call() -> "RunResults":
+        from fgvpl_jax.runs import experiment
+        from fgvpl_jax.runs.training_monitor import LogTargets
+        from fgvpl_jax.runs.workdir import Workdir
+
+        targets = LogTargets(TENSORBOARD.value, WANDB.value)
+        return experiment.train_and_evaluate(CONFIG.value, Workdir(workdir), targets)
+
+    return _run_and_print(call)
 
 
-def _hide_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Hides the writes that were pending when a save failed: orbax has closed their event loop."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+def evaluate(workdir: str, arguments: list[str]) -> int:
+    """Evaluates a trained run again."""
+
+    def call() -> "RunResults":
+        from fgvpl_jax.runs import experiment
+        from fgvpl_jax.runs.workdir import Workdir
+
+        return experiment.evaluate(Workdir(workdir), CONFIG.value)
+
+    return _run_and_print(call)
+
+
+def _run_and_print(call: Callable[[], "RunResults"]) -> int:
+    """Joins the processes of the job, runs, and prints the results on process 0."""
+    import jax
+
+    from fgvpl_jax.runs.summary import summary_lines
+    from fgvpl_jax.training import is_writer, join_processes
+
+    join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    try:
+        results = call()
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # If jax notices first, it ends the process itself and says that another task died.
+        reason = str(error).splitlines()[0]
+        complain(
+            f"another process of this job died or cannot be reached ({reason}): start all of them "
+            "again with the same commands, to resume from the last checkpoint"
+        )
+        os._exit(LOST_PROCESS)  # an ordinary exit would wait for the lost process
+    if is_writer():
+        for line in summary_lines(results):
+            print(line)
+    return 0
+
+
+def check_data(workdir: str, arguments: list[str]) -> int:
+    """Prints what the data holds; returns exit code 2 if something is wrong with it."""
+    from fgvpl_jax.runs import check_data as checking
+    from fgvpl_jax.runs.workdir import Workdir
+
+    lines, problems = checking.check_data(CONFIG.value, Workdir(workdir))
+    print("\n".join(lines))
+    for problem in problems:
+        complain(problem)
+    return MISTAKE if problems else 0
+
+
+def sweep(workdir: str, arguments: list[str]) -> int:
+    """Runs the cells of a sweep that have no results yet; returns exit code 2 if a cell failed."""
+    from fgvpl_jax.sweeps.worker import run_sweep
+
+    config = CONFIG.value
+    if "grid" not in config:
+        raise UserError(
+            "--config names a single run: name a sweep's config, such as configs/sweep.py"
+        )
+    cells = run_sweep(config, workdir, config_named)
+    failed = [cell for cell in cells if cell.problem is not None]
+    if failed:
+        return complain(
+            f"{len(failed)} of {len(cells)} cells failed. The first is {failed[0].name}: "
+            f"{failed[0].problem}; {workdir}/errors lists all of them, and the same command tries "
+            "them again"
+        )
+    return 0
+
+
+MODES = {
+    "train": Mode(
+        train,
+        "trains and evaluates a run",
+        (CONFIG, TENSORBOARD, WANDB, *PROCESSES),
+        needs_config=True,
+        resumes=True,
+    ),
+    "evaluate": Mode(
+        evaluate,
+        "evaluates a trained run again",
+        (CONFIG, *PROCESSES),
+    ),
+    "predict": Mode(
+        using_runs.predict,
+        "names the classes of photos (files or folders after the flags) with a trained run",
+        (CONFIG, TOP_K, JSON, OVERLAY_DIR),
+        takes_arguments=True,
+    ),
+    "serve": Mode(
+        using_runs.serve,
+        "serves a web page for a trained run; photos after the flags are its examples",
+        (CONFIG, HOST, PORT),
+        takes_arguments=True,
+    ),
+    "data": Mode(
+        check_data,
+        "checks the data and trains nothing; has TFDS prepare the data first if necessary",
+        (CONFIG,),
+        needs_config=True,
+    ),
+    "sweep": Mode(
+        sweep,
+        "makes many runs",
+        (CONFIG,),
+        needs_config=True,
+        resumes=True,
+    ),
+    "report": Mode(
+        using_runs.report,
+        "writes tables and figures of all runs in the workdir, or in the folders after the flags",
+        (),
+        takes_arguments=True,
+    ),
+    "export": Mode(
+        using_runs.export,
+        "writes a trained run to one file that runs without this package",
+        (CONFIG, OUTPUT),
+    ),
+}
+
+flags.adopt_module_key_flags(command_flags)  # the help text lists all of them together
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    list(MODES),
+    "\n".join(["what to do.", *(f"{name}: {mode.help}." for name, mode in MODES.items())]),
+)

@@ -1,30 +1,12 @@
-"""The table of modes: the function of each, its flags, and what else it takes."""
+"""What a mode of the command line is, and the check that a command gives what its mode takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from absl import flags
 
-from fgvpl_jax.commands import flags as command_flags
-from fgvpl_jax.commands import making_runs, using_runs
-from fgvpl_jax.commands.flags import (
-    CONFIG,
-    COORDINATOR,
-    HOST,
-    JSON,
-    NUM_PROCESSES,
-    OUTPUT,
-    OVERLAY_DIR,
-    PORT,
-    PROCESS_ID,
-    TENSORBOARD,
-    TOP_K,
-    WANDB,
-    WORKDIR,
-)
+from fgvpl_jax.commands.flags import CONFIG, WORKDIR
 from fgvpl_jax.errors import UserError
-
-PROCESSES = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
 
 @dataclass(frozen=True)
@@ -48,71 +30,12 @@ class Mode:
     resumes: bool = False
 
 
-MODES = {
-    "train": Mode(
-        making_runs.train,
-        "trains and evaluates a run",
-        (CONFIG, TENSORBOARD, WANDB, *PROCESSES),
-        needs_config=True,
-        resumes=True,
-    ),
-    "evaluate": Mode(
-        making_runs.evaluate,
-        "evaluates a trained run again",
-        (CONFIG, *PROCESSES),
-    ),
-    "predict": Mode(
-        using_runs.predict,
-        "names the classes of photos (files or folders after the flags) with a trained run",
-        (CONFIG, TOP_K, JSON, OVERLAY_DIR),
-        takes_arguments=True,
-    ),
-    "serve": Mode(
-        using_runs.serve,
-        "serves a web page for a trained run; photos after the flags are its examples",
-        (CONFIG, HOST, PORT),
-        takes_arguments=True,
-    ),
-    "data": Mode(
-        making_runs.check_data,
-        "checks the data and trains nothing; has TFDS prepare the data first if necessary",
-        (CONFIG,),
-        needs_config=True,
-    ),
-    "sweep": Mode(
-        making_runs.sweep,
-        "makes many runs",
-        (CONFIG,),
-        needs_config=True,
-        resumes=True,
-    ),
-    "report": Mode(
-        using_runs.report,
-        "writes tables and figures of all runs in the workdir, or in the folders after the flags",
-        (),
-        takes_arguments=True,
-    ),
-    "export": Mode(
-        using_runs.export,
-        "writes a trained run to one file that runs without this package",
-        (CONFIG, OUTPUT),
-    ),
-}
-
-flags.adopt_module_key_flags(command_flags)  # the help text lists all of them together
-MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    list(MODES),
-    "\n".join(["what to do.", *(f"{name}: {mode.help}." for name, mode in MODES.items())]),
-)
-
-
-def check_usage(name: str, arguments: list[str]) -> str:
+def check_usage(modes: Mapping[str, Mode], name: str, arguments: list[str]) -> str:
     """Checks that the flags and arguments given are those of a mode.
 
     Args:
-        name: Mode.
+        modes: All modes, by name.
+        name: Name of the mode.
         arguments: Positional arguments.
 
     Returns:
@@ -121,12 +44,12 @@ def check_usage(name: str, arguments: list[str]) -> str:
     Raises:
         UserError: If one is missing, or belongs to other modes.
     """
-    mode = MODES[name]
+    mode = modes[name]
     if arguments and not mode.takes_arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: settings start with --config.")
     if WORKDIR.value is None:
         raise UserError("no --workdir: name the run's folder, such as --workdir=runs/eurosat")
-    for flag, owners in modes_by_flag().items():
+    for flag, owners in modes_by_flag(modes).items():
         if name not in owners and flags.FLAGS[flag].present:
             *others, last = (f"--mode={owner}" for owner in owners)
             belongs = f"{', '.join(others)} and {last}" if others else last
@@ -136,10 +59,10 @@ def check_usage(name: str, arguments: list[str]) -> str:
     return WORKDIR.value
 
 
-def modes_by_flag() -> dict[str, list[str]]:
+def modes_by_flag(modes: Mapping[str, Mode]) -> dict[str, list[str]]:
     """Returns the names of the modes that take each flag."""
-    modes: dict[str, list[str]] = {}
-    for name, mode in MODES.items():
+    owners: dict[str, list[str]] = {}
+    for name, mode in modes.items():
         for flag in mode.flags:
-            modes.setdefault(flag.name, []).append(name)
-    return modes
+            owners.setdefault(flag.name, []).append(name)
+    return owners

@@ -252,7 +252,7 @@ def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
     rows = []
     for row in panel.rows:
         found = [r.results for r in panel.records if (r.row, r.shots) == (row.key, shots)]
-        if found and all(name in results for results in found for name in scores):
+        if found:
             means = [np.mean([getattr(results, name) for results in found]) for name in scores]
             rows.append([row.label, *means])
     columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]

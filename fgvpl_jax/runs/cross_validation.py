@@ -10,11 +10,12 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
+from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
-from fgvpl_jax.training import Checkpoints, is_writer, wait_for_all
+from fgvpl_jax.training import Checkpoints, is_writer, train, wait_for_all
 
 CONFIDENCE = 0.95
 
@@ -116,8 +117,18 @@ def predict_fold(run: Run, held_out: Bool[np.ndarray, "s"], folder: Path) -> Hel
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
     model = run.new_model(rest)
-    with Checkpoints(folder / "checkpoints", run.provenance, to_train=True) as checkpoints:
-        run.train(model, rest, checkpoints, folder / "metrics.jsonl")
+    with (
+        Checkpoints(folder / "checkpoints", run.provenance, to_train=True) as checkpoints,
+        epoch_progress(run.config.epochs) as show_epoch,
+    ):
+        train(
+            model,
+            rest,
+            run.training_setup,
+            checkpoints=checkpoints,
+            metrics_file=folder / "metrics.jsonl",
+            on_epoch=(show_epoch,),
+        )
     evaluator, _ = run.evaluator(model, rest)
     predictions = evaluator.predict(
         support.select(np.flatnonzero(held_out).tolist()),

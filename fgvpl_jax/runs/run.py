@@ -15,7 +15,6 @@ from fgvpl_jax.methods import Method, Task, method_named
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import (
-    Checkpoints,
     FeatureInputs,
     Inputs,
     PixelInputs,

@@ -8,7 +8,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from fgvpl_jax.commands import command_line
-from fgvpl_jax.commands.modes import MODES, modes_by_flag
+from fgvpl_jax.commands.command_line import MODES
+from fgvpl_jax.commands.modes import modes_by_flag
 
 PROCESSES = {"coordinator_address", "num_processes", "process_id"}
 # Written out, so that a flag that moves in the table is noticed.
@@ -126,7 +127,7 @@ def test_every_mode_and_flag_of_the_command_is_in_these_tables():
 @pytest.mark.parametrize("flag", [flag for flag in GIVEN if flag != "config"])
 def test_the_help_of_a_flag_names_its_modes(flag):
     modes, _, _ = flags.FLAGS[flag].help.partition(": ")
-    assert modes.split(", ") == modes_by_flag()[flag]
+    assert modes.split(", ") == modes_by_flag(MODES)[flag]
 
 
 def test_help_lists_every_mode_and_flag(capsys):

@@ -22,7 +22,6 @@ from flax.serialization import msgpack_serialize
 from PIL import Image
 from safetensors.numpy import save
 
-from fgvpl_jax import files
 from fgvpl_jax.clip import config as clip_config
 from fgvpl_jax.clip import weights
 from fgvpl_jax.commands import command_line

@@ -5,8 +5,10 @@
 Layout below `data.root`: `caltech-101/101_ObjectCategories/<class>/*.jpg`.
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     return default_config.benchmark_config("caltech101")

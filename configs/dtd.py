@@ -5,8 +5,10 @@
 Layout below `data.root`: `dtd/images/<class>/*.jpg`.
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     return default_config.benchmark_config("dtd")

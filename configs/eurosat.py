@@ -6,8 +6,10 @@ Layout below `data.root`: `eurosat/2750/<Class>/*.jpg`.
 The paper reports 45.7 points above zero-shot CLIP at 16 shots (ViT-B/16).
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     return default_config.benchmark_config("eurosat")

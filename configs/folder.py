@@ -6,12 +6,13 @@ The root may also hold `train/`, `val/` and `test/` folders of class folders. Or
 photos: `--config.data.root=~/photos/list.csv`, with the columns path, label and (optional) split.
 """
 
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config.get_config()
     config.benchmark = "folder"
     config.data.source = "folder"

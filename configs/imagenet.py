@@ -6,8 +6,10 @@ Layout below `data.root`: `imagenet/images/{train,val}/<code>/*.JPEG` and `image
 The paper reports 75.5% at 16 shots, 68.7% for zero-shot CLIP (ViT-B/16).
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     return default_config.benchmark_config("imagenet")

@@ -7,10 +7,12 @@ The classes are ten pairs of colour and shape that the CLIP of `demo/clip` never
 
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config.get_config()
     config.benchmark = "shapes"
     config.clip = str(Path(__file__).resolve().parents[1] / "demo" / "clip")

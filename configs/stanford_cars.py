@@ -5,8 +5,10 @@
 Layout below `data.root`: `stanford_cars/cars_*/*.jpg` and the annotations next to them.
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.runs import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     return default_config.benchmark_config("stanford_cars")

@@ -8,11 +8,13 @@ Every run also measures zero-shot CLIP, which therefore needs no cells. For the 
 add --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.sweeps.cells import sweep_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = sweep_config(tuple(name for name in METHODS if name != "zero_shot"))
     config.benchmarks = ("imagenet",)
     config.grid.shots = (1, 2, 4, 8, 16)

@@ -6,10 +6,12 @@
 In the workdir of `configs/sweep.py`, both sweeps share the cells at the paper's setting.
 """
 
+from ml_collections import ConfigDict
+
 from fgvpl_jax.sweeps.cells import sweep_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = sweep_config(("fg_vpl",))
     config.benchmarks = ("imagenet",)
     config.grid.shots = (16,)

@@ -55,7 +55,6 @@ def main(
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(LEARNING_RATE, 10_000), WEIGHT_DECAY)
     layout = batch_layout(mesh, batch_size, default_microbatch(model, mesh, num_images))
-    steps_per_epoch = -(-num_images // batch_size)
     choices = replicate(mesh, {"cache_logit_weight": jnp.float32(1)})
     with tempfile.TemporaryDirectory() as folder:
         support = random_photos(Path(folder), num_images, side)
@@ -97,9 +96,7 @@ def main(
         def epoch(name: str) -> TrainState:
             source, pace = ways[name], paces[name]
             calls = source.epoch(epochs[name], 0, pace)
-            spans = run_spans(
-                source, calls, states[name], frozen, cache, choices, pace, steps_per_epoch
-            )
+            spans = run_spans(source, calls, states[name], frozen, cache, choices, pace)
             for after, _ in spans:
                 states[name] = after
             epochs[name] += 1

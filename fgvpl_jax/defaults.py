@@ -1,7 +1,7 @@
-"""Default values of the paper's settings, each written here and nowhere else.
+"""Default values of named settings, each written here and nowhere else.
 
 The config's fields and the arguments of the public classes and functions take their defaults from
-here. Methods take these settings as required arguments.
+here. Methods take the settings of the paper as required arguments.
 """
 
 # Section 3.1
@@ -13,3 +13,6 @@ TEXT_RESIDUAL_RATIO = 0.05  # alpha of Eq. 10
 OBJECT_LOGIT_WEIGHT = 0.5  # beta of Eq. 19
 CACHE_LOGIT_WEIGHT = 1.0  # lambda of Eq. 19
 OBJECT_QUERY = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
+
+# Predictions
+TOP_K = 5  # most probable classes that a prediction names

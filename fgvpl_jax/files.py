@@ -82,11 +82,11 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
             return arrays
     except FileNotFoundError as error:
         raise UserError(
-            f"{file} is missing: train again with the same config and workdir"
+            f"{file} is missing: run the same training command, which writes it again"
         ) from error
     except Exception as error:  # numpy, zipfile and zlib raise a dozen types for damage
         raise UserError(
-            f"{file} is damaged ({error}): train again with the same config and workdir"
+            f"{file} is damaged ({error}): run the same training command, which writes it again"
         ) from error
 
 

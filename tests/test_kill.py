@@ -100,7 +100,7 @@ class Kind:
                 for file in files
             ],
             "predictions": [
-                (p.class_names, p.probabilities, p.attention_map.tolist(), p.similar)
+                (p.class_names, p.probabilities, p.location.attention_map.tolist(), p.similar)
                 for p in load_classifier(place / "W").predict(self.photos)
             ],
         }

@@ -3,6 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
+from fgvpl_jax import defaults
 from fgvpl_jax.commands.shipped_configs import ConfigFileParser
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -30,7 +31,9 @@ PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "train, evaluate: number of this process, counted from 0."
 )
 
-TOP_K = flags.DEFINE_integer("top_k", 5, "predict: number of classes to name for each photo.")
+TOP_K = flags.DEFINE_integer(
+    "top_k", defaults.TOP_K, "predict: number of classes to name for each photo."
+)
 JSON = flags.DEFINE_bool("json", False, "predict: print JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string(
     "overlay_dir", None, "predict: folder for a picture of each photo's object and attention map."

@@ -185,7 +185,7 @@ _ENTRIES = (
         counts=Counts(4128, 1649, 2465),
         image_dir="caltech-101/101_ObjectCategories",
         protocol=SplitProtocol.POOLED,
-        read_lists=official_lists.class_folders,
+        read_lists=official_lists.listed_class_folders,
         split_file="caltech-101/split_zhou_Caltech101.json",
         tfds=TfdsExamples(
             "caltech101",
@@ -241,7 +241,7 @@ _ENTRIES = (
         counts=Counts(50_500, 20_200, 30_300),
         image_dir="food-101/images",
         protocol=SplitProtocol.POOLED,
-        read_lists=official_lists.class_folders,
+        read_lists=official_lists.listed_class_folders,
         split_file="food-101/split_zhou_Food101.json",
         # The default version, 2.0.0, has no file names.
         tfds=TfdsExamples(
@@ -283,7 +283,7 @@ _ENTRIES = (
         counts=Counts(2820, 1128, 1692),
         image_dir="dtd/images",
         protocol=SplitProtocol.POOLED,
-        read_lists=official_lists.class_folders,
+        read_lists=official_lists.listed_class_folders,
         split_file="dtd/split_zhou_DescribableTextures.json",
         tfds=TfdsExamples("dtd", _ALL_THREE),
     ),
@@ -293,7 +293,7 @@ _ENTRIES = (
         counts=Counts(13_500, 5400, 8100),
         image_dir="eurosat/2750",
         protocol=SplitProtocol.POOLED,
-        read_lists=official_lists.class_folders,
+        read_lists=official_lists.listed_class_folders,
         split_file="eurosat/split_zhou_EuroSAT.json",
         tfds=TfdsExamples(
             "eurosat/rgb",

@@ -32,7 +32,7 @@ class ClassTable(Protocol):
 ListReader = Callable[[Path, Path, ClassTable], Parts]
 
 
-def class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
+def listed_class_folders(lists: Path, images: Path, classes: ClassTable) -> Parts:
     """Reads Caltech101, Food101, DTD or EuroSAT: all images, with a folder per class."""
     labels = {f: _label_or_none(classes, f.name, f) for f in visible_folders(images)}
     found = set(labels.values())

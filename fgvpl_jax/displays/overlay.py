@@ -142,7 +142,7 @@ def write(
     """Writes a line in a font that has its letters, cut to `width` pixels."""
     has_cjk = any("\u2e80" <= letter <= "\ud7a3" or letter >= "\U00020000" for letter in text)
     chosen = font(size, has_cjk)
-    pen.text(corner, shortened(text, width, chosen), fill=INK, font=chosen)
+    pen.text(corner, fitted(text, width, chosen), fill=INK, font=chosen)
 
 
 @lru_cache
@@ -156,7 +156,7 @@ def font(size: int, has_cjk: bool = False) -> Font:
     return ImageFont.load_default(size)
 
 
-def shortened(text: str, width: int, font: Font) -> str:
+def fitted(text: str, width: int, font: Font) -> str:
     """Returns the text, cut with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

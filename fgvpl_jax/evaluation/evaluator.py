@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from fgvpl_jax.data import Batch, Split
+from fgvpl_jax.data import PADDING, Batch, Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import Choices
 from fgvpl_jax.recognition import VisualCache
@@ -254,7 +254,7 @@ class Evaluator:
         ) as progress:
             for batch in self._inputs.evaluation(split, size):
                 yield batch
-                progress.update(int((batch.indices >= 0).sum()))
+                progress.update(int((batch.indices != PADDING).sum()))
 
     def _on_devices(self, choices: Mapping[str, Any]) -> dict[str, jax.Array]:
         arrays = {name: jnp.asarray(value, jnp.float32) for name, value in choices.items()}

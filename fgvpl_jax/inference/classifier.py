@@ -11,6 +11,7 @@ from PIL import Image
 
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import ShapesSplit, Split, UnreadableImage, as_photo, decode_image, photos_at
+from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.added_classes import AddedClasses
@@ -80,16 +81,6 @@ class Prediction:
     logits: tuple[float, ...]
     contributions: dict[str, tuple[float, ...]]
 
-    @property
-    def attention_map(self) -> Float[np.ndarray, "gh gw"] | None:
-        """Significance of each patch; None for a method that looks for no object."""
-        return None if self.location is None else self.location.attention_map
-
-    @property
-    def object_mask(self) -> Bool[np.ndarray, "gh gw"] | None:
-        """The patches of the object; None for a method that looks for no object."""
-        return None if self.location is None else self.location.object_mask
-
 
 class Classifier:
     """A trained run that predicts, made by `load_classifier` or `fit`.
@@ -144,7 +135,7 @@ class Classifier:
         self.title = model.title
         self._templates = config.data.templates
 
-    def predict(self, images: Photo | Sequence[Photo], top_k: int = 5) -> list[Prediction]:
+    def predict(self, images: Photo | Sequence[Photo], top_k: int = TOP_K) -> list[Prediction]:
         """Classifies photos.
 
         Args:
@@ -164,7 +155,7 @@ class Classifier:
         return predictions
 
     def predict_each(
-        self, images: Photo | Sequence[Photo], top_k: int = 5
+        self, images: Photo | Sequence[Photo], top_k: int = TOP_K
     ) -> Iterator[Prediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
         if top_k < 1:

@@ -46,9 +46,9 @@ def read_runs(
         try:
             results = RunResults.read(workdir)
             record = _record(folder, flatten(plain(workdir.stored_config())), results)
-            came_to = read_json(workdir.few_shot_file), results.test_accuracy
+            outcome = read_json(workdir.few_shot_file), results.test_accuracy
         except (OSError, UserError) as error:
-            left_out.append(f"{folder}: is not a run of this program ({error!r})")
+            left_out.append(f"{folder}: cannot be read ({error})")
             continue
         if results.test_accuracy is None:
             left_out.append(f"{folder}: has no test split, only a cross-validated estimate")
@@ -56,8 +56,8 @@ def read_runs(
         fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
         sha256 = results.backbone.sha256
         key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields)
-        first, first_came_to = found.setdefault(key, (record, came_to))
-        if came_to != first_came_to:
+        first, first_outcome = found.setdefault(key, (record, outcome))
+        if outcome != first_outcome:
             left_out.append(
                 f"{folder}: has the settings of {first.folder}, but other few-shot images or "
                 "another accuracy; report it separately"

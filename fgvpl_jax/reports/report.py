@@ -46,7 +46,7 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
             f"no finished run with a test split in {', '.join(map(str, folders))}{reasons}"
             if not records
             else "only runs of zero-shot CLIP were found, which every other run measures as well: "
-            "add a run of another --config.method to compare"
+            "add a run of another method to compare"
         )
     averages = averages_of(panels)
     predictions = saved_predictions_of(panels)

@@ -273,7 +273,7 @@ def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
     if saved:
         section.pictures.append(
             figure_picture(
-                reliability_figure(ResultRow(*key).label, saved),
+                draw_reliability(ResultRow(*key).label, saved),
                 file_stem("reliability", panel),
                 f"Reliability at {shots_label(shots)}, all seeds; on the dashed line "
                 "confidence equals accuracy.",
@@ -282,7 +282,7 @@ def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
     return section
 
 
-def reliability_figure(label: str, saved: Sequence[SavedPredictions]) -> Figure:
+def draw_reliability(label: str, saved: Sequence[SavedPredictions]) -> Figure:
     """Returns the figure of a method's reliability, before and after tempering.
 
     Args:

@@ -20,8 +20,7 @@ from fgvpl_jax.training import (
     PixelInputs,
     Provenance,
     TrainingSetup,
-    VisualCacheBuilder,
-    batch_size_for,
+    make_cache_builder,
     process_share,
     replicate,
     split_model,
@@ -88,15 +87,9 @@ class Run:
         trainable, frozen = replicate(self.mesh, (trainable, frozen))
         cache = None
         if model.uses_cache:
-            size = self.config.microbatch or self.config.batch_size
-            cache = VisualCacheBuilder(
-                graphdef,
-                support,
-                inputs=self.inputs,
-                batch_size=batch_size_for(self.mesh, size, len(support)),
-                max_bytes=0,  # built once
-                mesh=self.mesh,
-            )(trainable, frozen)
+            # The images stay on the host, because the cache is built only once.
+            build_cache = make_cache_builder(graphdef, support, self.training_setup, max_bytes=0)
+            cache = build_cache(trainable, frozen)
         evaluator = Evaluator(
             graphdef,
             trainable,

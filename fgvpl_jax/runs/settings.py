@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import METHODS, method_named
+from fgvpl_jax.runs.default_config import get_config
 
 CACHE_REFRESH = ("epoch", "once")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-# Fields that only methods with a tunable image encoder use, with their defaults.
-ENCODER_SETTINGS = {"compute_dtype": "float32", "rematerialise": False}
+# Fields that only methods with a tunable image encoder use.
+ENCODER_SETTINGS = ("compute_dtype", "rematerialise")
 MOST_SEEDS = 2**63
 AMOUNTS = (
     "text_residual_ratio",
@@ -85,7 +86,9 @@ def _check_encoder_settings(config: ConfigDict) -> None:
     """Refuses settings that the method would ignore."""
     if method_named(config.method).tunable_encoder:
         return
-    for name, default in ENCODER_SETTINGS.items():
+    defaults = get_config()
+    for name in ENCODER_SETTINGS:
+        default = defaults[name]
         if config[name] != default:
             others = [other for other in METHODS if METHODS[other].tunable_encoder]
             raise UserError(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json, write_arrays, write_json
+from fgvpl_jax.methods import Recipe
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.runs.settings import LOCATIONS, RESOURCES, flatten, plain
 from fgvpl_jax.training import is_writer
@@ -76,7 +77,7 @@ class Workdir:
                 "workdir"
             )
         # The default of these is the method's recipe, which a stored config has filled in.
-        lost = sorted(n for n in fields.keys() - stored.keys() if fields[n] is None)
+        lost = [name for name in Recipe._fields if name not in stored]
         if lost:
             raise UserError(
                 f"{self.config_file} is damaged (the field {lost[0]} is missing): restore it, or "

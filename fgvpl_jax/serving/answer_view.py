@@ -24,7 +24,7 @@ PARTS = {
     "object_cache": "object and training objects",
 }
 
-TEMPLATES = Environment(
+ENVIRONMENT = Environment(
     loader=PackageLoader("fgvpl_jax.serving"), autoescape=True, undefined=StrictUndefined
 )
 _numbers = itertools.count()
@@ -75,7 +75,7 @@ def answer_html(
                 "similarity": found.similarity,
             }
         )
-    return TEMPLATES.get_template("answer.html.j2").render(
+    return ENVIRONMENT.get_template("answer.html.j2").render(
         prediction=prediction,
         number=next(_numbers),  # ids must differ from those of the previous answer
         square=as_address(photo.square, "JPEG"),
@@ -94,7 +94,7 @@ def answer_html(
 
 def problem_html(message: str) -> str:
     """Renders an error message."""
-    return TEMPLATES.from_string('<p class="fg-problem" role="alert">{{ message }}</p>').render(
+    return ENVIRONMENT.from_string('<p class="fg-problem" role="alert">{{ message }}</p>').render(
         message=message
     )
 

@@ -12,6 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.inference.predict import content_of
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import Limits, RecognisedPhoto, Refused, Service
@@ -19,7 +20,6 @@ from fgvpl_jax.serving.service import Limits, RecognisedPhoto, Refused, Service
 ENDPOINT = "/api/predict"
 FORM_BYTES = 10_000  # size of a form without its photo, at most
 MOST_CLIENTS = 10_000
-TOP_K = 5
 PLAIN_NUMBER = re.compile("[1-9][0-9]{0,8}")
 MOST_TOP_K = 1000
 

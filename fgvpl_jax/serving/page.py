@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS
-from fgvpl_jax.serving.answer_view import TEMPLATES
+from fgvpl_jax.serving.answer_view import ENVIRONMENT
 from fgvpl_jax.serving.page_events import PageEvents
 from fgvpl_jax.serving.service import Service
 
@@ -57,7 +57,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
         delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as page:
         session = gr.State(None, time_to_live=KEPT_SECONDS)
-        gr.HTML(TEMPLATES.get_template("intro.html.j2").render(classifier=classifier))
+        gr.HTML(ENVIRONMENT.get_template("intro.html.j2").render(classifier=classifier))
         photo_tab = add_photo_tab(examples)
         photos_tab = add_photos_tab(service.limits.photos_at_once)
         class_tab = add_class_tab() if classifier.uses_cache else None

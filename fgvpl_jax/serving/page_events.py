@@ -13,13 +13,13 @@ import gradio as gr
 from anyio import to_thread
 from PIL import Image
 
+from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.added_classes import MOST_PHOTOS, AddedClasses
-from fgvpl_jax.serving.answer_view import TEMPLATES, answer_html, problem_html
+from fgvpl_jax.serving.answer_view import ENVIRONMENT, answer_html, problem_html
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
 
-TOP_K = 5
 COLUMNS = 3  # classes in the table of many photos
 
 
@@ -92,8 +92,8 @@ class PageEvents:
         for start in range(0, len(paths), BATCH_SIZES[-1]):  # limits the photos in memory
             some = paths[start : start + BATCH_SIZES[-1]]
             rows += await asyncio.gather(*(self._row(Path(path), session) for path in some))
-        table = TEMPLATES.get_template("table.html.j2").render(rows=rows)
-        return table, gr.update(value=write_csv(rows), visible=True)
+        table = ENVIRONMENT.get_template("table.html.j2").render(rows=rows)
+        return table, gr.update(value=write_table(rows), visible=True)
 
     async def _row(self, path: Path, session: Session | None) -> dict[str, Any]:
         try:
@@ -138,10 +138,10 @@ def added_html(session: Session | None) -> str:
     if added is not None:
         for label, name in enumerate(added.class_names):
             counts.append((name, sum(photo.label == label for photo in added.photos)))
-    return TEMPLATES.get_template("added.html.j2").render(counts=counts)
+    return ENVIRONMENT.get_template("added.html.j2").render(counts=counts)
 
 
-def write_csv(rows: Sequence[dict[str, Any]]) -> str:
+def write_table(rows: Sequence[dict[str, Any]]) -> str:
     """Writes the answers to a new CSV file and returns its path."""
     stream, path = tempfile.mkstemp(".csv", "answers_", os.environ["GRADIO_TEMP_DIR"])
     with os.fdopen(stream, "w", newline="", encoding="utf-8-sig") as file:

@@ -18,10 +18,8 @@ from fgvpl_jax.runs.settings import check_config, flatten
 ConfigNamed = Callable[[str], ConfigDict]
 
 SLOWEST_AXES = ("seed", "benchmark", "clip", "method")  # finishes a whole table for one seed first
-IN_FOLDERS = (
-    *SLOWEST_AXES,
-    "shots",
-)  # in every cell's path; other settings only where the grid changes them
+# In the path of every cell; other settings are in it only if the grid changes them.
+IN_FOLDERS = (*SLOWEST_AXES, "shots")
 LONGEST_VALUE = 40
 
 

@@ -9,7 +9,7 @@ from fgvpl_jax.training.inputs import (
     kept_text_features,
     one_behind,
 )
-from fgvpl_jax.training.loop import EpochCallback, restore_model, train
+from fgvpl_jax.training.loop import EpochCallback, train
 from fgvpl_jax.training.mesh import (
     batch_layout,
     batch_size_for,
@@ -26,7 +26,8 @@ from fgvpl_jax.training.processes import (
     process_share,
     wait_for_all,
 )
-from fgvpl_jax.training.setup import TrainingSetup
+from fgvpl_jax.training.restoring import restore_model
+from fgvpl_jax.training.setup import TrainingSetup, make_cache_builder
 from fgvpl_jax.training.train_step import PROGRAMS_KEPT, TrainState, make_train_step, split_model
 from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
@@ -51,6 +52,7 @@ __all__ = [
     "is_writer",
     "join_processes",
     "kept_text_features",
+    "make_cache_builder",
     "make_train_step",
     "one_behind",
     "process_share",

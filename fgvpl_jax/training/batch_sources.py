@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
@@ -76,8 +75,8 @@ class BatchSource(Protocol):
         as many steps as `pace` says when the call is asked for.
         """
 
-    def step_metrics(self, call: StepCall, metrics: StepMetrics) -> list[StepMetrics]:
-        """Returns the metrics of each step of a call from what the program returned, fetched."""
+    def step_metrics(self, first: int, last: int, metrics: StepMetrics) -> list[StepMetrics]:
+        """Returns the metrics of steps `first` to `last` - 1 from the program's, fetched."""
 
 
 class HostBatches:
@@ -124,9 +123,9 @@ class HostBatches:
         for step, batch in enumerate(batches, start=first_step):
             yield StepCall((split_batch(self._mesh, batch),), step, step + 1)
 
-    def step_metrics(self, call: StepCall, metrics: StepMetrics) -> list[StepMetrics]:
-        """Returns the metrics of the call's only step."""
-        return [StepMetrics(*metrics)]
+    def step_metrics(self, first: int, last: int, metrics: StepMetrics) -> list[StepMetrics]:
+        """Returns the metrics of the only step; see `BatchSource.step_metrics`."""
+        return [metrics]
 
 
 class ResidentBatches:
@@ -183,7 +182,7 @@ class ResidentBatches:
             yield StepCall((self._canvases, draw, *bounds), first, last)
             first = last
 
-    def step_metrics(self, call: StepCall, metrics: StepMetrics) -> list[StepMetrics]:
-        """Returns the call's rows of metrics, which are arrays over all steps of the epoch."""
-        columns = [column[call.first : call.last] for column in jax.device_get(metrics)]
+    def step_metrics(self, first: int, last: int, metrics: StepMetrics) -> list[StepMetrics]:
+        """Returns rows of metrics that are arrays over all steps of the epoch."""
+        columns = [column[first:last] for column in metrics]
         return [StepMetrics(*row) for row in zip(*columns, strict=True)]

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.training.checkpoint_names import CheckpointNames
-from fgvpl_jax.training.named_arrays import NamedArrays, by_path, content_hash, filled
+from fgvpl_jax.training.named_arrays import NamedArrays, arrays_hash, by_path, filled
 from fgvpl_jax.training.processes import is_writer, wait_for_all
 from fgvpl_jax.training.train_step import StepMetrics, TrainState
 
@@ -161,7 +161,7 @@ class Checkpoints:
             "steps": [[float(value) for value in metrics] for metrics in progress.steps],
             "seconds": progress.seconds,
         }
-        metadata["sha256"] = content_hash(arrays, metadata)
+        metadata["sha256"] = arrays_hash(arrays, metadata)
         try:
             self._saving = self._checkpointer.save_checkpointables_async(
                 step, arrays, custom_metadata=metadata
@@ -248,7 +248,7 @@ class Checkpoints:
             saved = dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
             arrays = self._checkpointer.load_checkpointables(step)
             expected = saved.pop("sha256", "")
-            found = content_hash(arrays, saved)
+            found = arrays_hash(arrays, saved)
         except Exception as error:  # see `latest_epoch`
             raise _DamagedError(_first_line(error)) from error
         if not expected:
@@ -320,9 +320,9 @@ def same_backbone(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
 
     A backbone that was recorded before small files had a hash is compared by its weights alone.
     """
-    small = "small_files_sha256"
+    small_files = theirs.get("small_files_sha256")
     return theirs.get("sha256") == ours["sha256"] and (
-        small not in theirs or theirs[small] == ours[small]
+        not small_files or small_files == ours["small_files_sha256"]
     )
 
 

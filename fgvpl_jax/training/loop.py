@@ -1,7 +1,7 @@
 """The training loop: begin or resume, run epochs of steps, write metrics and checkpoints."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,30 +10,41 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import Method
+from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.training.batch_sources import BatchSource, Pace, StepCall
+from fgvpl_jax.training.batch_sources import (
+    BatchSource,
+    HostBatches,
+    Pace,
+    ResidentBatches,
+    StepCall,
+)
 from fgvpl_jax.training.checkpoints import Checkpoints, Progress
 from fgvpl_jax.training.inputs import FewShotInputs
-from fgvpl_jax.training.mesh import batch_size_for, replicate
+from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.metrics_file import (
     EpochMetrics,
     append_line,
     epoch_metrics,
     keep_first_lines,
 )
+from fgvpl_jax.training.microbatches import default_microbatch
 from fgvpl_jax.training.processes import agree_to_stop, is_writer, stoppable
-from fgvpl_jax.training.setup import TrainingSetup, batch_source, make_cache_builder
+from fgvpl_jax.training.resident import decode_resident
+from fgvpl_jax.training.restoring import keep_initialised_model
+from fgvpl_jax.training.setup import TrainingSetup, make_cache_builder, resident_bytes
 from fgvpl_jax.training.train_step import (
+    ChoiceArrays,
     StepMetrics,
     TrainState,
+    make_resident_train_step,
+    make_train_step,
     split_model,
 )
 from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
@@ -63,7 +74,7 @@ class Job:
     frozen: nnx.State
     schedule: optax.Schedule
     source: BatchSource
-    choices: Mapping[str, Float[Array, ""]]
+    choices: ChoiceArrays
     build_cache: VisualCacheBuilder | None
     steps_per_epoch: int
     checkpoints: Checkpoints
@@ -104,7 +115,10 @@ def train(
     steps_per_epoch = -(-len(support) // config.batch_size)
     schedule = model.schedule(config.learning_rate, config.epochs, steps_per_epoch)
     optimizer = model.optimizer(schedule, config.weight_decay)
-    build_cache = make_cache_builder(model, graphdef, support, setup)
+    build_cache = None
+    if model.uses_cache:
+        max_bytes = resident_bytes(config)
+        build_cache = make_cache_builder(graphdef, support, setup, max_bytes=max_bytes)
     cache = None
     if build_cache is not None and config.cache_refresh == "once":
         cache = build_cache(trainable, frozen)
@@ -115,17 +129,59 @@ def train(
         return
     choices = {name: jnp.float32(v) for name, v in model.starting_choices(config).items()}
     job = Job(
-        config,
-        frozen,
-        schedule,
-        batch_source(model, graphdef, optimizer, support, setup),
-        replicate(mesh, choices),
-        build_cache,
-        steps_per_epoch,
-        checkpoints,
-        metrics_file,
+        config=config,
+        frozen=frozen,
+        schedule=schedule,
+        source=batch_source(model, graphdef, optimizer, support, setup),
+        choices=replicate(mesh, choices),
+        build_cache=build_cache,
+        steps_per_epoch=steps_per_epoch,
+        checkpoints=checkpoints,
+        metrics_file=metrics_file,
     )
     nnx.update(model, run_epochs(job, progress, cache, on_epoch).trainable)
+
+
+def begin_or_resume(
+    state: TrainState, checkpoints: Checkpoints, metrics_file: Path, epochs: int
+) -> Progress:
+    """Returns where training starts: at `state`, or at the newest checkpoint.
+
+    The metrics file is cut to the epochs that are done.
+    """
+    progress = Progress(state)
+    if checkpoints.latest_step is not None:
+        progress = checkpoints.restore(state)
+        if is_writer():
+            steps = f" and {len(progress.steps)} steps" if progress.steps else ""
+            print(f"resuming after epoch {progress.epoch}{steps} of {epochs}")
+    if is_writer():
+        keep_first_lines(metrics_file, progress.epoch)
+    return progress
+
+
+def batch_source(
+    model: Method,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    support: Split,
+    setup: TrainingSetup,
+) -> BatchSource:
+    """Keeps photos on the devices if the method reads pixels and they fit `data.resident_gb`."""
+    config, mesh = setup.config, setup.mesh
+    batch_size = min(config.batch_size, len(support))
+    microbatch = config.microbatch or default_microbatch(model, mesh, len(support))
+    layout = batch_layout(mesh, batch_size, microbatch)
+    if isinstance(model, PixelMethod):
+        photos = decode_resident(support, resident_bytes(config))
+        if photos is not None:
+            size = model.image_encoder.vision.config.image_size
+            program = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, size)
+            return ResidentBatches(
+                program, photos, support.labels, batch_size, layout, config.seed, mesh
+            )
+    step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
+    return HostBatches(step, setup.inputs, support, batch_size, layout, mesh)
 
 
 def run_epochs(
@@ -197,7 +253,6 @@ def run_epoch(
         cache,
         job.choices,
         pace,
-        job.steps_per_epoch,
     ):
         progress = replace(progress, state=state, steps=[*progress.steps, *steps])
         # A signal that comes later is for the next span: all processes must agree.
@@ -218,9 +273,8 @@ def run_spans(
     state: TrainState,
     frozen: nnx.State,
     cache: VisualCache | None,
-    choices: Mapping[str, Float[Array, ""]],
+    choices: ChoiceArrays,
     pace: Pace,
-    steps_per_epoch: int,
 ) -> Iterator[tuple[TrainState, list[StepMetrics]]]:
     """Runs the steps of an epoch in spans of about `SPAN_SECONDS`.
 
@@ -232,50 +286,28 @@ def run_spans(
         cache: Visual cache; None for a method without one.
         choices: Values such as λ.
         pace: Number of steps in a span; updated after each.
-        steps_per_epoch: Number of steps in an epoch.
     Yields:
         After each span the state and the metrics of its steps, fetched from the device.
     """
+    call = next(calls, None)  # decodes the first batch while the cache is still being built
     jax.block_until_ready((state, cache))  # work that began earlier is not timed
     started = time.monotonic()
-    span: list[tuple[StepCall, StepMetrics]] = []
-    for call in calls:
+    # Bounds and metrics alone: the arguments of a call hold its batch on the device.
+    span: list[tuple[int, int, StepMetrics]] = []
+    while call is not None:
+        first, last = call.first, call.last
         with jax.transfer_guard("disallow"):
             state, metrics = source.program(state, frozen, cache, choices, *call.arguments)
         if span:
-            jax.block_until_ready(span[-1][1])  # keep at most two batches on the device
-        span.append((call, metrics))
-        num_steps = call.last - span[0][0].first
-        if num_steps >= pace.num_steps or call.last == steps_per_epoch:
-            fetched = jax.device_get([metrics for _, metrics in span])
+            jax.block_until_ready(span[-1][2])  # keep at most two batches on the device
+        span.append((first, last, metrics))
+        call = next(calls, None)  # sends the next batch while this step runs
+        num_steps = last - span[0][0]
+        if num_steps >= pace.num_steps or call is None:
+            fetched = jax.device_get(span)
             pace.update(num_steps, time.monotonic() - started)
-            yield (
-                state,
-                [
-                    step
-                    for (done, _), metrics in zip(span, fetched, strict=True)
-                    for step in source.step_metrics(done, metrics)
-                ],
-            )
+            yield state, [step for done in fetched for step in source.step_metrics(*done)]
             span, started = [], time.monotonic()
-
-
-def begin_or_resume(
-    state: TrainState, checkpoints: Checkpoints, metrics_file: Path, epochs: int
-) -> Progress:
-    """Returns where training starts: at `state`, or at the newest checkpoint.
-
-    The metrics file is cut to the epochs that are done.
-    """
-    progress = Progress(state)
-    if checkpoints.latest_step is not None:
-        progress = checkpoints.restore(state)
-        if is_writer():
-            steps = f" and {len(progress.steps)} steps" if progress.steps else ""
-            print(f"resuming after epoch {progress.epoch}{steps} of {epochs}")
-    if is_writer():
-        keep_first_lines(metrics_file, progress.epoch)
-    return progress
 
 
 def finish_epoch(job: Job, progress: Progress, on_epoch: Sequence[EpochCallback]) -> Progress:
@@ -315,27 +347,7 @@ def diverged(job: Job, problem: str, step: int) -> UserError:
     kept = f"the checkpoint of epoch {last} is finite" if last else "there is no checkpoint yet"
     return UserError(
         f"{problem} at step {step} (epoch {-(-step // job.steps_per_epoch)}), where the learning "
-        f"rate is {job.schedule(step - 1):.3g}; {kept}: check the data, and start again in another "
-        f"workdir with a lower learning_rate ({job.config.learning_rate} now)"
+        f"rate is {job.schedule(step - 1):.3g}; {kept}: check the data "
+        "(mode data), and start again in another workdir with a lower learning_rate "
+        f"({job.config.learning_rate} now)"
     )
-
-
-def keep_initialised_model(
-    model: Method, checkpoints: Checkpoints, metrics_file: Path, mesh: Mesh
-) -> None:
-    """Saves or restores the parameters of a method that trains for no epoch."""
-    if is_writer():
-        keep_first_lines(metrics_file, 0)
-    if checkpoints.latest_step is None:
-        _, trainable, _ = split_model(model)
-        checkpoints.save(0, Progress(TrainState(replicate(mesh, trainable), None)))
-    else:
-        restore_model(model, checkpoints, mesh)
-
-
-def restore_model(model: Method, checkpoints: Checkpoints, mesh: Mesh) -> int:
-    """Loads the newest checkpoint's parameters into a model; returns its number of whole epochs."""
-    _, trainable, _ = split_model(model)
-    progress = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
-    nnx.update(model, progress.state.trainable)
-    return progress.epoch

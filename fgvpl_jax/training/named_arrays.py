@@ -11,7 +11,7 @@ import numpy as np
 NamedArrays = dict[str, dict[str, np.ndarray]]
 
 
-def content_hash(arrays: NamedArrays, metadata: dict[str, Any]) -> str:
+def arrays_hash(arrays: NamedArrays, metadata: dict[str, Any]) -> str:
     """Returns the SHA-256 of names, types, shapes and bytes in alphabetical order, and metadata."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, leaves in sorted(arrays.items()):

@@ -1,21 +1,14 @@
-"""What a training run is given, and what is built from it: the batches, the visual cache."""
+"""Inputs of a training run, and the builder of the visual cache made from them."""
 
 from dataclasses import dataclass
 
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgvpl_jax.data import Split
-from fgvpl_jax.methods import Method
-from fgvpl_jax.methods.interface import PixelMethod
-from fgvpl_jax.training.batch_sources import BatchSource, HostBatches, ResidentBatches
 from fgvpl_jax.training.inputs import Inputs
-from fgvpl_jax.training.mesh import batch_layout, batch_size_for
-from fgvpl_jax.training.microbatches import default_microbatch
-from fgvpl_jax.training.resident import decode_resident
-from fgvpl_jax.training.train_step import make_resident_train_step, make_train_step
+from fgvpl_jax.training.mesh import batch_size_for
 from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
 
@@ -38,44 +31,18 @@ class TrainingSetup:
 
 
 def make_cache_builder(
-    model: Method, graphdef: nnx.GraphDef, support: Split, setup: TrainingSetup
-) -> VisualCacheBuilder | None:
-    """Returns the builder of the cache that training uses; None for a method without a cache."""
-    if not model.uses_cache:
-        return None
-    config = setup.config
+    graphdef: nnx.GraphDef, support: Split, setup: TrainingSetup, *, max_bytes: int
+) -> VisualCacheBuilder:
+    """Returns the builder of the visual cache of a model structure; see `VisualCacheBuilder`."""
+    config, mesh = setup.config, setup.mesh
     return VisualCacheBuilder(
         graphdef,
         support,
         inputs=setup.inputs,
-        batch_size=batch_size_for(setup.mesh, config.microbatch or config.batch_size, len(support)),
-        max_bytes=resident_bytes(config),
-        mesh=setup.mesh,
+        batch_size=batch_size_for(mesh, config.microbatch or config.batch_size, len(support)),
+        max_bytes=max_bytes,
+        mesh=mesh,
     )
-
-
-def batch_source(
-    model: Method,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    support: Split,
-    setup: TrainingSetup,
-) -> BatchSource:
-    """Keeps photos on the devices if the method reads pixels and they fit `data.resident_gb`."""
-    config, mesh = setup.config, setup.mesh
-    batch_size = min(config.batch_size, len(support))
-    microbatch = config.microbatch or default_microbatch(model, mesh, len(support))
-    layout = batch_layout(mesh, batch_size, microbatch)
-    if isinstance(model, PixelMethod):
-        photos = decode_resident(support, resident_bytes(config))
-        if photos is not None:
-            size = model.image_encoder.vision.config.image_size
-            program = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, size)
-            return ResidentBatches(
-                program, photos, support.labels, batch_size, layout, config.seed, mesh
-            )
-    step = make_train_step(graphdef, optimizer, mesh, layout.num_passes)
-    return HostBatches(step, setup.inputs, support, batch_size, layout, mesh)
 
 
 def resident_bytes(config: ConfigDict) -> int:

@@ -58,12 +58,15 @@ class StepMetrics(NamedTuple):
     weight: Float[Array | np.ndarray, ""]
 
 
+# Values such as λ, by the names of the arguments of `Method.logits`.
+ChoiceArrays = Mapping[str, Float[Array | np.ndarray, ""]]
+
 TrainStep = Callable[
     [
         TrainState,
         nnx.State,
         VisualCache | None,
-        Mapping[str, Float[Array | np.ndarray, ""]],
+        ChoiceArrays,
         StepBatch,
     ],
     tuple[TrainState, StepMetrics],
@@ -74,7 +77,7 @@ ResidentTrainStep = Callable[
         TrainState,
         nnx.State,
         VisualCache | None,
-        Mapping[str, Float[Array | np.ndarray, ""]],
+        ChoiceArrays,
         UInt8[Array, "s H H 3"],
         EpochDraw,
         Int[Array, ""],

@@ -64,7 +64,7 @@ def read(split, cache, batch_size=4, transform=shrink):
     real = [b.indices >= 0 for b in batches]
     return {
         name: np.concatenate([getattr(b, name)[r] for b, r in zip(batches, real, strict=True)])
-        for name in ("images", "labels", "weights", "indices")
+        for name in ("inputs", "labels", "weights", "indices")
     }
 
 

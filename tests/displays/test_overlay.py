@@ -16,9 +16,9 @@ from fgvpl_jax.displays.overlay import (
     THUMBNAIL,
     centred_square,
     draw_overlay,
+    fitted,
     font,
     heat,
-    shortened,
     with_outline,
     write,
 )
@@ -112,8 +112,8 @@ def number_of(colour, pixels):
 
 def test_long_names_are_cut_to_the_width():
     chosen = font(15)
-    assert shortened("short", 200, chosen) == "short"
-    cut = shortened("x" * 100, 120, chosen)
+    assert fitted("short", 200, chosen) == "short"
+    cut = fitted("x" * 100, 120, chosen)
     assert cut.endswith("…")
     assert chosen.getlength(cut) <= 120
 

@@ -74,7 +74,7 @@ def test_an_opened_image_is_predicted_like_its_file(classifier, photo, tmp_path,
         assert opened.size == Image.open(file).size  # the caller's image is left as it was
     assert by_image.class_names == by_path.class_names
     np.testing.assert_array_equal(by_image.probabilities, by_path.probabilities)
-    np.testing.assert_array_equal(by_image.attention_map, by_path.attention_map)
+    np.testing.assert_array_equal(by_image.location.attention_map, by_path.location.attention_map)
 
 
 def test_damage_found_while_decoding_is_reported(classifier, photo, tmp_path):
@@ -136,7 +136,7 @@ def test_predictions_have_the_measured_accuracy(classifier, workdir, photos_dir)
         best = classifier.predict(photo)[0].class_names[0]
         right, total = right + (best == photo.parent.name.replace("_", " ")), total + 1
     results = json.loads((workdir / "results.json").read_text())
-    assert right / total == pytest.approx(results.test_accuracy)
+    assert right / total == pytest.approx(results["test_accuracy"])
 
 
 def test_a_training_photo_is_most_similar_to_itself(classifier, photos_dir):

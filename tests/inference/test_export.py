@@ -79,9 +79,11 @@ def test_predictions_are_those_of_the_run_for_any_number_of_photos(exported, pho
             np.testing.assert_allclose(outputs["probabilities"][row], ours, rtol=1e-5, atol=1e-6)
             assert ("object_mask" in outputs) == classifier.finds_objects
             if classifier.finds_objects:
-                np.testing.assert_array_equal(outputs["object_mask"][row], prediction.object_mask)
+                np.testing.assert_array_equal(
+                    outputs["object_mask"][row], prediction.location.object_mask
+                )
                 np.testing.assert_allclose(
-                    outputs["attention_map"][row], prediction.attention_map, rtol=1e-5
+                    outputs["attention_map"][row], prediction.location.attention_map, rtol=1e-5
                 )
 
 

@@ -15,10 +15,9 @@ from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.results import ImageCounts, RunResults
-from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import setup
+from fgvpl_jax.training import loop
 from tests.tiny_clip import write_tiny_clip
 from tests.whole_runs import made_up_results, metrics, run, without_times
 
@@ -60,7 +59,7 @@ def test_evaluating_again_returns_equal_results(finished):
 
 def test_training_again_trains_nothing(finished, monkeypatch):
     config, path, results = finished
-    monkeypatch.setattr(Run, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(experiment, "train", lambda *a, **k: pytest.fail("trained again"))
     assert without_times(run(config, path)) == without_times(results)
 
 
@@ -265,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
 
 def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.resident_gb = 0.0
-    original = setup.make_train_step
+    original = loop.make_train_step
 
     def broken(*args):
         step = original(*args)
@@ -278,7 +277,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
 
         return poisoned
 
-    monkeypatch.setattr(setup, "make_train_step", broken)
+    monkeypatch.setattr(loop, "make_train_step", broken)
     monkeypatch.setattr(jax, "transfer_guard", lambda _: nullcontext())
     message = r"is not finite at step 12 \(epoch 4\), .*; the checkpoint of epoch 2 is finite: "
     with pytest.raises(UserError, match=message):

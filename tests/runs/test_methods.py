@@ -127,7 +127,7 @@ def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
     predictions = classifier.predict(photos, top_k=1)
     right = [p.class_names[0].replace(" ", "_") in p.name.replace(" ", "_") for p in predictions]
     assert np.mean(right) == pytest.approx(results.test_accuracy)
-    assert (predictions[0].object_mask is not None) == METHODS[name].finds_objects
+    assert (predictions[0].location is not None) == METHODS[name].finds_objects
     assert bool(predictions[0].similar) == METHODS[name].uses_cache
     if not METHODS[name].finds_objects:
         with pytest.raises(UserError, match="looks for no object"):

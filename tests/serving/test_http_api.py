@@ -58,8 +58,10 @@ def test_the_answer_is_that_of_predict(client, classifier, photos_dir):
         assert found["logit"] == pytest.approx(expected.logits[place], abs=1e-4)
         assert sum(found["contributions"].values()) == pytest.approx(found["logit"], abs=1e-4)
     assert [s["path"] for s in answer["similar"]] == [s.key for s in expected.similar]
-    np.testing.assert_allclose(answer["attention_map"], expected.attention_map, atol=1e-5)
-    np.testing.assert_array_equal(np.array(answer["object_mask"], bool), expected.object_mask)
+    np.testing.assert_allclose(answer["attention_map"], expected.location.attention_map, atol=1e-5)
+    np.testing.assert_array_equal(
+        np.array(answer["object_mask"], bool), expected.location.object_mask
+    )
 
 
 def test_many_at_once_get_their_own_answers(client, classifier, photos_dir):

@@ -75,7 +75,11 @@ def test_models_of_the_first_seed_at_the_most_shots_are_kept(small):
     ("field", "value", "message"),
     [
         ("benchmarks", (), "values of benchmark are ()"),
-        ("benchmarks", ("eurosatt",), "no benchmark 'eurosatt' in configs/: it has caltech101"),
+        (
+            "benchmarks",
+            ("eurosatt",),
+            "no benchmark 'eurosatt' in configs/: choose from caltech101",
+        ),
         ("benchmarks", ("sweep",), "no benchmark 'sweep'"),
         ("grid.shots", (), "values of shots are ()"),
         ("grid.shots", (0,), "shots is 0"),

@@ -11,7 +11,7 @@ from fgvpl_jax.methods.clip_lora import ClipLoRA
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
-from fgvpl_jax.training import setup
+from fgvpl_jax.training import loop
 from fgvpl_jax.training.microbatches import default_microbatch
 from tests.whole_runs import metrics, run
 
@@ -62,15 +62,15 @@ def test_a_method_without_a_cache_takes_any_number_of_photos():
 def test_parts_that_do_not_divide_the_batch_train_the_same(
     tiny_config, tmp_path, monkeypatch, resident_gb
 ):
-    monkeypatch.setattr(setup, "default_microbatch", lambda *_: 2)
+    monkeypatch.setattr(loop, "default_microbatch", lambda *_: 2)
     layouts = []
-    layout_of = setup.batch_layout
+    layout_of = loop.batch_layout
 
     def remembered(*arguments):
         layouts.append(layout_of(*arguments))
         return layouts[-1]
 
-    monkeypatch.setattr(setup, "batch_layout", remembered)
+    monkeypatch.setattr(loop, "batch_layout", remembered)
     tiny_config.epochs, tiny_config.batch_size = 1, 5
     tiny_config.data.resident_gb = resident_gb
     results = []

@@ -117,9 +117,9 @@ def new_state(mesh, trainable, optimizer):
     return replicate(mesh, TrainState(copied, optimizer.init(copied)))
 
 
-def spans_of(source, state, frozen, pace, num_steps):
+def spans_of(source, state, frozen, pace):
     calls = source.epoch(EPOCH, 0, pace)
-    return list(run_spans(source, calls, state, frozen, None, {}, pace, num_steps))
+    return list(run_spans(source, calls, state, frozen, None, {}, pace))
 
 
 def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monkeypatch):
@@ -143,7 +143,7 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
         pace = Pace()
         pace.num_steps = 2 if seconds else 1
         start = new_state(mesh, trainable, optimizer)
-        yielded = spans_of(source, start, frozen, pace, 2)
+        yielded = spans_of(source, start, frozen, pace)
         after, found = yielded[-1][0], [row for _, rows in yielded for row in rows]
         assert [len(rows) for _, rows in yielded] == spans
         np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -169,7 +169,7 @@ def test_batches_from_the_host_come_in_spans_of_single_steps(
     monkeypatch.setattr(batch_sources, "SPAN_SECONDS", seconds)
     source = HostBatches(single, inputs, photos, 1, batch_layout(mesh, 1, 0), mesh)
     start = new_state(mesh, trainable, optimizer)
-    yielded = spans_of(source, start, frozen, Pace(), len(photos))
+    yielded = spans_of(source, start, frozen, Pace())
     assert [len(rows) for _, rows in yielded] == spans
     np.testing.assert_array_equal([row for _, rows in yielded for row in rows], expected)
     for ours, theirs in zip(
@@ -209,7 +209,7 @@ def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monk
     )
     pace = Pace()
     pace.num_steps = len(photos)
-    spans_of(source, TrainState(nnx.State({}), None), nnx.State({}), pace, len(photos))
+    spans_of(source, TrainState(nnx.State({}), None), nnx.State({}), pace)
     between = [event for n in range(4) for event in (f"waited for {n}", "sent")]
     assert events == ["sent", "sent", *between, "waited for 4"]
 

@@ -1,0 +1,34 @@
+"""Models that are not trained now: restored from a checkpoint, or kept as they were initialised."""
+
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from fgvpl_jax.methods import Method
+from fgvpl_jax.training.checkpoints import Checkpoints, Progress
+from fgvpl_jax.training.mesh import replicate
+from fgvpl_jax.training.metrics_file import keep_first_lines
+from fgvpl_jax.training.processes import is_writer
+from fgvpl_jax.training.train_step import TrainState, split_model
+
+
+def keep_initialised_model(
+    model: Method, checkpoints: Checkpoints, metrics_file: Path, mesh: Mesh
+) -> None:
+    """Saves or restores the parameters of a method that trains for no epoch."""
+    if is_writer():
+        keep_first_lines(metrics_file, 0)
+    if checkpoints.latest_step is None:
+        _, trainable, _ = split_model(model)
+        checkpoints.save(0, Progress(TrainState(replicate(mesh, trainable), None)))
+    else:
+        restore_model(model, checkpoints, mesh)
+
+
+def restore_model(model: Method, checkpoints: Checkpoints, mesh: Mesh) -> int:
+    """Loads the newest checkpoint's parameters into a model; returns its number of whole epochs."""
+    _, trainable, _ = split_model(model)
+    progress = checkpoints.restore(TrainState(replicate(mesh, trainable), None))
+    nnx.update(model, progress.state.trainable)
+    return progress.epoch

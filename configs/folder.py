@@ -1,9 +1,10 @@
-"""Your own photos: a folder with one folder per class, named like the class.
+"""Your own photos: a folder with one folder per class, named after the class.
 
     python run.py --config=configs/folder.py --config.data.root=~/photos --workdir=runs/photos
 
-The root may also hold `train/`, `val/` and `test/` folders of class folders. Or it is a list of
-photos: `--config.data.root=~/photos/list.csv`, with the columns path, label and (optional) split.
+The root may also hold the folders `train/`, `val/` and `test/`, each with class folders. Or
+it is a list of photos: `--config.data.root=~/photos/list.csv`, with the columns path, label and
+(optional) split.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,9 @@
       --config.benchmarks="('eurosat','dtd')" --config.run.data.root=DATA
     python run.py --mode=report --workdir=runs/sweep
 
-Every run also measures zero-shot CLIP, which therefore needs no cells. For the backbones of Table 3
-add --config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
+Every run also measures zero-shot CLIP, which therefore needs no runs of its own. For the
+backbones of Table 3 add
+--config.grid.clip="('openai/clip-vit-base-patch32','openai/clip-vit-base-patch16')".
 """
 
 from ml_collections import ConfigDict

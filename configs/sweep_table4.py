@@ -3,7 +3,7 @@
     python run.py --mode=sweep --config=configs/sweep_table4.py --workdir=runs/sweep \
       --config.run.data.root=DATA
 
-In the workdir of `configs/sweep.py`, both sweeps share the cells at the paper's setting.
+In the workdir of the sweep of `configs/sweep.py`, both share the runs at the paper's setting.
 """
 
 from ml_collections import ConfigDict

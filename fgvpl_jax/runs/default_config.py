@@ -1,7 +1,7 @@
 """Defines every field of a run's config, with the defaults of the paper.
 
-A benchmark's config changes only what differs. All equation numbers are the paper's. On the command
-line: `--config.shots=8 --config.data.root=~/data`.
+A benchmark's config changes only what differs. All equation numbers are the paper's. To
+set fields on the command line: `--config.shots=8 --config.data.root=~/data`.
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +12,12 @@ from fgvpl_jax.data import benchmark_named
 
 
 def benchmark_config(name: str) -> ConfigDict:
-    """Returns the paper's settings for a benchmark of the table; sets no location of its data.
+    """Returns the paper's settings for a benchmark, without the location of its data.
 
+    Args:
+        name: Key of `fgvpl_jax.data.BENCHMARKS`.
     Raises:
-        UserError: If the table has no such benchmark.
+        UserError: If there is no such benchmark.
     """
     benchmark = benchmark_named(name)
     config = get_config()
@@ -34,13 +36,13 @@ def get_config() -> ConfigDict:
     config.benchmark = ""
     config.shots = 16  # training images per class; None takes all
     config.allow_fewer = False  # accept classes with fewer images than shots
-    config.seed = 1  # of the draw, initialisation, shuffling and augmentation
+    config.seed = 1  # determines the draw, initialisation, shuffling and augmentation
 
     config.data = data_config()
 
     # Section 3.1
     config.num_prompts = defaults.NUM_PROMPTS
-    # Neighbours that connect patches to the largest area: 2 = 8 neighbours, 1 = 4 neighbours.
+    # Which patches are connected in the object mask: 2 = with 8 neighbours, 1 = with 4 neighbours.
     config.connectivity = defaults.CONNECTIVITY
 
     # Section 3.2
@@ -50,8 +52,8 @@ def get_config() -> ConfigDict:
     # Lambda for evaluation is chosen from these on the validation split; () keeps the one above.
     config.cache_logit_weight_grid = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     config.cache_refresh = "epoch"  # compute the cache's features every "epoch", or "once"
-    config.cache_leave_one_out = False  # in training, keep an image from matching itself
-    # Eq. 16: "class_token" (f_O) or "object_patches"
+    config.cache_leave_one_out = False  # in training, compare no image with itself
+    # A photo's object feature in Eq. 16: from the "class_token" (f_O) or the "object_patches"
     config.object_query = defaults.OBJECT_QUERY
 
     # None takes the method's own recipe for this benchmark and these shots (FG-VPL's: section 4.2);
@@ -66,14 +68,14 @@ def get_config() -> ConfigDict:
 
     config.eval_batch_size = 256
     # Images in one forward and backward pass; gradients are summed over a batch: less memory, the
-    # same step. 0 takes the whole batch, except on a single CPU, which splits the batches of fvp,
-    # and those of fg_vpl with up to 4,096 training photos, into parts that suit its caches (2
-    # images of ViT-B/16).
+    # same step up to rounding. 0 takes the whole batch, except on a single CPU, which splits the
+    # batches of fvp, and those of fg_vpl with up to 4,096 training photos, into parts that suit its
+    # caches (2 images of ViT-B/16).
     config.microbatch = 0
     # Recompute activations in the backward pass and attention weights for the roll-out: less
     # memory, more time.
     config.rematerialise = False
-    # Precision of the image encoder's products and activations: "float32" or "bfloat16".
+    # Type of the image encoder's products and activations: "float32" or "bfloat16".
     # Parameters, object masks, logits and losses are float32.
     config.compute_dtype = "float32"
     config.checkpoint_every_epochs = 10
@@ -91,16 +93,16 @@ def data_config() -> ConfigDict:
     data.root = "."
     data.split_file = ""  # "coop", "tfds": CoOp's split file, below root
     data.image_dir = ""  # "coop": below root; the paths in the split file start here
-    data.few_shot_file = ""  # few_shot.json of another run, instead of a draw by the seed
+    data.few_shot_file = ""  # few_shot.json of another run, whose images replace the seed's draw
     data.templates = ("a photo of a {}.",)
     # Folder that keeps decoded photos, cropped for evaluation, between runs; "" is the user's cache
     # folder.
     data.image_cache_dir = ""
-    data.image_cache_gb = 20.0  # the least recently used photos make room; 0 keeps no photos
+    data.image_cache_gb = 20.0  # limit; the least recently used photos are removed; 0 keeps none
 
-    # Training photos stay on every device and are cropped there if all of them, each as large as
-    # the largest, take no more than this together with the memory of a step; otherwise they are
-    # decoded again in every epoch. The photos that a visual cache is built from may take as much
-    # again.
+    # Gigabytes. Training photos stay on every device and are cropped there if all of them, each as
+    # large as the largest, take no more than this together with the memory for the crops; otherwise
+    # they are decoded again in every epoch. The photos that a visual cache is built from may take
+    # as much again.
     data.resident_gb = 2.0
     return data

@@ -1,6 +1,7 @@
 """Photos on the device against the batches that the host makes of the same photos."""
 
 import itertools
+import weakref
 from functools import partial
 
 import jax
@@ -193,10 +194,12 @@ class WatchedMetric:
 
 
 def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monkeypatch):
-    events, numbers = [], itertools.count()
+    events, numbers, sent, alive = [], itertools.count(), [], []
 
     def send(mesh, batch):
         events.append("sent")
+        sent.append(weakref.ref(batch.inputs))
+        alive.append(sum(array() is not None for array in sent))
         return batch
 
     def step(state, frozen, cache, choices, batch):
@@ -212,6 +215,7 @@ def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monk
     spans_of(source, TrainState(nnx.State({}), None), nnx.State({}), pace)
     between = [event for n in range(4) for event in (f"waited for {n}", "sent")]
     assert events == ["sent", "sent", *between, "waited for 4"]
+    assert max(alive) == 2  # the batch of the step that runs, and the next one
 
 
 def test_an_epoch_is_a_loop_without_the_host(photos, clip, parts):

@@ -1,4 +1,4 @@
-"""The paper's settings take their defaults from `fgvpl_jax/defaults.py` and from nowhere else."""
+"""Named settings take their defaults from `fgvpl_jax/defaults.py` and from nowhere else."""
 
 import ast
 from pathlib import Path
@@ -55,7 +55,7 @@ def is_literal(value):
     return True
 
 
-def test_the_settings_are_those_of_the_paper():
+def test_these_settings_have_a_default():
     assert sorted(NAMES) == [
         "cache_logit_weight",
         "connectivity",
@@ -63,6 +63,7 @@ def test_the_settings_are_those_of_the_paper():
         "object_logit_weight",
         "object_query",
         "text_residual_ratio",
+        "top_k",
     ]
 
 

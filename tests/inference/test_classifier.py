@@ -102,8 +102,6 @@ def test_a_prediction_is_complete(classifier, photo):
     assert prediction.location.attention_map.shape == (4, 4)
     assert prediction.location.object_mask.shape == (4, 4)
     assert prediction.location.object_mask.any()
-    assert prediction.object_mask is prediction.location.object_mask
-    assert prediction.attention_map is prediction.location.attention_map
     assert len(prediction.similar) == 3
     assert [classifier.support.keys[s.place] for s in prediction.similar] == [
         s.key for s in prediction.similar

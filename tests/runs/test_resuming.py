@@ -196,7 +196,7 @@ def test_a_damaged_support_file_is_named_and_written_again(finished, tmp_path):
     content = bytearray(file.read_bytes())
     content[300] ^= 4  # within the numbers of the first array
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*train again"):
+    with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*same training command"):
         load_classifier(tmp_path / "W")
     run(config, tmp_path / "W")
     load_classifier(tmp_path / "W")

@@ -1,4 +1,4 @@
-"""Eight simulated devices, or two processes of two, give what one gives."""
+"""Runs on eight simulated devices, or on two processes of two, equal runs on one device."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 300  # for what would hang
+LONGEST_SECONDS = 300  # for one process; catches hangs
 
 STEP = """
 import sys
@@ -63,9 +63,9 @@ def step(mesh, microbatch):
 assert data_mesh().size == 8
 one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
 expected, metrics = step(one, 0)
-for chunk in (visual_cache.CHUNK, 8):  # the whole cache; two chunks, each of a row a device
+for chunk in (visual_cache.CHUNK, 8):  # the whole cache at once; two chunks of one row per device
     visual_cache.CHUNK = chunk
-    found, other_metrics = step(data_mesh(), 4)  # two passes of a row a device
+    found, other_metrics = step(data_mesh(), 4)  # two passes of one row per device
     np.testing.assert_allclose(metrics, other_metrics, rtol=1e-10)
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
@@ -78,7 +78,7 @@ def environment(num_devices: int) -> dict[str, str]:
 
 
 def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
-    """Seven images in two padded passes, and sixteen cached ones, in float64."""
+    """Uses seven images in two padded passes, and sixteen cached images, in float64."""
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tiny_clip_dir)],
         env=environment(8),
@@ -92,7 +92,7 @@ def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
 
 @pytest.fixture
 def arguments(tiny_clip_dir, photos_dir):
-    """Of run.py; nine images in batches of four: neither divides by the devices."""
+    """Arguments of run.py; the devices divide neither the nine images nor batches of four."""
     return [
         "--config=configs/folder.py",
         f"--config.clip={tiny_clip_dir}",
@@ -105,7 +105,7 @@ def arguments(tiny_clip_dir, photos_dir):
 
 
 def start(arguments: list[str], workdir: Path, *, devices: int, processes: int = 1):
-    """The processes of one job, on this machine."""
+    """Starts the processes of one job on this machine."""
     jobs = [[]]
     if processes > 1:
         with socket.socket() as free:
@@ -133,7 +133,7 @@ def start(arguments: list[str], workdir: Path, *, devices: int, processes: int =
 
 
 def finish(jobs) -> list[str]:
-    """Waits for all; what each printed."""
+    """Waits until all processes end successfully; returns what each printed."""
     outputs = []
     for job in jobs:
         out, err = job.communicate(timeout=LONGEST_SECONDS)
@@ -205,8 +205,8 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(
 
 
 @pytest.mark.slow
-def test_features_of_images_that_devices_do_not_divide(arguments, tmp_path):
-    """A method that computes from all nine images at once."""
+def test_features_of_an_uneven_number_of_images_are_the_same_on_eight_devices(arguments, tmp_path):
+    """Uses a method that computes from all nine images at once."""
     arguments += ["--config.method=linear_probe", "--config.batch_size=256"]
     for name, devices in (("one", 1), ("eight", 8)):
         finish(start(arguments, tmp_path / name, devices=devices))
@@ -238,7 +238,7 @@ def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed, tmp_path):
+def test_a_killed_process_ends_the_others_and_the_job_resumes(arguments, killed, tmp_path):
     workdir = tmp_path / "run"
     arguments.append("--config.epochs=20")
     jobs = start(arguments, workdir, devices=2, processes=2)

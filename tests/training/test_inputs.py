@@ -1,4 +1,4 @@
-"""Frozen features: what they are of, what is kept, and when it is made anew."""
+"""Frozen features: what they are computed from, what is cached, and when it is recomputed."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def decoding(monkeypatch):
 def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photos, kept):
     inputs = FeatureInputs(clip, 5, kept, data_mesh())
     augment = random_crop_and_flip(clip.image_size)
-    for _ in range(2):  # made, then kept
+    for _ in range(2):  # computed, then read from the cache
         for epoch in range(2):
             pixels = list(train_batches(photos, 4, augment=augment, seed=5, epoch=epoch))
             batches = list(inputs.epoch(photos, 4, epoch))
@@ -75,7 +75,7 @@ def test_evaluation_has_the_features_of_the_checkpoints_own_transform(clip, phot
         assert [batch.indices.tolist() for batch in batches][-1] == [8, -1, -1, -1]
 
 
-def test_what_is_kept_is_shared_and_neither_decoded_nor_encoded_again(
+def test_cached_features_are_shared_and_need_no_decoding_or_encoding(
     clip, photos, kept, monkeypatch
 ):
     first = FeatureInputs(clip, 5, kept, data_mesh())
@@ -91,7 +91,7 @@ def test_what_is_kept_is_shared_and_neither_decoded_nor_encoded_again(
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_files_of_a_split_are_looked_at_once_for_all_augmented_epochs(
+def test_the_files_of_a_split_are_fingerprinted_once_for_all_augmented_epochs(
     clip, photos, kept, monkeypatch
 ):
     calls, fingerprint = [], Split.fingerprint
@@ -107,7 +107,7 @@ def test_the_files_of_a_split_are_looked_at_once_for_all_augmented_epochs(
 
 
 @pytest.mark.parametrize("other", ["seed", "epoch", "backbone", "settings", "photos"])
-def test_anything_that_features_depend_on_makes_them_anew(
+def test_features_are_recomputed_if_anything_they_depend_on_changes(
     clip, photos, kept, tmp_path, monkeypatch, other
 ):
     list(FeatureInputs(clip, 5, kept, data_mesh()).epoch(photos, 9, 0))
@@ -118,7 +118,7 @@ def test_anything_that_features_depend_on_makes_them_anew(
         epoch = 1
     elif other == "photos":
         photos = photos.select([1, 0, *range(2, 9)])
-    else:  # the weights' hash alone would miss an epsilon
+    else:  # the hash of the weights alone would miss a changed epsilon
         overrides = {"vision_config": {"layer_norm_eps": 1e-3}} if other == "settings" else {}
         write_tiny_clip(tmp_path / "clip", seed=int(other == "backbone"), **overrides)
         same = load_clip(tmp_path / "clip").identity.sha256 == clip.identity.sha256
@@ -129,7 +129,7 @@ def test_anything_that_features_depend_on_makes_them_anew(
     assert len(calls) == 9
 
 
-def test_an_unreadable_image_is_named_each_time_until_it_is_mended(clip, photos, kept):
+def test_an_unreadable_image_is_named_each_time_until_it_is_repaired(clip, photos, kept):
     victim = photos.path(4)
     content = victim.read_bytes()
     victim.write_bytes(b"")
@@ -150,7 +150,7 @@ def test_without_a_cache_nothing_is_written(clip, photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_few_shot_inputs_are_in_the_splits_order_without_the_unreadable(clip, photos):
+def test_few_shot_inputs_keep_the_order_of_the_split_without_unreadable_images(clip, photos):
     photos.path(2).write_bytes(b"")
     few_shot = FewShotInputs(PixelInputs(clip, 5, None), photos.select([0, 1, 3, 5]), photos, 3)
     expected = [clip.resize_and_crop(photos.image(i)) for i in (0, 1, 3, 5)]
@@ -175,7 +175,7 @@ def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, kept, mon
     assert len(calls) == 2
 
 
-def test_texts_of_another_tokenizer_are_encoded_anew(clip, kept, tmp_path):
+def test_texts_of_another_tokenizer_are_encoded_again(clip, kept, tmp_path):
     first = kept_text_features(clip, ("a", "b"), ("{}.",), kept)
     shutil.copytree(clip.identity.name, tmp_path / "clip")
     vocabulary = json.loads((tmp_path / "clip" / "vocab.json").read_text())

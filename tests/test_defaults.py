@@ -1,4 +1,4 @@
-"""The paper's settings take their defaults from `fgvpl_jax/defaults.py` and from nowhere else."""
+"""The defaults of the paper's settings are in `fgvpl_jax/defaults.py` and nowhere else."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ NAMES = {name.lower() for name in vars(defaults) if name.isupper()}
 
 
 def literal_defaults(source):
-    """Returns (line, name) of each setting that code gives a literal as its default.
+    """Returns (line, name) of each setting whose default is a literal in the source.
 
     Covers arguments of functions and lambdas, and assignments to names, attributes (such as
     `config.num_prompts = 1`) and items (such as `config["num_prompts"] = 1`).
@@ -55,7 +55,7 @@ def is_literal(value):
     return True
 
 
-def test_the_settings_are_those_of_the_paper():
+def test_the_defaults_cover_the_settings_of_the_paper():
     assert sorted(NAMES) == [
         "cache_logit_weight",
         "connectivity",
@@ -67,7 +67,7 @@ def test_the_settings_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_no_other_file_writes_a_default(file):
+def test_no_other_file_sets_a_default(file):
     assert not literal_defaults(file.read_text(encoding="utf-8"))
 
 
@@ -88,5 +88,5 @@ def test_no_other_file_writes_a_default(file):
         ("f(num_prompts=1)", False),
     ],
 )
-def test_the_check_finds_literals_and_nothing_else(source, found):
+def test_the_check_finds_literals_and_ignores_other_values(source, found):
     assert bool(literal_defaults(source)) == found

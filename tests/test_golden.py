@@ -1,8 +1,8 @@
 """Compares the package with the golden files: parity with PyTorch and the equations.
 
-`tests/clip/test_parity.py` runs transformers' CLIP, which needs torch. Here its outputs, and those
-of the float64 recomputation of the whole method, come from files that `tests/golden/write.py`
-wrote, so that every `make test` checks parity.
+`tests/clip/test_parity.py` runs transformers' CLIP, which needs torch. The tests here read its
+outputs, and those of the float64 recomputation of the whole method, from files that
+`tests/golden/write.py` wrote, so that every `make test` checks parity.
 """
 
 import jax
@@ -74,7 +74,7 @@ def transformers_outputs(request, tmp_path_factory):
     return load_clip(directory), pixels, expected
 
 
-def test_clip_of_every_kind(transformers_outputs):
+def test_features_of_every_kind_of_clip(transformers_outputs):
     clip, pixels, expected = transformers_outputs
     ids = expected["token_ids"]
     np.testing.assert_array_equal(clip.tokenize(TEXTS), ids[: len(TEXTS)])
@@ -86,7 +86,7 @@ def test_clip_of_every_kind(transformers_outputs):
 
 
 @pytest.mark.parametrize("transformers_outputs", ["openai"], indirect=True)
-def test_attention_weights_of_each_layer(transformers_outputs):
+def test_attention_weights_of_every_layer(transformers_outputs):
     clip, pixels, expected = transformers_outputs
     graphdef, state = nnx.split(clip.vision)
 
@@ -149,7 +149,7 @@ def method(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(method):
-    """Returns features of the padded query and support images, and the support images' cache."""
+    """Returns features of the padded query and support images, and the visual cache."""
     _, inputs, _, make_model = method
     graphdef, state = nnx.split(make_model())
 
@@ -210,8 +210,8 @@ def test_text_weights_and_zero_shot_logits(method):
     assert_close(logits, expected["zero_shot_logits"], "zero-shot logits")
 
 
-def test_settings_change_the_golden_values():
-    """Golden values that do not depend on a setting would not check it."""
+def test_the_golden_values_depend_on_the_settings():
+    """Values that do not depend on a setting would not check it."""
     for name in CASES:
         expected = golden(FG_VPL_FILE, name)
         masks = expected["queries/object_mask"]
@@ -221,7 +221,7 @@ def test_settings_change_the_golden_values():
 
 
 @pytest.mark.torch
-def test_the_script_writes_these_files(tmp_path):
+def test_the_script_writes_the_committed_files(tmp_path):
     pytest.importorskip("torch", reason="the script runs transformers' CLIP: make parity")
     from tests.golden.write import write
 
@@ -240,7 +240,7 @@ def test_the_script_writes_these_files(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", CASES)
-def test_the_recomputations_clip_is_transformers(name, tmp_path):
+def test_the_recomputed_clip_equals_that_of_transformers(name, tmp_path):
     """Compares the CLIP inside FG-VPL's oracle with transformers' CLIP, both in float64."""
     torch = pytest.importorskip("torch", reason="runs transformers' CLIP: make parity")
     from tests.golden import recomputation

@@ -1,4 +1,4 @@
-"""The compilation benchmark runs and leaves JAX's own settings unchanged."""
+"""The compilation benchmark runs and leaves the settings of JAX unchanged."""
 
 import jax
 

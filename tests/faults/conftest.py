@@ -1,6 +1,5 @@
-"""What all fault tests share: an undisturbed run, and a tally that is printed at the end."""
+"""An undisturbed run for all fault tests, and a tally of outcomes that is printed at the end."""
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -16,22 +15,18 @@ from fgvpl_jax.files import read_arrays
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import loop
+from tests.whole_runs import metrics, stored_results, without_times
 
 COLUMNS = ("injected", "ended right", "of them refused", "data lost", "false success")
 TALLY: dict[str, Counter[str]] = {}
 
 
-def without_times(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if "second" not in key}
-
-
 def outcome_of(path: Path) -> dict[str, Any]:
     """Returns results, metrics and predictions of a finished run, without times."""
-    lines = (path / "metrics.jsonl").read_text().splitlines()
     predictions = read_arrays(path / "predictions.npz")
     return {
-        "results": without_times(json.loads((path / "results.json").read_text())),
-        "metrics": [without_times(json.loads(line)) for line in lines],
+        "results": without_times(stored_results(path)),
+        "metrics": metrics(path),
         "predictions": {name: column.tolist() for name, column in predictions.items()},
     }
 
@@ -53,10 +48,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A finished run, and a copy of the same run that stopped half way.
+    """A finished run, and a copy of the same run that stopped halfway.
 
     Attributes:
-        config: Config of both.
+        config: Config of both runs.
         path: Folder of the finished run.
         half: Folder with the checkpoints of epochs 1 and 2 of 4.
         outcome: Results, metrics and predictions of the finished run.
@@ -71,7 +66,7 @@ class Undisturbed:
         """Runs the command on a folder; returns whether it ends like this run.
 
         Args:
-            path: Folder.
+            path: Folder of a run.
             apart_from: Part of the outcome that may differ.
 
         Raises:
@@ -87,8 +82,8 @@ class Undisturbed:
 
         Args:
             fault: Name in the tally.
-            path: Folder.
-            mend: Restores the damaged files, and nothing else.
+            path: Damaged folder of a run.
+            mend: Function that restores the damaged files, and nothing else.
             apart_from: Part of the outcome that no checksum protects.
         """
         try:
@@ -98,10 +93,10 @@ class Undisturbed:
             mend()
             whole = self.resumes(path)
             count(fault, "of them refused", "ended right" if whole else "data lost")
-            assert whole, f"{fault}: repaired, it ended differently"
+            assert whole, f"{fault}: the repaired run ended differently"
             return
         count(fault, "ended right" if same else "false success")
-        assert same, f"{fault}: ended differently without an error"
+        assert same, f"{fault}: the run ended differently without an error"
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +129,7 @@ def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
 
 
 def write_list(photos: Path) -> None:
-    """Writes a list that gives the photos the splits and classes of their folders."""
+    """Writes a list.csv with the split and class of each photo, taken from its folders."""
     files = [file.relative_to(photos) for file in sorted(photos.rglob("*.png"))]
     rows = [f"{file},{file.parts[1]},{file.parts[0]}\n" for file in files]
     (photos / "list.csv").write_text("path,label,split\n" + "".join(rows))

@@ -1,4 +1,4 @@
-"""A full or read-only disk, which is a small tmpfs in its own mount namespace.
+"""Runs on a full or read-only disk: a small tmpfs in a mount namespace of its own.
 
 The tests are skipped if the system allows neither root nor user namespaces.
 """
@@ -25,20 +25,21 @@ UNSHARE = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user
 
 
 class Namespace:
-    """A worker process with disks that no other process sees."""
+    """Worker process in a mount namespace, with disks that no other process sees."""
 
     def __init__(self):
         self._worker = subprocess.Popen(
             [*UNSHARE, sys.executable, "-m", "tests.faults.namespace_worker"],
             cwd=ROOT,
-            env=os.environ | {"SLURM_NTASKS": "1"},  # jax looks for other tasks only once
+            env=os.environ
+            | {"SLURM_NTASKS": "1"},  # jax looks for other tasks of the job only once
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def do(self, *arguments: str | Path) -> int:
-        """Runs a program there; returns its exit code."""
+        """Runs a program in the namespace; returns its exit code."""
         self._worker.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         self._worker.stdin.flush()
         answered, _, _ = select.select([self._worker.stdout], [], [], LONGEST_SECONDS)
@@ -51,7 +52,7 @@ class Namespace:
         assert self.do("mount", *arguments) == 0
 
     def run(self, arguments: list[str], log: Path) -> tuple[int, str]:
-        """Runs `run.py` there; returns its exit code and its output."""
+        """Runs `run.py` in the namespace; returns its exit code and its output."""
         code = self.do("run.py", log, *arguments)
         text = log.read_text()
         assert "Traceback" not in text, text
@@ -84,8 +85,8 @@ def size_kb(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
-    """The command fails; with enough room it resumes as if nothing had happened."""
+def test_a_run_on_a_full_disk_resumes_when_there_is_space(undisturbed, namespace, tmp_path, trial):
+    """The command fails; with enough space it resumes and ends like an undisturbed run."""
     rng = random.Random(trial)
     disk, full, free = (tmp_path / name for name in ("disk", "full", "free"))
     disk.mkdir()
@@ -94,7 +95,7 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
     size = rng.randrange(least, size_kb(undisturbed.path) * 5 // 4, PAGE_KB)
     namespace.mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk)
     if begun and namespace.do("cp", "-a", undisturbed.half, disk / "W"):
-        pytest.skip("the half-finished run takes more room there than the sizes of its files")
+        pytest.skip("the half-finished run needs more space on the disk than its files are large")
     arguments = command(undisturbed, disk / "W")[2:]
     code, log = namespace.run(arguments, tmp_path / "log1")
     namespace.do("cp", "-a", disk, full)
@@ -122,8 +123,10 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
 
 
 @pytest.mark.parametrize("trial", range(TRIALS // 2))
-def test_the_disk_of_the_cache_is_full(undisturbed, namespace, tmp_path, trial):
-    """The run still succeeds; it only takes longer."""
+def test_a_full_disk_of_the_image_cache_does_not_stop_a_run(
+    undisturbed, namespace, tmp_path, trial
+):
+    """The run only takes longer."""
     disk, cache = tmp_path / "disk", undisturbed.path.parent / "cache"
     disk.mkdir()
     size = random.Random(trial).randrange(SMALLEST_KB, size_kb(cache), PAGE_KB)
@@ -141,7 +144,7 @@ def test_the_disk_of_the_cache_is_full(undisturbed, namespace, tmp_path, trial):
 
 
 @pytest.mark.parametrize("start", ["nothing", "half", "path"])
-def test_a_read_only_workdir(undisturbed, namespace, tmp_path, start):
+def test_a_read_only_workdir_is_refused(undisturbed, namespace, tmp_path, start):
     fixed = tmp_path / "disk"
     fixed.mkdir()
     if start != "nothing":

@@ -19,12 +19,12 @@ LONGEST_SECONDS = 300
 YEAR = 365 * 86400
 PAIRS = 4
 CLOCK_TRIALS = 8
-READS = 500  # roughly the number of times that a run reads the clock
+READS = 500  # about as often as a run reads the clock
 
 
 @pytest.mark.parametrize("jump", [-YEAR, YEAR])
 @pytest.mark.parametrize("trial", range(CLOCK_TRIALS))
-def test_the_clock_jumps(undisturbed, tmp_path, monkeypatch, jump, trial):
+def test_a_clock_that_jumps_loses_no_data(undisturbed, tmp_path, monkeypatch, jump, trial):
     """The clock jumps before the run, or at one of the moments when the run reads it."""
     copy = tmp_path / "W"
     shutil.copytree(undisturbed.half, copy)

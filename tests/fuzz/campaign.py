@@ -26,7 +26,7 @@ from types import FrameType
 import coverage
 
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 20  # limit for one input, to detect hangs
+LONGEST_SECONDS = 20  # limit per input, to detect hangs
 MOST_GROWTH_MB = 1024  # limit for the process, relative to the valid files
 MEASURED = ("fgvpl_jax/*",)
 # Slow readers get a smaller share: transformers, PyTorch and ml_collections take milliseconds.
@@ -34,7 +34,7 @@ SHARES = {"config.json": 0.02, "pytorch": 0.05, "overrides": 0.1, "support.npz":
 
 
 class Hang(BaseException):
-    """An input took longer than the limit."""
+    """Raised if an input takes longer than the limit."""
 
 
 def on_alarm(signum: int, frame: FrameType | None) -> None:
@@ -46,7 +46,7 @@ def peak_mb() -> float:
 
 
 def spans(file: Path, functions: tuple[str, ...]) -> Iterator[range]:
-    """Yields the lines of each function."""
+    """Yields the line numbers of each function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name in functions:
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def keep_find(folder: Path, name: str, data: bytes, error: BaseException) -> None:
-    """Saves an input that broke a promise, and reports the file and the error."""
+    """Saves an input that broke the promise of its reader; prints the file and the error."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name.replace(' ', '_')}_{hashlib.sha256(data).hexdigest()[:12]}"
     file.write_bytes(data)

@@ -74,7 +74,7 @@ def transformer_layer(
 
 
 class VisionTower:
-    """CLIP's image tower in parts, for plain CLIP and for FG-VPL."""
+    """Image tower of CLIP, split into the parts that plain CLIP and FG-VPL share."""
 
     def __init__(self, tensors: Tensors, config: dict[str, Any]):
         self.sizes = config["vision_config"]

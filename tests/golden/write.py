@@ -40,7 +40,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def transformers_clip(directory: Path, attention: str) -> CLIPModel:
-    """Loads CLIP in float64; in float32, it varies between processors by as much as our bound."""
+    """Loads CLIP in float64; results in float32 differ between CPUs by as much as our bound."""
     model = CLIPModel.from_pretrained(directory, attn_implementation=attention, dtype=torch.float64)
     return model.eval()
 
@@ -55,9 +55,9 @@ def token_ids(directory: Path, texts: list[str], config: dict[str, Any]) -> np.n
 
 
 def odd_token_ids(context: int) -> np.ndarray:
-    """Returns texts with several ends, none, and id 2 next to larger ids.
+    """Returns texts with several end tokens, with no end token, and with id 2 next to larger ids.
 
-    The conventions of pooling differ on them.
+    The pooling conventions of CLIP checkpoints differ on these texts.
     """
     ids = np.full((3, context), 5, np.int32)
     ids[0, [4, 9]] = vocabulary()[END]

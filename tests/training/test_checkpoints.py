@@ -17,6 +17,7 @@ from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbon
 from fgvpl_jax.training.checkpoints import KEEP_LAST, Progress
 from fgvpl_jax.training.train_step import StepMetrics
 from fgvpl_jax.variables import Trainable
+from tests.damage import flip_bit, non_empty_files, truncate
 
 PROVENANCE = Provenance("fg_vpl", ["a", "b"], {"name": "x", "sha256": "1"}, 1)
 
@@ -87,10 +88,6 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     assert restored(tmp_path).epoch == 5
 
 
-def files_of(folder):
-    return sorted(file for file in folder.rglob("*") if file.is_file())
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Returns a folder that holds checkpoints 1 and 2."""
@@ -99,24 +96,15 @@ def two(tmp_path_factory):
     return directory
 
 
-def flip(file, rng):
-    content = bytearray(file.read_bytes())
-    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-    file.write_bytes(content)
-
-
-def truncate(file, rng):
-    file.write_bytes(file.read_bytes()[: rng.integers(file.stat().st_size)])
-
-
-@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("damage", [flip_bit, truncate])
 def test_damage_to_any_file_is_reported_or_harmless(two, tmp_path, capsys, damage):
     rng = np.random.default_rng(0)
     noticed = 0
-    for number in range(len(files_of(two / "2"))):
+    for number in range(len(non_empty_files(two / "2"))):
         copy = tmp_path / str(number)
         shutil.copytree(two, copy)
-        damage(files_of(copy / "2")[number], rng)
+        file = non_empty_files(copy / "2")[number]
+        file.write_bytes(damage(file.read_bytes(), rng))
         progress = restored(copy)
         reported = "step 2" in capsys.readouterr().err
         noticed += reported

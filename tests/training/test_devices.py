@@ -1,6 +1,5 @@
 """Runs on eight simulated devices, or on two processes of two, equal runs on one device."""
 
-import json
 import os
 import re
 import signal
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.whole_runs import metrics, stored_results
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 300  # for one process; catches hangs
@@ -143,8 +144,7 @@ def finish(jobs) -> list[str]:
 
 
 def losses(workdir: Path) -> list[float]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [line["loss"] for line in metrics(workdir)]
 
 
 def wait_for_checkpoint(workdir: Path, jobs) -> None:
@@ -198,9 +198,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(
     outputs = finish(start(arguments, tmp_path / "cut", devices=2, processes=2))
     assert "resuming after epoch" in outputs[0]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    cut, whole = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole")
-    )
+    cut, whole = (stored_results(tmp_path / name) for name in ("cut", "whole"))
     assert cut["test_nll"] == whole["test_nll"]
 
 
@@ -210,9 +208,7 @@ def test_features_of_an_uneven_number_of_images_are_the_same_on_eight_devices(ar
     arguments += ["--config.method=linear_probe", "--config.batch_size=256"]
     for name, devices in (("one", 1), ("eight", 8)):
         finish(start(arguments, tmp_path / name, devices=devices))
-    one, eight = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "eight")
-    )
+    one, eight = (stored_results(tmp_path / name) for name in ("one", "eight"))
     assert eight["test_nll"] == pytest.approx(one["test_nll"], rel=0.05)
 
 
@@ -225,9 +221,7 @@ def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_
     outputs = finish(start(parts, tmp_path / "many", devices=devices, processes=processes))
     assert ["test images" in output for output in outputs] == [True] + [False] * (processes - 1)
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-4)
-    one, many = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "many")
-    )
+    one, many = (stored_results(tmp_path / name) for name in ("one", "many"))
     assert many["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.1)
     assert many["test_images_read"] == one["test_images_read"] == 15
     with np.load(tmp_path / "one/support.npz") as a, np.load(tmp_path / "many/support.npz") as b:
@@ -262,7 +256,7 @@ def test_a_damaged_checkpoint_is_removed_once_all_processes_have_read_it(argumen
     arguments.append("--config.epochs=4")
     workdir = tmp_path / "run"
     finish(start(arguments, workdir, devices=2, processes=2))
-    expected, first = losses(workdir), json.loads((workdir / "results.json").read_text())
+    expected, first = losses(workdir), stored_results(workdir)
     newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
     (newest / "_CHECKPOINT_METADATA").write_bytes(b"{")
     (workdir / "results.json").unlink()
@@ -271,6 +265,6 @@ def test_a_damaged_checkpoint_is_removed_once_all_processes_have_read_it(argumen
     assert [job.returncode for job in jobs] == [0, 0], (err, other_err)
     assert "resuming after epoch 2 of 4" in out
     assert [text.count("is damaged") for text in (err, other_err)] == [1, 0]
-    again = json.loads((workdir / "results.json").read_text())
+    again = stored_results(workdir)
     assert losses(workdir) == expected
     assert again["test_nll"] == first["test_nll"]

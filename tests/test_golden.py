@@ -43,6 +43,7 @@ ROWS = 10
 
 
 def golden(file, group):
+    """Returns the arrays of one group in a golden file, by their names within the group."""
     with np.load(DIRECTORY / file) as arrays:
         return {
             name.removeprefix(f"{group}/"): arrays[name]
@@ -57,7 +58,7 @@ def assert_close(ours, expected, name):
     assert error <= BOUND, name
 
 
-def same_inputs(expected, ours):
+def assert_same_inputs(expected, ours):
     assert str(expected["checksum"]) == ours, (
         "the seeds no longer draw the weights and images that the golden files were computed from: "
         "if that is intended, run python -m tests.golden.write"
@@ -70,7 +71,7 @@ def transformers_outputs(request, tmp_path_factory):
     config = write_tiny_clip(directory, SEED, **KINDS[request.param])
     pixels = clip_pixels(config)
     expected = golden(CLIP_FILE, request.param)
-    same_inputs(expected, checksum([*random_tensors(config, SEED).values(), pixels]))
+    assert_same_inputs(expected, checksum([*random_tensors(config, SEED).values(), pixels]))
     return load_clip(directory), pixels, expected
 
 
@@ -114,7 +115,7 @@ def method(request, tmp_path_factory):
     """Returns a case, its inputs, the recomputation's outputs, and a builder of models."""
     case = CASES[request.param]
     inputs, expected = case_inputs(case), golden(FG_VPL_FILE, request.param)
-    same_inputs(expected, inputs.checksum())
+    assert_same_inputs(expected, inputs.checksum())
     clip, other = (tmp_path_factory.mktemp("clip") for _ in range(2))
     write_tiny_clip(clip, SEED, **case.clip)
     write_tiny_clip(other, OTHER_SEED, **case.clip)

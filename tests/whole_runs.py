@@ -1,16 +1,36 @@
 """Runs the whole method, reads the files of a run, and makes up results."""
 
 import json
+from contextlib import contextmanager
+
+import pytest
 
 from fgvpl_jax.clip import Identity
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import loop
 
 
 def run(config, path):
     """Trains and evaluates in a folder; returns the results."""
     return experiment.train_and_evaluate(config, Workdir(path))
+
+
+@contextmanager
+def interruption_in_epoch(number):
+    """Expects a run inside the block to stop with KeyboardInterrupt at the end of this epoch."""
+    original = loop.epoch_metrics
+
+    def interrupted(epoch, *args):
+        if epoch == number:
+            raise KeyboardInterrupt
+        return original(epoch, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "epoch_metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def stored_results(path):

@@ -1,6 +1,7 @@
 """An undisturbed run for all fault tests, and a tally of outcomes that is printed at the end."""
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import loop
-from tests.whole_runs import metrics, stored_results, without_times
+from tests.conftest import make_tiny_config
+from tests.whole_runs import interruption_in_epoch, metrics, stored_results, without_times
 
+ROOT = Path(__file__).parents[2]
+LONGEST_SECONDS = 300  # for one process; catches hangs
 COLUMNS = ("injected", "ended right", "of them refused", "data lost", "false success")
 TALLY: dict[str, Counter[str]] = {}
 
@@ -76,21 +79,21 @@ class Undisturbed:
         return outcome_of(path) | {apart_from: 0} == self.outcome | {apart_from: 0}
 
     def try_damaged(
-        self, fault: str, path: Path, mend: Callable[[], object], apart_from: str = ""
+        self, fault: str, path: Path, repair: Callable[[], object], apart_from: str = ""
     ) -> None:
         """Runs the command on a damaged folder, and again after a repair if it refuses.
 
         Args:
             fault: Name in the tally.
             path: Damaged folder of a run.
-            mend: Function that restores the damaged files, and nothing else.
+            repair: Function that restores the damaged files, and nothing else.
             apart_from: Part of the outcome that no checksum protects.
         """
         try:
             same = self.resumes(path, apart_from)
         except UserError as error:
             assert str(error).strip()
-            mend()
+            repair()
             whole = self.resumes(path)
             count(fault, "of them refused", "ended right" if whole else "data lost")
             assert whole, f"{fault}: the repaired run ended differently"
@@ -98,11 +101,29 @@ class Undisturbed:
         count(fault, "ended right" if same else "false success")
         assert same, f"{fault}: the run ended differently without an error"
 
+    def command(self, path: Path) -> list[str]:
+        """Returns the command that starts the same run in another folder."""
+        config = self.config
+        fields = (
+            "clip",
+            "shots",
+            "epochs",
+            "batch_size",
+            "eval_batch_size",
+            "checkpoint_every_epochs",
+        )
+        places = ("root", "image_cache_dir")
+        return [
+            *(sys.executable, "run.py", "--config=configs/folder.py", f"--workdir={path}"),
+            *(f"--config.{name}={config[name]}" for name in fields),
+            *(f"--config.data.{name}={config.data[name]}" for name in places),
+            f"--config.benchmark={config.benchmark}",
+            f"--config.cache_logit_weight_grid={config.cache_logit_weight_grid}",
+        ]
+
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
-    from tests.conftest import make_tiny_config
-
     place = tmp_path_factory.mktemp("undisturbed")
     config = make_tiny_config(tiny_clip_dir, photos_dir)
     shutil.copytree(tiny_clip_dir, place / "clip")
@@ -113,17 +134,8 @@ def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
     config.data.image_cache_dir = str(place / "cache")
     config.data.image_cache_gb = 1.0
     config.checkpoint_every_epochs = 1
-    original = loop.epoch_metrics
-
-    def interrupted(epoch, *args):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return original(epoch, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "epoch_metrics", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            experiment.train_and_evaluate(config, Workdir(place / "half"))
+    with interruption_in_epoch(3):
+        experiment.train_and_evaluate(config, Workdir(place / "half"))
     experiment.train_and_evaluate(config, Workdir(place / "W"))
     return Undisturbed(config, place / "W", place / "half", outcome_of(place / "W"))
 

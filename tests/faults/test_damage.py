@@ -52,11 +52,11 @@ def test_damaged_checkpoints_are_refused_or_harmless(undisturbed, tmp_path, dama
         for file, content in contents.items():
             file.write_bytes(DAMAGES[damage](content, rng))
 
-        def mend(contents=contents):
+        def repair(contents=contents):
             for file, content in contents.items():
                 file.write_bytes(content)
 
-        undisturbed.try_damaged(f"checkpoint, {damage}", copy, mend)
+        undisturbed.try_damaged(f"checkpoint, {damage}", copy, repair)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

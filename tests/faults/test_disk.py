@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import count, outcome_of
-from tests.faults.test_moments import LONGEST_SECONDS, ROOT, command
+from tests.faults.conftest import LONGEST_SECONDS, ROOT, count, outcome_of
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +95,7 @@ def test_a_run_on_a_full_disk_resumes_when_there_is_space(undisturbed, namespace
     namespace.mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk)
     if begun and namespace.do("cp", "-a", undisturbed.half, disk / "W"):
         pytest.skip("the half-finished run needs more space on the disk than its files are large")
-    arguments = command(undisturbed, disk / "W")[2:]
+    arguments = undisturbed.command(disk / "W")[2:]
     code, log = namespace.run(arguments, tmp_path / "log1")
     namespace.do("cp", "-a", disk, full)
     namespace.mount("-o", "remount,size=64m", disk)
@@ -133,7 +132,7 @@ def test_a_full_disk_of_the_image_cache_does_not_stop_a_run(
     namespace.mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk)
     arguments = [
         argument if "image_cache_dir" not in argument else f"--config.data.image_cache_dir={disk}"
-        for argument in command(undisturbed, tmp_path / "W")[2:]
+        for argument in undisturbed.command(tmp_path / "W")[2:]
     ]
     code, log = namespace.run(arguments, tmp_path / "log")
     namespace.do("umount", "--lazy", disk)
@@ -152,7 +151,7 @@ def test_a_read_only_workdir_is_refused(undisturbed, namespace, tmp_path, start)
     before = {file: file.read_bytes() for file in fixed.rglob("*") if file.is_file()}
     namespace.mount("--bind", fixed, fixed)
     namespace.mount("-o", "remount,bind,ro", fixed)
-    code, log = namespace.run(command(undisturbed, fixed / "W")[2:], tmp_path / "log")
+    code, log = namespace.run(undisturbed.command(fixed / "W")[2:], tmp_path / "log")
     namespace.do("umount", "--lazy", fixed)
     after = {file: file.read_bytes() for file in fixed.rglob("*") if file.is_file()}
     right = code == 2 and len(error_lines(log)) == 1

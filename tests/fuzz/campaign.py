@@ -2,9 +2,8 @@
 
     python -m tests.fuzz.campaign --inputs 1000000
 
-Each reader first gets inputs under coverage.py's branch measurement, then the rest of its share
-without it. Inputs that break a promise are saved in `--finds`, one file each; the exit code is then
-1.
+Coverage.py measures branches for the first inputs of each reader, but not for the rest. Inputs that
+break a promise are saved in `--finds`, one file each, and the exit code is 1.
 """
 
 import argparse
@@ -56,13 +55,13 @@ def spans(file: Path, functions: tuple[str, ...]) -> Iterator[range]:
 
 
 def branch_row(measured: coverage.Coverage, name: str, functions: tuple[str, ...]) -> str:
-    """Returns a table row of the branches taken in these functions, and the lines of the others."""
+    """Returns a table row: branches taken in these functions, and lines with other branches."""
     file = ROOT / name
     lines = {line for span in spans(file, functions) for line in span}
     exits = {n: v for n, v in measured.branch_stats(str(file)).items() if n in lines}
-    there, taken = (sum(column) for column in zip((0, 0), *exits.values(), strict=True))
-    partly = [str(line) for line, (total, hit) in exits.items() if hit < total]
-    return f"| {name} | {taken} of {there} | {taken / max(there, 1):.0%} | {', '.join(partly)} |"
+    total, taken = (sum(column) for column in zip((0, 0), *exits.values(), strict=True))
+    partly = [str(line) for line, (leaving, hit) in exits.items() if hit < leaving]
+    return f"| {name} | {taken} of {total} | {taken / max(total, 1):.0%} | {', '.join(partly)} |"
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Writes the golden files: outputs of transformers' CLIP and of a float64 recomputation of FG-VPL.
 
-With them, parity with PyTorch and with the method's equations is tested without PyTorch. Inputs and
+With these files, tests check parity with PyTorch and with the equations without PyTorch. Inputs and
 weights are drawn from seeds and only checksummed; the files hold outputs. Run this after changing
 `inputs.py` or the generator in `tests/tiny_clip.py`, never to make a failing comparison pass:
 
@@ -121,7 +121,7 @@ def fg_vpl_outputs(case: Case) -> Arrays:
     plain = np.stack([tower.plain_features(image) for image in pixels])
     queries, support = encode(inputs.queries), encode(inputs.support)
     for features in (queries, support):
-        refuse_masks_on_the_edge(features, tower.side, case.connectivity)
+        refuse_unstable_masks(features, tower.side, case.connectivity)
     outputs = {
         "checksum": np.array(inputs.checksum()),
         "text_weights": text_weights,
@@ -148,8 +148,8 @@ def fg_vpl_outputs(case: Case) -> Arrays:
     return outputs
 
 
-def refuse_masks_on_the_edge(features: Arrays, side: int, connectivity: int) -> None:
-    """Refuses masks that float32's rounding could change, which would differ between machines."""
+def refuse_unstable_masks(features: Arrays, side: int, connectivity: int) -> None:
+    """Raises ValueError for masks that rounding to float32 could change on another machine."""
     rng = np.random.default_rng(SEED)
     for significance, mask in zip(features["attention_map"], features["object_mask"], strict=True):
         for _ in range(20):

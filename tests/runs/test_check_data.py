@@ -18,7 +18,7 @@ from tests.conftest import COLOURS, write_photo_folders
 from tests.data.tfds_builders import write_aircraft_archive
 
 
-def test_the_report_lists_every_kind_of_problem(tmp_path, tiny_config, monkeypatch):
+def test_the_report_lists_counts_and_problems(tmp_path, tiny_config, monkeypatch):
     entry = replace(BENCHMARKS["eurosat"], counts=Counts(train=18, validation=0, test=7))
     monkeypatch.setitem(BENCHMARKS, "squares", entry)
     root = tmp_path / "photos"

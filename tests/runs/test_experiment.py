@@ -275,9 +275,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
         def poisoned(state, *rest):
             state, metrics = step(state, *rest)
             count = int(jax.tree.leaves(state.optimizer)[0])
-            factor = jnp.float32(
-                jnp.nan if count == 12 else 1
-            )  # after the last loss has been checked
+            # Step 12 is the last, so no later loss shows that its parameters are not finite.
+            factor = jnp.float32(jnp.nan if count == 12 else 1)
             return state._replace(trainable=jax.tree.map(lambda x: x * factor, state[0])), metrics
 
         return poisoned

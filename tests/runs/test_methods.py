@@ -15,9 +15,8 @@ from fgvpl_jax.inference.predict import as_json, predict_files
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs import data_loading, default_config, experiment, prepare, settings
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import loop
 from tests.conftest import write_photo_folders
-from tests.whole_runs import metrics
+from tests.whole_runs import interruption_in_epoch, metrics
 
 # Prefixes of the fields that depend on test labels or on time.
 FINAL = ("test_", "zero_shot_", "train_seconds", "wall_seconds")
@@ -85,7 +84,7 @@ def events(monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
-    name, tiny_config, tmp_path, photos_dir, monkeypatch, relabel_test, logits_seen, events
+    name, tiny_config, tmp_path, photos_dir, relabel_test, logits_seen, events
 ):
     tiny_config.method = name
     whole, cut = Workdir(tmp_path / "whole"), Workdir(tmp_path / "cut")
@@ -99,18 +98,9 @@ def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
 
     # Stops in epoch 4, after a checkpoint of epoch 2, and hides all test labels.
     relabel_test(np.zeros_like)
-    original = loop.epoch_metrics
-
-    def interrupted(epoch, *args):
-        if epoch == 4:
-            raise KeyboardInterrupt
-        return original(epoch, *args)
-
     if trains:
-        monkeypatch.setattr(loop, "epoch_metrics", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with interruption_in_epoch(4):
             experiment.train_and_evaluate(tiny_config, cut)
-        monkeypatch.setattr(loop, "epoch_metrics", original)
     resumed = experiment.train_and_evaluate(tiny_config, cut)
     assert without_final_score(resumed) == without_final_score(results)
     assert losses(cut.path) == losses(whole.path)
@@ -186,10 +176,10 @@ def test_a_config_without_numbers_uses_the_recipe_of_the_method(tiny_config):
         ("fvp", 400, 50),
         ("tar", 400, 50),
         ("fg_vpl", 400, 50),
-        ("clip_lora", 1600, 16),  # 8,000 steps, of which 5 and 500 are an epoch
+        ("clip_lora", 1600, 16),  # 8,000 steps; an epoch has 5 or 500
     ],
 )
-def test_the_config_of_a_benchmark_keeps_the_epochs_of_every_method(name, eurosat, imagenet):
+def test_the_config_of_a_benchmark_leaves_the_epochs_to_the_method(name, eurosat, imagenet):
     for benchmark, num_classes, epochs in (("eurosat", 10, eurosat), ("imagenet", 1000, imagenet)):
         config = default_config.benchmark_config(benchmark)
         config.method = name

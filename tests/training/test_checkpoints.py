@@ -89,7 +89,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two_checkpoints(tmp_path_factory):
     """Returns a folder that holds checkpoints 1 and 2."""
     directory = tmp_path_factory.mktemp("two") / "checkpoints"
     saved(directory, [1, 2])
@@ -97,12 +97,12 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate])
-def test_damage_to_any_file_is_reported_or_harmless(two, tmp_path, capsys, damage):
+def test_damage_to_any_file_is_reported_or_harmless(two_checkpoints, tmp_path, capsys, damage):
     rng = np.random.default_rng(0)
     noticed = 0
-    for number in range(len(non_empty_files(two / "2"))):
+    for number in range(len(non_empty_files(two_checkpoints / "2"))):
         copy = tmp_path / str(number)
-        shutil.copytree(two, copy)
+        shutil.copytree(two_checkpoints, copy)
         file = non_empty_files(copy / "2")[number]
         file.write_bytes(damage(file.read_bytes(), rng))
         progress = restored(copy)
@@ -116,26 +116,26 @@ def test_damage_to_any_file_is_reported_or_harmless(two, tmp_path, capsys, damag
 
 @pytest.mark.parametrize("step", ["1", "2"])
 @pytest.mark.parametrize("key", [b"commit_timestamp_nsecs", b"item_handlers", b"custom_metadata"])
-def test_damaged_metadata_does_not_stop_a_restore(two, tmp_path, key, step):
-    shutil.copytree(two, tmp_path / "c")
+def test_damaged_metadata_does_not_stop_a_restore(two_checkpoints, tmp_path, key, step):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     file = tmp_path / "c" / step / "_CHECKPOINT_METADATA"
     file.write_bytes(file.read_bytes().replace(key, key[:-1] + b"x"))
     assert restored(tmp_path / "c").epoch == (1 if step == "2" else 2)
 
 
-def test_arrays_changed_under_valid_checksums_are_reported(two, tmp_path, capsys):
+def test_arrays_changed_under_valid_checksums_are_reported(two_checkpoints, tmp_path):
     """Replaces the arrays of one checkpoint by those of another."""
-    shutil.copytree(two, tmp_path / "c")
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     shutil.rmtree(tmp_path / "c" / "2" / "trainable")
-    shutil.copytree(two / "1" / "trainable", tmp_path / "c" / "2" / "trainable")
+    shutil.copytree(two_checkpoints / "1" / "trainable", tmp_path / "c" / "2" / "trainable")
     with pytest.raises(UserError, match=r"step 2 .* is damaged .*sha256"):
         restored(tmp_path / "c", to_train=False)
     assert (tmp_path / "c" / "2").exists()
     assert_same(restored(tmp_path / "c").state, state_of(1))
 
 
-def test_nothing_is_removed_if_no_checkpoint_is_intact(two, tmp_path):
-    shutil.copytree(two, tmp_path / "c")
+def test_nothing_is_removed_if_no_checkpoint_is_intact(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     for step in ("1", "2"):
         shutil.rmtree(tmp_path / "c" / step / "optimizer")
     with pytest.raises(UserError, match=r"none of the checkpoints .* is intact"):
@@ -143,18 +143,18 @@ def test_nothing_is_removed_if_no_checkpoint_is_intact(two, tmp_path):
     assert {folder.name for folder in (tmp_path / "c").iterdir()} == {"1", "2"}
 
 
-def test_an_unfinished_checkpoint_is_removed_only_by_a_training_run(two, tmp_path):
-    shutil.copytree(two, tmp_path / "c")
+def test_an_unfinished_checkpoint_is_removed_only_by_a_training_run(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
-    shutil.copytree(two / "2", unfinished)
+    shutil.copytree(two_checkpoints / "2", unfinished)
     assert restored(tmp_path / "c", to_train=False).epoch == 2
     assert unfinished.exists()  # another run may be writing it
     assert restored(tmp_path / "c").epoch == 2
     assert not unfinished.exists()
 
 
-def test_a_full_disk_is_reported(two, tmp_path):
-    shutil.copytree(two, tmp_path / "c")
+def test_a_full_disk_is_reported(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -165,8 +165,10 @@ def test_a_full_disk_is_reported(two, tmp_path):
     assert restored(tmp_path / "c").epoch == 2
 
 
-def test_a_clock_that_jumps_during_a_save_loses_no_checkpoint(two, tmp_path, monkeypatch):
-    shutil.copytree(two, tmp_path / "c")
+def test_a_clock_that_jumps_during_a_save_loses_no_checkpoint(
+    two_checkpoints, tmp_path, monkeypatch
+):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     clock, jumps = time.time, itertools.cycle((0, 3e7))
     monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
     with pytest.raises(UserError, match=r"cannot be written .*imed out after"):

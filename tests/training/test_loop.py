@@ -16,13 +16,13 @@ from fgvpl_jax.training.microbatches import default_microbatch
 from tests.whole_runs import metrics, run
 
 
-def devices(platform, number=1):
+def mesh_on(platform, number=1):
     return Mock(
         spec=Mesh, size=number, devices=np.array([SimpleNamespace(platform=platform)] * number)
     )
 
 
-def untrained(method, grid=(14, 14)):
+def model_of(method, grid=(14, 14)):
     vision = SimpleNamespace(config=SimpleNamespace(grid=grid))
     return Mock(
         spec=method,
@@ -37,7 +37,7 @@ def untrained(method, grid=(14, 14)):
     ("grid", "images"), [((7, 7), 8), ((14, 14), 2), ((16, 16), 2), ((24, 24), 1)]
 )
 def test_a_microbatch_on_a_cpu_fits_in_the_processor_caches(method, grid, images):
-    assert default_microbatch(untrained(method, grid), devices("cpu"), 1600) == images
+    assert default_microbatch(model_of(method, grid), mesh_on("cpu"), 1600) == images
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_a_microbatch_on_a_cpu_fits_in_the_processor_caches(method, grid, images
     ],
 )
 def test_a_batch_stays_whole_if_microbatches_would_cost_time(method, platform, number, num_support):
-    assert default_microbatch(untrained(method), devices(platform, number), num_support) == 0
+    assert default_microbatch(model_of(method), mesh_on(platform, number), num_support) == 0
 
 
 def test_without_a_visual_cache_the_number_of_support_images_does_not_matter():
-    assert default_microbatch(untrained(FVP), devices("cpu"), 16_000) == 2
+    assert default_microbatch(model_of(FVP), mesh_on("cpu"), 16_000) == 2
 
 
 @pytest.mark.parametrize("resident_gb", [1.0, 0.0])

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from fgvpl_jax.training.cache_builder import compile_support_features
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -22,6 +21,7 @@ from fgvpl_jax.training import (
 )
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.train_step import StepBatch
+from fgvpl_jax.training.visual_cache_builder import compile_support_features
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 

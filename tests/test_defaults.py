@@ -39,6 +39,7 @@ def literal_defaults(source):
 
 
 def name_of(target):
+    """Returns the lower-case name that an assignment sets, or None if it has no fixed name."""
     match target:
         case ast.arg(arg=name) | ast.Name(id=name) | ast.Attribute(attr=name):
             return name.lower()

@@ -27,6 +27,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(file):
+    """Yields the full name of every module that a file imports."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

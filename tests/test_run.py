@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments):
+    """Runs run.py in a process of its own; returns the completed process."""
     return subprocess.run(
         [sys.executable, "run.py", *arguments],
         capture_output=True,

@@ -80,6 +80,7 @@ def error_lines(log: str) -> list[str]:
 
 
 def size_kb(folder: Path) -> int:
+    """Returns the space that files take up in whole pages of 4 KB."""
     return sum(-(-file.stat().st_size // 4096) * 4 for file in folder.rglob("*"))
 
 

@@ -27,6 +27,7 @@ def without_final_score(results):
 
 
 def losses(path):
+    """Returns epoch, loss and accuracy of every line of metrics."""
     return [(line["epoch"], line["loss"], line["accuracy"]) for line in metrics(path)]
 
 

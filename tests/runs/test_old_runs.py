@@ -25,6 +25,7 @@ def old_run(tmp_path):
 
 
 def change(workdir, edit):
+    """Applies a function to the content of config.json."""
     content = json.loads(workdir.config_file.read_text())
     edit(content)
     workdir.config_file.write_text(json.dumps(content))

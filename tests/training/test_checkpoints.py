@@ -23,6 +23,8 @@ PROVENANCE = Provenance("fg_vpl", ["a", "b"], {"name": "x", "sha256": "1"}, 1)
 
 
 class Weights(nnx.Module):
+    """A model with random weights and an empty prompt."""
+
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
         self.kernel = Trainable(jnp.asarray(rng.normal(size=(7, 5)), jnp.float32))
@@ -34,13 +36,13 @@ def state_of(seed):
     return TrainState(trainable, optax.adamw(1e-3).init(trainable))
 
 
-def saved(directory, steps, to_train=True):
+def save_steps(directory, steps, to_train=True):
     with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
         for step in steps:
             checkpoints.save(step, Progress(state_of(step), step))
 
 
-def restored(directory, *, to_train=True):
+def restore(directory, *, to_train=True):
     with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
         return checkpoints.restore(state_of(99))
 
@@ -55,7 +57,7 @@ def test_an_unfinished_epoch_is_restored_bit_for_bit(tmp_path):
     start = state_of(5).trainable
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
         checkpoints.save(8, Progress(state_of(1), 3, steps, 1.25, start))
-    progress = restored(tmp_path)
+    progress = restore(tmp_path)
     assert_same(progress.state, state_of(1))
     assert_same(progress.epoch_start, start)
     assert (progress.epoch, progress.seconds) == (3, 1.25)
@@ -77,22 +79,22 @@ def test_overwriting_donated_memory_does_not_change_the_saved_state(tmp_path):
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
         checkpoints.save(1, Progress(state, 1))
         overwrite(state)
-    assert_same(restored(tmp_path).state, state_of(1))
+    assert_same(restore(tmp_path).state, state_of(1))
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
-    saved(tmp_path, range(1, 6))
+    save_steps(tmp_path, range(1, 6))
     names = {int(folder.name) for folder in tmp_path.iterdir()}
     assert names == {5 - i for i in range(KEEP_LAST)}
-    saved(tmp_path, [5])  # this step is already saved
-    assert restored(tmp_path).epoch == 5
+    save_steps(tmp_path, [5])  # this step is already saved
+    assert restore(tmp_path).epoch == 5
 
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     """Returns a folder that holds checkpoints 1 and 2."""
     directory = tmp_path_factory.mktemp("two") / "checkpoints"
-    saved(directory, [1, 2])
+    save_steps(directory, [1, 2])
     return directory
 
 
@@ -105,7 +107,7 @@ def test_damage_to_any_file_is_reported_or_harmless(two_checkpoints, tmp_path, c
         shutil.copytree(two_checkpoints, copy)
         file = non_empty_files(copy / "2")[number]
         file.write_bytes(damage(file.read_bytes(), rng))
-        progress = restored(copy)
+        progress = restore(copy)
         reported = "step 2" in capsys.readouterr().err
         noticed += reported
         assert progress.epoch == (1 if reported else 2)
@@ -120,7 +122,7 @@ def test_damaged_metadata_does_not_stop_a_restore(two_checkpoints, tmp_path, key
     shutil.copytree(two_checkpoints, tmp_path / "c")
     file = tmp_path / "c" / step / "_CHECKPOINT_METADATA"
     file.write_bytes(file.read_bytes().replace(key, key[:-1] + b"x"))
-    assert restored(tmp_path / "c").epoch == (1 if step == "2" else 2)
+    assert restore(tmp_path / "c").epoch == (1 if step == "2" else 2)
 
 
 def test_arrays_changed_under_valid_checksums_are_reported(two_checkpoints, tmp_path):
@@ -129,9 +131,9 @@ def test_arrays_changed_under_valid_checksums_are_reported(two_checkpoints, tmp_
     shutil.rmtree(tmp_path / "c" / "2" / "trainable")
     shutil.copytree(two_checkpoints / "1" / "trainable", tmp_path / "c" / "2" / "trainable")
     with pytest.raises(UserError, match=r"step 2 .* is damaged .*sha256"):
-        restored(tmp_path / "c", to_train=False)
+        restore(tmp_path / "c", to_train=False)
     assert (tmp_path / "c" / "2").exists()
-    assert_same(restored(tmp_path / "c").state, state_of(1))
+    assert_same(restore(tmp_path / "c").state, state_of(1))
 
 
 def test_nothing_is_removed_if_no_checkpoint_is_intact(two_checkpoints, tmp_path):
@@ -139,7 +141,7 @@ def test_nothing_is_removed_if_no_checkpoint_is_intact(two_checkpoints, tmp_path
     for step in ("1", "2"):
         shutil.rmtree(tmp_path / "c" / step / "optimizer")
     with pytest.raises(UserError, match=r"none of the checkpoints .* is intact"):
-        restored(tmp_path / "c")
+        restore(tmp_path / "c")
     assert {folder.name for folder in (tmp_path / "c").iterdir()} == {"1", "2"}
 
 
@@ -147,9 +149,9 @@ def test_an_unfinished_checkpoint_is_removed_only_by_a_training_run(two_checkpoi
     shutil.copytree(two_checkpoints, tmp_path / "c")
     unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
     shutil.copytree(two_checkpoints / "2", unfinished)
-    assert restored(tmp_path / "c", to_train=False).epoch == 2
+    assert restore(tmp_path / "c", to_train=False).epoch == 2
     assert unfinished.exists()  # another run may be writing it
-    assert restored(tmp_path / "c").epoch == 2
+    assert restore(tmp_path / "c").epoch == 2
     assert not unfinished.exists()
 
 
@@ -159,10 +161,10 @@ def test_a_full_disk_is_reported(two_checkpoints, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot be written [^{]*File too large[^{]*: free"):
-            saved(tmp_path / "c", [3])
+            save_steps(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert restored(tmp_path / "c").epoch == 2
+    assert restore(tmp_path / "c").epoch == 2
 
 
 def test_a_clock_that_jumps_during_a_save_loses_no_checkpoint(
@@ -172,9 +174,9 @@ def test_a_clock_that_jumps_during_a_save_loses_no_checkpoint(
     clock, jumps = time.time, itertools.cycle((0, 3e7))
     monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
     with pytest.raises(UserError, match=r"cannot be written .*imed out after"):
-        saved(tmp_path / "c", [3])
+        save_steps(tmp_path / "c", [3])
     monkeypatch.undo()
-    assert restored(tmp_path / "c").epoch == 2
+    assert restore(tmp_path / "c").epoch == 2
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):

@@ -42,6 +42,7 @@ def features_of(clip, images):
 
 
 def record_decoding(monkeypatch):
+    """Returns a list that collects the index of every decoded image."""
     calls, image = [], Split.image
     monkeypatch.setattr(Split, "image", lambda split, i: calls.append(i) or image(split, i))
     return calls

@@ -17,12 +17,14 @@ from tests.whole_runs import metrics, run
 
 
 def mesh_on(platform, number=1):
+    """Returns a stand-in for a mesh of devices of a platform."""
     return Mock(
         spec=Mesh, size=number, devices=np.array([SimpleNamespace(platform=platform)] * number)
     )
 
 
 def model_of(method, grid=(14, 14)):
+    """Returns a stand-in for a model, with a grid of patches but without arrays."""
     vision = SimpleNamespace(config=SimpleNamespace(grid=grid))
     return Mock(
         spec=method,

@@ -59,6 +59,7 @@ def clip(tiny_clip_dir):
 
 
 def draw(photos, num_rows=BATCH):
+    """Returns the photos on the device, and the crops, labels and weights of an epoch."""
     resident = decode_resident(photos, 10**9)
     drawn = draw_epoch(
         resident.sizes, photos.labels, BATCH, seed=SEED, epoch=EPOCH, num_rows=num_rows
@@ -116,6 +117,7 @@ def new_state(mesh, trainable, optimizer):
 
 
 def spans_of(source, state, frozen, pace, num_steps):
+    """Returns the state and the metrics after each span of steps of an epoch."""
     calls = source.epoch(EPOCH, 0, pace)
     return list(run_spans(source, calls, state, frozen, None, {}, pace, num_steps))
 

@@ -36,8 +36,8 @@ def state_of(seed):
     return TrainState(trainable, optax.adamw(1e-3).init(trainable))
 
 
-def save_steps(directory, steps, to_train=True):
-    with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
+def save_steps(directory, steps):
+    with Checkpoints(directory, PROVENANCE, to_train=True) as checkpoints:
         for step in steps:
             checkpoints.save(step, Progress(state_of(step), step))
 

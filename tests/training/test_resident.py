@@ -98,7 +98,7 @@ def test_the_memory_budget_includes_all_canvases_and_working_copies(photos):
     assert decode_resident(photos, canvases + copies - 1) is None
 
 
-def test_a_photo_that_cannot_be_decoded_is_named(photos, tmp_path):
+def test_a_photo_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no photo")
     with pytest.raises(UnreadableImage, match=r"a\.png"):
         decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 10**9)

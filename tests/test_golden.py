@@ -75,7 +75,7 @@ def transformers_outputs(request, tmp_path_factory):
     return load_clip(directory), pixels, expected
 
 
-def test_features_of_every_kind_of_clip(transformers_outputs):
+def test_features_of_every_kind_of_clip_equal_the_golden_values(transformers_outputs):
     clip, pixels, expected = transformers_outputs
     ids = expected["token_ids"]
     np.testing.assert_array_equal(clip.tokenize(TEXTS), ids[: len(TEXTS)])
@@ -87,7 +87,7 @@ def test_features_of_every_kind_of_clip(transformers_outputs):
 
 
 @pytest.mark.parametrize("transformers_outputs", ["openai"], indirect=True)
-def test_attention_weights_of_every_layer(transformers_outputs):
+def test_attention_weights_equal_the_golden_values(transformers_outputs):
     clip, pixels, expected = transformers_outputs
     graphdef, state = nnx.split(clip.vision)
 
@@ -170,7 +170,7 @@ def encoded(method):
 
 
 @pytest.mark.parametrize("images", ["queries", "support"])
-def test_features_maps_and_masks(method, encoded, images):
+def test_features_maps_and_masks_equal_the_golden_values(method, encoded, images):
     _, _, expected, _ = method
     real = len(expected[f"{images}/image"])
     ours = {name: x[:real] for name, x in encoded[0][images]._asdict().items()}
@@ -180,7 +180,7 @@ def test_features_maps_and_masks(method, encoded, images):
 
 
 @pytest.mark.parametrize("object_query", ["class_token", "object_patches"])
-def test_logits_and_loss(method, encoded, object_query):
+def test_logits_and_loss_equal_the_golden_values(method, encoded, object_query):
     case, inputs, expected, make_model = method
     features, cache = encoded
     graphdef, state = nnx.split(make_model(object_query))
@@ -202,7 +202,7 @@ def test_logits_and_loss(method, encoded, object_query):
     assert_close(loss, expected[f"{object_query}/loss"], "cross-entropy")
 
 
-def test_text_weights_and_zero_shot_logits(method):
+def test_text_weights_and_zero_shot_logits_equal_the_golden_values(method):
     _, inputs, expected, make_model = method
     graphdef, state = nnx.split(make_model())
     zero_shot = jax.jit(lambda state, x: nnx.merge(graphdef, state).zero_shot_logits(x))

@@ -7,7 +7,7 @@ from fgvpl_jax.evaluation import mask_iou
 from fgvpl_jax.evaluation.mask_iou import centred_box, iou, to_pixels
 
 
-def test_iou_of_small_masks():
+def test_iou_equals_that_computed_by_hand():
     a = np.array([[1, 1, 0, 0]], bool)
     b = np.array([[0, 1, 1, 0]], bool)
     assert iou(a, b) == pytest.approx(1 / 3)

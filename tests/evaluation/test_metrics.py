@@ -6,7 +6,7 @@ import pytest
 from fgvpl_jax.evaluation import score
 
 
-def test_scores_of_four_images():
+def test_scores_equal_those_computed_by_hand():
     logits = np.log(np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.9, 0.1]]))
     scores = score(logits, np.array([0, 1, 1, 0]))
     assert scores.accuracy == 0.75

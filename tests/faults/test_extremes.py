@@ -59,7 +59,7 @@ def test_a_class_without_test_images_leaves_finite_scores(undisturbed, photos_di
     count("a class without test images", "ended right")
 
 
-def test_a_run_with_a_thousand_classes(undisturbed, tmp_path):
+def test_a_run_trains_on_a_thousand_classes(undisturbed, tmp_path):
     """Trains one epoch of 16 steps with 1,000 classes and 16,000 support images."""
     config = undisturbed.config.copy_and_resolve_references()
     rng = np.random.default_rng(0)

@@ -40,7 +40,7 @@ def test_a_clock_that_jumps_loses_no_data(undisturbed, tmp_path, monkeypatch, ju
 
 
 @pytest.mark.parametrize("pair", range(PAIRS))
-def test_of_two_commands_in_one_folder_one_is_refused(undisturbed, tmp_path, pair):
+def test_the_second_of_two_commands_in_one_folder_is_refused(undisturbed, tmp_path, pair):
     runs = []
     for _ in range(2):
         runs.append(

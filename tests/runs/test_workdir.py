@@ -71,7 +71,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_folder_is_locked_until_its_process_ends_even_if_killed(holder, tmp_path):
+def test_a_folder_is_locked_until_its_process_ends_or_is_killed(holder, tmp_path):
     workdir = Workdir(tmp_path / "W")
     with pytest.raises(UserError, match=rf"\(pid {holder.pid} on .*\)"), workdir.locked():
         pytest.fail("another process holds the lock")

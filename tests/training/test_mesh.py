@@ -27,7 +27,7 @@ def mesh_of(num_devices):
         (8, 5, 1, (40, 5)),
     ],
 )
-def test_rows_and_passes_of_a_batch(num_devices, batch_size, microbatch, layout):
+def test_a_batch_is_padded_to_whole_passes(num_devices, batch_size, microbatch, layout):
     assert batch_layout(mesh_of(num_devices), batch_size, microbatch) == layout
 
 

@@ -15,7 +15,6 @@ from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.results import ImageCounts, RunResults
-from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import setup
@@ -60,7 +59,7 @@ def test_evaluating_again_returns_equal_results(finished):
 
 def test_training_again_trains_nothing(finished, monkeypatch):
     config, path, results = finished
-    monkeypatch.setattr(Run, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(experiment, "train", lambda *a, **k: pytest.fail("trained again"))
     assert without_times(run(config, path)) == without_times(results)
 
 

@@ -1,6 +1,6 @@
-"""Draws the scenes in demo/scenes, which `make demo` predicts and which are in no split.
+"""Draws the scenes in demo/scenes, which `make demo` predicts and no split contains.
 
-Run as `python demo/draw_scenes.py`.
+python demo/draw_scenes.py
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ COUNT = 6
 
 
 def main() -> None:
-    """Writes one scene for every second class, and one more."""
+    """Writes one scene for every second class, and a second scene of the first class."""
     OUT.mkdir(exist_ok=True)
     for i in range(COUNT):
         colour, shape = BENCHMARK_PAIRS[2 * i % len(BENCHMARK_PAIRS)]
-        # A separate random stream: the splits' scenes are seeded by triples, the tiny CLIP's by
-        # (2023, i).
+        # Uses its own random stream: scenes of the splits are seeded by triples, those for training
+        # the tiny CLIP by (2023, i).
         scene = draw_scene(colour, shape, np.random.default_rng((2024, i)))
         scene.image.save(OUT / f"{i + 1}_{colour}_{shape}.png")
 

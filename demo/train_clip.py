@@ -1,4 +1,4 @@
-"""Trains the tiny CLIP of the demonstration and writes it in Hugging Face's format.
+"""Trains the tiny CLIP of the demo and writes it in Hugging Face's format.
 
     python demo/train_clip.py --out=demo/clip
 
@@ -33,9 +33,9 @@ from fgvpl_jax.data.shapes import COLOURS, SHAPES, SIDE, draw_scene, pretraining
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import trainable_copy
 
-OUT = flags.DEFINE_string("out", "demo/clip", "Folder to write.")
-NUM_SCENES = flags.DEFINE_integer("num_scenes", 45_000, "Scenes to draw.")
-EPOCHS = flags.DEFINE_integer("epochs", 5, "Passes over the scenes.")
+OUT = flags.DEFINE_string("out", "demo/clip", "Folder to write the checkpoint into.")
+NUM_SCENES = flags.DEFINE_integer("num_scenes", 45_000, "Number of scenes to draw.")
+EPOCHS = flags.DEFINE_integer("epochs", 5, "Number of passes over the scenes.")
 
 TEMPLATES = ("a drawing of a {}.", "a {}.", "a picture of a {} among other things.")
 WORDS = (*COLOURS, *SHAPES, *["a", "drawing", "of", "picture", "among", "other", "things"])
@@ -47,7 +47,7 @@ MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Returns a vocabulary of bytes and the captions' words, and the merges that form the words."""
+    """Returns a vocabulary of bytes and caption words, and the merges that form the words."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
@@ -133,7 +133,8 @@ class Pair(nnx.Module):
 def widen_initial_values(tower: nnx.Module) -> None:
     """Scales kernels to a standard deviation of 1/sqrt(inputs) and embeddings to 0.2.
 
-    CLIP's 0.02 suits a width of 1,000; at 96, attention would start uniform and stay so for long.
+    CLIP's 0.02 suits a width of 1,000. At a width of 96, attention would start uniform and stay so
+    for long.
     """
     for path, variable in nnx.to_flat_state(nnx.state(tower)):
         if path[-1] == "kernel":
@@ -143,12 +144,12 @@ def widen_initial_values(tower: nnx.Module) -> None:
 
 
 def draw_all(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns scenes as bytes, and the number of each scene's pair."""
+    """Returns the scenes as uint8 pixels, and the index of each scene's pair."""
     pairs = pretraining_pairs()
     labels = np.arange(count) % len(pairs)
 
     def draw(i: int) -> np.ndarray:
-        # A separate random stream: the benchmark's scenes are seeded by triples.
+        # Uses its own random stream: scenes of the benchmark are seeded by triples.
         rng = np.random.default_rng((2023, i))
         colour, shape = pairs[labels[i]]
         return np.asarray(draw_scene(colour, shape, rng).image)

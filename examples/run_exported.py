@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 
 def prepare(file: str | Path, preparation: dict[str, Any]) -> np.ndarray:
-    """Returns a photo as the program needs it, uint8 [side, side, 3]."""
+    """Returns a photo in the form that the program expects: uint8 [side, side, 3]."""
     photo = ImageOps.exif_transpose(Image.open(file))
     if photo.has_transparency_data:  # transparency becomes white
         white = Image.new("RGBA", photo.size, "white")

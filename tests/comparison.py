@@ -1,4 +1,4 @@
-"""Comparison with oracles: the error bound for float32, and conversion to float64."""
+"""Helpers for comparisons with oracles: an error bound, conversion to float64, relative error."""
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,6 @@ def as_float64(tree):
 
 
 def relative_error(ours, expected) -> float:
-    """Returns the largest difference, in units of the largest expected value."""
+    """Returns the largest difference, relative to the largest expected value."""
     expected = np.asarray(expected)
     return float(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())

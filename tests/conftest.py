@@ -1,4 +1,4 @@
-"""A tiny random CLIP and a tiny data set, written once, for the tests of every room."""
+"""A tiny random CLIP and a tiny data set, written once for the tests of all rooms."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from fgvpl_jax.runs import default_config
 from tests.tiny_clip import write_tiny_clip
 
-# Tests compile the same small programs again and again, also in processes of their own.
+# Tests compile the same small programs many times, some in separate processes.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
 )
@@ -21,7 +21,7 @@ COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_squ
 
 
 def write_photo_folders(root: Path, per_class: int, seed: int = 0) -> None:
-    """`root/<class>/<i>.png`: a coloured square somewhere on noise."""
+    """Writes `root/<class>/<i>.png`, each a coloured square at a random place on noise."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def tiny_clip_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos_dir(tmp_path_factory) -> Path:
-    """train, val and test folders of three classes."""
+    """Writes train, val and test folders of three classes; returns their parent."""
     root = tmp_path_factory.mktemp("photos")
     for seed, (split, count) in enumerate({"train": 6, "val": 3, "test": 5}.items()):
         write_photo_folders(root / split, count, seed)
@@ -57,13 +57,13 @@ def photos_dir(tmp_path_factory) -> Path:
 
 
 def make_tiny_config(tiny_clip_dir: Path, photos_dir: Path) -> ConfigDict:
-    """Returns the config of a whole run that takes seconds."""
+    """Returns the config of a whole run that takes a few seconds."""
     config = default_config.get_config()
     config.benchmark = "squares"
     config.clip = str(tiny_clip_dir)
     config.data.source = "folder"
     config.data.root = str(photos_dir)
-    config.data.image_cache_gb = 0  # tests share photos: one must not read what another cached
+    config.data.image_cache_gb = 0  # tests share photos, but must not share cached images
     config.shots = 3
     config.epochs = 4
     config.batch_size = 4
@@ -75,5 +75,5 @@ def make_tiny_config(tiny_clip_dir: Path, photos_dir: Path) -> ConfigDict:
 
 @pytest.fixture
 def tiny_config(tiny_clip_dir, photos_dir) -> ConfigDict:
-    """Config of a whole run that takes seconds, which a test may change."""
+    """Returns the config of a whole run that takes a few seconds; a test may change it."""
     return make_tiny_config(tiny_clip_dir, photos_dir)

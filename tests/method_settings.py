@@ -1,4 +1,4 @@
-"""Constructor arguments of FG-VPL, FVP and TAR with the paper's values."""
+"""Constructor arguments of FG-VPL, FVP and TAR, with the values of the paper."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ NAMES = {name.lower() for name in vars(defaults) if name.isupper()}
 
 
 def literal_defaults(source):
-    """Returns (line, name) of each setting that code gives a literal as its default.
+    """Returns (line, name) of each setting whose default is a literal in the source.
 
     Covers arguments of functions and lambdas, and assignments to names, attributes (such as
     `config.num_prompts = 1`) and items (such as `config["num_prompts"] = 1`).
@@ -39,6 +39,7 @@ def literal_defaults(source):
 
 
 def name_of(target):
+    """Returns the lower-case name that an assignment sets, or None if it has no fixed name."""
     match target:
         case ast.arg(arg=name) | ast.Name(id=name) | ast.Attribute(attr=name):
             return name.lower()
@@ -68,7 +69,7 @@ def test_these_settings_have_a_default():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_no_other_file_writes_a_default(file):
+def test_no_other_file_sets_a_default(file):
     assert not literal_defaults(file.read_text(encoding="utf-8"))
 
 
@@ -89,5 +90,5 @@ def test_no_other_file_writes_a_default(file):
         ("f(num_prompts=1)", False),
     ],
 )
-def test_the_check_finds_literals_and_nothing_else(source, found):
+def test_the_check_finds_literals_and_ignores_other_values(source, found):
     assert bool(literal_defaults(source)) == found

@@ -1,4 +1,4 @@
-"""The demonstration's files: its CLIP leaves room to improve, its scenes are the drawn ones."""
+"""Checks the zero-shot accuracy of the demo's CLIP, and that the code draws the stored scenes."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fgvpl_jax.recognition import class_text_features, normalize
 DEMO = Path(__file__).parents[1] / "demo"
 
 
-def test_zero_shot_leaves_room_to_improve():
+def test_the_zero_shot_accuracy_of_the_demo_can_be_improved():
     config, dataset = shapes.get_config(), load_shapes()
     clip = load_clip(config.clip)
     scenes = dataset.validation
@@ -24,7 +24,7 @@ def test_zero_shot_leaves_room_to_improve():
     assert 0.3 < (guesses == scenes.labels).mean() < 0.8
 
 
-def test_the_stored_scenes_are_those_that_the_code_draws():
+def test_the_code_draws_the_stored_scenes():
     files = sorted((DEMO / "scenes").glob("*.png"))
     assert len(files) == 6
     for i, file in enumerate(files):

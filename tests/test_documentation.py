@@ -1,4 +1,4 @@
-"""README and docs: their Python blocks run unchanged, their commands name existing flags."""
+"""The Python blocks of README and docs run unchanged, and their commands name existing flags."""
 
 import os
 import re
@@ -31,13 +31,13 @@ def with_python(page):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder with the files that the pages name: photos, and a tiny CLIP for each CLIP."""
+    """Enters a folder with the files that the pages name: photos, and a tiny CLIP for each CLIP."""
     write_photo_folders(tmp_path / "photos", 4)
     shutil.copy(tmp_path / "photos" / "red_square" / "000.png", tmp_path / "new_photo.jpg")
     for name in ("demo/clip", "openai/clip-vit-base-patch16"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         os.symlink(ROOT / "demo" / "clip", tmp_path / name)
-    # The test checks that the calls work, not what is learnt.
+    # The test checks that the calls work, not what the model learns.
     monkeypatch.setattr(fg_vpl, "OTHER_EPOCHS", 2)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -45,11 +45,11 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", list(filter(with_python, PAGES)), ids=lambda page: page.name)
-def test_the_python_of_a_page_runs(page, desk):
+def test_the_python_blocks_of_a_page_run(page, desk):
     text, names = page.read_text(encoding="utf-8"), {}
     for block in PYTHON.finditer(text):
         line = text[: block.start(1)].count("\n")
-        # Tracebacks then show the line numbers of the page.
+        # With these line breaks, tracebacks show the line numbers of the page.
         exec(compile("\n" * line + block[1], page, "exec"), names)
 
 

@@ -1,11 +1,11 @@
-"""The state of a file after a failed write."""
+"""The content of a file during and after writes, successful or failed."""
 
 import pytest
 
 from fgvpl_jax.files import written_whole
 
 
-def test_a_file_is_replaced_at_the_end_and_not_by_an_error(tmp_path):
+def test_a_file_is_replaced_only_at_the_end_of_a_successful_write(tmp_path):
     file = tmp_path / "a.json"
     with written_whole(file) as stream:
         stream.write(b"old")

@@ -1,8 +1,8 @@
 """Compares the package with the golden files: parity with PyTorch and the equations.
 
-`tests/clip/test_parity.py` runs transformers' CLIP, which needs torch. Here its outputs, and those
-of the float64 recomputation of the whole method, come from files that `tests/golden/write.py`
-wrote, so that every `make test` checks parity.
+`tests/clip/test_parity.py` runs transformers' CLIP, which needs torch. The tests here read its
+outputs, and those of the float64 recomputation of the whole method, from files that
+`tests/golden/write.py` wrote, so that every `make test` checks parity.
 """
 
 import jax
@@ -43,6 +43,7 @@ ROWS = 10
 
 
 def golden(file, group):
+    """Returns the arrays of one group in a golden file, by their names within the group."""
     with np.load(DIRECTORY / file) as arrays:
         return {
             name.removeprefix(f"{group}/"): arrays[name]
@@ -57,7 +58,7 @@ def assert_close(ours, expected, name):
     assert error <= BOUND, name
 
 
-def same_inputs(expected, ours):
+def assert_same_inputs(expected, ours):
     assert str(expected["checksum"]) == ours, (
         "the seeds no longer draw the weights and images that the golden files were computed from: "
         "if that is intended, run python -m tests.golden.write"
@@ -70,11 +71,11 @@ def transformers_outputs(request, tmp_path_factory):
     config = write_tiny_clip(directory, SEED, **KINDS[request.param])
     pixels = clip_pixels(config)
     expected = golden(CLIP_FILE, request.param)
-    same_inputs(expected, checksum([*random_tensors(config, SEED).values(), pixels]))
+    assert_same_inputs(expected, checksum([*random_tensors(config, SEED).values(), pixels]))
     return load_clip(directory), pixels, expected
 
 
-def test_clip_of_every_kind(transformers_outputs):
+def test_features_of_every_kind_of_clip_equal_the_golden_values(transformers_outputs):
     clip, pixels, expected = transformers_outputs
     ids = expected["token_ids"]
     np.testing.assert_array_equal(clip.tokenize(TEXTS), ids[: len(TEXTS)])
@@ -86,7 +87,7 @@ def test_clip_of_every_kind(transformers_outputs):
 
 
 @pytest.mark.parametrize("transformers_outputs", ["openai"], indirect=True)
-def test_attention_weights_of_each_layer(transformers_outputs):
+def test_attention_weights_equal_the_golden_values(transformers_outputs):
     clip, pixels, expected = transformers_outputs
     graphdef, state = nnx.split(clip.vision)
 
@@ -114,7 +115,7 @@ def method(request, tmp_path_factory):
     """Returns a case, its inputs, the recomputation's outputs, and a builder of models."""
     case = CASES[request.param]
     inputs, expected = case_inputs(case), golden(FG_VPL_FILE, request.param)
-    same_inputs(expected, inputs.checksum())
+    assert_same_inputs(expected, inputs.checksum())
     clip, other = (tmp_path_factory.mktemp("clip") for _ in range(2))
     write_tiny_clip(clip, SEED, **case.clip)
     write_tiny_clip(other, OTHER_SEED, **case.clip)
@@ -149,7 +150,7 @@ def method(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(method):
-    """Returns features of the padded query and support images, and the support images' cache."""
+    """Returns features of the padded query and support images, and the visual cache."""
     _, inputs, _, make_model = method
     graphdef, state = nnx.split(make_model())
 
@@ -169,7 +170,7 @@ def encoded(method):
 
 
 @pytest.mark.parametrize("images", ["queries", "support"])
-def test_features_maps_and_masks(method, encoded, images):
+def test_features_maps_and_masks_equal_the_golden_values(method, encoded, images):
     _, _, expected, _ = method
     real = len(expected[f"{images}/image"])
     ours = {name: x[:real] for name, x in encoded[0][images]._asdict().items()}
@@ -179,7 +180,7 @@ def test_features_maps_and_masks(method, encoded, images):
 
 
 @pytest.mark.parametrize("object_query", ["class_token", "object_patches"])
-def test_logits_and_loss(method, encoded, object_query):
+def test_logits_and_loss_equal_the_golden_values(method, encoded, object_query):
     case, inputs, expected, make_model = method
     features, cache = encoded
     graphdef, state = nnx.split(make_model(object_query))
@@ -201,7 +202,7 @@ def test_logits_and_loss(method, encoded, object_query):
     assert_close(loss, expected[f"{object_query}/loss"], "cross-entropy")
 
 
-def test_text_weights_and_zero_shot_logits(method):
+def test_text_weights_and_zero_shot_logits_equal_the_golden_values(method):
     _, inputs, expected, make_model = method
     graphdef, state = nnx.split(make_model())
     zero_shot = jax.jit(lambda state, x: nnx.merge(graphdef, state).zero_shot_logits(x))
@@ -210,8 +211,8 @@ def test_text_weights_and_zero_shot_logits(method):
     assert_close(logits, expected["zero_shot_logits"], "zero-shot logits")
 
 
-def test_settings_change_the_golden_values():
-    """Golden values that do not depend on a setting would not check it."""
+def test_the_golden_values_depend_on_the_settings():
+    """Values that do not depend on a setting would not check it."""
     for name in CASES:
         expected = golden(FG_VPL_FILE, name)
         masks = expected["queries/object_mask"]
@@ -221,7 +222,7 @@ def test_settings_change_the_golden_values():
 
 
 @pytest.mark.torch
-def test_the_script_writes_these_files(tmp_path):
+def test_the_script_writes_the_committed_files(tmp_path):
     pytest.importorskip("torch", reason="the script runs transformers' CLIP: make parity")
     from tests.golden.write import write
 
@@ -240,7 +241,7 @@ def test_the_script_writes_these_files(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", CASES)
-def test_the_recomputations_clip_is_transformers(name, tmp_path):
+def test_the_recomputed_clip_equals_that_of_transformers(name, tmp_path):
     """Compares the CLIP inside FG-VPL's oracle with transformers' CLIP, both in float64."""
     torch = pytest.importorskip("torch", reason="runs transformers' CLIP: make parity")
     from tests.golden import recomputation

@@ -1,4 +1,4 @@
-"""Signals: they raise at once where nothing is lost, and are deferred elsewhere."""
+"""Signals raise at once if nothing can be lost, and are deferred elsewhere."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from fgvpl_jax.interruption import Interrupted, at_once, deferred, handling_sign
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_outside_deferred_a_signal_raises(signum, code):
+def test_a_signal_outside_a_deferred_block_raises(signum, code):
     with pytest.raises(Interrupted) as raised, handling_signals():
         signal.raise_signal(signum)
     assert raised.value.exit_code == code
@@ -40,7 +40,7 @@ def test_signals_raise_at_once_in_part_of_a_deferred_block():
             pytest.fail("the signal had been recorded before")
 
 
-def test_earlier_handlers_are_restored():
+def test_previous_handlers_are_restored():
     before = [signal.getsignal(signum) for signum in interruption.SIGNALS]
     with handling_signals():
         assert [signal.getsignal(signum) for signum in interruption.SIGNALS] != before

@@ -1,11 +1,10 @@
-"""Runs killed at random moments end as if nothing had happened.
+"""Runs that are killed at random moments, and resumed, end like undisturbed runs.
 
 The test starts run.py as a process, sends it a signal at a seeded random moment within the time of
 an undisturbed run, and starts it again with the same command until it has results. It then compares
 the run's files with those of the undisturbed run. `-s` shows which part of the run each signal hit.
 """
 
-import json
 import random
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 
 from fgvpl_jax import load_classifier
 from tests.conftest import write_photo_folders
+from tests.whole_runs import metrics, stored_results, without_times
 
 ROOT = Path(__file__).parents[1]
 LONGEST_SECONDS = 300  # for one process; catches hangs, not slow runs
@@ -55,12 +55,12 @@ KINDS = {
     "folds": [
         "--config.epochs=60",
         "--config.cv_folds=2",
-    ],  # no test split: it trains three times
+    ],  # without a test split, it trains three times
 }
 
 
 class Kind:
-    """One setting: its command, and the outcome of an undisturbed run."""
+    """One setting, with its command and the outcome of an undisturbed run."""
 
     def __init__(self, name: str, clip: Path, photos: Path, place: Path):
         self.settings = [
@@ -94,11 +94,8 @@ class Kind:
         """Returns results, metrics and predictions, without times."""
         files = sorted((place / "W").rglob("metrics.jsonl"))
         return {
-            "results": without_times(json.loads((place / "W" / "results.json").read_text())),
-            "metrics": [
-                [without_times(json.loads(line)) for line in file.read_text().splitlines()]
-                for file in files
-            ],
+            "results": without_times(stored_results(place / "W")),
+            "metrics": [metrics(file.parent) for file in files],
             "predictions": [
                 (p.class_names, p.probabilities, p.location.attention_map.tolist(), p.similar)
                 for p in load_classifier(place / "W").predict(self.photos)
@@ -111,7 +108,7 @@ class Kind:
         assert len(list((place / "W" / "checkpoints").iterdir())) == 2
 
     def interrupt(self, place: Path, signum: int, after: float) -> str | None:
-        """Starts the run and sends a signal; returns the part it hit, None if the run had ended."""
+        """Starts the run and signals it; returns the part that was hit, or None if it had ended."""
         fresh, unfinished = not place.exists(), saves(place)
         run = self.start(place)
         try:
@@ -129,20 +126,17 @@ class Kind:
         return part
 
 
-def without_times(content: dict) -> dict:
-    return {key: value for key, value in content.items() if "second" not in key}
-
-
 def log_of(place: Path) -> str:
     return (place / "log").read_text()[-3000:]
 
 
 def saves(place: Path) -> set[Path]:
-    """Returns the checkpoints that are being saved, or were when the run was killed."""
+    """Returns the checkpoints that are being saved, or were being saved when the run was killed."""
     return set((place / "W").rglob("*.orbax-checkpoint-tmp*"))
 
 
 def part_of(run: subprocess.Popen, place: Path) -> str:
+    """Returns the part that the run is in, according to the stacks of its threads."""
     stacks = place / "stacks"
     run.send_signal(signal.SIGUSR1)
     for _ in range(20):
@@ -173,7 +167,7 @@ def kinds(tiny_clip_dir, photos_dir, tmp_path_factory):
 
 
 def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
-    """Signals each start until the run has results, compares it, then begins a new run."""
+    """Signals each start of a run until it has results, compares them, and starts another run."""
     rng = random.Random(seed)
     parts: list[str] = []
     runs = 0
@@ -196,11 +190,11 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(kinds, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", ["epoch", "once", "folds"])
-def test_many_kills(kinds, tmp_path, name, seed):
+def test_a_run_killed_many_times_ends_like_an_undisturbed_one(kinds, tmp_path, name, seed):
     check_chain(kinds(name), tmp_path, 10 * [signal.SIGKILL], seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["epoch", "once", "folds"])
-def test_many_terminations(kinds, tmp_path, name):
+def test_a_run_terminated_many_times_ends_like_an_undisturbed_one(kinds, tmp_path, name):
     check_chain(kinds(name), tmp_path, 4 * [signal.SIGTERM], 3)

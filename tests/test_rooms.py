@@ -1,4 +1,4 @@
-"""The rooms of the package: every import points down, and no room imports the package root."""
+"""Imports between rooms of the package point down, and no room imports the package root."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fgvpl_jax"
-# From the top; a room may import from lines below its own, and from nothing on its own line.
+# From top to bottom. A room may import from lower lines, but not from others on its own line.
 LEVELS = (
     ("commands",),
     ("serving", "sweeps", "reports"),
@@ -27,6 +27,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(file):
+    """Yields the full name of every module that a file imports."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -39,9 +40,9 @@ def imported(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_point_down(file):
+def test_imports_of_a_file_point_down(file):
     room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":  # the root, which names the public API
+    if room == "__init__":  # the package root, which exports the public API
         return
     for name in imported(file):
         package, _, rest = name.partition(".")
@@ -52,7 +53,7 @@ def test_imports_point_down(file):
         assert other == room or LEVEL[other] > LEVEL[room], f"{room} imports {name}"
 
 
-def test_every_room_has_its_level_and_says_what_it_holds():
+def test_every_room_has_a_level_and_a_docstring():
     rooms = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
     assert rooms - {"__init__"} == set(LEVEL)
     for room in PACKAGE.glob("*/__init__.py"):

@@ -1,4 +1,4 @@
-"""The command line: exit codes and one-line errors."""
+"""Runs the command line and checks its exit codes, output and one-line errors."""
 
 import json
 import resource
@@ -14,11 +14,13 @@ from flax import nnx
 
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.commands.command_line import MODES
+from tests.whole_runs import stored_results
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments):
+    """Runs run.py in a process of its own; returns the completed process."""
     return subprocess.run(
         [sys.executable, "run.py", *arguments],
         capture_output=True,
@@ -29,8 +31,8 @@ def run(*arguments):
     )
 
 
-def test_a_config_is_read_without_jax():
-    """Importing jax takes a second; help and mistakes need not wait for it."""
+def test_a_config_is_read_without_importing_jax():
+    """Importing jax takes a second, which help and error messages do not need to wait for."""
     program = (
         "import sys; from configs import eurosat; print(eurosat.get_config().benchmark);"
         "print({'jax', 'grain', 'transformers', 'tensorflow_datasets'} & set(sys.modules))"
@@ -141,7 +143,7 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         ),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
+def test_mistakes_print_one_line_and_exit_with_2(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -161,7 +163,7 @@ def test_serving_without_gradio_says_how_to_install_it(monkeypatch, capsys):
     assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
 
 
-def test_checking_data_by_command(photos_dir, tmp_path):
+def test_the_command_checks_a_data_set(photos_dir, tmp_path):
     copy = tmp_path / "photos"
     shutil.copytree(photos_dir, copy)
     arguments = ["--config=configs/folder.py", f"--config.data.root={copy}", "--mode=data"]
@@ -176,13 +178,13 @@ def test_checking_data_by_command(photos_dir, tmp_path):
     assert run("--mode=data", f"--workdir={tmp_path / 'W'}").returncode == 2
 
 
-def test_training_and_evaluating_by_command(tiny_clip_dir, photos_dir, tmp_path):
+def test_the_command_trains_evaluates_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
     overrides = [f"--config.clip={tiny_clip_dir}", f"--config.data.root={photos_dir}"]
     workdir = f"--workdir={tmp_path / 'W'}"
     settings = ["--config.shots=2", "--config.epochs=2"]
     done = run("--config=configs/folder.py", workdir, *overrides, *settings)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "W" / "results.json").read_text())
+    results = stored_results(tmp_path / "W")
     assert f"FG-VPL: {results['test_accuracy']:.2%} of 15 test images" in done.stdout
     again = run(workdir, "--mode=evaluate")
     assert again.returncode == 0, again.stderr

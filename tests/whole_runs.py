@@ -1,31 +1,58 @@
-"""Helpers for tests of whole runs, and what two equal runs must have in common."""
+"""Runs the whole method, reads the files of a run, and makes up results."""
 
 import json
+from contextlib import contextmanager
+
+import pytest
 
 from fgvpl_jax.clip import Identity
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import loop
 
 
 def run(config, path):
+    """Trains and evaluates in a folder; returns the results."""
     return experiment.train_and_evaluate(config, Workdir(path))
 
 
+@contextmanager
+def interruption_in_epoch(number):
+    """Expects a run inside the block to stop with KeyboardInterrupt at the end of this epoch."""
+    original = loop.epoch_metrics
+
+    def interrupted(epoch, *args):
+        if epoch == number:
+            raise KeyboardInterrupt
+        return original(epoch, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "epoch_metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def stored_results(path):
+    """Returns results.json of a run as a dictionary."""
+    return json.loads((path / "results.json").read_text())
+
+
 def metrics(path):
+    """Returns the lines of metrics.jsonl of a run, without times."""
     lines = (path / "metrics.jsonl").read_text().splitlines()
     return [without_times(json.loads(line)) for line in lines]
 
 
 def without_times(content):
-    """Returns a JSON object, or results as one, without the fields that hold times."""
+    """Returns the fields of a JSON object or of `RunResults`, except those that hold times."""
     if isinstance(content, RunResults):
         content = content.to_json()
     return {name: value for name, value in content.items() if "second" not in name}
 
 
 def made_up_results(**fields):
-    """Returns results of a run with a test split; arguments replace their fields."""
+    """Returns results of an imaginary run with a test split; `fields` replace the defaults."""
     defaults = {
         "method": "zero_shot",
         "benchmark": "squares",

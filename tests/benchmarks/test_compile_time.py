@@ -1,4 +1,4 @@
-"""The compilation benchmark runs and leaves JAX's own settings unchanged."""
+"""The compilation benchmark runs and leaves the settings of JAX unchanged."""
 
 import jax
 
@@ -7,7 +7,7 @@ from benchmarks.measuring import SHAPES
 from fgvpl_jax.clip.config import VisionConfig
 
 
-def test_all_stages_are_timed(monkeypatch):
+def test_every_stage_of_compilation_is_timed(monkeypatch):
     tiny = VisionConfig(32, 2, 2, 64, image_size=32, embed_dim=16)
     monkeypatch.setitem(SHAPES, "tiny", tiny)
     before = jax.config.jax_compilation_cache_dir

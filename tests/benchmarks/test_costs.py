@@ -1,4 +1,4 @@
-"""Compares the cost formulas with XLA's own account of the compiled programs."""
+"""Compares the cost formulas with the costs that XLA reports for the compiled programs."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def compiled():
     ],
 )
 def test_formulas_match_the_flops_that_xla_counts(compiled, program, formula):
-    """XLA also counts elementwise operations."""
+    """XLA counts slightly more, because it includes elementwise operations."""
     counted = compiled(program).cost_analysis()["flops"]
     assert formula < counted < 1.04 * formula
 
@@ -65,7 +65,7 @@ def test_formula_matches_the_bytes_kept_for_the_backward_pass(num_layers, suppor
         return jax.vjp(loss, trainable)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(backward, trainable, frozen, cache, batch))
-    # It keeps weights as well, but these are arguments of the step in any case.
+    # The backward pass also keeps weights, but these are arguments of the step in any case.
     kept = sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in leaves
@@ -74,7 +74,7 @@ def test_formula_matches_the_bytes_kept_for_the_backward_pass(num_layers, suppor
     assert costs.kept_bytes(config, BATCH, CLASSES, support) == pytest.approx(kept, rel=0.1)
 
 
-def test_trainable_parameters_are_counted():
+def test_formula_matches_the_number_of_trainable_parameters():
     _, trainable, _ = split_model(nnx.eval_shape(lambda: model_of(TOWER, CLASSES)[0]))
     counted = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     assert costs.trainable_parameters(TOWER) == counted

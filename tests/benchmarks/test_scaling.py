@@ -14,7 +14,7 @@ HLO = """
 """
 
 
-def test_bytes_of_collectives_are_counted():
+def test_the_bytes_of_collective_operations_are_counted():
     assert scaling.sent_by(HLO) == 4 * 6 + 2 * 4 + 16
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch reference of the speed figures computes the same as our code."""
+"""The PyTorch reference of the speed benchmarks computes the same as our code."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ CLASSES, LEARNING_RATE, WEIGHT_DECAY = 5, 1e-3, 0.01
 
 @pytest.fixture(scope="module")
 def both(tiny_clip_dir):
-    """Returns our model, PyTorch's, images, labels, a cache and the same cache for PyTorch."""
+    """Returns both models, images, labels, and the cache as JAX and as PyTorch arrays."""
     clip = load_clip(str(tiny_clip_dir))
     rng = np.random.default_rng(0)
     text = rng.normal(size=(CLASSES, clip.vision.config.embed_dim)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_features_masks_and_logits_agree(both):
         assert relative_error(one, other.numpy()) < 1e-5
 
 
-def test_attention_is_fused_where_no_weights_are_needed(both):
+def test_attention_is_fused_if_its_weights_are_not_needed(both):
     reference, images = both[1], both[2]
     with torch.inference_mode():
         tokens = reference.embed(as_torch(images))
@@ -73,7 +73,7 @@ def test_attention_is_fused_where_no_weights_are_needed(both):
             assert torch_reference.block(layer, tokens)[1] is not None
 
 
-def test_in_bfloat16_the_reference_trains_and_evaluates(tiny_clip_dir, both):
+def test_the_reference_trains_and_evaluates_in_bfloat16(tiny_clip_dir, both):
     model, _, images, labels, cache, _ = both
     arrays = [np.asarray(array) for array in (cache.image, cache.object, cache.labels)]
     contestants = torch_reference.contestants(

@@ -1,4 +1,4 @@
-"""The temperature is found where it is known, and cautious where images are too few."""
+"""Fitting recovers a known temperature, and stays cautious with few images."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def test_a_known_temperature_is_found(true):
     assert found == pytest.approx(true, rel=0.05)
     before, after = score(logits * true, labels), score(logits * true / found, labels)
     assert after.accuracy == before.accuracy
-    assert after.nll <= before.nll + 1e-3  # the targets are a little smoothed
+    assert after.nll <= before.nll + 1e-3  # because the fit smooths its targets a little
     assert after.ece < 0.02
 
 
-def test_few_photos_that_are_all_right_prove_little():
-    """The rule of succession: 30 of 30 right is worth 31/33, however large the logits are."""
+def test_few_correct_photos_do_not_make_the_classifier_certain():
+    """By the rule of succession, 30 of 30 correct give 31/33, however large the logits are."""
     labels = np.arange(30) % 3
     for scale in (1.0, 10.0, 100.0):
         logits = np.eye(3)[labels] * scale
@@ -31,7 +31,7 @@ def test_few_photos_that_are_all_right_prove_little():
         assert np.exp(log_softmax(logits / temperature))[0, 0] == pytest.approx(31 / 33, abs=1e-3)
 
 
-def test_a_classifier_that_is_always_wrong_is_not_believed():
+def test_a_classifier_that_is_always_wrong_gets_almost_the_highest_temperature():
     labels = np.arange(30) % 3
     assert fit_temperature(-5 * np.eye(3)[labels], labels) == pytest.approx(
         TEMPERATURES[1], rel=0.1

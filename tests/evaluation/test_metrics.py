@@ -1,4 +1,4 @@
-"""Scores compared with numbers computed by hand."""
+"""Compares scores with numbers computed by hand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from fgvpl_jax.evaluation import score
 
 
-def test_scores_by_hand():
+def test_scores_equal_those_computed_by_hand():
     logits = np.log(np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.9, 0.1]]))
     scores = score(logits, np.array([0, 1, 1, 0]))
     assert scores.accuracy == 0.75
@@ -17,7 +17,7 @@ def test_scores_by_hand():
 
 
 def test_calibration_error_averages_within_a_bin():
-    # Four images at confidence 0.75, three of which are right, are perfectly calibrated.
+    # Four images with confidence 0.75, three of them correct, are perfectly calibrated.
     logits = np.log(np.array([[0.75, 0.25]] * 4))
     assert score(logits, np.array([0, 0, 0, 1])).ece == pytest.approx(0.0, abs=1e-12)
 

@@ -1,3 +1,5 @@
+"""Conversion of logits to saved predictions, and their file."""
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def two_predictions(temperature=1.0):
     )
 
 
-def test_predictions_have_the_largest_probabilities():
+def test_saved_predictions_hold_the_most_probable_class():
     # At temperature 0.5 the weights above are squared: 4 of 6 and 16 of 17.
     predictions = two_predictions(temperature=0.5)
     assert predictions.predicted.tolist() == [0, 1]

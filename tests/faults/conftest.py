@@ -1,7 +1,7 @@
-"""What all fault tests share: an undisturbed run, and a tally that is printed at the end."""
+"""An undisturbed run for all fault tests, and a tally of outcomes that is printed at the end."""
 
-import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,21 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import loop
+from tests.conftest import make_tiny_config
+from tests.whole_runs import interruption_in_epoch, metrics, stored_results, without_times
 
+ROOT = Path(__file__).parents[2]
+LONGEST_SECONDS = 300  # for one process; catches hangs
 COLUMNS = ("injected", "ended right", "of them refused", "data lost", "false success")
 TALLY: dict[str, Counter[str]] = {}
 
 
-def without_times(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if "second" not in key}
-
-
 def outcome_of(path: Path) -> dict[str, Any]:
     """Returns results, metrics and predictions of a finished run, without times."""
-    lines = (path / "metrics.jsonl").read_text().splitlines()
     predictions = read_arrays(path / "predictions.npz")
     return {
-        "results": without_times(json.loads((path / "results.json").read_text())),
-        "metrics": [without_times(json.loads(line)) for line in lines],
+        "results": without_times(stored_results(path)),
+        "metrics": metrics(path),
         "predictions": {name: column.tolist() for name, column in predictions.items()},
     }
 
@@ -53,10 +51,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A finished run, and a copy of the same run that stopped half way.
+    """A finished run, and a copy of the same run that stopped halfway.
 
     Attributes:
-        config: Config of both.
+        config: Config of both runs.
         path: Folder of the finished run.
         half: Folder with the checkpoints of epochs 1 and 2 of 4.
         outcome: Results, metrics and predictions of the finished run.
@@ -71,7 +69,7 @@ class Undisturbed:
         """Runs the command on a folder; returns whether it ends like this run.
 
         Args:
-            path: Folder.
+            path: Folder of a run.
             apart_from: Part of the outcome that may differ.
 
         Raises:
@@ -81,33 +79,51 @@ class Undisturbed:
         return outcome_of(path) | {apart_from: 0} == self.outcome | {apart_from: 0}
 
     def try_damaged(
-        self, fault: str, path: Path, mend: Callable[[], object], apart_from: str = ""
+        self, fault: str, path: Path, repair: Callable[[], object], apart_from: str = ""
     ) -> None:
         """Runs the command on a damaged folder, and again after a repair if it refuses.
 
         Args:
             fault: Name in the tally.
-            path: Folder.
-            mend: Restores the damaged files, and nothing else.
+            path: Damaged folder of a run.
+            repair: Function that restores the damaged files, and nothing else.
             apart_from: Part of the outcome that no checksum protects.
         """
         try:
             same = self.resumes(path, apart_from)
         except UserError as error:
             assert str(error).strip()
-            mend()
+            repair()
             whole = self.resumes(path)
             count(fault, "of them refused", "ended right" if whole else "data lost")
-            assert whole, f"{fault}: repaired, it ended differently"
+            assert whole, f"{fault}: the repaired run ended differently"
             return
         count(fault, "ended right" if same else "false success")
-        assert same, f"{fault}: ended differently without an error"
+        assert same, f"{fault}: the run ended differently without an error"
+
+    def command(self, path: Path) -> list[str]:
+        """Returns the command that starts the same run in another folder."""
+        config = self.config
+        fields = (
+            "clip",
+            "shots",
+            "epochs",
+            "batch_size",
+            "eval_batch_size",
+            "checkpoint_every_epochs",
+        )
+        places = ("root", "image_cache_dir")
+        return [
+            *(sys.executable, "run.py", "--config=configs/folder.py", f"--workdir={path}"),
+            *(f"--config.{name}={config[name]}" for name in fields),
+            *(f"--config.data.{name}={config.data[name]}" for name in places),
+            f"--config.benchmark={config.benchmark}",
+            f"--config.cache_logit_weight_grid={config.cache_logit_weight_grid}",
+        ]
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
-    from tests.conftest import make_tiny_config
-
     place = tmp_path_factory.mktemp("undisturbed")
     config = make_tiny_config(tiny_clip_dir, photos_dir)
     shutil.copytree(tiny_clip_dir, place / "clip")
@@ -118,23 +134,14 @@ def undisturbed(tiny_clip_dir, photos_dir, tmp_path_factory) -> Undisturbed:
     config.data.image_cache_dir = str(place / "cache")
     config.data.image_cache_gb = 1.0
     config.checkpoint_every_epochs = 1
-    original = loop.epoch_metrics
-
-    def interrupted(epoch, *args):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return original(epoch, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "epoch_metrics", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            experiment.train_and_evaluate(config, Workdir(place / "half"))
+    with interruption_in_epoch(3):
+        experiment.train_and_evaluate(config, Workdir(place / "half"))
     experiment.train_and_evaluate(config, Workdir(place / "W"))
     return Undisturbed(config, place / "W", place / "half", outcome_of(place / "W"))
 
 
 def write_list(photos: Path) -> None:
-    """Writes a list that gives the photos the splits and classes of their folders."""
+    """Writes a list.csv with the split and class of each photo, taken from its folders."""
     files = [file.relative_to(photos) for file in sorted(photos.rglob("*.png"))]
     rows = [f"{file},{file.parts[1]},{file.parts[0]}\n" for file in files]
     (photos / "list.csv").write_text("path,label,split\n" + "".join(rows))

@@ -1,6 +1,6 @@
-"""Runs commands, one per line of JSON, in the mount namespace that it was started in.
+"""Runs commands, one per line of JSON, in the mount namespace that this process was started in.
 
-One process runs all of them, so that each run takes a second and does not start jax again.
+One process runs all commands, so that a run takes a second and does not import jax again.
 """
 
 import json
@@ -15,12 +15,12 @@ from fgvpl_jax.commands import command_line
 
 
 def run_command(arguments: list[str], log: str) -> int:
-    """Returns the exit code of `run.py`; its output and that of its libraries goes to a file."""
+    """Runs `run.py` with all output sent to a file; returns the exit code."""
     kept = [os.dup(number) for number in (1, 2)]
     with open(log, "wb") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
-    sys.argv = ["run.py", *arguments]  # ml_collections looks there too
+    sys.argv = ["run.py", *arguments]  # ml_collections reads sys.argv too
     try:
         return command_line.main(command_line.parse_flags(sys.argv))
     except Exception:
@@ -36,7 +36,7 @@ def run_command(arguments: list[str], log: str) -> int:
 
 
 def main() -> None:
-    logging.use_absl_handler()  # like the command
+    logging.use_absl_handler()  # as the command does
     for line in sys.stdin:
         program, *arguments = json.loads(line)
         if program == "run.py":

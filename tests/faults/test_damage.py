@@ -1,35 +1,23 @@
-"""Truncated files and flipped bits: the command names and refuses the file, or makes it again."""
+"""Truncated files and flipped bits: the command refuses the file by name, or writes it again."""
 
 import shutil
 
 import numpy as np
 import pytest
 
+from tests.damage import flip_bit, non_empty_files, truncate
+
 pytestmark = pytest.mark.slow
 
-TRIALS = 3  # for each file and kind of damage
+TRIALS = 3  # per file and kind of damage
 
 
-def flip(content: bytes, rng: np.random.Generator) -> bytes:
-    changed = bytearray(content)
-    changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
-    return bytes(changed)
-
-
-def truncate(content: bytes, rng: np.random.Generator) -> bytes:
-    return content[: rng.integers(len(content))]
-
-
-DAMAGES = {"flipped bit": flip, "truncated": truncate}
-
-
-def files_of(folder):
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+DAMAGES = {"flipped bit": flip_bit, "truncated": truncate}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("start", ["half", "path"])
-def test_files_of_a_run(undisturbed, tmp_path, start, damage):
+def test_damaged_files_of_a_run_are_refused_or_harmless(undisturbed, tmp_path, start, damage):
     source = getattr(undisturbed, start)
     rng = np.random.default_rng(0)
     names = {
@@ -51,36 +39,36 @@ def test_files_of_a_run(undisturbed, tmp_path, start, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_checkpoints(undisturbed, tmp_path, damage):
+def test_damaged_checkpoints_are_refused_or_harmless(undisturbed, tmp_path, damage):
     rng = np.random.default_rng(1)
     for number in range(6 * TRIALS):
         copy = tmp_path / str(number)
         shutil.copytree(undisturbed.half, copy)
         newest = max((copy / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
-        damaged = [files_of(newest)[number % len(files_of(newest))]]
+        damaged = [non_empty_files(newest)[number % len(non_empty_files(newest))]]
         if number >= 5 * TRIALS:  # all checkpoints, so that the run cannot resume from any
-            damaged = files_of(copy / "checkpoints")
+            damaged = non_empty_files(copy / "checkpoints")
         contents = {file: file.read_bytes() for file in damaged}
         for file, content in contents.items():
             file.write_bytes(DAMAGES[damage](content, rng))
 
-        def mend(contents=contents):
+        def repair(contents=contents):
             for file, content in contents.items():
                 file.write_bytes(content)
 
-        undisturbed.try_damaged(f"checkpoint, {damage}", copy, mend)
+        undisturbed.try_damaged(f"checkpoint, {damage}", copy, repair)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
     "what", ["image cache", "weights", "small files of CLIP", "list of photos"]
 )
-def test_files_outside_a_run(undisturbed, tmp_path, what, damage):
+def test_damaged_files_outside_a_run_are_refused_or_harmless(undisturbed, tmp_path, what, damage):
     rng = np.random.default_rng(2)
     place = undisturbed.path.parent
-    clip = [f for f in files_of(place / "clip") if f.suffix in (".json", ".txt")]
+    clip = [f for f in non_empty_files(place / "clip") if f.suffix in (".json", ".txt")]
     files = {
-        "image cache": files_of(place / "cache"),
+        "image cache": non_empty_files(place / "cache"),
         "weights": [place / "clip" / "model.safetensors"],
         "small files of CLIP": clip,
         "list of photos": [place / "photos" / "list.csv"],

@@ -1,4 +1,4 @@
-"""A full or read-only disk, which is a small tmpfs in its own mount namespace.
+"""Runs on a full or read-only disk: a small tmpfs in a mount namespace of its own.
 
 The tests are skipped if the system allows neither root nor user namespaces.
 """
@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import count, outcome_of
-from tests.faults.test_moments import LONGEST_SECONDS, ROOT, command
+from tests.faults.conftest import LONGEST_SECONDS, ROOT, count, outcome_of
 
 pytestmark = pytest.mark.slow
 
@@ -25,20 +24,21 @@ UNSHARE = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user
 
 
 class Namespace:
-    """A worker process with disks that no other process sees."""
+    """Worker process in a mount namespace, with disks that no other process sees."""
 
     def __init__(self):
         self._worker = subprocess.Popen(
             [*UNSHARE, sys.executable, "-m", "tests.faults.namespace_worker"],
             cwd=ROOT,
-            env=os.environ | {"SLURM_NTASKS": "1"},  # jax looks for other tasks only once
+            env=os.environ
+            | {"SLURM_NTASKS": "1"},  # jax looks for other tasks of the job only once
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def do(self, *arguments: str | Path) -> int:
-        """Runs a program there; returns its exit code."""
+        """Runs a program in the namespace; returns its exit code."""
         self._worker.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         self._worker.stdin.flush()
         answered, _, _ = select.select([self._worker.stdout], [], [], LONGEST_SECONDS)
@@ -51,7 +51,7 @@ class Namespace:
         assert self.do("mount", *arguments) == 0
 
     def run(self, arguments: list[str], log: Path) -> tuple[int, str]:
-        """Runs `run.py` there; returns its exit code and its output."""
+        """Runs `run.py` in the namespace; returns its exit code and its output."""
         code = self.do("run.py", log, *arguments)
         text = log.read_text()
         assert "Traceback" not in text, text
@@ -80,12 +80,13 @@ def error_lines(log: str) -> list[str]:
 
 
 def size_kb(folder: Path) -> int:
+    """Returns the space that files take up in whole pages of 4 KB."""
     return sum(-(-file.stat().st_size // 4096) * 4 for file in folder.rglob("*"))
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
-    """The command fails; with enough room it resumes as if nothing had happened."""
+def test_a_run_on_a_full_disk_resumes_when_there_is_space(undisturbed, namespace, tmp_path, trial):
+    """The command fails; with enough space it resumes and ends like an undisturbed run."""
     rng = random.Random(trial)
     disk, full, free = (tmp_path / name for name in ("disk", "full", "free"))
     disk.mkdir()
@@ -94,8 +95,8 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
     size = rng.randrange(least, size_kb(undisturbed.path) * 5 // 4, PAGE_KB)
     namespace.mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk)
     if begun and namespace.do("cp", "-a", undisturbed.half, disk / "W"):
-        pytest.skip("the half-finished run takes more room there than the sizes of its files")
-    arguments = command(undisturbed, disk / "W")[2:]
+        pytest.skip("the half-finished run needs more space on the disk than its files are large")
+    arguments = undisturbed.command(disk / "W")[2:]
     code, log = namespace.run(arguments, tmp_path / "log1")
     namespace.do("cp", "-a", disk, full)
     namespace.mount("-o", "remount,size=64m", disk)
@@ -122,15 +123,17 @@ def test_the_disk_of_a_run_is_full(undisturbed, namespace, tmp_path, trial):
 
 
 @pytest.mark.parametrize("trial", range(TRIALS // 2))
-def test_the_disk_of_the_cache_is_full(undisturbed, namespace, tmp_path, trial):
-    """The run still succeeds; it only takes longer."""
+def test_a_full_disk_of_the_image_cache_does_not_stop_a_run(
+    undisturbed, namespace, tmp_path, trial
+):
+    """The run only takes longer."""
     disk, cache = tmp_path / "disk", undisturbed.path.parent / "cache"
     disk.mkdir()
     size = random.Random(trial).randrange(SMALLEST_KB, size_kb(cache), PAGE_KB)
     namespace.mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk)
     arguments = [
         argument if "image_cache_dir" not in argument else f"--config.data.image_cache_dir={disk}"
-        for argument in command(undisturbed, tmp_path / "W")[2:]
+        for argument in undisturbed.command(tmp_path / "W")[2:]
     ]
     code, log = namespace.run(arguments, tmp_path / "log")
     namespace.do("umount", "--lazy", disk)
@@ -141,7 +144,7 @@ def test_the_disk_of_the_cache_is_full(undisturbed, namespace, tmp_path, trial):
 
 
 @pytest.mark.parametrize("start", ["nothing", "half", "path"])
-def test_a_read_only_workdir(undisturbed, namespace, tmp_path, start):
+def test_a_read_only_workdir_is_refused(undisturbed, namespace, tmp_path, start):
     fixed = tmp_path / "disk"
     fixed.mkdir()
     if start != "nothing":
@@ -149,7 +152,7 @@ def test_a_read_only_workdir(undisturbed, namespace, tmp_path, start):
     before = {file: file.read_bytes() for file in fixed.rglob("*") if file.is_file()}
     namespace.mount("--bind", fixed, fixed)
     namespace.mount("-o", "remount,bind,ro", fixed)
-    code, log = namespace.run(command(undisturbed, fixed / "W")[2:], tmp_path / "log")
+    code, log = namespace.run(undisturbed.command(fixed / "W")[2:], tmp_path / "log")
     namespace.do("umount", "--lazy", fixed)
     after = {file: file.read_bytes() for file in fixed.rglob("*") if file.is_file()}
     right = code == 2 and len(error_lines(log)) == 1

@@ -1,4 +1,4 @@
-"""Extreme data: one class, a class without test images, a thousand classes."""
+"""Runs on extreme data: one class, a class without test images, a thousand classes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("source", ["folder", "list", "split file"])
-def test_one_class_only(undisturbed, tmp_path, source):
+def test_a_data_set_with_one_class_is_refused(undisturbed, tmp_path, source):
     config = undisturbed.config.copy_and_resolve_references()
     photos = tmp_path / "photos"
     for i in range(9):
@@ -40,7 +40,7 @@ def test_one_class_only(undisturbed, tmp_path, source):
     count("one class only", "ended right", "of them refused")
 
 
-def test_a_class_without_test_images(undisturbed, photos_dir, tmp_path):
+def test_a_class_without_test_images_leaves_finite_scores(undisturbed, photos_dir, tmp_path):
     config = undisturbed.config.copy_and_resolve_references()
     shutil.copytree(photos_dir, tmp_path / "photos")
     shutil.rmtree(tmp_path / "photos" / "test" / "red_square")
@@ -59,8 +59,8 @@ def test_a_class_without_test_images(undisturbed, photos_dir, tmp_path):
     count("a class without test images", "ended right")
 
 
-def test_a_thousand_classes_of_sixteen(undisturbed, tmp_path):
-    """k = 1,000 and s = 16,000, one epoch of 16 steps."""
+def test_a_run_trains_on_a_thousand_classes(undisturbed, tmp_path):
+    """Trains one epoch of 16 steps with 1,000 classes and 16,000 support images."""
     config = undisturbed.config.copy_and_resolve_references()
     rng = np.random.default_rng(0)
     for label in range(1000):

@@ -4,27 +4,23 @@ import itertools
 import random
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import count, outcome_of
+from tests.faults.conftest import LONGEST_SECONDS, ROOT, count, outcome_of
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 300
 YEAR = 365 * 86400
 PAIRS = 4
 CLOCK_TRIALS = 8
-READS = 500  # roughly the number of times that a run reads the clock
+READS = 500  # about as often as a run reads the clock
 
 
 @pytest.mark.parametrize("jump", [-YEAR, YEAR])
 @pytest.mark.parametrize("trial", range(CLOCK_TRIALS))
-def test_the_clock_jumps(undisturbed, tmp_path, monkeypatch, jump, trial):
+def test_a_clock_that_jumps_loses_no_data(undisturbed, tmp_path, monkeypatch, jump, trial):
     """The clock jumps before the run, or at one of the moments when the run reads it."""
     copy = tmp_path / "W"
     shutil.copytree(undisturbed.half, copy)
@@ -43,27 +39,13 @@ def test_the_clock_jumps(undisturbed, tmp_path, monkeypatch, jump, trial):
     assert when < number, "the run ended before the clock jumped: lower READS"
 
 
-def command(undisturbed, path: Path) -> list[str]:
-    """Returns the command of the undisturbed run, for another folder."""
-    config = undisturbed.config
-    fields = ("clip", "shots", "epochs", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
-    places = ("root", "image_cache_dir")
-    return [
-        *(sys.executable, "run.py", "--config=configs/folder.py", f"--workdir={path}"),
-        *(f"--config.{name}={config[name]}" for name in fields),
-        *(f"--config.data.{name}={config.data[name]}" for name in places),
-        f"--config.benchmark={config.benchmark}",
-        f"--config.cache_logit_weight_grid={config.cache_logit_weight_grid}",
-    ]
-
-
 @pytest.mark.parametrize("pair", range(PAIRS))
-def test_of_two_commands_in_one_folder_one_is_refused(undisturbed, tmp_path, pair):
+def test_the_second_of_two_commands_in_one_folder_is_refused(undisturbed, tmp_path, pair):
     runs = []
     for _ in range(2):
         runs.append(
             subprocess.Popen(
-                command(undisturbed, tmp_path / "W"),
+                undisturbed.command(tmp_path / "W"),
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -2,9 +2,8 @@
 
     python -m tests.fuzz.campaign --inputs 1000000
 
-Each reader first gets inputs under coverage.py's branch measurement, then the rest of its share
-without it. Inputs that break a promise are saved in `--finds`, one file each; the exit code is then
-1.
+Coverage.py measures branches for the first inputs of each reader, but not for the rest. Inputs that
+break a promise are saved in `--finds`, one file each, and the exit code is 1.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from types import FrameType
 import coverage
 
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 20  # limit for one input, to detect hangs
+LONGEST_SECONDS = 20  # limit per input, to detect hangs
 MOST_GROWTH_MB = 1024  # limit for the process, relative to the valid files
 MEASURED = ("fgvpl_jax/*",)
 # Slow readers get a smaller share: transformers, PyTorch and ml_collections take milliseconds.
@@ -34,7 +33,7 @@ SHARES = {"config.json": 0.02, "pytorch": 0.05, "overrides": 0.1, "support.npz":
 
 
 class Hang(BaseException):
-    """An input took longer than the limit."""
+    """Raised if an input takes longer than the limit."""
 
 
 def on_alarm(signum: int, frame: FrameType | None) -> None:
@@ -46,7 +45,7 @@ def peak_mb() -> float:
 
 
 def spans(file: Path, functions: tuple[str, ...]) -> Iterator[range]:
-    """Yields the lines of each function."""
+    """Yields the line numbers of each function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name in functions:
@@ -56,13 +55,13 @@ def spans(file: Path, functions: tuple[str, ...]) -> Iterator[range]:
 
 
 def branch_row(measured: coverage.Coverage, name: str, functions: tuple[str, ...]) -> str:
-    """Returns a table row of the branches taken in these functions, and the lines of the others."""
+    """Returns a table row: branches taken in these functions, and lines with other branches."""
     file = ROOT / name
     lines = {line for span in spans(file, functions) for line in span}
     exits = {n: v for n, v in measured.branch_stats(str(file)).items() if n in lines}
-    there, taken = (sum(column) for column in zip((0, 0), *exits.values(), strict=True))
-    partly = [str(line) for line, (total, hit) in exits.items() if hit < total]
-    return f"| {name} | {taken} of {there} | {taken / max(there, 1):.0%} | {', '.join(partly)} |"
+    total, taken = (sum(column) for column in zip((0, 0), *exits.values(), strict=True))
+    partly = [str(line) for line, (leaving, hit) in exits.items() if hit < leaving]
+    return f"| {name} | {taken} of {total} | {taken / max(total, 1):.0%} | {', '.join(partly)} |"
 
 
 def main() -> int:
@@ -128,7 +127,7 @@ def main() -> int:
 
 
 def keep_find(folder: Path, name: str, data: bytes, error: BaseException) -> None:
-    """Saves an input that broke a promise, and reports the file and the error."""
+    """Saves an input that broke the promise of its reader; prints the file and the error."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name.replace(' ', '_')}_{hashlib.sha256(data).hexdigest()[:12]}"
     file.write_bytes(data)

@@ -1,6 +1,7 @@
-"""Damages valid files in few places, according to the structure of their formats.
+"""Damages valid files in a few places, according to the structure of their formats.
 
-Randomness comes from a `random.Random`, or from hypothesis's, which shrinks failing examples.
+Randomness comes from a `random.Random`, which may be that of hypothesis: it shrinks failing
+examples.
 """
 
 import csv
@@ -135,7 +136,7 @@ def mutate_bytes(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_json(rng: Random, data: bytes) -> bytes:
-    """Changes the tree of JSON; rarely its bytes, or returns a very deep tree."""
+    """Changes the JSON tree; sometimes changes its bytes instead, or returns a very deep tree."""
     kind = rng.randrange(20)
     if kind == 0:
         return rng.choice((b"[", b'{"a":')) * DEEP
@@ -196,7 +197,7 @@ def mutate_lines(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_safetensors(rng: Random, data: bytes) -> bytes:
-    """Changes the JSON header, with the length adjusted, or the bytes."""
+    """Changes the JSON header and adjusts its length, or changes the bytes."""
     if len(data) < 8 or rng.randrange(4) == 0:
         return mutate_bytes(rng, data)
     length = int.from_bytes(data[:8], "little")
@@ -245,7 +246,7 @@ def _mutate_packed(rng: Random, tree: Any) -> Any:
 
 
 def mutate_image(rng: Random, data: bytes) -> bytes:
-    """Changes a chunk of a PNG, with its checksum adjusted; the bytes of other formats."""
+    """Changes a chunk of a PNG and adjusts its checksum; changes the bytes of other formats."""
     if not data.startswith(b"\x89PNG") or rng.randrange(3) == 0:
         return mutate_bytes(rng, data)
     chunks, place = [], 8

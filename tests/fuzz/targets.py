@@ -1,7 +1,7 @@
-"""Readers of files from other programs, each with valid files and suitable damage.
+"""Readers of files that other programs write, each with valid files and ways to damage them.
 
-Each reader promises to return a value that a run can rely on, or to raise a `UserError`: no other
-error, no hang, no use of memory out of proportion to the file.
+Each reader promises to return a value that a run can rely on or to raise a `UserError`. It must not
+raise another error, hang, or use memory out of proportion to the file.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Target:
-    """A reader with its inputs.
+    """A reader and the inputs for fuzzing it.
 
     Attributes:
         seeds: Contents of valid files.
-        mutate: Damages a file in one place.
-        read: Reads a file with the given bytes and checks the result.
+        mutate: Function that damages the contents of a file in one place.
+        read: Function that reads a file with the given bytes and checks the result.
         covers: Maps each module's path to the names of the functions whose branches belong to the
             reader.
     """
@@ -56,7 +56,7 @@ class Target:
     covers: dict[str, tuple[str, ...]]
 
     def input(self, rng: Random, corpus: list[bytes] | None = None) -> bytes:
-        """Returns a valid file with a few mistakes."""
+        """Returns the contents of a valid file, damaged in a few places."""
         data = rng.choice(corpus or self.seeds)
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 5))):
             data = self.mutate(rng, data)
@@ -77,7 +77,7 @@ class Target:
 
 
 def write(file: Path, data: bytes) -> None:
-    """Writes a file; removes it if `data` is empty."""
+    """Writes a file, or removes it if `data` is empty."""
     if data:
         file.write_bytes(data)
     else:
@@ -92,7 +92,7 @@ def all_targets(place: Path) -> dict[str, Target]:
     """Returns all readers by name.
 
     Args:
-        place: Empty folder for their files; a folder in memory is several times as fast.
+        place: Empty folder for the files; a folder in memory is several times as fast.
     """
     makers = (weight_targets, clip_target, data_targets, image_target, run_targets)
     targets: dict[str, Target] = {}
@@ -237,7 +237,7 @@ def data_targets(place: Path) -> dict[str, Target]:
         try:
             check(coop.load_coop(str(place), "", "fgvc_aircraft/images", aircraft))
         except UserError as error:
-            if "names no test image" not in str(error):  # this is raised after reading
+            if "names no test image" not in str(error):  # raised after the list has been read
                 raise
 
     shared = {"fgvpl_jax/data/splits.py": DATASET}

@@ -26,7 +26,7 @@ def test_valid_files_are_read(targets, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_refused_with_a_message_or_harmless(targets, name):
+def test_damaged_files_are_refused_with_a_message_or_read(targets, name):
     if name not in targets:
         pytest.skip("PyTorch is not installed")
     target = targets[name]

@@ -1,4 +1,4 @@
-"""Inputs of the golden files' computations, which writer and tests draw from the same seeds."""
+"""Inputs for the golden files, which the writer and the tests draw from the same seeds."""
 
 import hashlib
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ QUERY_LABELS = np.array([0, 3, 1, 2, 2])
 
 @dataclass(frozen=True)
 class Case:
-    """One FG-VPL model: the backbone's overrides of `tiny_config` and the method's settings."""
+    """One FG-VPL model: the overrides of `tiny_config` for its backbone, and its settings."""
 
     clip: dict[str, Any] = field(default_factory=dict)
     num_prompts: int = 1
@@ -33,7 +33,7 @@ class Case:
     cache_logit_weight: float = 1.0
 
 
-# Narrow towers with many heads, whose random attention is flat enough for areas of several patches.
+# Random attention of narrow towers with many heads is flat enough for areas of several patches.
 NARROW = {"hidden_size": 12, "num_attention_heads": 6}
 CASES = {
     "paper": Case({"vision_config": NARROW | {"patch_size": 4, "num_hidden_layers": 4}}),
@@ -53,7 +53,9 @@ CASES = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of one case. Trainable parts are far from their initial values, so that each matters.
+    """Inputs of one case.
+
+    Trainable parts are far from their initial values, so that each changes the outputs.
 
     Attributes:
         tensors: Tensors of the backbone.
@@ -134,7 +136,7 @@ def clip_pixels(config: dict[str, Any]) -> np.ndarray:
 
 
 def checksum(arrays: Iterable[np.ndarray]) -> str:
-    """Returns a hash by which a changed generator is distinguished from a changed model."""
+    """Returns a hash that shows whether the inputs, rather than the model, have changed."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

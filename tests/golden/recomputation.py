@@ -1,9 +1,10 @@
 """A second implementation of FG-VPL from the equations: float64, NumPy, one image at a time.
 
-An oracle is useful only if it cannot share a mistake with the code that it checks. So nothing here
-imports fgvpl_jax, weights keep Hugging Face's names and layout, and each step is computed in the
-plain way where the package has a fast one: the roll-out multiplies whole matrices, scikit-image
-finds threshold and areas, background tokens are removed, and sums loop over images and shots.
+An oracle is useful only if it cannot share a mistake with the code that it checks. So this
+module does not import fgvpl_jax, weights keep the names and layout of Hugging Face, and steps that
+the package computes in a fast way are computed in the plain way: the roll-out multiplies whole
+matrices, scikit-image finds threshold and areas, background tokens are removed, and sums loop over
+images and shots.
 """
 
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ def transformer_layer(
 
 
 class VisionTower:
-    """CLIP's image tower in parts, for plain CLIP and for FG-VPL."""
+    """Image tower of CLIP, split into the parts that plain CLIP and FG-VPL share."""
 
     def __init__(self, tensors: Tensors, config: dict[str, Any]):
         self.sizes = config["vision_config"]

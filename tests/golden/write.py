@@ -1,6 +1,6 @@
 """Writes the golden files: outputs of transformers' CLIP and of a float64 recomputation of FG-VPL.
 
-With them, parity with PyTorch and with the method's equations is tested without PyTorch. Inputs and
+With these files, tests check parity with PyTorch and with the equations without PyTorch. Inputs and
 weights are drawn from seeds and only checksummed; the files hold outputs. Run this after changing
 `inputs.py` or the generator in `tests/tiny_clip.py`, never to make a failing comparison pass:
 
@@ -40,7 +40,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def transformers_clip(directory: Path, attention: str) -> CLIPModel:
-    """Loads CLIP in float64; in float32, it varies between processors by as much as our bound."""
+    """Loads CLIP in float64; results in float32 differ between CPUs by as much as our bound."""
     model = CLIPModel.from_pretrained(directory, attn_implementation=attention, dtype=torch.float64)
     return model.eval()
 
@@ -55,9 +55,9 @@ def token_ids(directory: Path, texts: list[str], config: dict[str, Any]) -> np.n
 
 
 def odd_token_ids(context: int) -> np.ndarray:
-    """Returns texts with several ends, none, and id 2 next to larger ids.
+    """Returns texts with several end tokens, with no end token, and with id 2 next to larger ids.
 
-    The conventions of pooling differ on them.
+    The pooling conventions of CLIP checkpoints differ on these texts.
     """
     ids = np.full((3, context), 5, np.int32)
     ids[0, [4, 9]] = vocabulary()[END]
@@ -121,7 +121,7 @@ def fg_vpl_outputs(case: Case) -> Arrays:
     plain = np.stack([tower.plain_features(image) for image in pixels])
     queries, support = encode(inputs.queries), encode(inputs.support)
     for features in (queries, support):
-        refuse_masks_on_the_edge(features, tower.side, case.connectivity)
+        refuse_unstable_masks(features, tower.side, case.connectivity)
     outputs = {
         "checksum": np.array(inputs.checksum()),
         "text_weights": text_weights,
@@ -148,8 +148,8 @@ def fg_vpl_outputs(case: Case) -> Arrays:
     return outputs
 
 
-def refuse_masks_on_the_edge(features: Arrays, side: int, connectivity: int) -> None:
-    """Refuses masks that float32's rounding could change, which would differ between machines."""
+def refuse_unstable_masks(features: Arrays, side: int, connectivity: int) -> None:
+    """Raises ValueError for masks that rounding to float32 could change on another machine."""
     rng = np.random.default_rng(SEED)
     for significance, mask in zip(features["attention_map"], features["object_mask"], strict=True):
         for _ in range(20):

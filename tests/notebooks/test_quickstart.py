@@ -1,4 +1,4 @@
-"""The notebook as it is committed: without outputs, and running from start to end."""
+"""The committed notebook has no outputs and runs from start to end."""
 
 import os
 import shutil
@@ -17,15 +17,15 @@ def notebook():
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_no_output_is_committed(notebook):
+def test_the_committed_notebook_has_no_outputs(notebook):
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
     nbformat.validate(notebook)
 
 
 @pytest.mark.slow
-def test_it_runs(notebook, tmp_path, monkeypatch):
-    """In a folder with what it needs of the project, so that it leaves nothing in this one."""
+def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
+    """Runs in a temporary folder that links to the project, so that it writes nothing into it."""
     for name in ("run.py", "demo", "configs", "fgvpl_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))

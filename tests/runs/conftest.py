@@ -1,3 +1,5 @@
+"""One finished run, which tests of the same module share."""
+
 import pytest
 
 from tests.conftest import make_tiny_config
@@ -6,7 +8,7 @@ from tests.whole_runs import run
 
 @pytest.fixture(scope="module")
 def finished(module_config, tmp_path_factory):
-    """Config, folder and results of one finished run, which tests must not change."""
+    """Returns config, folder and results of a finished run, which tests must not change."""
     path = tmp_path_factory.mktemp("finished") / "W"
     return module_config, path, run(module_config, path)
 

@@ -1,4 +1,4 @@
-"""Checks of a data set, from config to printed report, data.json and contact sheet."""
+"""Checks of a data set, from its config to the printed report, data.json and contact sheet."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.conftest import COLOURS, write_photo_folders
 from tests.data.tfds_builders import write_aircraft_archive
 
 
-def test_a_report_of_everything(tmp_path, tiny_config, monkeypatch):
+def test_the_report_lists_counts_and_problems(tmp_path, tiny_config, monkeypatch):
     entry = replace(BENCHMARKS["eurosat"], counts=Counts(train=18, validation=0, test=7))
     monkeypatch.setitem(BENCHMARKS, "squares", entry)
     root = tmp_path / "photos"
@@ -59,7 +59,7 @@ def test_a_tfds_data_set_is_prepared_once_and_then_checked(tmp_path, capsys):
         for split, count in (("train", 3334), ("validation", 3333), ("test", 3333))
     ]
     archive.unlink()
-    assert check_data(config, Workdir(tmp_path / "W"))[1] == problems  # prepared once
+    assert check_data(config, Workdir(tmp_path / "W"))[1] == problems  # not prepared again
     assert "not prepared" not in capsys.readouterr().out
 
 
@@ -76,7 +76,7 @@ def test_a_data_set_that_cannot_be_prepared_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_contact_sheet_shows_each_class_in_its_place(tmp_path, tiny_config):
-    """Without the noise (below 120), most of a photo has the colour of its class."""
+    """Apart from noise (below 120), most pixels of a photo have the colour of its class."""
     check_data(tiny_config, Workdir(tmp_path / "W"))
     sheet = np.asarray(Image.open(tmp_path / "W" / "contact_sheet.jpg"), int)
     names = sorted(COLOURS, key=lambda name: name.replace("_", " "))

@@ -1,6 +1,4 @@
-"""The cross-validated estimate of runs without a test split."""
-
-import json
+"""The cross-validated estimate of a run without a test split."""
 
 import numpy as np
 import pytest
@@ -12,12 +10,12 @@ from fgvpl_jax.runs.cross_validation import accuracy_interval, stratified_folds
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 from tests.conftest import write_photo_folders
-from tests.whole_runs import without_times
+from tests.whole_runs import stored_results, without_times
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(2, 6), st.integers(0, 99))
-def test_folds_are_stratified_and_of_one_size(counts, num_folds, seed):
+def test_folds_are_stratified_and_of_equal_size(counts, num_folds, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     folds = stratified_folds(labels, num_folds, seed)
     sizes = np.bincount(folds)
@@ -28,7 +26,7 @@ def test_folds_are_stratified_and_of_one_size(counts, num_folds, seed):
     np.testing.assert_array_equal(folds, stratified_folds(labels, num_folds, seed))
 
 
-def test_the_interval_is_wilsons():
+def test_the_interval_is_that_of_wilson():
     """The ends are (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) at 45 of 50."""
     p, n, z = 0.9, 50, 1.959964
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
@@ -47,7 +45,7 @@ def folder_config(tiny_config, tmp_path):
     return tiny_config
 
 
-def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
+def test_a_plain_folder_gets_an_estimate_and_a_model_trained_on_all_photos(
     folder_config, tmp_path, monkeypatch
 ):
     sizes = []
@@ -67,15 +65,15 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_of_everything(
     assert results.counts == ImageCounts(train=18, validation=0, test=0)
     low, high = results.cv_interval
     assert low <= results.cv_accuracy <= high
-    assert results.temperature == 1.0  # 18 photos are too few to fit one
+    assert results.temperature == 1.0  # 18 photos are too few to fit a temperature
     assert results.choices["cache_logit_weight"] == 1.0
-    stored = json.loads((tmp_path / "W" / "results.json").read_text())
+    stored = stored_results(tmp_path / "W")
     again = experiment.evaluate(workdir)
     assert len(sizes) == 3  # the folds are not trained again
     assert without_times(again.to_json()) == without_times(stored)
 
 
-def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatch, caplog):
+def test_classes_with_a_single_photo_are_reported(folder_config, tmp_path, monkeypatch, caplog):
     for photo in list((tmp_path / "photos" / "red_square").iterdir())[1:]:
         photo.unlink()
 
@@ -90,7 +88,7 @@ def test_classes_of_a_single_photo_are_named(folder_config, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("method", ["linear_probe", "tip_adapter", "tip_adapter_f"])
-def test_a_fold_stopped_between_training_and_prediction_is_the_same(
+def test_a_fold_stopped_between_training_and_prediction_ends_the_same(
     method, folder_config, tmp_path, monkeypatch
 ):
     folder_config.method = method

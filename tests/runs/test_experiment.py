@@ -1,4 +1,4 @@
-"""Whole runs on a tiny CLIP: their results, repeated commands, and what is refused."""
+"""Whole runs on a tiny CLIP: results, repeated commands, and refused configs and folders."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import loop
 from tests.tiny_clip import write_tiny_clip
-from tests.whole_runs import made_up_results, metrics, run, without_times
+from tests.whole_runs import made_up_results, metrics, run, stored_results, without_times
 
 
 def test_a_run_writes_its_files_and_results(finished):
     _, path, results = finished
-    assert json.loads((path / "results.json").read_text()) == results.to_json()
+    assert stored_results(path) == results.to_json()
     assert RunResults.read(Workdir(path)) == results
     assert results.counts == ImageCounts(train=9, validation=9, test=15)
     assert results.method == "fg_vpl"
     assert results.split_protocol == "the folders' own"
     assert results.choices["cache_logit_weight"] in (0.0, 1.0, 4.0)
     assert 0 <= results.test_accuracy <= 1
-    assert results.temperature == 1.0  # 9 photos are too few to fit one
+    assert results.temperature == 1.0  # 9 photos are too few to fit a temperature
     assert results.test_nll_tempered > 0
     assert (path / "support.npz").exists()
     assert [line["epoch"] for line in metrics(path)] == [1, 2, 3, 4]
@@ -42,7 +42,7 @@ def test_a_run_writes_its_files_and_results(finished):
     assert "red_square" in json.dumps(drawn)
 
 
-def test_two_runs_share_the_images_that_one_drew(finished, tiny_config, tmp_path):
+def test_a_run_can_use_the_support_images_of_another_run(finished, tiny_config, tmp_path):
     _, path, _ = finished
     tiny_config.seed = 7
     tiny_config.epochs = 1
@@ -79,23 +79,23 @@ def test_a_second_run_in_the_folder_is_refused(finished):
     with Workdir(path).locked(), pytest.raises(UserError, match="another command"):
         experiment.evaluate(Workdir(path))
     with Workdir(path).locked():
-        load_classifier(path)  # loading only reads the folder
+        load_classifier(path)  # reading a run needs no lock
 
 
-def test_a_second_evaluation_decodes_nothing(tiny_config, tmp_path, monkeypatch):
+def test_a_second_evaluation_decodes_no_image(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.image_cache_gb = 1
     tiny_config.data.image_cache_dir = str(tmp_path / "images")
     tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     monkeypatch.setattr(Split, "image", lambda *_: pytest.fail("decoded again"))
     assert without_times(experiment.evaluate(Workdir(tmp_path / "W"))) == without_times(results)
-    tiny_config.data.image_cache_gb = 0  # still the same run
+    tiny_config.data.image_cache_gb = 0  # this field does not change the run
     monkeypatch.undo()
     again = experiment.evaluate(Workdir(tmp_path / "W"), tiny_config)
     assert without_times(again) == without_times(results)
 
 
-def test_lambda_stays_where_there_is_no_grid(tiny_config, tmp_path):
+def test_lambda_keeps_its_value_without_a_grid(tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = ()
     tiny_config.cache_logit_weight = 2.0
     tiny_config.epochs = 1
@@ -149,7 +149,9 @@ def test_moved_data_and_backbone_are_the_same_run(finished, tmp_path):
         ("seed", 10**20, "seed is 1"),
     ],
 )
-def test_mistakes_stop_before_anything_is_written(tiny_config, tmp_path, field, value, message):
+def test_mistakes_in_a_config_are_refused_before_anything_is_written(
+    tiny_config, tmp_path, field, value, message
+):
     with tiny_config.ignore_type():
         tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
@@ -168,7 +170,7 @@ def test_a_setting_that_the_method_would_ignore_is_refused(tiny_config, tmp_path
     assert not (tmp_path / "W").exists()
 
 
-def test_frozen_features_are_for_one_process(tiny_config, tmp_path, monkeypatch):
+def test_methods_on_frozen_features_refuse_several_processes(tiny_config, tmp_path, monkeypatch):
     tiny_config.method = "tar"
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(
@@ -195,7 +197,7 @@ def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir
         experiment.evaluate(Workdir(work), moved)
 
 
-def test_an_unfinished_run_is_not_measured(tiny_config, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_not_evaluated(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "measure", lambda *a: made_up_results())
     run(tiny_config, tmp_path / "W")
     monkeypatch.undo()
@@ -242,7 +244,7 @@ def test_unreadable_validation_images_are_named_and_counted(
         assert results.choices["cache_logit_weight"] == tiny_config.cache_logit_weight
 
 
-def test_without_a_prompt_a_run_is_saved_and_measured_again(tiny_config, tmp_path):
+def test_a_run_without_a_prompt_is_saved_and_evaluated_again(tiny_config, tmp_path):
     tiny_config.num_prompts = 0
     tiny_config.epochs = 2
     results = run(tiny_config, tmp_path / "W")
@@ -272,7 +274,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
         def poisoned(state, *rest):
             state, metrics = step(state, *rest)
             count = int(jax.tree.leaves(state.optimizer)[0])
-            factor = jnp.float32(jnp.nan if count == 12 else 1)  # after the last loss is checked
+            # Step 12 is the last, so no later loss shows that its parameters are not finite.
+            factor = jnp.float32(jnp.nan if count == 12 else 1)
             return state._replace(trainable=jax.tree.map(lambda x: x * factor, state[0])), metrics
 
         return poisoned
@@ -285,8 +288,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny_config, tmp_path, mon
     assert [f.name for f in (tmp_path / "W" / "checkpoints").iterdir()] == ["6"]
 
 
-def test_a_folder_of_something_else_is_refused(tiny_config, tiny_clip_dir, tmp_path):
-    """The folder of a CLIP checkpoint has a config.json too."""
+def test_a_folder_that_holds_no_run_is_refused(tiny_config, tiny_clip_dir, tmp_path):
+    """Uses the folder of a CLIP checkpoint, which has a config.json too."""
     with pytest.raises(UserError, match="does not belong to a run of fgvpl_jax"):
         run(tiny_config, tiny_clip_dir)
     (tmp_path / "config.json").write_text("[1]")
@@ -315,7 +318,7 @@ def test_another_backbone_is_refused_before_the_first_checkpoint(finished, tmp_p
 
 
 def test_a_backbone_with_another_tokenizer_is_refused(finished, tiny_clip_dir, tmp_path):
-    """Its predictions would differ, with the same weights."""
+    """With the same weights, its predictions would still differ."""
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     shutil.copytree(tiny_clip_dir, tmp_path / "clip")
@@ -330,7 +333,7 @@ def test_a_backbone_with_another_tokenizer_is_refused(finished, tiny_clip_dir, t
         load_classifier(tmp_path / "W", clip=other.clip)
 
 
-def test_a_failed_evaluation_touches_nothing(finished, photos_dir, tmp_path):
+def test_a_failed_evaluation_changes_no_file(finished, photos_dir, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     shutil.copytree(photos_dir, tmp_path / "photos")
@@ -355,8 +358,8 @@ def test_an_unreadable_few_shot_image_stops_the_run(tiny_config, photos_dir, tmp
     assert not (tmp_path / "W").exists()
 
 
-def test_results_are_those_of_the_test_photos(finished, photos_dir):
-    """Scores follow from `predictions.npz`, whose labels are those of the folders' photos."""
+def test_results_follow_from_the_saved_predictions_of_the_test_photos(finished, photos_dir):
+    """Recomputes the scores from `predictions.npz` and compares its labels with the folders."""
     _, path, results = finished
     classes = sorted((photos_dir / "test").iterdir())
     expected = np.repeat(np.arange(3), [len(list(folder.iterdir())) for folder in classes])

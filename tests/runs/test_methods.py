@@ -1,4 +1,4 @@
-"""Every method: training, resuming, evaluation and prediction."""
+"""Every method trains, resumes, is evaluated and predicts."""
 
 import json
 from dataclasses import replace
@@ -15,10 +15,10 @@ from fgvpl_jax.inference.predict import as_json, predict_files
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs import data_loading, default_config, experiment, prepare, settings
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import loop
 from tests.conftest import write_photo_folders
+from tests.whole_runs import interruption_in_epoch, metrics
 
-# Fields that depend on test labels, and those that depend on time.
+# Prefixes of the fields that depend on test labels or on time.
 FINAL = ("test_", "zero_shot_", "train_seconds", "wall_seconds")
 
 
@@ -27,13 +27,13 @@ def without_final_score(results):
 
 
 def losses(path):
-    lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [(line["epoch"], line["loss"], line["accuracy"]) for line in map(json.loads, lines)]
+    """Returns epoch, loss and accuracy of every line of metrics."""
+    return [(line["epoch"], line["loss"], line["accuracy"]) for line in metrics(path)]
 
 
 @pytest.fixture
 def relabel_test(monkeypatch):
-    """A function that replaces the labels of the test split from then on."""
+    """Returns a function that replaces the labels of the test split from then on."""
     original = data_loading.load_dataset
 
     def change(relabel):
@@ -49,7 +49,7 @@ def relabel_test(monkeypatch):
 
 @pytest.fixture
 def logits_seen(monkeypatch):
-    """Test logits of every evaluation, in order."""
+    """Returns a list that collects the test logits of every evaluation, in order."""
     seen = []
     original = Evaluator.predict
 
@@ -64,7 +64,7 @@ def logits_seen(monkeypatch):
 
 @pytest.fixture
 def events(monkeypatch):
-    """Events in order: "test" for each test photo read, "selected" once all choices are made."""
+    """Returns a list of events: "test" per test photo read, "selected" once choices are made."""
     found = []
     image, select = Split.image, experiment.selection_of
 
@@ -84,8 +84,8 @@ def events(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
-    name, tiny_config, tmp_path, photos_dir, monkeypatch, relabel_test, logits_seen, events
+def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
+    name, tiny_config, tmp_path, photos_dir, relabel_test, logits_seen, events
 ):
     tiny_config.method = name
     whole, cut = Workdir(tmp_path / "whole"), Workdir(tmp_path / "cut")
@@ -97,20 +97,11 @@ def test_trains_resumes_evaluates_and_predicts_whatever_the_test_labels_say(
     assert results.method == name
     assert read_json(whole.config_file)["config"]["learning_rate"] is not None
 
-    # Interrupted after epoch 3, with its last checkpoint at epoch 2, and all test labels unknown.
+    # Stops in epoch 4, after a checkpoint of epoch 2, and hides all test labels.
     relabel_test(np.zeros_like)
-    original = loop.epoch_metrics
-
-    def interrupted(epoch, *args):
-        if epoch == 4:
-            raise KeyboardInterrupt
-        return original(epoch, *args)
-
     if trains:
-        monkeypatch.setattr(loop, "epoch_metrics", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with interruption_in_epoch(4):
             experiment.train_and_evaluate(tiny_config, cut)
-        monkeypatch.setattr(loop, "epoch_metrics", original)
     resumed = experiment.train_and_evaluate(tiny_config, cut)
     assert without_final_score(resumed) == without_final_score(results)
     assert losses(cut.path) == losses(whole.path)
@@ -150,7 +141,7 @@ def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
     assert fg.load_classifier(tmp_path / "W").predict(np.zeros((40, 40, 3), np.uint8))
 
 
-def test_a_config_without_numbers_takes_the_methods_recipe(tiny_config):
+def test_a_config_without_numbers_uses_the_recipe_of_the_method(tiny_config):
     for field in ("epochs", "batch_size", "learning_rate", "weight_decay"):
         with tiny_config.ignore_type():
             tiny_config[field] = None
@@ -170,7 +161,7 @@ def test_a_config_without_numbers_takes_the_methods_recipe(tiny_config):
     assert resolved("coop", "dtd") == (100, 32, 2e-3, 5e-4)  # three shots
     assert resolved("tip_adapter_f", "eurosat") == (100, 256, 1e-3, 0.01)
     assert resolved("tip_adapter_f", "dtd") == (20, 256, 1e-3, 0.01)
-    assert resolved("clip_lora", "dtd") == (1500, 32, 2e-4, 0.01)  # nine images are one step
+    assert resolved("clip_lora", "dtd") == (1500, 32, 2e-4, 0.01)  # nine images make one step
     assert resolved("zero_shot", "dtd", epochs=7)[0] == 0
 
 
@@ -186,10 +177,10 @@ def test_a_config_without_numbers_takes_the_methods_recipe(tiny_config):
         ("fvp", 400, 50),
         ("tar", 400, 50),
         ("fg_vpl", 400, 50),
-        ("clip_lora", 1600, 16),  # 8,000 steps, of which 5 and 500 are an epoch
+        ("clip_lora", 1600, 16),  # 8,000 steps; an epoch has 5 or 500
     ],
 )
-def test_a_benchmarks_config_leaves_every_method_its_own_epochs(name, eurosat, imagenet):
+def test_the_config_of_a_benchmark_leaves_the_epochs_to_the_method(name, eurosat, imagenet):
     for benchmark, num_classes, epochs in (("eurosat", 10, eurosat), ("imagenet", 1000, imagenet)):
         config = default_config.benchmark_config(benchmark)
         config.method = name

@@ -1,4 +1,4 @@
-"""A run of version 0.1.0, on drawn scenes with the CLIP of the demo, stays readable."""
+"""A run of version 0.1.0 stays readable; it was trained on drawn scenes with the CLIP of demo/."""
 
 import json
 import shutil
@@ -19,12 +19,13 @@ CLIP = ROOT / "demo" / "clip"
 
 @pytest.fixture
 def old_run(tmp_path):
-    """A copy of the old run, which a test may change."""
+    """Returns a copy of the old run, which a test may change."""
     shutil.copytree(ROOT / "tests" / "fixtures" / "run_0_1_0", tmp_path / "W")
     return Workdir(tmp_path / "W")
 
 
 def change(workdir, edit):
+    """Applies a function to the content of config.json."""
     content = json.loads(workdir.config_file.read_text())
     edit(content)
     workdir.config_file.write_text(json.dumps(content))
@@ -43,7 +44,7 @@ def test_an_old_run_predicts(old_run):
 
 
 def flat(content, prefix=""):
-    """Returns every number and text of a JSON object by its path."""
+    """Maps the path of each number and text in a JSON object to its value."""
     if isinstance(content, list):
         content = dict(enumerate(content))
     if not isinstance(content, dict):
@@ -51,7 +52,7 @@ def flat(content, prefix=""):
     return {k: v for name, one in content.items() for k, v in flat(one, f"{prefix}/{name}").items()}
 
 
-def test_an_old_run_is_measured_again_with_the_same_results(old_run):
+def test_evaluating_an_old_run_again_returns_the_same_results(old_run):
     before = json.loads(old_run.results_file.read_text())
     config = old_run.stored_config()
     config.clip = str(CLIP)
@@ -71,13 +72,14 @@ def test_an_old_run_is_measured_again_with_the_same_results(old_run):
 
 
 def test_a_report_shows_an_old_run(old_run, tmp_path):
-    old_run.support_file.unlink()  # without it the report draws no pictures, which need the CLIP
+    # Without this file the report draws no pictures, which would need the CLIP.
+    old_run.support_file.unlink()
     lines = write_report(tmp_path / "out", [old_run.path])
     assert not any(str(old_run.path) in line for line in lines)
     assert "42.00" in (tmp_path / "out" / "report" / "report.md").read_text()
 
 
-def test_a_field_that_the_run_lacks_has_its_default(old_run, tmp_path):
+def test_a_field_that_an_old_config_lacks_has_its_default(old_run, tmp_path):
     def remove(content):
         del content["config"]["calibrate"], content["config"]["data"]["resident_gb"]
 
@@ -94,7 +96,7 @@ def test_a_field_that_the_run_lacks_has_its_default(old_run, tmp_path):
     assert not any(str(old_run.path) in line for line in lines)
 
 
-def test_a_number_of_the_recipe_has_no_default(old_run):
+def test_a_missing_number_of_the_recipe_is_refused(old_run):
     change(old_run, lambda content: content["config"].pop("epochs"))
     with pytest.raises(UserError, match=r"is damaged \(the field epochs is missing\)"):
         old_run.stored_config()

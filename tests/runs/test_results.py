@@ -1,4 +1,4 @@
-"""`results.json` as a dataclass: what is written, read, refused and documented."""
+"""`RunResults`: writing, reading and refusing results.json, and its documentation."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_results_are_read_as_they_were_written(results, tmp_path):
     assert RunResults.read(workdir) == results
 
 
-def test_results_of_version_0_1_0_keep_every_key_in_its_place():
+def test_results_of_version_0_1_0_keep_every_key_in_order():
     text = OLD_RESULTS.read_text()
     results = RunResults.from_json(json.loads(text), OLD_RESULTS)
     assert results.choices == {"cache_logit_weight": 1.0}
@@ -55,7 +55,7 @@ def test_results_of_version_0_1_0_keep_every_key_in_its_place():
     assert json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n" == text
 
 
-def test_what_a_method_adds_is_at_the_top_level_and_absent_fields_are_absent():
+def test_fields_of_a_method_are_at_the_top_level_and_unset_fields_are_left_out():
     content = WITHOUT_TEST.to_json()
     assert list(content)[8:14] == [
         *("counts", "inverse_regularisation", "gradient_norm"),
@@ -67,14 +67,14 @@ def test_what_a_method_adds_is_at_the_top_level_and_absent_fields_are_absent():
     assert not WITH_TEST.to_json().keys() & {"cv_accuracy", "cv_interval", "fitted_ece_before"}
 
 
-def test_an_unknown_key_is_a_fact(tmp_path):
+def test_an_unknown_key_is_read_as_a_fact(tmp_path):
     content = WITH_TEST.to_json() | {"kept_prompts": [1, 2]}
     results = RunResults.from_json(content, tmp_path)
     assert results.facts == {"kept_prompts": [1, 2]}
     assert results.choices == {"cache_logit_weight": 2.0}
 
 
-def test_no_method_chooses_a_value_with_the_name_of_a_field():
+def test_no_choice_of_a_method_has_the_name_of_a_field():
     names = {field.name for field in fields(RunResults)}
     for method in METHODS.values():
         assert not names & method.starting_choices(get_config()).keys()
@@ -100,7 +100,7 @@ def test_no_method_chooses_a_value_with_the_name_of_a_field():
     ],
 )
 def test_a_damaged_field_is_named_with_its_file(tmp_path, results, path, value, message):
-    """None as the value stands for a missing field."""
+    """Removes the field if the value is None."""
     workdir = Workdir(tmp_path)
     content = json.loads(json.dumps(results.to_json()))
     *outer, name = path

@@ -1,4 +1,4 @@
-"""Runs that were stopped, by signals or otherwise, end like a run that was not."""
+"""Runs that were stopped, by signals or otherwise, end like a run that was not stopped."""
 
 import shutil
 import signal
@@ -87,7 +87,7 @@ def signal_at_cache(number):
 def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
     tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb, capsys
 ):
-    """Uninterrupted epochs are spans of one to three steps; photos are on the device or not."""
+    """The run trains in spans of one to three steps, with photos on the device or on the host."""
     tiny_config.cache_refresh = cache_refresh
     tiny_config.data.resident_gb = resident_gb
     whole = run(tiny_config, tmp_path / "whole")
@@ -96,7 +96,7 @@ def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
     monkeypatch.undo()
-    assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps and 2 steps
+    assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps, then 2 steps
     assert [line["epoch"] for line in metrics(tmp_path / "cut")] == [1, 2]
     resumed = run(tiny_config, tmp_path / "cut")
     assert "resuming after epoch 2 and 2 steps of 4" in capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
 
 def test_a_signal_during_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.resident_gb = 0.0
-    tiny_config.batch_size = 2  # six steps an epoch, in spans of 1, 2 and 3
+    tiny_config.batch_size = 2  # six steps per epoch, in spans of 1, 2 and 3
     whole = run(tiny_config, tmp_path / "whole")
     monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 60.0)
     monkeypatch.setattr(inputs, "train_batches", signal_in_epoch(0, place=2))
@@ -118,9 +118,7 @@ def test_a_signal_during_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
-def test_a_run_terminated_while_its_cache_is_built_has_lost_no_epoch(
-    finished, tmp_path, monkeypatch
-):
+def test_a_run_terminated_while_its_cache_is_built_loses_no_epoch(finished, tmp_path, monkeypatch):
     config, path, results = finished
     monkeypatch.setattr(VisualCacheBuilder, "__call__", signal_at_cache(3))
     with pytest.raises(Interrupted), handling_signals():
@@ -131,7 +129,7 @@ def test_a_run_terminated_while_its_cache_is_built_has_lost_no_epoch(
     assert metrics(tmp_path / "W") == metrics(path)
 
 
-def test_a_run_terminated_in_evaluation_ends_at_once(finished, tmp_path, monkeypatch):
+def test_a_run_terminated_during_evaluation_ends_at_once(finished, tmp_path, monkeypatch):
     config, _, results = finished
     monkeypatch.setattr(Evaluator, "predict", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted), handling_signals():
@@ -141,7 +139,7 @@ def test_a_run_terminated_in_evaluation_ends_at_once(finished, tmp_path, monkeyp
     assert without_times(run(config, tmp_path / "W")) == without_times(results)
 
 
-def test_a_line_that_a_kill_cut_short_is_written_again(finished, tmp_path):
+def test_a_truncated_line_of_metrics_is_written_again(finished, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     shutil.rmtree(tmp_path / "W" / "checkpoints" / "12")
@@ -151,7 +149,7 @@ def test_a_line_that_a_kill_cut_short_is_written_again(finished, tmp_path):
     assert metrics(tmp_path / "W") == metrics(path)
 
 
-def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
+def test_a_signal_while_features_of_an_epoch_are_computed_ends_the_run_at_once(
     tiny_config, tmp_path, monkeypatch
 ):
     tiny_config.method = "clip_adapter"
@@ -160,16 +158,15 @@ def test_a_signal_while_an_epochs_features_are_made_ends_at_once(
     with pytest.raises(Interrupted), handling_signals():
         run(tiny_config, tmp_path / "cut")
     monkeypatch.undo()
-    assert (
-        tmp_path / "cut" / "checkpoints" / "6"
-    ).exists()  # 2 epochs of 3 steps, and no further step
+    # The run saved 2 epochs of 3 steps, and no further step.
+    assert (tmp_path / "cut" / "checkpoints" / "6").exists()
     assert not (tmp_path / "cut" / "checkpoints" / "7").exists()
     assert without_times(run(tiny_config, tmp_path / "cut")) == without_times(whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
+def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_one_before(
     finished, tmp_path, damage, capsys
 ):
     config, path, results = finished
@@ -189,12 +186,12 @@ def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     assert metrics(tmp_path / "W") == metrics(path)
 
 
-def test_a_damaged_support_file_is_named_and_written_again(finished, tmp_path):
+def test_a_damaged_support_file_is_reported_and_written_again(finished, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
     file = tmp_path / "W" / "support.npz"
     content = bytearray(file.read_bytes())
-    content[300] ^= 4  # within the numbers of the first array
+    content[300] ^= 4  # inside the first array
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*same training command"):
         load_classifier(tmp_path / "W")

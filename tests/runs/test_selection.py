@@ -1,4 +1,4 @@
-"""Which photos the temperature is fitted on, and when no temperature is fitted."""
+"""The photos that the temperature is fitted on, and runs with too few photos to fit it."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def overconfident(count):
     return Labelled(np.eye(2)[guesses] * 8, labels)
 
 
-def test_calibration_names_its_photos_and_its_worth():
+def test_calibration_records_its_photos_and_its_improvement():
     photos = overconfident(300)
     found = calibration("folds", photos)
     assert found["temperature_fitted_on"] == "folds"
@@ -23,6 +23,6 @@ def test_calibration_names_its_photos_and_its_worth():
     assert found["fitted_ece_after"] < 0.02
 
 
-def test_too_few_photos_give_no_temperature():
+def test_no_temperature_is_fitted_on_too_few_photos():
     assert calibration("validation", overconfident(FEWEST_TO_CALIBRATE - 1)) == {}
     assert calibration("validation", overconfident(FEWEST_TO_CALIBRATE))

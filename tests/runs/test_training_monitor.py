@@ -1,4 +1,4 @@
-"""What a training run logs to TensorBoard and Weights & Biases."""
+"""The logs of a training run in TensorBoard and Weights & Biases."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from fgvpl_jax.runs.workdir import Workdir
 def events(folder):
     """Returns (tag, step, value) of every event.
 
-    In the file an event is 8 bytes of length, 4 of CRC, its content, and 4 of CRC.
+    The file stores an event as 8 bytes of length, 4 of CRC, its content, and 4 of CRC.
     """
     found = []
     for file in sorted(folder.glob("events.*")):
@@ -36,10 +36,10 @@ def events(folder):
 
 
 def shows_an_object(square, masked):
-    """Returns whether part of a square is dimmed and part of it is as it was.
+    """Returns whether the masked picture dims one part of a square and leaves another unchanged.
 
-    Neither an empty mask, which dims everything, nor a full or absent one, which dims nothing,
-    passes.
+    An empty mask, which dims everything, does not pass; nor does a full or absent mask, which dims
+    nothing.
     """
     square, masked = square.astype(float), masked.astype(float)
     dimmed = (masked.sum(axis=-1) < 0.75 * square.sum(axis=-1)).mean()
@@ -57,7 +57,7 @@ def test_a_blank_mask_shows_no_object(mask):
     assert shows_an_object(np.asarray(square), np.asarray(masked)) == (mask == "object")
 
 
-def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
+def test_event_files_hold_numbers_masks_and_confusion_matrices(tiny_config, tmp_path):
     workdir = Workdir(tmp_path / "W")
     results = experiment.train_and_evaluate(tiny_config, workdir, LogTargets(tensorboard=True))
     numbers, pictures = defaultdict(dict), defaultdict(dict)
@@ -85,7 +85,7 @@ def test_event_files_hold_numbers_masks_and_confusions(tiny_config, tmp_path):
     assert list(pictures["validation/confusion"]) == [4]
 
 
-def test_logs_change_nothing_of_the_run(tiny_config, tmp_path):
+def test_logging_does_not_change_the_run(tiny_config, tmp_path):
     tiny_config.epochs = 2
     runs = {}
     for name, targets in (("plain", None), ("logged", LogTargets(tensorboard=True))):
@@ -96,7 +96,7 @@ def test_logs_change_nothing_of_the_run(tiny_config, tmp_path):
         np.testing.assert_array_equal(values, runs["logged"][key])
 
 
-def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path):
+def test_a_method_without_object_masks_logs_no_pictures_of_them(tiny_config, tmp_path):
     tiny_config.method, tiny_config.epochs = "tar", 1
     experiment.train_and_evaluate(
         tiny_config, Workdir(tmp_path / "W"), LogTargets(tensorboard=True)
@@ -106,7 +106,7 @@ def test_a_method_without_objects_has_no_pictures_of_them(tiny_config, tmp_path)
     assert {"train/loss", "validation/confusion"} <= tags
 
 
-def test_weights_and_biases_gets_the_same(tiny_config, tmp_path, monkeypatch):
+def test_weights_and_biases_receives_the_same_logs(tiny_config, tmp_path, monkeypatch):
     logged, opened, finished = [], [], []
     run = types.SimpleNamespace(log=logged.append, finish=lambda: finished.append(True))
     module = types.SimpleNamespace(
@@ -127,7 +127,7 @@ def test_weights_and_biases_gets_the_same(tiny_config, tmp_path, monkeypatch):
     assert finished == [True]
 
 
-def test_a_missing_package_is_named_with_its_installation(tiny_config, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_its_installation(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
         experiment.train_and_evaluate(

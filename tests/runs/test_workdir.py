@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, and readable whatever names they hold."""
+"""Files of a run are written whole or not at all; they hold any file name."""
 
 import json
 import os
@@ -16,17 +16,16 @@ from fgvpl_jax.files import read_arrays, read_json, write_arrays
 from fgvpl_jax.runs.workdir import Workdir
 
 
-def test_names_that_are_not_text_are_read_back(tmp_path):
-    content = {
-        "Füchse": ["狐.png", "caf\udce9.jpg"]
-    }  # a Latin-1 é as Python reads it from a file system
+def test_file_names_that_are_not_unicode_are_written_and_read_back(tmp_path):
+    # Python reads a Latin-1 é in a file name as this surrogate.
+    content = {"Füchse": ["狐.png", "caf\udce9.jpg"]}
     workdir = Workdir(tmp_path / "W")
     workdir.write(workdir.few_shot_file, content)
     assert read_json(workdir.few_shot_file) == content
-    assert "Füchse" in workdir.few_shot_file.read_text(encoding="utf-8")  # readable for people too
+    assert "Füchse" in workdir.few_shot_file.read_text(encoding="utf-8")  # not escaped
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     workdir = Workdir(tmp_path / "W")
     workdir.write(workdir.results_file, {"a": 1})
     with pytest.raises(TypeError):
@@ -35,7 +34,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert json.loads(workdir.results_file.read_text()) == {"a": 1}
 
 
-def test_the_backbones_folder_is_kept_absolute(tiny_config, tiny_clip_dir, tmp_path, monkeypatch):
+def test_the_folder_of_the_backbone_is_stored_as_an_absolute_path(
+    tiny_config, tiny_clip_dir, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tiny_clip_dir.parent)
     workdir = Workdir(tmp_path / "W")
     for given, kept in ((tiny_clip_dir.name, str(tiny_clip_dir)), ("owner/name", "owner/name")):
@@ -44,7 +45,7 @@ def test_the_backbones_folder_is_kept_absolute(tiny_config, tiny_clip_dir, tmp_p
         assert workdir.stored_config().clip == kept
 
 
-def test_damage_is_reported(tmp_path):
+def test_damaged_json_is_reported(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="damaged"):
         read_json(tmp_path / "x.json")
@@ -52,7 +53,7 @@ def test_damage_is_reported(tmp_path):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock of tmp_path/W."""
+    """Starts a process that holds the lock of tmp_path/W."""
     program = (
         "import time\n"
         "from fgvpl_jax.runs.workdir import Workdir\n"
@@ -70,7 +71,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_one_folder_one_command_and_a_kill_leaves_nothing_to_clean(holder, tmp_path):
+def test_a_folder_is_locked_until_its_process_ends_or_is_killed(holder, tmp_path):
     workdir = Workdir(tmp_path / "W")
     with pytest.raises(UserError, match=rf"\(pid {holder.pid} on .*\)"), workdir.locked():
         pytest.fail("another process holds the lock")
@@ -81,7 +82,7 @@ def test_one_folder_one_command_and_a_kill_leaves_nothing_to_clean(holder, tmp_p
     assert [file.name for file in workdir.path.iterdir()] == ["results.json"]
 
 
-def test_a_lock_leaves_no_folder_in_which_nothing_was_written(tmp_path):
+def test_a_lock_removes_the_folders_it_made_if_nothing_was_written(tmp_path):
     with pytest.raises(KeyError), Workdir(tmp_path / "a" / "b").locked():
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -105,12 +106,12 @@ def test_a_changed_bit_of_an_array_is_reported(tmp_path):
         read_arrays(file)
 
 
-def test_arrays_that_could_unpack_to_anything_are_refused(tmp_path):
+def test_compressed_pickled_and_invalid_arrays_are_refused(tmp_path):
     file = tmp_path / "x.npz"
     np.savez_compressed(file, a=np.zeros(1000))
     with pytest.raises(UserError, match="it is compressed"):
         read_arrays(file)
-    np.savez(file, a=np.array([{}], object))  # only a pickle can hold this
+    np.savez(file, a=np.array([{}], object))  # only a pickle can hold an object
     with pytest.raises(UserError, match="allow_pickle"):
         read_arrays(file)
     with zipfile.ZipFile(file, "w") as archive:

@@ -1,4 +1,4 @@
-"""The device's crops against Pillow's."""
+"""Compares the crops that the device computes with those of Pillow."""
 
 from functools import partial
 
@@ -22,8 +22,8 @@ def pillow(photo, box, flip):
 
 
 @pytest.mark.parametrize("kind", ["noise", "edges", "smooth"])
-def test_equals_pillow_within_one(kind):
-    """Photos larger and smaller than the result, in canvases whose rest must not be seen."""
+def test_crops_equal_those_of_pillow_within_one_grey_level(kind):
+    """Crops photos larger and smaller than the result; the rest of the canvas must not show."""
     rng = np.random.default_rng(0)
     canvases = np.full((24, 110, 110, 3), 255, np.uint8)
     boxes, flips, expected = [], [], []
@@ -47,7 +47,7 @@ def test_equals_pillow_within_one(kind):
     assert (difference > 0).mean() < 0.01
 
 
-def test_a_box_of_the_result_s_size_is_copied():
+def test_a_box_of_the_output_size_is_copied():
     photo = np.random.default_rng(1).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     box = jnp.asarray([7, 3, 7 + SIZE, 3 + SIZE], jnp.int32)
     ours = crop_resize_flip(jnp.asarray(photo), box, jnp.array(False), SIZE)

@@ -1,4 +1,4 @@
-"""What is restored is what was saved, or it is refused."""
+"""Checkpoints are restored exactly as they were saved, or refused."""
 
 import itertools
 import resource
@@ -17,15 +17,18 @@ from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbon
 from fgvpl_jax.training.checkpoints import KEEP_LAST, Progress
 from fgvpl_jax.training.train_step import StepMetrics
 from fgvpl_jax.variables import Trainable
+from tests.damage import flip_bit, non_empty_files, truncate
 
 PROVENANCE = Provenance("fg_vpl", ["a", "b"], {"name": "x", "sha256": "1"}, 1)
 
 
 class Weights(nnx.Module):
+    """A model with random weights and an empty prompt."""
+
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
         self.kernel = Trainable(jnp.asarray(rng.normal(size=(7, 5)), jnp.float32))
-        self.prompt = Trainable(jnp.zeros((0, 5)))  # of a model without a prompt
+        self.prompt = Trainable(jnp.zeros((0, 5)))  # as in a model without a prompt
 
 
 def state_of(seed):
@@ -33,13 +36,13 @@ def state_of(seed):
     return TrainState(trainable, optax.adamw(1e-3).init(trainable))
 
 
-def saved(directory, steps, to_train=True):
-    with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
+def save_steps(directory, steps):
+    with Checkpoints(directory, PROVENANCE, to_train=True) as checkpoints:
         for step in steps:
             checkpoints.save(step, Progress(state_of(step), step))
 
 
-def restored(directory, *, to_train=True):
+def restore(directory, *, to_train=True):
     with Checkpoints(directory, PROVENANCE, to_train=to_train) as checkpoints:
         return checkpoints.restore(state_of(99))
 
@@ -49,19 +52,19 @@ def assert_same(tree, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_an_unfinished_epoch_comes_back_to_the_last_bit(tmp_path):
+def test_an_unfinished_epoch_is_restored_bit_for_bit(tmp_path):
     steps = [StepMetrics(*np.float32([0.1, 2, 4])), StepMetrics(*np.float32([1 / 3, 3, 4]))]
     start = state_of(5).trainable
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
         checkpoints.save(8, Progress(state_of(1), 3, steps, 1.25, start))
-    progress = restored(tmp_path)
+    progress = restore(tmp_path)
     assert_same(progress.state, state_of(1))
     assert_same(progress.epoch_start, start)
     assert (progress.epoch, progress.seconds) == (3, 1.25)
     assert progress.steps == steps
 
 
-def test_a_state_without_anything_to_train_is_kept(tmp_path):
+def test_a_state_without_trainable_parameters_is_saved_and_restored(tmp_path):
     empty = TrainState(nnx.State({}), None)
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
         checkpoints.save(0, Progress(empty))
@@ -70,124 +73,113 @@ def test_a_state_without_anything_to_train_is_kept(tmp_path):
         assert not jax.tree.leaves(checkpoints.restore(empty).state)
 
 
-def test_memory_that_the_next_step_takes_is_not_saved(tmp_path):
+def test_overwriting_donated_memory_does_not_change_the_saved_state(tmp_path):
     state = state_of(1)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
         checkpoints.save(1, Progress(state, 1))
         overwrite(state)
-    assert_same(restored(tmp_path).state, state_of(1))
+    assert_same(restore(tmp_path).state, state_of(1))
 
 
-def test_the_last_ones_stay(tmp_path):
-    saved(tmp_path, range(1, 6))
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    save_steps(tmp_path, range(1, 6))
     names = {int(folder.name) for folder in tmp_path.iterdir()}
     assert names == {5 - i for i in range(KEEP_LAST)}
-    saved(tmp_path, [5])  # nothing new
-    assert restored(tmp_path).epoch == 5
-
-
-def files_of(folder):
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    save_steps(tmp_path, [5])  # this step is already saved
+    assert restore(tmp_path).epoch == 5
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """A folder with the checkpoints 1 and 2."""
+def two_checkpoints(tmp_path_factory):
+    """Returns a folder that holds checkpoints 1 and 2."""
     directory = tmp_path_factory.mktemp("two") / "checkpoints"
-    saved(directory, [1, 2])
+    save_steps(directory, [1, 2])
     return directory
 
 
-def flip(file, rng):
-    content = bytearray(file.read_bytes())
-    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-    file.write_bytes(content)
-
-
-def truncate(file, rng):
-    file.write_bytes(file.read_bytes()[: rng.integers(file.stat().st_size)])
-
-
-@pytest.mark.parametrize("damage", [flip, truncate])
-def test_damage_anywhere_is_noticed_or_without_effect(two, tmp_path, capsys, damage):
+@pytest.mark.parametrize("damage", [flip_bit, truncate])
+def test_damage_to_any_file_is_reported_or_harmless(two_checkpoints, tmp_path, capsys, damage):
     rng = np.random.default_rng(0)
     noticed = 0
-    for number in range(len(files_of(two / "2"))):
+    for number in range(len(non_empty_files(two_checkpoints / "2"))):
         copy = tmp_path / str(number)
-        shutil.copytree(two, copy)
-        damage(files_of(copy / "2")[number], rng)
-        progress = restored(copy)
-        told = "step 2" in capsys.readouterr().err
-        noticed += told
-        assert progress.epoch == (1 if told else 2)
-        assert (copy / "2").exists() != told
+        shutil.copytree(two_checkpoints, copy)
+        file = non_empty_files(copy / "2")[number]
+        file.write_bytes(damage(file.read_bytes(), rng))
+        progress = restore(copy)
+        reported = "step 2" in capsys.readouterr().err
+        noticed += reported
+        assert progress.epoch == (1 if reported else 2)
+        assert (copy / "2").exists() != reported
         assert_same(progress.state, state_of(progress.epoch))
     assert noticed > 3
 
 
 @pytest.mark.parametrize("step", ["1", "2"])
 @pytest.mark.parametrize("key", [b"commit_timestamp_nsecs", b"item_handlers", b"custom_metadata"])
-def test_what_a_checkpoint_says_of_itself_may_be_damaged(two, tmp_path, key, step):
-    shutil.copytree(two, tmp_path / "c")
+def test_damaged_metadata_does_not_stop_a_restore(two_checkpoints, tmp_path, key, step):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     file = tmp_path / "c" / step / "_CHECKPOINT_METADATA"
     file.write_bytes(file.read_bytes().replace(key, key[:-1] + b"x"))
-    assert restored(tmp_path / "c").epoch == (1 if step == "2" else 2)
+    assert restore(tmp_path / "c").epoch == (1 if step == "2" else 2)
 
 
-def test_arrays_changed_under_valid_checksums_are_noticed(two, tmp_path, capsys):
-    """As a file of another checkpoint in its place would be."""
-    shutil.copytree(two, tmp_path / "c")
+def test_arrays_changed_under_valid_checksums_are_reported(two_checkpoints, tmp_path):
+    """Replaces the arrays of one checkpoint by those of another."""
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     shutil.rmtree(tmp_path / "c" / "2" / "trainable")
-    shutil.copytree(two / "1" / "trainable", tmp_path / "c" / "2" / "trainable")
+    shutil.copytree(two_checkpoints / "1" / "trainable", tmp_path / "c" / "2" / "trainable")
     with pytest.raises(UserError, match=r"step 2 .* is damaged .*sha256"):
-        restored(tmp_path / "c", to_train=False)
+        restore(tmp_path / "c", to_train=False)
     assert (tmp_path / "c" / "2").exists()
-    assert_same(restored(tmp_path / "c").state, state_of(1))
+    assert_same(restore(tmp_path / "c").state, state_of(1))
 
 
-def test_where_none_is_intact_nothing_is_removed(two, tmp_path):
-    shutil.copytree(two, tmp_path / "c")
+def test_nothing_is_removed_if_no_checkpoint_is_intact(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     for step in ("1", "2"):
         shutil.rmtree(tmp_path / "c" / step / "optimizer")
     with pytest.raises(UserError, match=r"none of the checkpoints .* is intact"):
-        restored(tmp_path / "c")
+        restore(tmp_path / "c")
     assert {folder.name for folder in (tmp_path / "c").iterdir()} == {"1", "2"}
 
 
-def test_what_a_kill_left_unfinished_is_removed_by_who_trains(two, tmp_path):
-    shutil.copytree(two, tmp_path / "c")
+def test_an_unfinished_checkpoint_is_removed_only_by_a_training_run(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
-    shutil.copytree(two / "2", unfinished)
-    assert restored(tmp_path / "c", to_train=False).epoch == 2
-    assert unfinished.exists()  # perhaps of a run that is at work
-    assert restored(tmp_path / "c").epoch == 2
+    shutil.copytree(two_checkpoints / "2", unfinished)
+    assert restore(tmp_path / "c", to_train=False).epoch == 2
+    assert unfinished.exists()  # another run may be writing it
+    assert restore(tmp_path / "c").epoch == 2
     assert not unfinished.exists()
 
 
-def test_a_disk_without_room_is_told_of(two, tmp_path):
-    shutil.copytree(two, tmp_path / "c")
+def test_a_full_disk_is_reported(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot be written [^{]*File too large[^{]*: free"):
-            saved(tmp_path / "c", [3])
+            save_steps(tmp_path / "c", [3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert restored(tmp_path / "c").epoch == 2
+    assert restore(tmp_path / "c").epoch == 2
 
 
-def test_a_clock_that_jumps_in_the_midst_of_a_save_loses_no_checkpoint(two, tmp_path, monkeypatch):
-    shutil.copytree(two, tmp_path / "c")
+def test_a_clock_that_jumps_during_a_save_loses_no_checkpoint(
+    two_checkpoints, tmp_path, monkeypatch
+):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
     clock, jumps = time.time, itertools.cycle((0, 3e7))
     monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
     with pytest.raises(UserError, match=r"cannot be written .*imed out after"):
-        saved(tmp_path / "c", [3])
+        save_steps(tmp_path / "c", [3])
     monkeypatch.undo()
-    assert restored(tmp_path / "c").epoch == 2
+    assert restore(tmp_path / "c").epoch == 2
 
 
-def test_what_is_not_finite_is_never_saved(tmp_path):
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     state = state_of(1)
     state.trainable["kernel"][...] = state.trainable["kernel"][...].at[2, 3].set(jnp.nan)
     with Checkpoints(tmp_path, PROVENANCE, to_train=True) as checkpoints:
@@ -197,10 +189,10 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_is_known_by_its_content():
+def test_a_backbone_is_identified_by_its_content():
     mine = {"name": "x", "sha256": "1", "small_files_sha256": "2"}
     assert same_backbone(mine | {"name": "y"}, mine)
-    assert same_backbone({"sha256": "1"}, mine)  # of a run from before small files had a hash
+    assert same_backbone({"sha256": "1"}, mine)  # from a run that did not hash small files yet
     assert not same_backbone(mine | {"sha256": "0"}, mine)
     assert not same_backbone(mine | {"small_files_sha256": "0"}, mine)
     assert not same_backbone({}, mine)

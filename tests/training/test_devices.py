@@ -1,6 +1,5 @@
-"""Eight simulated devices, or two processes of two, give what one gives."""
+"""Runs on eight simulated devices, or on two processes of two, equal runs on one device."""
 
-import json
 import os
 import re
 import signal
@@ -13,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.whole_runs import metrics, stored_results
+
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 300  # for what would hang
+LONGEST_SECONDS = 300  # for one process; catches hangs
 
 STEP = """
 import sys
@@ -63,9 +64,9 @@ def step(mesh, microbatch):
 assert data_mesh().size == 8
 one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
 expected, metrics = step(one, 0)
-for chunk in (visual_cache.CHUNK, 8):  # the whole cache; two chunks, each of a row a device
+for chunk in (visual_cache.CHUNK, 8):  # the whole cache at once; two chunks of one row per device
     visual_cache.CHUNK = chunk
-    found, other_metrics = step(data_mesh(), 4)  # two passes of a row a device
+    found, other_metrics = step(data_mesh(), 4)  # two passes of one row per device
     np.testing.assert_allclose(metrics, other_metrics, rtol=1e-10)
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
@@ -78,7 +79,7 @@ def environment(num_devices: int) -> dict[str, str]:
 
 
 def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
-    """Seven images in two padded passes, and sixteen cached ones, in float64."""
+    """Uses seven images in two padded passes, and sixteen cached images, in float64."""
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tiny_clip_dir)],
         env=environment(8),
@@ -92,7 +93,7 @@ def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
 
 @pytest.fixture
 def arguments(tiny_clip_dir, photos_dir):
-    """Of run.py; nine images in batches of four: neither divides by the devices."""
+    """Arguments of run.py; the devices divide neither the nine images nor batches of four."""
     return [
         "--config=configs/folder.py",
         f"--config.clip={tiny_clip_dir}",
@@ -105,7 +106,7 @@ def arguments(tiny_clip_dir, photos_dir):
 
 
 def start(arguments: list[str], workdir: Path, *, devices: int, processes: int = 1):
-    """The processes of one job, on this machine."""
+    """Starts the processes of one job on this machine."""
     jobs = [[]]
     if processes > 1:
         with socket.socket() as free:
@@ -133,7 +134,7 @@ def start(arguments: list[str], workdir: Path, *, devices: int, processes: int =
 
 
 def finish(jobs) -> list[str]:
-    """Waits for all; what each printed."""
+    """Waits until all processes end successfully; returns what each printed."""
     outputs = []
     for job in jobs:
         out, err = job.communicate(timeout=LONGEST_SECONDS)
@@ -143,8 +144,7 @@ def finish(jobs) -> list[str]:
 
 
 def losses(workdir: Path) -> list[float]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [line["loss"] for line in metrics(workdir)]
 
 
 def wait_for_checkpoint(workdir: Path, jobs) -> None:
@@ -198,21 +198,17 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(
     outputs = finish(start(arguments, tmp_path / "cut", devices=2, processes=2))
     assert "resuming after epoch" in outputs[0]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    cut, whole = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole")
-    )
+    cut, whole = (stored_results(tmp_path / name) for name in ("cut", "whole"))
     assert cut["test_nll"] == whole["test_nll"]
 
 
 @pytest.mark.slow
-def test_features_of_images_that_devices_do_not_divide(arguments, tmp_path):
-    """A method that computes from all nine images at once."""
+def test_features_of_an_uneven_number_of_images_are_the_same_on_eight_devices(arguments, tmp_path):
+    """Uses a method that computes from all nine images at once."""
     arguments += ["--config.method=linear_probe", "--config.batch_size=256"]
     for name, devices in (("one", 1), ("eight", 8)):
         finish(start(arguments, tmp_path / name, devices=devices))
-    one, eight = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "eight")
-    )
+    one, eight = (stored_results(tmp_path / name) for name in ("one", "eight"))
     assert eight["test_nll"] == pytest.approx(one["test_nll"], rel=0.05)
 
 
@@ -225,9 +221,7 @@ def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_
     outputs = finish(start(parts, tmp_path / "many", devices=devices, processes=processes))
     assert ["test images" in output for output in outputs] == [True] + [False] * (processes - 1)
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-4)
-    one, many = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "many")
-    )
+    one, many = (stored_results(tmp_path / name) for name in ("one", "many"))
     assert many["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.1)
     assert many["test_images_read"] == one["test_images_read"] == 15
     with np.load(tmp_path / "one/support.npz") as a, np.load(tmp_path / "many/support.npz") as b:
@@ -238,7 +232,7 @@ def test_a_run_on_several_devices_equals_one(arguments, devices, processes, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_job_goes_on(arguments, killed, tmp_path):
+def test_a_killed_process_ends_the_others_and_the_job_resumes(arguments, killed, tmp_path):
     workdir = tmp_path / "run"
     arguments.append("--config.epochs=20")
     jobs = start(arguments, workdir, devices=2, processes=2)
@@ -262,7 +256,7 @@ def test_a_damaged_checkpoint_is_removed_once_all_processes_have_read_it(argumen
     arguments.append("--config.epochs=4")
     workdir = tmp_path / "run"
     finish(start(arguments, workdir, devices=2, processes=2))
-    expected, first = losses(workdir), json.loads((workdir / "results.json").read_text())
+    expected, first = losses(workdir), stored_results(workdir)
     newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
     (newest / "_CHECKPOINT_METADATA").write_bytes(b"{")
     (workdir / "results.json").unlink()
@@ -271,6 +265,6 @@ def test_a_damaged_checkpoint_is_removed_once_all_processes_have_read_it(argumen
     assert [job.returncode for job in jobs] == [0, 0], (err, other_err)
     assert "resuming after epoch 2 of 4" in out
     assert [text.count("is damaged") for text in (err, other_err)] == [1, 0]
-    again = json.loads((workdir / "results.json").read_text())
+    again = stored_results(workdir)
     assert losses(workdir) == expected
     assert again["test_nll"] == first["test_nll"]

@@ -1,4 +1,4 @@
-"""Frozen features: what they are of, what is kept, and when it is made anew."""
+"""Frozen features: what they are computed from, what is cached, and when it is recomputed."""
 
 import json
 import shutil
@@ -33,24 +33,25 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def kept(tmp_path):
-    return ImageCache(tmp_path / "kept", 10**9)
+def cache(tmp_path):
+    return ImageCache(tmp_path / "cache", 10**9)
 
 
 def features_of(clip, images):
     return np.asarray(clip.encode_image(clip.image_encoder.normalize_pixels(jnp.asarray(images))))
 
 
-def decoding(monkeypatch):
+def record_decoding(monkeypatch):
+    """Returns a list that collects the index of every decoded image."""
     calls, image = [], Split.image
     monkeypatch.setattr(Split, "image", lambda split, i: calls.append(i) or image(split, i))
     return calls
 
 
-def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photos, kept):
-    inputs = FeatureInputs(clip, 5, kept, data_mesh())
+def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photos, cache):
+    inputs = FeatureInputs(clip, 5, cache, data_mesh())
     augment = random_crop_and_flip(clip.image_size)
-    for _ in range(2):  # made, then kept
+    for _ in range(2):  # computed, then read from the cache
         for epoch in range(2):
             pixels = list(train_batches(photos, 4, augment=augment, seed=5, epoch=epoch))
             batches = list(inputs.epoch(photos, 4, epoch))
@@ -63,8 +64,8 @@ def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photo
                 np.testing.assert_allclose(batch.inputs[real], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_has_the_features_of_the_checkpoints_own_transform(clip, photos, kept):
-    inputs = FeatureInputs(clip, 5, kept, data_mesh())
+def test_evaluation_has_the_features_of_the_checkpoints_own_transform(clip, photos, cache):
+    inputs = FeatureInputs(clip, 5, cache, data_mesh())
     expected = features_of(
         clip, np.stack([clip.resize_and_crop(photos.image(i)) for i in range(len(photos))])
     )
@@ -75,15 +76,15 @@ def test_evaluation_has_the_features_of_the_checkpoints_own_transform(clip, phot
         assert [batch.indices.tolist() for batch in batches][-1] == [8, -1, -1, -1]
 
 
-def test_what_is_kept_is_shared_and_neither_decoded_nor_encoded_again(
-    clip, photos, kept, monkeypatch
+def test_cached_features_are_shared_and_need_no_decoding_or_encoding(
+    clip, photos, cache, monkeypatch
 ):
-    first = FeatureInputs(clip, 5, kept, data_mesh())
+    first = FeatureInputs(clip, 5, cache, data_mesh())
     made = FewShotInputs(first, photos, photos, 9)
     before = made.augmented(0), made.plain(), made.validation()[0]
-    second = FeatureInputs(clip, 5, kept, data_mesh())
+    second = FeatureInputs(clip, 5, cache, data_mesh())
     monkeypatch.setattr(second, "_encoder", lambda _: pytest.fail("encoded again"))
-    calls = decoding(monkeypatch)
+    calls = record_decoding(monkeypatch)
     again = FewShotInputs(second, photos, photos, 9)
     after = again.augmented(0), again.plain(), again.validation()[0]
     assert not calls
@@ -91,14 +92,14 @@ def test_what_is_kept_is_shared_and_neither_decoded_nor_encoded_again(
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_files_of_a_split_are_looked_at_once_for_all_augmented_epochs(
-    clip, photos, kept, monkeypatch
+def test_the_files_of_a_split_are_fingerprinted_once_for_all_augmented_epochs(
+    clip, photos, cache, monkeypatch
 ):
     calls, fingerprint = [], Split.fingerprint
     monkeypatch.setattr(
         Split, "fingerprint", lambda split: calls.append(split) or fingerprint(split)
     )
-    inputs = FeatureInputs(clip, 5, kept, data_mesh())
+    inputs = FeatureInputs(clip, 5, cache, data_mesh())
     part = photos.select([0, 1, 3])
     for epoch in range(3):
         list(inputs.epoch(photos, 4, epoch))
@@ -107,10 +108,10 @@ def test_the_files_of_a_split_are_looked_at_once_for_all_augmented_epochs(
 
 
 @pytest.mark.parametrize("other", ["seed", "epoch", "backbone", "settings", "photos"])
-def test_anything_that_features_depend_on_makes_them_anew(
-    clip, photos, kept, tmp_path, monkeypatch, other
+def test_features_are_recomputed_if_anything_they_depend_on_changes(
+    clip, photos, cache, tmp_path, monkeypatch, other
 ):
-    list(FeatureInputs(clip, 5, kept, data_mesh()).epoch(photos, 9, 0))
+    list(FeatureInputs(clip, 5, cache, data_mesh()).epoch(photos, 9, 0))
     seed, epoch = 5, 0
     if other == "seed":
         seed = 6
@@ -118,27 +119,27 @@ def test_anything_that_features_depend_on_makes_them_anew(
         epoch = 1
     elif other == "photos":
         photos = photos.select([1, 0, *range(2, 9)])
-    else:  # the weights' hash alone would miss an epsilon
+    else:  # the hash of the weights alone would miss a changed epsilon
         overrides = {"vision_config": {"layer_norm_eps": 1e-3}} if other == "settings" else {}
         write_tiny_clip(tmp_path / "clip", seed=int(other == "backbone"), **overrides)
         same = load_clip(tmp_path / "clip").identity.sha256 == clip.identity.sha256
         assert same == (other == "settings")
         clip = load_clip(tmp_path / "clip")
-    calls = decoding(monkeypatch)
-    list(FeatureInputs(clip, seed, kept, data_mesh()).epoch(photos, 9, epoch))
+    calls = record_decoding(monkeypatch)
+    list(FeatureInputs(clip, seed, cache, data_mesh()).epoch(photos, 9, epoch))
     assert len(calls) == 9
 
 
-def test_an_unreadable_image_is_named_each_time_until_it_is_mended(clip, photos, kept):
+def test_an_unreadable_image_is_named_each_time_until_it_is_repaired(clip, photos, cache):
     victim = photos.path(4)
     content = victim.read_bytes()
     victim.write_bytes(b"")
     for _ in range(2):
-        (batch,) = FeatureInputs(clip, 5, kept, data_mesh()).evaluation(photos, 9)
+        (batch,) = FeatureInputs(clip, 5, cache, data_mesh()).evaluation(photos, 9)
         assert batch.weights.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]
         assert "the file is empty" in batch.unreadable[0]
     victim.write_bytes(content)
-    (batch,) = FeatureInputs(clip, 5, kept, data_mesh()).evaluation(photos, 9)
+    (batch,) = FeatureInputs(clip, 5, cache, data_mesh()).evaluation(photos, 9)
     assert batch.weights.all()
     assert not batch.unreadable
 
@@ -150,7 +151,7 @@ def test_without_a_cache_nothing_is_written(clip, photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_few_shot_inputs_are_in_the_splits_order_without_the_unreadable(clip, photos):
+def test_few_shot_inputs_keep_the_order_of_the_split_without_unreadable_images(clip, photos):
     photos.path(2).write_bytes(b"")
     few_shot = FewShotInputs(PixelInputs(clip, 5, None), photos.select([0, 1, 3, 5]), photos, 3)
     expected = [clip.resize_and_crop(photos.image(i)) for i in (0, 1, 3, 5)]
@@ -160,26 +161,26 @@ def test_few_shot_inputs_are_in_the_splits_order_without_the_unreadable(clip, ph
     np.testing.assert_array_equal(labels, np.delete(photos.labels, 2))
 
 
-def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, kept, monkeypatch):
+def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, cache, monkeypatch):
     names = ("a", "b")
-    first = kept_text_features(clip, names, ("a {}.",), kept)
+    first = kept_text_features(clip, names, ("a {}.",), cache)
     np.testing.assert_array_equal(first, class_text_features(clip, names, ("a {}.",)))
     calls, encode = [], clip.encode_text
     monkeypatch.setattr(clip, "encode_text", lambda ids: calls.append(1) or encode(ids))
-    np.testing.assert_array_equal(first, kept_text_features(clip, names, ("a {}.",), kept))
+    np.testing.assert_array_equal(first, kept_text_features(clip, names, ("a {}.",), cache))
     assert not calls
-    other = kept_text_features(clip, names, ("one {}.",), kept)
+    other = kept_text_features(clip, names, ("one {}.",), cache)
     assert calls
     assert not np.array_equal(first, other)
-    kept_text_features(clip, ("b", "a"), ("a {}.",), kept)
+    kept_text_features(clip, ("b", "a"), ("a {}.",), cache)
     assert len(calls) == 2
 
 
-def test_texts_of_another_tokenizer_are_encoded_anew(clip, kept, tmp_path):
-    first = kept_text_features(clip, ("a", "b"), ("{}.",), kept)
+def test_texts_of_another_tokenizer_are_encoded_again(clip, cache, tmp_path):
+    first = kept_text_features(clip, ("a", "b"), ("{}.",), cache)
     shutil.copytree(clip.identity.name, tmp_path / "clip")
     vocabulary = json.loads((tmp_path / "clip" / "vocab.json").read_text())
     vocabulary["a</w>"], vocabulary["b</w>"] = vocabulary["b</w>"], vocabulary["a</w>"]
     (tmp_path / "clip" / "vocab.json").write_text(json.dumps(vocabulary))
-    other = kept_text_features(load_clip(tmp_path / "clip"), ("a", "b"), ("{}.",), kept)
+    other = kept_text_features(load_clip(tmp_path / "clip"), ("a", "b"), ("{}.",), cache)
     np.testing.assert_array_equal(other, first[::-1])

@@ -1,4 +1,4 @@
-"""In how many parts a batch goes through the model, and that this changes nothing."""
+"""The default microbatch of a device, and equal training with and without microbatches."""
 
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -16,13 +16,15 @@ from fgvpl_jax.training.microbatches import default_microbatch
 from tests.whole_runs import metrics, run
 
 
-def devices(platform, number=1):
+def mesh_on(platform, number=1):
+    """Returns a stand-in for a mesh of devices of a platform."""
     return Mock(
         spec=Mesh, size=number, devices=np.array([SimpleNamespace(platform=platform)] * number)
     )
 
 
-def untrained(method, grid=(14, 14)):
+def model_of(method, grid=(14, 14)):
+    """Returns a stand-in for a model, with a grid of patches but without arrays."""
     vision = SimpleNamespace(config=SimpleNamespace(grid=grid))
     return Mock(
         spec=method,
@@ -36,8 +38,8 @@ def untrained(method, grid=(14, 14)):
 @pytest.mark.parametrize(
     ("grid", "images"), [((7, 7), 8), ((14, 14), 2), ((16, 16), 2), ((24, 24), 1)]
 )
-def test_a_cpu_takes_the_images_that_its_caches_hold(method, grid, images):
-    assert default_microbatch(untrained(method, grid), devices("cpu"), 1600) == images
+def test_a_microbatch_on_a_cpu_fits_in_the_processor_caches(method, grid, images):
+    assert default_microbatch(model_of(method, grid), mesh_on("cpu"), 1600) == images
 
 
 @pytest.mark.parametrize(
@@ -50,16 +52,16 @@ def test_a_cpu_takes_the_images_that_its_caches_hold(method, grid, images):
         (TipAdapterF, "cpu", 1, 160),
     ],
 )
-def test_a_batch_stays_whole_where_parts_would_cost(method, platform, number, num_support):
-    assert default_microbatch(untrained(method), devices(platform, number), num_support) == 0
+def test_a_batch_stays_whole_if_microbatches_would_cost_time(method, platform, number, num_support):
+    assert default_microbatch(model_of(method), mesh_on(platform, number), num_support) == 0
 
 
-def test_a_method_without_a_cache_takes_any_number_of_photos():
-    assert default_microbatch(untrained(FVP), devices("cpu"), 16_000) == 2
+def test_without_a_visual_cache_the_number_of_support_images_does_not_matter():
+    assert default_microbatch(model_of(FVP), mesh_on("cpu"), 16_000) == 2
 
 
 @pytest.mark.parametrize("resident_gb", [1.0, 0.0])
-def test_parts_that_do_not_divide_the_batch_train_the_same(
+def test_microbatches_that_do_not_divide_the_batch_train_equally(
     tiny_config, tmp_path, monkeypatch, resident_gb
 ):
     monkeypatch.setattr(loop, "default_microbatch", lambda *_: 2)

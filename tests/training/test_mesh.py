@@ -1,4 +1,4 @@
-"""How a batch is laid out on devices and in passes."""
+"""The layout of a batch on devices and in passes."""
 
 from unittest.mock import Mock
 
@@ -27,12 +27,12 @@ def mesh_of(num_devices):
         (8, 5, 1, (40, 5)),
     ],
 )
-def test_layouts(num_devices, batch_size, microbatch, layout):
+def test_a_batch_is_padded_to_whole_passes(num_devices, batch_size, microbatch, layout):
     assert batch_layout(mesh_of(num_devices), batch_size, microbatch) == layout
 
 
 @given(st.integers(1, 16), st.integers(1, 300), st.integers(0, 400))
-def test_no_pass_is_larger_than_asked_for(num_devices, batch_size, microbatch):
+def test_no_pass_is_larger_than_requested(num_devices, batch_size, microbatch):
     num_rows, num_passes = batch_layout(mesh_of(num_devices), batch_size, microbatch)
     assert num_rows >= batch_size
     assert num_rows % (num_passes * num_devices) == 0
@@ -40,6 +40,6 @@ def test_no_pass_is_larger_than_asked_for(num_devices, batch_size, microbatch):
     assert num_rows // num_passes <= most + -most % num_devices
 
 
-def test_texts_of_one_process_come_back():
+def test_one_process_gathers_its_own_texts_unchanged():
     assert gather_texts(["Übung.jpg: empty", ""]) == ["Übung.jpg: empty", ""]
     assert gather_texts([]) == []

@@ -1,4 +1,4 @@
-"""Photos on the device against the batches that the host makes of the same photos."""
+"""Compares batches cropped on the device with those that the host makes from the same photos."""
 
 import itertools
 import weakref
@@ -34,14 +34,12 @@ from tests.method_settings import FVP_SETTINGS
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
-
-
 AT_ONCE = 4
 
 
 @pytest.fixture(autouse=True)
 def _cropped_in_parts(monkeypatch):
-    """Six rows are one whole part and one that is not."""
+    """Crops at most four rows at once, so that six rows need a whole part and a smaller one."""
     monkeypatch.setattr(resident_module, "CROPPED_AT_ONCE", AT_ONCE)
 
 
@@ -62,6 +60,7 @@ def clip(tiny_clip_dir):
 
 
 def draw(photos, num_rows=BATCH):
+    """Returns the photos on the device, and the crops, labels and weights of an epoch."""
     resident = decode_resident(photos, 10**9)
     drawn = draw_epoch(
         resident.sizes, photos.labels, BATCH, seed=SEED, epoch=EPOCH, num_rows=num_rows
@@ -78,7 +77,7 @@ def pixels_of(crops, resident, clip):
     return cropped(crops, resident.canvases, size=clip.image_size, mesh=data_mesh())
 
 
-def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
+def test_crops_order_labels_and_padding_equal_those_of_the_host(photos, clip):
     resident, drawn = draw(photos, num_rows=6)
     augment = random_crop_and_flip(clip.image_size)
     host = train_batches(photos, BATCH, augment=augment, seed=SEED, epoch=EPOCH, num_rows=6)
@@ -94,13 +93,13 @@ def test_crops_order_labels_and_padding_are_the_hosts(photos, clip):
     assert step == 1
 
 
-def test_the_budget_is_of_all_canvases(photos):
+def test_the_memory_budget_includes_all_canvases_and_working_copies(photos):
     canvases, copies = len(SIZES) * 64 * 64 * 3, AT_ONCE * (1 + 4) * 64 * 64 * 3
     assert decode_resident(photos, canvases + copies).canvases.nbytes == canvases
     assert decode_resident(photos, canvases + copies - 1) is None
 
 
-def test_a_photo_that_cannot_be_decoded_is_named(photos, tmp_path):
+def test_a_photo_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no photo")
     with pytest.raises(UnreadableImage, match=r"a\.png"):
         decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 10**9)
@@ -119,11 +118,12 @@ def new_state(mesh, trainable, optimizer):
 
 
 def spans_of(source, state, frozen, pace):
+    """Returns the state and the metrics after each span of steps of an epoch."""
     calls = source.epoch(EPOCH, 0, pace)
     return list(run_spans(source, calls, state, frozen, None, {}, pace))
 
 
-def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monkeypatch):
+def test_a_span_equals_single_steps_on_the_same_pixels(photos, clip, parts, monkeypatch):
     graphdef, trainable, frozen = parts
     mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
     resident, drawn = draw(photos)
@@ -156,7 +156,7 @@ def test_spans_are_the_single_steps_of_the_same_pixels(photos, clip, parts, monk
 
 
 @pytest.mark.parametrize(("seconds", "spans"), [(0.0, [1] * 6), (60.0, [1, 2, 3])])
-def test_batches_from_the_host_come_in_spans_of_single_steps(
+def test_batches_from_the_host_are_grouped_into_spans_of_single_steps(
     photos, clip, parts, monkeypatch, seconds, spans
 ):
     graphdef, trainable, frozen = parts
@@ -180,7 +180,7 @@ def test_batches_from_the_host_come_in_spans_of_single_steps(
 
 
 class WatchedMetric:
-    """A step's result that tells when it is waited for."""
+    """Result of a step that records when the host waits for it."""
 
     def __init__(self, number, events):
         self.number, self.events = number, events
@@ -218,7 +218,7 @@ def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monk
     assert max(alive) == 2  # the batch of the step that runs, and the next one
 
 
-def test_an_epoch_is_a_loop_without_the_host(photos, clip, parts):
+def test_a_span_compiles_to_a_loop_that_never_calls_the_host(photos, clip, parts):
     graphdef, trainable, frozen = parts
     mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
     resident, drawn = draw(photos)

@@ -1,4 +1,4 @@
-"""One step: what moves, what stays, what padding does, and whether the gradient is right."""
+"""One training step: changed and frozen parameters, padding, gradients, passes and dtypes."""
 
 import re
 
@@ -60,7 +60,7 @@ def copy_of(tree):
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
-def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
+def test_training_changes_every_trainable_array_and_no_frozen_bit(clip, model):
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(1e-3, 10), 0.01)
     mesh = data_mesh()
@@ -69,7 +69,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
     before = {"trainable": copy_of(trainable), "frozen": copy_of(frozen)}
     state = replicate(mesh, TrainState(copy_of(trainable), optimizer.init(trainable)))
     choices = {"cache_logit_weight": jnp.float32(1)}
-    compiled = step._cache_size()  # perhaps not 0: equal models share the step
+    compiled = step._cache_size()  # may exceed 0, because equal models share the step
     for seed in range(3):
         state, metrics = step(state, frozen, cache, choices, make_batch(clip, 4, seed))
     assert np.isfinite(metrics.loss)
@@ -81,7 +81,7 @@ def test_training_moves_every_trainable_and_not_one_frozen_bit(clip, model):
 
 
 def test_no_weight_gradient_of_a_frozen_layer_is_computed(clip, model):
-    """Of all products shaped like an MLP's kernel, the compiled step has the new layer's two."""
+    """The only products in the shape of an MLP kernel are the two of the fine-grained layer."""
     config = clip.vision.config
     graphdef, trainable, frozen = split_model(model)
     optimizer = adamw(cosine(1e-3, 10), 0.01)
@@ -98,7 +98,7 @@ def test_no_weight_gradient_of_a_frozen_layer_is_computed(clip, model):
     assert len(re.findall(kernel, program.as_text())) == 2
 
 
-def test_the_partition_is_complete(model):
+def test_every_parameter_is_trainable_or_frozen(model):
     _, trainable, _frozen, rest = nnx.split(model, Trainable, Frozen, ...)
     assert not jax.tree.leaves(rest)
     names = {".".join(map(str, path[:2])) for path, _ in nnx.to_flat_state(trainable)}
@@ -137,7 +137,7 @@ def test_a_padded_batch_equals_the_unpadded_one(clip, model):
 
 
 @pytest.mark.parametrize("leave_one_out", [True, False])
-def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_one_out):
+def test_the_config_decides_whether_an_image_matches_itself_in_training(clip, leave_one_out):
     config = default_config.get_config()
     config.cache_leave_one_out = leave_one_out
     labels = np.arange(6, dtype=np.int32) % 3
@@ -168,20 +168,20 @@ def test_whether_an_image_matches_itself_in_training_is_the_configs(clip, leave_
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
-def test_the_schedule_is_a_cosine_to_zero_with_decay():
+def test_the_schedule_is_a_cosine_to_zero_with_weight_decay():
     optimizer = adamw(cosine(0.1, 4), 0.5)
     params = jnp.ones(())
     state = optimizer.init(params)
     for step in range(4):
         updates, state = optimizer.update(jnp.zeros(()), state, params)
-        # Without gradient AdamW is decay alone: -rate · 0.5 · parameter.
+        # With a zero gradient, AdamW only decays: -rate · 0.5 · parameter.
         rate = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 4))
         np.testing.assert_allclose(updates, -rate * 0.5 * params, rtol=1e-5)
         params = optax.apply_updates(params, updates)
 
 
 def test_gradients_agree_with_central_differences_in_float64(clip, model, monkeypatch):
-    """Every trainable, object mask and cached features held fixed."""
+    """Checks every trainable array, with object mask and cached features held fixed."""
     batch = make_batch(clip, 2)
     cache = make_cache(model, clip)
     mask = model.features(batch.inputs).object_mask
@@ -191,7 +191,7 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
         graphdef, trainable, frozen = split_model(model)
         trainable, frozen, cache = as_float64((trainable, frozen, cache))
         rng = np.random.default_rng(0)
-        # The prompt's and adapters' effect should not vanish beside rounding.
+        # Keeps the effect of prompt and adapters well above rounding errors.
         trainable = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape), trainable)
         wide = batch._replace(weights=batch.weights.astype(jnp.float64))
 
@@ -216,15 +216,15 @@ def test_gradients_agree_with_central_differences_in_float64(clip, model, monkey
 
             numeric = (at(step) - at(-step)) / (2 * step)
             analytic = jnp.sum(gradient * direction)
-            # The key bias of softmax attention has gradient 0; the absolute term is for it.
+            # The absolute tolerance is for the key bias of softmax attention, whose gradient is 0.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-8, err_msg=names[i])
 
 
 @pytest.mark.parametrize(("num_passes", "rematerialise"), [(3, False), (2, True)])
-def test_passes_and_rematerialising_leave_the_step_as_it_is(clip, num_passes, rematerialise):
-    """Plain gradient descent, so that parameters differ by no more than gradients do."""
+def test_passes_and_rematerialisation_do_not_change_the_step(clip, num_passes, rematerialise):
+    """Uses plain gradient descent, so that parameters differ by no more than gradients do."""
     text = class_text_features(clip, CLASSES, ("a photo of a {}.",))
-    # Unequal weights in the parts, and a part of padding alone; each image leaves itself out.
+    # The passes have unequal weights, one is padding only, and each image leaves itself out.
     batch = make_batch(clip, 6, weights=[1, 1, 1, 0, 0, 0])
     batch = batch._replace(places=jnp.array([5, 0, 3, -1, -1, -1]))
     mesh, optimizer = data_mesh(), optax.sgd(1.0)

@@ -44,6 +44,13 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_the_pages_have_blocks_and_commands_to_check():
+    assert {"README.md", "python_api.md"} <= {page.name for page in filter(with_python, PAGES)}
+    commands = {page.name: len(COMMAND.findall(page.read_text(encoding="utf-8"))) for page in PAGES}
+    assert commands["README.md"] >= 3
+    assert commands["sweeps.md"] >= 4
+
+
 @pytest.mark.parametrize("page", list(filter(with_python, PAGES)), ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run(page, desk):
     text, names = page.read_text(encoding="utf-8"), {}

@@ -16,7 +16,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SECONDS = 60_000  # a loaded machine is slow; nothing here is timed
 
 pytestmark = [

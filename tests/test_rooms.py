@@ -63,7 +63,7 @@ def test_every_room_has_a_level_and_a_docstring():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_files_and_functions_stay_short(file):
     text = file.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 360, f"{file} is long: is a room or a file missing?"
+    assert len(text.splitlines()) <= 355, f"{file} is long: is a room or a file missing?"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 75, f"{file}: {node.name} is long"

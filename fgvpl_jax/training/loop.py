@@ -215,7 +215,8 @@ def run_epochs(
             check_losses(job, progress)
             if len(progress.steps) == job.steps_per_epoch:
                 progress = finish_epoch(job, progress, on_epoch)
-            if stopping or is_checkpoint_due(job.config, progress.epoch):
+            due = progress.epoch % job.config.checkpoint_every_epochs == 0
+            if stopping or due or progress.epoch == job.config.epochs:
                 save(job, progress)
     return progress.state
 
@@ -260,11 +261,6 @@ def run_epoch(
         if stopping:
             break
     return progress, stopping
-
-
-def is_checkpoint_due(config: ConfigDict, epoch: int) -> bool:
-    """Returns whether a checkpoint is written after so many whole epochs."""
-    return epoch == config.epochs or epoch % config.checkpoint_every_epochs == 0
 
 
 def run_spans(

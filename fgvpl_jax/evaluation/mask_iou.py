@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 RANDOM_DRAWS = 20
 
@@ -53,14 +53,14 @@ def mask_iou(
 
 
 def to_pixels(
-    mask: Bool[np.ndarray, "n"], grid: tuple[int, int], side: tuple[int, int]
-) -> Bool[np.ndarray, "H W"]:
-    """Returns the pixels that the patches cover.
+    patches: Shaped[np.ndarray, "n"], grid: tuple[int, int], side: tuple[int, int]
+) -> Shaped[np.ndarray, "H W"]:
+    """Returns each pixel's value, that of the patch that covers it.
 
     Where the grid does not divide the sides, a pixel belongs to the patch of its top left corner.
     """
     rows, columns = (np.arange(n) * count // n for n, count in zip(side, grid, strict=True))
-    return mask.reshape(grid)[np.ix_(rows, columns)]
+    return patches.reshape(grid)[np.ix_(rows, columns)]
 
 
 def centred_box(share: float, side: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

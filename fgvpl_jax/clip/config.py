@@ -9,8 +9,8 @@ from fgvpl_jax.files import parse_json
 
 # Configs from before transformers pooled at the end-of-text token have this id.
 LEGACY_EOS_TOKEN_ID = 2
-# Far above every CLIP. These two numbers of the file cost time and memory before the weights are
-# read and can show that they are wrong.
+# Limits far above any CLIP: these two numbers allocate memory before the weights can show that they
+# are wrong.
 UPPER_LIMITS = {"num_layers": 512, "image_size": 2048}
 
 

@@ -38,7 +38,7 @@ class Tokenizer:
                 f"({' '.join(str(error).split())}): download them again"
             ) from error
         self._config = config
-        # From files that it cannot use, transformers builds a vocabulary of two without warning.
+        # transformers silently builds a vocabulary of two tokens from files that it cannot use.
         if len(self._tokenizer) != config.vocab_size:
             raise UserError(
                 f"the tokenizer in {directory} has {len(self._tokenizer)} tokens, its config.json "

@@ -19,7 +19,7 @@ from fgvpl_jax.data.transforms import Augmentation, Transform
 NUM_THREADS = os.cpu_count() or 1
 CHECK_BATCH_SIZE = 64
 PADDING = -1  # index of a row that holds no image
-# A photo whose transform shows the shape that a transform returns.
+# Transformed once to learn the shape that a transform returns.
 BLANK = Image.new("RGB", (1, 1))
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the data that one of several equal processes reads: `number` of `count`."""
+    """Part `number` of `count` of the data, which one of several processes reads."""
 
     number: int = 0
     count: int = 1

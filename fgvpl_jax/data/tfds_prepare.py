@@ -72,7 +72,7 @@ def prepare_tfds(name: str, data_dir: str) -> Path:
     _check_reachable(needed, downloads)
     try:
         builder.download_and_prepare(download_dir=downloads)
-    except Exception as error:  # of TFDS, the network or the disk, of a hundred types
+    except Exception as error:  # TFDS, the network and the disk raise many types
         raise UserError(
             f"TFDS could not prepare {name} in {place} ({type(error).__name__}: {error}): fix "
             "this and run it again; downloads are kept, and an archive from elsewhere is used if "

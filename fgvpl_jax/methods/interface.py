@@ -129,7 +129,7 @@ class Method(nnx.Module):
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """Returns the values of epochs, batch size and so on that a config without them means.
+        """Returns the values for fields such as epochs and batch size that a config leaves out.
 
         Args:
             benchmark: Value of `config.benchmark`.
@@ -186,7 +186,7 @@ class Method(nnx.Module):
     ) -> Float[Array, "b k"]:
         """Returns the logits of features; `support` is a `VisualCache` or None.
 
-        A method defines `logits` or `contributions`, whose sum the logits are.
+        A method defines either `logits`, or `contributions`, which add up to the logits.
         """
         return total(self.contributions(features, support, *args, **choices))
 

@@ -33,8 +33,8 @@ LOCATIONS = (
     "data.image_cache_dir",
     "data.image_cache_gb",
 )
-# The memory that a step takes may change too: a step computes the same with any of these, apart
-# from the rounding of photos to bytes.
+# These change the memory that a step takes and not its result, apart from the rounding of photos to
+# bytes.
 RESOURCES = ("data.resident_gb", "microbatch", "rematerialise")
 
 

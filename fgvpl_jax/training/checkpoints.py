@@ -328,4 +328,4 @@ def same_backbone(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
 
 def _first_line(error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return first.partition(" [tensorstore_spec=")[0]  # pages of text that help nobody
+    return first.partition(" [tensorstore_spec=")[0]  # the rest is pages of settings

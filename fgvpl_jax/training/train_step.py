@@ -112,7 +112,7 @@ def weighted_loss(
 
 
 def own_places(model: Method, batch: StepBatch) -> dict[str, Any]:
-    """Returns the argument that keeps an image from matching itself, if the model wants it."""
+    """Returns the argument that keeps an image from matching itself, if the model uses it."""
     return {"own_places": batch.places} if model.leave_one_out else {}
 
 

@@ -6,6 +6,7 @@ held by another worker, until none is left. A killed worker abandons its cell; t
 resumes it from its last checkpoint.
 """
 
+import gc
 import shutil
 import tempfile
 import time
@@ -136,6 +137,7 @@ class Worker:
         """Frees the programs of earlier cells before every eighth run; called before each run."""
         if self._num_runs and self._num_runs % RUNS_PER_CLEARING == 0:
             jax.clear_caches()
+            gc.collect()  # programs are held in reference cycles
         self._num_runs += 1
 
     def _record_failure(self, error_file: Path, problem: str, output: str) -> None:

@@ -66,16 +66,16 @@ def outcome(place):
     records, left_out = read_runs([place], {})
     assert left_out == []
     (panel,) = panels_of(records)
-    answers = {str(r.folder.relative_to(place)): r.answers() for r in records}
-    return shots_table(panel).rows, answers
+    predictions = {str(r.folder.relative_to(place)): r.saved_predictions() for r in records}
+    return shots_table(panel).rows, predictions
 
 
 def assert_same(ours, theirs):
     assert ours[0] == theirs[0]
     assert ours[1].keys() == theirs[1].keys()
     assert len(ours[1]) == CELLS
-    for cell, answers in ours[1].items():
-        for column, other in zip(answers, theirs[1][cell], strict=True):
+    for cell, predictions in ours[1].items():
+        for column, other in zip(predictions, theirs[1][cell], strict=True):
             np.testing.assert_array_equal(column, other)
 
 

@@ -1,4 +1,4 @@
-"""What the command prints on mistakes, its exit codes, and what libraries may not print."""
+"""Exit codes, the line printed for a mistake, and the library messages that are hidden."""
 
 import os
 import re

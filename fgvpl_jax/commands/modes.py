@@ -1,4 +1,4 @@
-"""What a mode of the command line is, and the check that a command gives what its mode takes."""
+"""Modes of the command line, and the check that a command fits its mode."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

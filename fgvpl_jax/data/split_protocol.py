@@ -21,7 +21,7 @@ Parts = dict[str, Images]
 
 
 class SplitProtocol(Enum):
-    """How much of the authors' own division is kept; the value describes it in the results."""
+    """Part of the authors' own division that is kept; the value describes it in the results."""
 
     POOLED = "all images re-split per class, 50% train, 20% validation, 30% test"
     OFFICIAL_TEST = "official test; official training images re-split per class, 80% train"

@@ -56,7 +56,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Selection:
-    """How a method's candidates did on a validation split, which may have no readable image.
+    """Accuracy of a method's candidates on a validation split, which may have no readable image.
 
     Attributes:
         accuracies: Accuracy of each candidate; empty where no image is readable.

@@ -1,4 +1,4 @@
-"""Where the steps of an epoch get their images: from the host, or from photos on the devices."""
+"""Sources of the steps of an epoch: batches from the host, or photos on the devices."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable

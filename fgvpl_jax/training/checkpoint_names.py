@@ -1,4 +1,4 @@
-"""How orbax finds the checkpoints of a run, even if one of them is damaged."""
+"""Names by which orbax finds the checkpoints of a run, even if one of them is damaged."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """What orbax reads of each checkpoint when it opens the folder of all checkpoints.
+    """Facts about a checkpoint that orbax reads when it opens the folder of all checkpoints.
 
     Attributes:
         step: Number of steps, which is the folder's name.

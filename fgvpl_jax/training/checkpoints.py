@@ -41,7 +41,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is, and the state that it continues from.
+    """Position in a training, and the state that it continues from.
 
     Attributes:
         state: Trainable variables and optimizer state, on the devices.

@@ -68,7 +68,7 @@ def batch_size_for(mesh: Mesh, wanted: int, num_images: int) -> int:
 
 
 class BatchLayout(NamedTuple):
-    """How the images of a step are arranged on the devices.
+    """Arrangement of the images of a step on the devices.
 
     Attributes:
         num_rows: Number of images and padding rows; a multiple of num_passes and of the number of

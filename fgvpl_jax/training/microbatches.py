@@ -1,4 +1,4 @@
-"""How many images go through the model at once where the config leaves `microbatch` open."""
+"""Default number of images that go through the model at once, see `microbatch` in the config."""
 
 import math
 

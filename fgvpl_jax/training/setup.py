@@ -14,7 +14,7 @@ from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What the training of a run needs in addition to the model and its support images.
+    """Everything that training needs in addition to the model and its support images.
 
     Attributes:
         config: Settings of the run, see `fgvpl_jax/runs/default_config.py`; the recipe is filled

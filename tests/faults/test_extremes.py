@@ -34,7 +34,7 @@ def test_a_data_set_with_one_class_is_refused(undisturbed, tmp_path, source):
         (tmp_path / "split.json").write_text(json.dumps(splits))
         config.data.source, config.data.root = "coop", str(tmp_path)
         config.data.split_file, config.data.image_dir = "split.json", "photos"
-    with pytest.raises(UserError, match=r"two|2"):
+    with pytest.raises(UserError, match=r"at least two"):
         experiment.train_and_evaluate(config, Workdir(tmp_path / "W"))
     assert not (tmp_path / "W").exists()
     count("one class only", "ended right", "of them refused")

@@ -92,6 +92,7 @@ def test_logging_does_not_change_the_run(tiny_config, tmp_path):
         experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / name), targets)
         runs[name] = dict(np.load(tmp_path / name / "predictions.npz"))
     assert not (tmp_path / "plain" / "tensorboard").exists()
+    assert events(tmp_path / "logged" / "tensorboard")
     for key, values in runs["plain"].items():
         np.testing.assert_array_equal(values, runs["logged"][key])
 

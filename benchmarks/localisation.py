@@ -9,7 +9,7 @@ Each kind of map becomes a mask by the package's own `object_mask`. A photo that
 left out, counted and named.
 
 - IoU of the mask with the true mask, compared with a mask of everything, and with a centred box and
-  random patches (20 draws) that have as many pixels as the mask.
+  random patches (20 draws) that have the area of the mask.
 - Share of the mask inside the true mask; a random mask has the share of the photo that is true.
 - Peak inside: how often the centre of the patch with the largest value is in the true mask (the
   "pointing game").
@@ -42,7 +42,7 @@ from fgvpl_jax.data.images import decode_image
 from fgvpl_jax.displays.contact_sheet import draw_contact_sheet, thumbnail
 from fgvpl_jax.displays.overlay import PANEL, heat, with_outline
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation.mask_iou import RANDOM_DRAWS, centred_box, iou, to_pixels
+from fgvpl_jax.evaluation.mask_iou import centred_box, iou, mask_iou_of, to_pixels
 from fgvpl_jax.reports.significance import interval_of_mean
 
 BATCH = 32
@@ -198,8 +198,8 @@ def _measure_one(
 ) -> dict[str, float]:
     side = (truth.shape[0], truth.shape[1])
     pixels = to_pixels(mask, grid, side)
-    draws = [iou(to_pixels(rng.permutation(mask), grid, side), truth) for _ in range(RANDOM_DRAWS)]
-    box = centred_box(pixels.mean(), side)
+    overlap = mask_iou_of(mask, truth, grid, rng)
+    box = centred_box(mask.mean(), side)
     row, column = np.divmod(int(values.argmax()), grid[1])
     peak = ((2 * row + 1) * side[0] // (2 * grid[0]), (2 * column + 1) * side[1] // (2 * grid[1]))
     auc = (
@@ -208,10 +208,10 @@ def _measure_one(
         else roc_auc_score(truth.ravel(), to_pixels(values, grid, side).ravel())
     )
     return {
-        "iou": iou(pixels, truth),
-        "everything_iou": float(truth.mean()),
-        "box_iou": iou(box, truth),
-        "random_iou": float(np.mean(draws)),
+        "iou": overlap.object_mask,
+        "everything_iou": overlap.everything,
+        "box_iou": overlap.centred_box,
+        "random_iou": overlap.random,
         "inside": float(truth[pixels].mean()),
         "box_inside": float(truth[box].mean()) if box.any() else float(truth.mean()),
         "peak": float(truth[peak]),

@@ -1,18 +1,13 @@
 """Constructor arguments of FG-VPL, FVP and TAR, with the values of the paper."""
 
-from typing import Any
+from benchmarks.measuring import FG_VPL_SETTINGS
 
-from fgvpl_jax import defaults
+FVP_NAMES = (
+    *("num_prompts", "connectivity", "object_logit_weight"),
+    *("compute_dtype", "rematerialise"),
+)
+TAR_NAMES = ("text_residual_ratio", "leave_one_out")
+FVP_SETTINGS = {name: FG_VPL_SETTINGS[name] for name in FVP_NAMES}
+TAR_SETTINGS = {name: FG_VPL_SETTINGS[name] for name in TAR_NAMES}
 
-_ENCODER: dict[str, Any] = {
-    "num_prompts": defaults.NUM_PROMPTS,
-    "connectivity": defaults.CONNECTIVITY,
-    "compute_dtype": None,
-    "rematerialise": False,
-}
-FVP_SETTINGS = _ENCODER | {"object_logit_weight": defaults.OBJECT_LOGIT_WEIGHT}
-TAR_SETTINGS: dict[str, Any] = {
-    "text_residual_ratio": defaults.TEXT_RESIDUAL_RATIO,
-    "leave_one_out": False,
-}
-FG_VPL_SETTINGS = FVP_SETTINGS | TAR_SETTINGS | {"object_query": defaults.OBJECT_QUERY}
+__all__ = ["FG_VPL_SETTINGS", "FVP_SETTINGS", "TAR_SETTINGS"]

@@ -34,22 +34,26 @@ def mask_iou(
         truth: True for pixels of the object.
         grid: Patch rows and columns, (gh, gw).
     """
-    side = truth.shape[1:]
     rng = np.random.default_rng(0)
-    scores = []
-    for mask, true in zip(masks, truth, strict=True):
-        draws = [
-            iou(to_pixels(rng.permutation(mask), grid, side), true) for _ in range(RANDOM_DRAWS)
-        ]
-        scores.append(
-            (
-                iou(to_pixels(mask, grid, side), true),
-                iou(np.ones(side, bool), true),
-                iou(centred_box(mask.mean(), side), true),
-                float(np.mean(draws)),
-            )
-        )
+    scores = [mask_iou_of(mask, true, grid, rng) for mask, true in zip(masks, truth, strict=True)]
     return MaskIoU(*(float(m) for m in np.mean(scores, axis=0)))
+
+
+def mask_iou_of(
+    mask: Bool[np.ndarray, "n"],
+    truth: Bool[np.ndarray, "H W"],
+    grid: tuple[int, int],
+    rng: np.random.Generator,
+) -> MaskIoU:
+    """Compares the mask of one image; `rng` draws the random patches."""
+    side = (truth.shape[0], truth.shape[1])
+    draws = [iou(to_pixels(rng.permutation(mask), grid, side), truth) for _ in range(RANDOM_DRAWS)]
+    return MaskIoU(
+        object_mask=iou(to_pixels(mask, grid, side), truth),
+        everything=iou(np.ones(side, bool), truth),
+        centred_box=iou(centred_box(mask.mean(), side), truth),
+        random=float(np.mean(draws)),
+    )
 
 
 def to_pixels(

@@ -55,6 +55,14 @@ def test_results_of_version_0_1_0_keep_every_key_in_order():
     assert json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n" == text
 
 
+def test_results_from_before_small_files_had_a_hash_are_read():
+    content = json.loads(OLD_RESULTS.read_text())
+    del content["backbone"]["small_files_sha256"]
+    backbone = RunResults.from_json(content, OLD_RESULTS).backbone
+    assert backbone.small_files_sha256 == ""
+    assert backbone.sha256.startswith("19fb0ea2")
+
+
 def test_fields_of_a_method_are_at_the_top_level_and_unset_fields_are_left_out():
     content = WITHOUT_TEST.to_json()
     assert list(content)[8:14] == [

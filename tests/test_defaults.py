@@ -58,6 +58,7 @@ def is_literal(value):
 
 def test_these_settings_have_a_default():
     assert sorted(NAMES) == [
+        "attention_map",
         "cache_logit_weight",
         "connectivity",
         "num_prompts",

@@ -51,6 +51,7 @@ class FGVPL(PixelMethod):
         text_features: Float[Array, "k e"],
         *,
         num_prompts: int,
+        attention_map: str,
         connectivity: int,
         text_residual_ratio: float,
         object_logit_weight: float,
@@ -64,6 +65,7 @@ class FGVPL(PixelMethod):
         self.encoder = FGImageEncoder(
             clip.vision,
             num_prompts,
+            attention_map=attention_map,
             connectivity=connectivity,
             compute_dtype=compute_dtype,
             rematerialise=rematerialise,
@@ -85,6 +87,7 @@ class FGVPL(PixelMethod):
             clip,
             task.text_features,
             num_prompts=config.num_prompts,
+            attention_map=config.attention_map,
             connectivity=config.connectivity,
             text_residual_ratio=config.text_residual_ratio,
             object_logit_weight=config.object_logit_weight,

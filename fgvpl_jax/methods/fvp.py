@@ -32,6 +32,7 @@ class FVP(PixelMethod):
         text_features: Float[Array, "k e"],
         *,
         num_prompts: int,
+        attention_map: str,
         connectivity: int,
         object_logit_weight: float,
         compute_dtype: str | None,
@@ -42,6 +43,7 @@ class FVP(PixelMethod):
         self.encoder = FGImageEncoder(
             clip.vision,
             num_prompts,
+            attention_map=attention_map,
             connectivity=connectivity,
             compute_dtype=compute_dtype,
             rematerialise=rematerialise,
@@ -56,6 +58,7 @@ class FVP(PixelMethod):
             clip,
             task.text_features,
             num_prompts=config.num_prompts,
+            attention_map=config.attention_map,
             connectivity=config.connectivity,
             object_logit_weight=config.object_logit_weight,
             compute_dtype=config.compute_dtype,

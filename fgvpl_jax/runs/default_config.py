@@ -42,6 +42,10 @@ def get_config() -> ConfigDict:
 
     # Section 3.1
     config.num_prompts = defaults.NUM_PROMPTS
+    # Map that the object mask is cut from: the "product" of the layers' attention (Eq. 6), its
+    # variants "residual", "last_3_residual" and "last", or "border_contrast", which is not in the
+    # paper and is the default for your own photos.
+    config.attention_map = defaults.ATTENTION_MAP
     # Which patches are connected in the object mask: 2 = with 8 neighbours, 1 = with 4 neighbours.
     config.connectivity = defaults.CONNECTIVITY
 

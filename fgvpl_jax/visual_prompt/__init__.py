@@ -1,10 +1,11 @@
 """Section 3.1: finding the object, and image features that attend to it."""
 
 from fgvpl_jax.visual_prompt.attention_map import attention_map
-from fgvpl_jax.visual_prompt.encoder import FGImageEncoder, ImageFeatures
+from fgvpl_jax.visual_prompt.encoder import ATTENTION_MAPS, FGImageEncoder, ImageFeatures
 from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
 
 __all__ = [
+    "ATTENTION_MAPS",
     "FGImageEncoder",
     "ImageFeatures",
     "attention_map",

@@ -1,6 +1,7 @@
 """Attention roll-out: the significance of each image patch for the class token."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,32 @@ from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.errors import UserError
 
 
+class RollOut(NamedTuple):
+    """Variant of the attention roll-out.
+
+    Attributes:
+        residual: Share r of the identity in (1 - r)·A + r·I, which takes the place of each layer's
+            A. Eq. 6 has 0; 0.5 follows a token along the layer's residual connection.
+        num_layers: Number of layers that are rolled out, counted down from L-1; None for all.
+    """
+
+    residual: float = 0.0
+    num_layers: int | None = None
+
+
+ROLL_OUTS = {
+    "product": RollOut(),
+    "residual": RollOut(residual=0.5),
+    "last_3_residual": RollOut(residual=0.5, num_layers=3),
+    "last": RollOut(num_layers=1),
+}
+
+
 def attention_map(
-    attentions: Sequence[Float[Array, "b h t t"]], num_prompts: int = NUM_PROMPTS
+    attentions: Sequence[Float[Array, "b h t t"]],
+    num_prompts: int = NUM_PROMPTS,
+    *,
+    residual: float = 0.0,
 ) -> Float[Array, "b n"]:
     """Returns the significance of each image patch for the class token (Eqs. 5-7 of FG-VPL).
 
@@ -22,6 +47,7 @@ def attention_map(
     Args:
         attentions: Row-stochastic self-attention weights of layers 1..L-1, first layer first.
         num_prompts: Number of prompt tokens at the end of the sequence; their columns are dropped.
+        residual: See `RollOut`.
     Returns:
         Unnormalised float32 scores in row-major patch order, summed over heads. They are
         accumulated in float32 whatever the type of the weights, and no gradient flows through
@@ -39,15 +65,17 @@ def attention_map(
             f"{num_patches} patches: need at least 1, and no negative number of prompts"
         )
     *lower, top = (jax.lax.stop_gradient(weights) for weights in attentions)
-    row = top[:, :, 0].astype(jnp.float32)
+    row = _with_residual(top[:, :, 0].astype(jnp.float32), _class_token_row(num_tokens), residual)
     for weights in reversed(lower):
-        row = _one_layer_down(row, weights)
+        row = _one_layer_down(row, weights, residual)
     return row[..., 1 : 1 + num_patches].sum(axis=1)
 
 
 def recomputed_attention_map(
     queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
     num_prompts: int = NUM_PROMPTS,
+    *,
+    residual: float = 0.0,
 ) -> Float[Array, "b n"]:
     """Returns the `attention_map`, recomputing each layer's attention weights when it needs them.
 
@@ -58,16 +86,18 @@ def recomputed_attention_map(
         queries_and_keys: Queries and keys of layers 1..L-1 (at least one), from
             `Attention.queries_and_keys`.
         num_prompts: Number of prompt tokens at the end of the sequence; their columns are dropped.
+        residual: See `RollOut`.
     Returns:
         The scores that `attention_map` returns.
     """
     *lower, (queries, keys) = jax.lax.stop_gradient(list(queries_and_keys))
     row = attention_weights(queries[:, :, :1], keys)[:, :, 0].astype(jnp.float32)
+    row = _with_residual(row, _class_token_row(row.shape[-1]), residual)
     if lower:
         # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
         row, _ = jax.lax.scan(
-            lambda row, layer: (_one_layer_down(row, attention_weights(*layer)), None),
+            lambda row, layer: (_one_layer_down(row, attention_weights(*layer), residual), None),
             row,
             stacked,
             reverse=True,
@@ -76,7 +106,18 @@ def recomputed_attention_map(
 
 
 def _one_layer_down(
-    row: Float[Array, "b h t"], weights: Float[Array, "b h t t"]
+    row: Float[Array, "b h t"], weights: Float[Array, "b h t t"], residual: float
 ) -> Float[Array, "b h t"]:
     # A product and a sum, because GPUs reduce the precision of float32 matrix products.
-    return jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
+    below = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
+    return _with_residual(below, row, residual)
+
+
+def _with_residual(
+    below: Float[Array, "b h t"], row: Float[Array, "#b #h t"], residual: float
+) -> Float[Array, "b h t"]:
+    return (1 - residual) * below + residual * row if residual else below
+
+
+def _class_token_row(num_tokens: int) -> Float[Array, "1 1 t"]:
+    return (jnp.arange(num_tokens) == 0).astype(jnp.float32)[None, None]

@@ -1,6 +1,6 @@
 """The fine-grained image encoder: CLIP's vision tower, a prompt and a copy of the last layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,13 +10,20 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip import VisionTower
-from fgvpl_jax.defaults import CONNECTIVITY, NUM_PROMPTS
+from fgvpl_jax.defaults import ATTENTION_MAP, CONNECTIVITY, NUM_PROMPTS
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.variables import Trainable, trainable_copy
-from fgvpl_jax.visual_prompt.attention_map import attention_map, recomputed_attention_map
+from fgvpl_jax.variables import Frozen, Trainable, trainable_copy
+from fgvpl_jax.visual_prompt.attention_map import (
+    ROLL_OUTS,
+    attention_map,
+    recomputed_attention_map,
+)
+from fgvpl_jax.visual_prompt.border_contrast import least_contrast, middle, middle_contrast
 from fgvpl_jax.visual_prompt.object_mask import object_mask
 
 PROMPT_STD = 0.02
+BORDER_CONTRAST = "border_contrast"
+ATTENTION_MAPS = (*ROLL_OUTS, BORDER_CONTRAST)
 
 
 class ImageFeatures(NamedTuple):
@@ -27,7 +34,8 @@ class ImageFeatures(NamedTuple):
         object: Class token of the fine-grained branch, projected: f_O(x).
         object_patches: Mean over the object mask of the original branch's projected patch tokens.
         attention_map: Significance of each patch, row-major (Eq. 7).
-        object_mask: True for the patches of the object, row-major; at least one per image.
+        object_mask: True for the patches of the object, row-major; at least one per image, and all
+            of them where no object stands out.
     """
 
     image: Float[Array, "b e"]
@@ -53,6 +61,7 @@ class FGImageEncoder(nnx.Module):
         vision: VisionTower,
         num_prompts: int = NUM_PROMPTS,
         *,
+        attention_map: str = ATTENTION_MAP,
         connectivity: int = CONNECTIVITY,
         compute_dtype: str | None = None,
         rematerialise: bool = False,
@@ -63,6 +72,8 @@ class FGImageEncoder(nnx.Module):
         Args:
             vision: A frozen tower of at least two layers.
             num_prompts: Number of prompt tokens m; 0 leaves the tower as it was pre-trained.
+            attention_map: Map that the object is cut from: a key of `ROLL_OUTS`, or
+                "border_contrast", which also has a least contrast for an object to stand out.
             connectivity: 2 or 1; see `object_mask`.
             compute_dtype: Type that the layers compute in; None for the parameters' type. Features,
                 attention map and mask have at least float32 precision.
@@ -80,9 +91,14 @@ class FGImageEncoder(nnx.Module):
             )
         if num_prompts < 0:
             raise UserError(f"num_prompts is {num_prompts}: give 0 or more")
+        if attention_map not in ATTENTION_MAPS:
+            raise UserError(f"attention_map is {attention_map!r}: choose one of {ATTENTION_MAPS}")
         if connectivity not in (1, 2):
             raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
         self.vision = vision
+        self.map_name = attention_map
+        if attention_map == BORDER_CONTRAST:
+            self.least_contrast = Frozen(least_contrast(vision))
         self.connectivity = connectivity
         self.compute_dtype = compute_dtype
         self.rematerialise = rematerialise
@@ -103,15 +119,16 @@ class FGImageEncoder(nnx.Module):
         tokens = jnp.concatenate([tokens, prompt], axis=1)  # Eq. 2
 
         *shared_layers, last_layer = self.vision.layers
+        entering = [tokens]  # of each layer
         attentions: list[Any] = []
         for layer in shared_layers:
-            seen = tokens
-            tokens, weights = self._run(layer, seen)
+            tokens, weights = self._run(layer, entering[-1])
             # The layer computes its queries and keys too; XLA merges the two computations.
-            attentions.append(layer.queries_and_keys(seen) if self.rematerialise else weights)
-        roll_out = recomputed_attention_map if self.rematerialise else attention_map
-        significance = roll_out(attentions, num_prompts)  # Eqs. 5-7
-        mask = object_mask(significance, self.vision.grid, self.connectivity)
+            attentions.append(
+                layer.queries_and_keys(entering[-1]) if self.rematerialise else weights
+            )
+            entering.append(tokens)
+        significance, mask = self._find_object(entering, attentions)
 
         # Eq. 8. The class token is computed separately, so that a program that uses no patch, such
         # as a training step, computes no patch. A program that uses both shares keys and values.
@@ -134,6 +151,21 @@ class FGImageEncoder(nnx.Module):
             attention_map=significance,
             object_mask=mask,
         )
+
+    def _find_object(
+        self, entering: Sequence[Float[Array, "b t d"]], attentions: Sequence[Any]
+    ) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
+        """Returns the map and the mask (Eqs. 5-7 and Otsu's threshold)."""
+        grid, connectivity = self.vision.grid, self.connectivity
+        if self.map_name == BORDER_CONTRAST:
+            contrast = middle_contrast(self.vision, entering[middle(self.vision)])
+            flat = contrast.max(axis=1, keepdims=True) < self.least_contrast[...]
+            return contrast, object_mask(contrast, grid, connectivity) | flat
+        residual, num_layers = ROLL_OUTS[self.map_name]
+        roll_out = recomputed_attention_map if self.rematerialise else attention_map
+        top = attentions[-num_layers:] if num_layers else attentions
+        significance = roll_out(top, self.prompt.shape[0], residual=residual)
+        return significance, object_mask(significance, grid, connectivity)
 
     def _run(self, layer: Callable, *inputs: Array) -> tuple[Array, Array]:
         return (jax.checkpoint(layer) if self.rematerialise else layer)(*inputs)

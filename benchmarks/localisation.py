@@ -40,7 +40,7 @@ from fgvpl_jax.clip import CLIP, load_clip
 from fgvpl_jax.data.folder import image_files
 from fgvpl_jax.data.images import decode_image
 from fgvpl_jax.displays.contact_sheet import draw_contact_sheet, thumbnail
-from fgvpl_jax.displays.overlay import PANEL, heat, with_outline
+from fgvpl_jax.displays.overlay import PANEL, heat_layer, laid_over, with_outline
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation.mask_iou import centred_box, iou, mask_iou_of, to_pixels
 from fgvpl_jax.reports.significance import interval_of_mean
@@ -241,7 +241,7 @@ def draw_sheet(examples: Sequence[Example], located: Located, grid: tuple[int, i
         square = Image.fromarray(example.crop).resize((PANEL, PANEL), Image.Resampling.BICUBIC)
         panels = (
             with_outline(square, example.truth),
-            Image.blend(square, heat(values.reshape(grid)), 0.55),
+            laid_over(square, heat_layer(values.reshape(grid))),
             with_outline(square, mask.reshape(grid)),
         )
         score = iou(to_pixels(mask, grid, example.truth.shape[:2]), example.truth)

@@ -8,14 +8,9 @@ it is a list of photos: `--config.data.root=~/photos/list.csv`, with the columns
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from fgvpl_jax.runs import default_config
 
 
 def get_config() -> ConfigDict:
-    config = default_config.get_config()
-    config.benchmark = "folder"
-    config.data.source = "folder"
-    config.shots = placeholder(int)  # all images
-    return config
+    return default_config.folder_config()

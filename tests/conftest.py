@@ -56,6 +56,12 @@ def photos_dir(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def demo_clip_dir() -> Path:
+    """Returns the folder of the demonstration's trained CLIP."""
+    return Path(__file__).parents[1] / "demo" / "clip"
+
+
 def make_tiny_config(tiny_clip_dir: Path, photos_dir: Path) -> ConfigDict:
     """Returns the config of a whole run that takes a few seconds."""
     config = default_config.get_config()

@@ -64,6 +64,7 @@ def test_these_settings_have_a_default():
         "num_prompts",
         "object_logit_weight",
         "object_query",
+        "own_photos_attention_map",
         "text_residual_ratio",
         "top_k",
     ]

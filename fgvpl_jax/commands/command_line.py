@@ -25,6 +25,7 @@ from fgvpl_jax.commands.console import (
 from fgvpl_jax.commands.flags import (
     CONFIG,
     COORDINATOR,
+    EVIDENCE,
     HOST,
     JSON,
     NUM_PROCESSES,
@@ -211,7 +212,7 @@ MODES = {
     "predict": Mode(
         using_runs.predict,
         "names the classes of photos (files or folders after the flags) with a trained run",
-        (CONFIG, TOP_K, JSON, OVERLAY_DIR),
+        (CONFIG, TOP_K, JSON, OVERLAY_DIR, EVIDENCE),
         takes_arguments=True,
     ),
     "serve": Mode(

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fgvpl_jax.commands.console import MISTAKE, complain, printable
-from fgvpl_jax.commands.flags import CONFIG, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
+from fgvpl_jax.commands.flags import CONFIG, EVIDENCE, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
 from fgvpl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,10 +19,16 @@ def predict(workdir: str, arguments: list[str]) -> int:
     """Prints a prediction for each photo; returns exit code 2 if a photo could not be read."""
     from fgvpl_jax.inference import predict as prediction
 
+    if EVIDENCE.value is not None and not JSON.value and OVERLAY_DIR.value is None:
+        raise UserError(
+            f"--evidence={EVIDENCE.value} would not be shown: add --json or --overlay_dir=FOLDER"
+        )
     photos = prediction.find_photos(arguments)
     classifier = _load(workdir)
     unreadable = 0
-    for answer in prediction.predict_files(classifier, photos, TOP_K.value, OVERLAY_DIR.value):
+    for answer in prediction.predict_files(
+        classifier, photos, TOP_K.value, OVERLAY_DIR.value, EVIDENCE.value
+    ):
         if isinstance(answer.result, UserError):
             unreadable += 1
             complain(answer.result)

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 
-from fgvpl_jax.displays.overlay import centred_square, heat, with_outline
+from fgvpl_jax.displays.overlay import centred_square, heat_layer, laid_over, with_outline
 from fgvpl_jax.methods import Method
 from fgvpl_jax.training import split_model
 
@@ -53,10 +53,9 @@ class MaskPictures:
         maps, masks = jax.device_get(self._maps_and_masks(on_host, self._frozen, self._crops))
         sheet = Image.new("RGB", (3 * SIDE, len(self._squares) * SIDE))
         for row, square in enumerate(self._squares):
-            attention = heat(maps[row].reshape(self._grid))
             panels = (
                 square,
-                Image.blend(square, attention, 0.55),
+                laid_over(square, heat_layer(maps[row].reshape(self._grid))),
                 with_outline(square, masks[row].reshape(self._grid)),
             )
             for column, panel in enumerate(panels):

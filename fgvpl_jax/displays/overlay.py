@@ -1,4 +1,4 @@
-"""A picture of one prediction: the photo, attention map, object mask and similar photos."""
+"""A picture of one prediction: photo, attention map, object mask, evidence, similar photos."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,12 +7,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 
-PANEL = 320  # pixels of each of the three squares
+PANEL = 320  # pixels of each square
 MARGIN = 14
 THUMBNAIL = 92
 INK, PAPER, FAINT = (24, 26, 30), (255, 255, 255), (226, 229, 235)
 BAR, OUTLINE = (64, 110, 220), (255, 60, 60)
 DIMMING = 0.55  # outside the object
+HEAT = 0.55  # opacity of the attention map
+FOR, AGAINST = (230, 85, 13), (49, 100, 196)  # evidence for a class and against it
+STRONGEST = 0.8  # opacity of the strongest evidence
 # Perceptual dark-to-bright ramp of the attention map: dark blue, purple, orange, yellow.
 RAMP = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33)], np.float64)
 
@@ -27,27 +30,21 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 def draw_overlay(
     photo: Image.Image,
-    attention_map: Float[np.ndarray, "gh gw"],
-    object_mask: Bool[np.ndarray, "gh gw"],
+    layers: Sequence[tuple[str, Image.Image]],
     classes: Sequence[tuple[str, float]],
     similar: Sequence[tuple[Image.Image | None, str]],
 ) -> Image.Image:
-    """Draws the crop that the model saw, its attention map, its object mask and its classes.
+    """Draws the crop that the model saw, once for each layer over it, and its classes.
 
     Args:
         photo: The whole photo. Only the centred square is drawn, which is all the model saw.
-        attention_map: Significance of each patch.
-        object_mask: True for the patches of the object.
+        layers: Captions and RGBA squares: of `heat_layer`, `mask_layer` or `evidence_layer`.
         classes: Names and probabilities, best first.
         similar: Training photos (None for a missing one) and their captions.
     """
     square = centred_square(photo)
-    panels = [
-        square,
-        Image.blend(square, heat(attention_map), 0.55),
-        with_outline(square, object_mask),
-    ]
-    captions = ("what the model saw", "attention", "object")
+    captions = ("what the model saw", *(caption for caption, _ in layers))
+    panels = [square, *(laid_over(square, layer) for _, layer in layers)]
     width = MARGIN + len(panels) * (PANEL + MARGIN)
     height = MARGIN + 20 + PANEL + MARGIN + max(26 * len(classes), THUMBNAIL + 24) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -89,13 +86,45 @@ def heat(attention_map: Float[np.ndarray, "gh gw"]) -> Image.Image:
     )
 
 
+def heat_layer(attention_map: Float[np.ndarray, "gh gw"]) -> Image.Image:
+    """Returns the map in colours as an RGBA layer."""
+    layer = heat(attention_map)
+    layer.putalpha(round(255 * HEAT))
+    return layer
+
+
+def evidence_layer(evidence: Float[np.ndarray, "gh gw"]) -> Image.Image:
+    """Returns evidence as an RGBA layer: orange for the class, blue against it, else clear."""
+    largest = np.abs(evidence).max()
+    strength = evidence / (largest if largest > 0 else 1)
+    size = (PANEL, PANEL)
+    smooth = np.asarray(
+        Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    )
+    colours = np.where((smooth > 0)[..., None], FOR, AGAINST).astype(np.uint8)
+    layer = Image.fromarray(colours)
+    opacity = 255 * STRONGEST * np.minimum(np.abs(smooth), 1)
+    layer.putalpha(Image.fromarray(opacity.astype(np.uint8)))
+    return layer
+
+
+def laid_over(square: Image.Image, layer: Image.Image) -> Image.Image:
+    """Returns the square with an RGBA layer over it."""
+    return Image.alpha_composite(square.convert("RGBA"), layer).convert("RGB")
+
+
 def with_outline(square: Image.Image, mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
     """Returns the square with the mask's border drawn and everything outside it dimmed."""
-    return Image.alpha_composite(square.convert("RGBA"), mask_layer(mask)).convert("RGB")
+    return laid_over(square, mask_layer(mask))
 
 
 def mask_layer(mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
-    """Returns an RGBA layer that shows a mask on a square, transparent inside the border."""
+    """Returns an RGBA layer that shows a mask on a square, transparent inside the border.
+
+    It is clear where the mask is the whole square, because then no object was found.
+    """
+    if mask.all():
+        return Image.new("RGBA", (PANEL, PANEL))
     gh, gw = mask.shape
     dimming = (255 * DIMMING * ~mask).astype(np.uint8)
     layer = Image.new("RGBA", (PANEL, PANEL), INK)

@@ -15,6 +15,7 @@ from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.added_classes import AddedClasses
+from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.methods import Task
 from fgvpl_jax.recognition import VisualCache, class_text_features
@@ -51,11 +52,17 @@ class ObjectLocation:
 
     Attributes:
         attention_map: Significance of each patch.
-        object_mask: True for the patches of the object.
+        object_mask: True for the patches of the object; True for all patches where no object
+            stands out.
     """
 
     attention_map: Float[np.ndarray, "gh gw"]
     object_mask: Bool[np.ndarray, "gh gw"]
+
+    @property
+    def object_found(self) -> bool:
+        """Whether an object stands out, so that the mask is a part of the crop."""
+        return not self.object_mask.all()
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,49 @@ class Classifier:
             )
             for crop in crops:
                 yield next(predictions) if isinstance(crop, np.ndarray) else crop
+
+    def evidence(self, image: Photo, class_name: str | None = None) -> ClassEvidence:
+        """Returns where the evidence for a class is in a photo.
+
+        This takes about 50 to 100 predictions: a photo is predicted once for each hidden window.
+
+        Args:
+            image: A path, PIL image or uint8 array [H, W, 3].
+            class_name: The class; None for the most probable one.
+        Raises:
+            UserError: If the photo cannot be read, or there is no such class.
+        """
+        name = str(image) if isinstance(image, str | Path) else "image 0"
+        crop = self.crop(image, name)
+        if class_name is None:
+            class_name = self._predict_crops([(name, crop)], 1)[0].class_names[0]
+        return self.evidence_in(crop, class_name)
+
+    def evidence_in(
+        self,
+        crop: UInt8[np.ndarray, "H W 3"],
+        class_name: str,
+        added: AddedClasses | None = None,
+    ) -> ClassEvidence:
+        """Like `evidence`, for a crop and with the classes that a user added.
+
+        Raises:
+            UserError: If there is no such class.
+        """
+        names = self.class_names + (added.class_names if added else ())
+        if class_name not in names:
+            raise UserError(f"there is no class {class_name!r}: choose one of {', '.join(names)}")
+        return ClassEvidence(
+            class_name,
+            evidence_map(
+                self.inference,
+                crop,
+                names.index(class_name),
+                mean_colour(self.clip.image_encoder),
+                self.clip.vision.grid,
+                None if added is None else added.on_device,
+            ),
+        )
 
     def crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the centred crop that the model sees of a photo; raises `UnreadableImage`."""

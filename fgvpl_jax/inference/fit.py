@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from fgvpl_jax.data import BENCHMARKS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.classifier import Classifier
-from fgvpl_jax.runs.default_config import benchmark_config, get_config
+from fgvpl_jax.runs.default_config import benchmark_config, folder_config
 from fgvpl_jax.runs.experiment import train_and_evaluate
 from fgvpl_jax.runs.settings import flatten
 from fgvpl_jax.runs.workdir import Workdir
@@ -54,12 +53,7 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
     Raises:
         UserError: If a setting is unknown or has a wrong value.
     """
-    if data in BENCHMARKS:
-        config = benchmark_config(str(data))
-    else:
-        config = get_config()
-        config.benchmark = "folder"
-        config.shots = placeholder(int)  # all photos
+    config = benchmark_config(str(data)) if data in BENCHMARKS else folder_config()
     fields = flatten(config.to_dict())
     unknown = flatten(settings).keys() - fields.keys()
     if unknown:
@@ -76,6 +70,6 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
     if empty:
         raise UserError(f"the setting {empty[0]} is None: give it a value or leave it out")
     if data not in BENCHMARKS:
-        config.data.source = "folder"
+        config.data.source = "folder"  # whatever the settings say
         config.data.root = str(data)
     return config

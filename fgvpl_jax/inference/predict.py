@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from fgvpl_jax.data import Split, UnreadableImage, decode_image, photos_at
-from fgvpl_jax.displays.overlay import draw_overlay
+from fgvpl_jax.displays.overlay import draw_overlay, evidence_layer, heat_layer, mask_layer
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.classifier import Classifier, Prediction
+from fgvpl_jax.inference.evidence import ClassEvidence
 
 # A file's name may have 255 bytes, and a character takes up to four.
 LONGEST_STEM = 50
+PREDICTED = "predicted"  # stands for each photo's most probable class
 
 
 class PhotoResult(NamedTuple):
@@ -23,11 +25,13 @@ class PhotoResult(NamedTuple):
         photo: File of the photo.
         result: The prediction, or the error if the photo cannot be read.
         overlay: File of the overlay picture, if one was drawn.
+        evidence: Evidence for one class, if it was wanted.
     """
 
     photo: Path
     result: Prediction | UnreadableImage
     overlay: Path | None
+    evidence: ClassEvidence | None = None
 
 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
@@ -42,7 +46,11 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
 
 
 def predict_files(
-    classifier: Classifier, photos: Sequence[Path], top_k: int, overlay_dir: str | None
+    classifier: Classifier,
+    photos: Sequence[Path],
+    top_k: int,
+    overlay_dir: str | None,
+    evidence_for: str | None = None,
 ) -> Iterator[PhotoResult]:
     """Yields one result for each photo as soon as its batch is ready.
 
@@ -51,9 +59,17 @@ def predict_files(
         photos: Files that `find_photos` returned.
         top_k: Number of classes to return.
         overlay_dir: Folder for one PNG picture for each photo; None draws no pictures.
+        evidence_for: Class to compute the evidence for, `PREDICTED` for the most probable class of
+            each photo; None computes none.
     Raises:
-        UserError: If `overlay_dir` is given for a method that looks for no object.
+        UserError: If `overlay_dir` is given for a method that looks for no object, or there is no
+            class `evidence_for`.
     """
+    if evidence_for not in (None, PREDICTED, *classifier.class_names):
+        raise UserError(
+            f"evidence is {evidence_for!r}: give {PREDICTED!r}, or one of the classes "
+            f"{', '.join(classifier.class_names)}"
+        )
     if overlay_dir is not None and not classifier.finds_objects:
         raise UserError(
             f"overlay_dir is {overlay_dir}, but {classifier.results.method} looks for no object "
@@ -64,16 +80,25 @@ def predict_files(
         folder.mkdir(parents=True, exist_ok=True)
     results = classifier.predict_each(photos, top_k)
     for number, (photo, result) in enumerate(zip(photos, results, strict=True)):
-        overlay = None
+        overlay = evidence = None
+        if evidence_for is not None and isinstance(result, Prediction):
+            wanted = result.class_names[0] if evidence_for == PREDICTED else evidence_for
+            evidence = classifier.evidence(photo, wanted)
         if folder is not None and isinstance(result, Prediction):
             # Numbered, because photos from several folders may have the same name.
             overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
             # Decoded again, because a batch of large photos might not fit into memory.
-            overlay_of(decode_image(photo), result, classifier.support).save(overlay)
-        yield PhotoResult(photo, result, overlay)
+            picture = overlay_of(decode_image(photo), result, classifier.support, evidence)
+            picture.save(overlay)
+        yield PhotoResult(photo, result, overlay, evidence)
 
 
-def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Image.Image:
+def overlay_of(
+    image: Image.Image,
+    prediction: Prediction,
+    support: Split,
+    evidence: ClassEvidence | None = None,
+) -> Image.Image:
     """Draws one prediction, with the similar training photos that still exist.
 
     Raises:
@@ -93,7 +118,16 @@ def overlay_of(image: Image.Image, prediction: Prediction, support: Split) -> Im
         similar.append((thumbnail, found.class_name))
     classes = list(zip(prediction.class_names, prediction.probabilities, strict=True))
     location = prediction.location
-    return draw_overlay(image, location.attention_map, location.object_mask, classes, similar)
+    panels = [
+        ("attention", heat_layer(location.attention_map)),
+        (
+            "object" if location.object_found else "no object stands out",
+            mask_layer(location.object_mask),
+        ),
+    ]
+    if evidence is not None:
+        panels.append((f"evidence for {evidence.class_name}", evidence_layer(evidence.map)))
+    return draw_overlay(image, panels, classes, similar)
 
 
 def as_text(prediction: Prediction) -> str:
@@ -113,6 +147,11 @@ def as_json(result: PhotoResult) -> str:
     if isinstance(prediction, UnreadableImage):
         return json.dumps(content | {"error": str(prediction)})
     content |= content_of(prediction)
+    if result.evidence is not None:
+        content["evidence"] = {
+            "class": result.evidence.class_name,
+            "map": result.evidence.map.astype(float).round(6).tolist(),
+        }
     if result.overlay is not None:
         content["overlay"] = str(result.overlay)
     return json.dumps(content)
@@ -140,4 +179,5 @@ def content_of(prediction: Prediction) -> dict[str, Any]:
     }
     if prediction.location is not None:
         content["object_share"] = round(float(prediction.location.object_mask.mean()), 4)
+        content["object_found"] = prediction.location.object_found
     return content

@@ -28,6 +28,20 @@ def benchmark_config(name: str) -> ConfigDict:
     return config
 
 
+def folder_config() -> ConfigDict:
+    """Returns the settings for your own photos, without their location: the paper's but for two.
+
+    All photos are training photos, and the object mask is cut from the map that finds objects on
+    photographs best.
+    """
+    config = get_config()
+    config.benchmark = "folder"
+    config.data.source = "folder"
+    config.shots = placeholder(int)  # all photos
+    config.attention_map = defaults.OWN_PHOTOS_ATTENTION_MAP
+    return config
+
+
 def get_config() -> ConfigDict:
     """Returns the paper's settings, without data."""
     config = ConfigDict()

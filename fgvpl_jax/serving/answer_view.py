@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from fgvpl_jax.displays.overlay import heat, mask_layer
+from fgvpl_jax.displays.overlay import evidence_layer, heat, mask_layer
 from fgvpl_jax.inference.classifier import Prediction
+from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.serving.service import RecognisedPhoto, Service
 
 # Titles of the table's columns, in their order: the two things that each part compares.
@@ -52,6 +53,7 @@ def answer_html(
     service: Service,
     added: Sequence[str],
     added_squares: Sequence[Image.Image],
+    evidence: ClassEvidence | None = None,
 ) -> str:
     """Renders the photo with its layers, classes, similar photos and each part's contribution.
 
@@ -60,6 +62,7 @@ def answer_html(
         service: Service that recognised it.
         added: Names of the classes that this user added.
         added_squares: Squares of the added photos, in the order of `AddedClasses.photos`.
+        evidence: Evidence for a class; None shows none.
     """
     assert photo.square is not None
     prediction, classifier = photo.response.prediction, service.classifier
@@ -79,7 +82,8 @@ def answer_html(
         prediction=prediction,
         number=next(_numbers),  # ids must differ from those of the previous answer
         square=as_address(photo.square, "JPEG"),
-        layers=layers_of(prediction),
+        layers=layers_of(prediction, evidence),
+        nothing_stands_out=prediction.location is not None and not prediction.location.object_found,
         similar=similar,
         added=added,
         parts=[
@@ -99,12 +103,28 @@ def problem_html(message: str) -> str:
     )
 
 
-def layers_of(prediction: Prediction) -> list[Layer]:
-    """Returns attention map and object mask; no layers for a method that looks for no object."""
+def layers_of(prediction: Prediction, evidence: ClassEvidence | None = None) -> list[Layer]:
+    """Returns evidence, attention map and object mask, as far as there are such."""
+    layers = []
+    if evidence is not None:
+        layers.append(
+            Layer(
+                "evidence",
+                "evidence",
+                f"Evidence for {evidence.class_name}: strongest {place_of(evidence.map)}",
+                as_address(evidence_layer(evidence.map), "PNG"),
+            )
+        )
     if prediction.location is None:
-        return []
+        return layers
     significance, mask = prediction.location.attention_map, prediction.location.object_mask
+    object_place = (
+        f"{mask.mean():.0%} of the picture, around the {place_of(mask)}"
+        if prediction.location.object_found
+        else "the whole picture, because nothing stands out"
+    )
     return [
+        *layers,
         Layer(
             "attention",
             "attention map",
@@ -114,7 +134,7 @@ def layers_of(prediction: Prediction) -> list[Layer]:
         Layer(
             "object",
             "object mask",
-            f"Object mask: {mask.mean():.0%} of the picture, around the {place_of(mask)}",
+            f"Object mask: {object_place}",
             as_address(mask_layer(mask), "PNG"),
         ),
     ]

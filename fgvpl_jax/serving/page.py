@@ -20,6 +20,7 @@ class PhotoTab(NamedTuple):
 
     photo: gr.Image
     answer: gr.HTML
+    explain: gr.Button
     picked: Any
 
 
@@ -92,7 +93,8 @@ def add_photo_tab(examples: Sequence[Path]) -> PhotoTab:
                 ).load_input_event
         with gr.Column(scale=2, min_width=300):
             answer = gr.HTML(elem_id="answer", js_on_load=None)
-    return PhotoTab(photo, answer, picked)
+            explain = gr.Button("Why? Show the evidence", elem_id="explain")
+    return PhotoTab(photo, answer, explain, picked)
 
 
 def add_photos_tab(photos_at_once: int) -> PhotosTab:
@@ -149,6 +151,14 @@ def connect_events(
     }
     # Not `change`, which fires twice for an upload.
     gr.on([photo_tab.photo.upload, photo_tab.photo.clear], **recognise)
+    # One at a time, because the evidence takes about a hundred predictions.
+    photo_tab.explain.click(
+        events.explain_photo,
+        [photo_tab.photo, session],
+        photo_tab.answer,
+        api_visibility="private",
+        concurrency_limit=1,
+    )
     if photo_tab.picked is not None:
         photo_tab.picked.then(**recognise)
     photos_tab.classify.click(

@@ -4,7 +4,7 @@ import asyncio
 import csv
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,25 @@ class PageEvents:
         self, file: str | None, session: Session | None, request: gr.Request
     ) -> Any:
         """Returns the answer for one photo; no update if the page has sent a newer request."""
+        return await self._if_newest(self._answer(file, session), request)
+
+    async def explain_photo(
+        self, file: str | None, session: Session | None, request: gr.Request
+    ) -> Any:
+        """Returns the answer with the evidence for its class; see `recognise_photo`."""
+        return await self._if_newest(self._answer(file, session, with_evidence=True), request)
+
+    async def _if_newest(self, answer: Coroutine[Any, Any, str], request: gr.Request) -> Any:
         call = self._newest[request.session_hash] = object()
-        answer = await self._answer(file, session)
+        html = await answer
         if self._newest.get(request.session_hash) is not call:
             return gr.skip()
         del self._newest[request.session_hash]
-        return answer
+        return html
 
-    async def _answer(self, file: str | None, session: Session | None) -> str:
+    async def _answer(
+        self, file: str | None, session: Session | None, *, with_evidence: bool = False
+    ) -> str:
         if file is None:
             return ""
         try:
@@ -74,8 +85,14 @@ class PageEvents:
             return problem_html(str(error))
         names = session.added.class_names if session else ()
         squares = session.squares if session else ()
+        evidence = None
+        if with_evidence:
+            best = photo.response.prediction.class_names[0]
+            evidence = await to_thread.run_sync(
+                self._service.classifier.evidence_in, photo.crop, best, added_in(session)
+            )
         # In a thread, because it decodes training photos.
-        return await to_thread.run_sync(answer_html, photo, self._service, names, squares)
+        return await to_thread.run_sync(answer_html, photo, self._service, names, squares, evidence)
 
     async def recognise_photos(
         self, paths: list[str] | None, session: Session | None

@@ -95,10 +95,12 @@ class RecognisedPhoto:
     """A photo with its result.
 
     Attributes:
+        crop: The crop that the model saw.
         square: Its centred square, which the model saw; None unless the caller wanted it.
         response: The device's result.
     """
 
+    crop: UInt8[np.ndarray, "H W 3"]
     square: Image.Image | None
     response: PhotoResponse
 
@@ -166,7 +168,7 @@ class Service:
                 self._num_decoding -= 1
             request = PhotoRequest(crop, name, top_k, added)
             response = await asyncio.wrap_future(self._batches.submit(request))
-            return RecognisedPhoto(square, response)
+            return RecognisedPhoto(crop, square, response)
         finally:
             self._num_photos -= 1
 

@@ -16,7 +16,7 @@ PROCESSES = {"coordinator_address", "num_processes", "process_id"}
 ACCEPTED = {
     "train": {"config", "tensorboard", "wandb", *PROCESSES},
     "evaluate": {"config", *PROCESSES},
-    "predict": {"config", "top_k", "json", "overlay_dir"},
+    "predict": {"config", "top_k", "json", "overlay_dir", "evidence"},
     "serve": {"config", "host", "port"},
     "data": {"config"},
     "sweep": {"config"},
@@ -33,6 +33,7 @@ GIVEN = {
     "top_k": "--top_k=5",  # the default, but given
     "json": "--nojson",
     "overlay_dir": "--overlay_dir=pictures",
+    "evidence": "--evidence=predicted",
     "host": "--host=127.0.0.1",
     "port": "--port=7860",
     "output": "--output=file",

@@ -5,9 +5,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fgvpl_jax.displays.overlay import (
+    AGAINST,
     ALPHABETIC_FONTS,
     CJK_FONTS,
     FAINT,
+    FOR,
     INK,
     MARGIN,
     OUTLINE,
@@ -16,9 +18,12 @@ from fgvpl_jax.displays.overlay import (
     THUMBNAIL,
     centred_square,
     draw_overlay,
+    evidence_layer,
     fitted,
     font,
     heat,
+    heat_layer,
+    mask_layer,
     with_outline,
     write,
 )
@@ -81,8 +86,10 @@ def test_a_whole_picture(num_similar):
     classes = [("a very long name " * 9, 0.7), ("b", 0.3), ("c", 0.0)]
     sheet = draw_overlay(
         Image.new("RGB", (90, 60), (1, 2, 3)),
-        np.arange(16.0).reshape(4, 4),
-        np.eye(4, dtype=bool),
+        [
+            ("attention", heat_layer(np.arange(16.0).reshape(4, 4))),
+            ("object", mask_layer(np.eye(4, dtype=bool))),
+        ],
         classes,
         similar[:num_similar],
     )
@@ -104,6 +111,30 @@ def test_a_whole_picture(num_similar):
     for place in range(3):
         left = place * (THUMBNAIL + 8)
         assert (captions[:, left : left + THUMBNAIL] != PAPER).any()
+
+
+def test_every_layer_has_a_square():
+    layers = [("evidence", evidence_layer(np.eye(4)))]
+    photo = Image.new("RGB", (64, 64))
+    widths = [draw_overlay(photo, layers * count, [], []).width for count in (1, 2, 3)]
+    assert np.diff(widths).tolist() == [PANEL + MARGIN] * 2
+
+
+def test_evidence_is_orange_for_the_class_and_blue_against_it():
+    evidence = np.zeros((4, 4))
+    evidence[0, 0], evidence[3, 3] = 2.0, -1.0
+    layer = np.asarray(evidence_layer(evidence))
+    side = PANEL // 4
+    pro, contra = layer[side // 2, side // 2], layer[-side // 2, -side // 2]
+    assert tuple(pro[:3]) == FOR
+    assert tuple(contra[:3]) == AGAINST
+    assert pro[3] > contra[3] > 0
+    assert layer[2 * side, 2 * side, 3] < 3
+    assert not np.asarray(evidence_layer(np.zeros((4, 4))))[..., 3].any()
+
+
+def test_a_mask_of_everything_is_clear():
+    assert not np.asarray(mask_layer(np.ones((4, 4), bool))).any()
 
 
 def number_of(colour, pixels):

@@ -202,7 +202,7 @@ def test_files_and_folders_give_text_json_and_pictures(
     found = list(predict_files(classifier, photos, 2, "~/pictures"))
     assert [one.photo for one in found] == photos
     assert [isinstance(one.result, UnreadableImage) for one in found] == [0, 0, 1, 0, 0, 0, 0]
-    for photo, result, overlay in found:
+    for photo, result, overlay, _ in found:
         line = json.loads(as_json(PhotoResult(photo, result, overlay)))
         assert line["image"] == str(photo)
         if isinstance(result, UnreadableImage):
@@ -218,7 +218,10 @@ def test_files_and_folders_give_text_json_and_pictures(
         with Image.open(overlay) as picture:
             assert picture.width > 900
     (plain,) = predict_files(classifier, photos[:1], 2, None)
-    assert "overlay" not in json.loads(as_json(plain))
+    line = json.loads(as_json(plain))
+    assert "overlay" not in line
+    assert "evidence" not in line
+    assert line["object_found"] == (line["object_share"] < 1)
 
 
 @pytest.mark.parametrize(

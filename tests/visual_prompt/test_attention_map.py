@@ -1,5 +1,7 @@
 """Compares the attention roll-out with the full float64 matrix product."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,23 @@ def test_weights_recomputed_from_queries_and_keys_equal_the_full_product(layers,
     ours = recomputed_attention_map(pairs, num_prompts)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, full_product(weights, num_prompts), rtol=1e-5)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_residual_mixes_every_layer_with_the_identity(layers, recomputed):
+    rng = np.random.default_rng(layers)
+    queries, keys = rng.normal(size=(2, layers, 2, 3, 12, 4))
+    weights = np.exp(np.einsum("lbhqc,lbhkc->lbhqk", queries, keys))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    as_float32 = partial(jnp.asarray, dtype=jnp.float32)
+    if recomputed:
+        pairs = [tuple(map(as_float32, pair)) for pair in zip(queries, keys, strict=True)]
+        ours = recomputed_attention_map(pairs, 1, residual=0.25)
+    else:
+        ours = attention_map([as_float32(layer) for layer in weights], 1, residual=0.25)
+    mixed = 0.75 * weights + 0.25 * np.eye(12)
+    np.testing.assert_allclose(ours, full_product(mixed, 1), rtol=1e-5)
 
 
 def test_the_order_of_layers_matters():

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fgvpl_jax import FGImageEncoder, load_clip
+from fgvpl_jax import FGImageEncoder, attention_map, load_clip
 from fgvpl_jax.clip import VisionTower
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.clip.layers import attention_weights
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen, Trainable
+from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS
 from tests.comparison import relative_error
 
 
@@ -183,6 +184,29 @@ def test_bfloat16_is_near_float32_and_leaves_it_within_the_softmax(clip, pixels)
         assert 0 < error < 0.05
 
 
+@pytest.mark.parametrize("rematerialise", [False, True])
+@pytest.mark.parametrize(("name", "roll_out"), ROLL_OUTS.items())
+def test_each_roll_out_uses_its_layers_and_its_residual(
+    clip, pixels, name, roll_out, rematerialise
+):
+    encoder = FGImageEncoder(
+        clip.vision,
+        num_prompts=0,
+        attention_map=name,
+        rematerialise=rematerialise,
+        rngs=nnx.Rngs(0),
+    )
+    tokens, attentions = clip.vision.embed(pixels), []
+    for layer in list(clip.vision.layers)[:-1]:
+        tokens, weights = layer(tokens)
+        attentions.append(weights)
+    used = attentions[-roll_out.num_layers :] if roll_out.num_layers else attentions
+    expected = attention_map(used, 0, residual=roll_out.residual)
+    np.testing.assert_allclose(encoder(pixels).attention_map, expected, rtol=1e-5)
+
+
 def test_mistakes_are_named(clip):
+    with pytest.raises(UserError, match="attention_map is 'sum': choose one of"):
+        FGImageEncoder(clip.vision, attention_map="sum", rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="num_prompts is -1"):
         FGImageEncoder(clip.vision, num_prompts=-1, rngs=nnx.Rngs(0))

@@ -14,6 +14,7 @@ from fgvpl_jax.data.folder import image_files
 from fgvpl_jax.errors import UserError
 
 ORIENTATION = 0x0112  # EXIF tag
+WINDOWS, WINDOW_SIDES, WINDOW_COVERAGE = 300, (0.45, 1.0), 0.3  # see `off_centre_window`
 VOID = 255  # index of pixels of no class in Pascal VOC's palette masks
 
 Box = tuple[float, float, float, float]
@@ -79,28 +80,25 @@ class Annotations:
         return found
 
 
-class Truth(NamedTuple):
-    """True mask of one photo.
+class Painted(NamedTuple):
+    """Objects of one photo as a picture.
 
     Attributes:
-        crop: Pixels of the objects in the crop that the model sees.
+        picture: White objects on black, as large and as upright as the photo.
         rescaled: Whether the annotation was drawn on a photo of another size.
     """
 
-    crop: Bool[np.ndarray, "H W"]
+    picture: Image.Image
     rescaled: bool
 
 
-def truth_in_crop(clip: CLIP, photo: Image.Image, file: Path, annotation: Annotation) -> Truth:
-    """Returns the objects' pixels in the crop that the model sees; several objects are joined.
+def paint(photo: Image.Image, file: Path, annotation: Annotation) -> Painted:
+    """Paints the objects of a photo; several objects are joined.
 
-    The objects are painted on a black photo, which passes through the model's own resize and crop;
-    a pixel belongs to an object if at least half of it does. An annotation of the size that the
-    file has before its EXIF rotation is rotated like the photo. An annotation of any other size is
-    scaled to the photo's.
+    An annotation of the size that the file has before its EXIF rotation is rotated like the photo.
+    An annotation of any other size is scaled to the photo's.
 
     Args:
-        clip: Model whose crop is used.
         photo: The upright photo.
         file: The photo's file, for its EXIF orientation.
         annotation: Boxes or mask.
@@ -113,8 +111,38 @@ def truth_in_crop(clip: CLIP, photo: Image.Image, file: Path, annotation: Annota
     if as_stored:
         painted.getexif()[ORIENTATION] = orientation
         painted = ImageOps.exif_transpose(painted)
-    crop = clip.resize_and_crop(painted.convert("RGB"))[..., 0] > 127
-    return Truth(crop, annotation.size not in (None, size))
+    return Painted(painted, annotation.size not in (None, size))
+
+
+def truth_in_crop(clip: CLIP, painted: Image.Image) -> Bool[np.ndarray, "H W"]:
+    """Returns the objects' pixels in the crop that the model sees.
+
+    The painted objects pass through the model's own resize and crop; a pixel belongs to an object
+    if at least half of it does.
+    """
+    return clip.resize_and_crop(painted.convert("RGB"))[..., 0] > 127
+
+
+def off_centre_window(
+    painted: Image.Image, rng: np.random.Generator
+) -> tuple[float, float, float, float] | None:
+    """Returns a square window (left, top, right, bottom) of which objects cover about 30%.
+
+    The window is the best of 300 at random places, so its objects are usually near an edge, where a
+    map that only prefers the centre misses them. None if no window has 15% to 45%.
+    """
+    covered = np.asarray(painted) > 127
+    total = np.pad(covered.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    best, window = np.inf, None
+    for _ in range(WINDOWS):
+        side = int(rng.uniform(*WINDOW_SIDES) * min(covered.shape))
+        top, left = (int(rng.integers(length - side + 1)) for length in covered.shape)
+        bottom, right = top + side, left + side
+        area = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+        miss = abs(area / side**2 - WINDOW_COVERAGE)
+        if miss < best:
+            best, window = miss, (left, top, right, bottom)
+    return window if best <= WINDOW_COVERAGE / 2 else None
 
 
 def _paint(annotation: Annotation, size: tuple[int, int]) -> Image.Image:

@@ -1,9 +1,10 @@
-"""Measures where a CLIP's attention looks, on photos whose objects are known.
+r"""Measures where a CLIP's attention looks, on photos whose objects are known.
 
-    python -m benchmarks.localisation CLIP PHOTOS ANNOTATIONS [--sheet=FILE.jpg] [--kind=product]
+    python -m benchmarks.localisation CLIP PHOTOS ANNOTATIONS [--sheet=FILE.jpg] \
+      [--kind=border_contrast] [--class_name=raccoon] [--off_centre]
 
 PHOTOS is a folder of photos. ANNOTATIONS is a folder of Pascal VOC XML files (boxes) or of PNG
-masks, each with the path of its photo but for the suffix, or a COCO JSON file (boxes). Everything
+masks, each with the path of its photo but for the suffix, or a COCO JSON file. Everything
 is measured in the centred square that the model sees, and the model is frozen and has no prompt.
 Each kind of map becomes a mask by the package's own `object_mask`. A photo that cannot be used is
 left out, counted and named.
@@ -20,8 +21,7 @@ Intervals are 95% percentile bootstraps over the photos.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,56 +33,31 @@ from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.annotations import Annotations, truth_in_crop
+from benchmarks.annotations import Annotations, off_centre_window, paint, truth_in_crop
+from benchmarks.localisation_maps import (
+    PROBE_FOLDS,
+    THRESHOLDS,
+    contrast_less_mean,
+    maps_of,
+    masks_above,
+    probe,
+)
 from benchmarks.measuring import report
-from fgvpl_jax import attention_map, object_mask
-from fgvpl_jax.clip import CLIP, load_clip
+from fgvpl_jax import object_mask
+from fgvpl_jax.clip import CLIP, ImageEncoder, load_clip
 from fgvpl_jax.data.folder import image_files
 from fgvpl_jax.data.images import decode_image
 from fgvpl_jax.displays.contact_sheet import draw_contact_sheet, thumbnail
 from fgvpl_jax.displays.overlay import PANEL, heat_layer, laid_over, with_outline
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation.mask_iou import centred_box, iou, mask_iou_of, to_pixels
+from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.reports.significance import interval_of_mean
 
 BATCH = 32
-TOP_LAYERS = 3
+TEMPLATE = "a photo of a {}."
 
-Attentions = Sequence[Float[Array, "b h t t"]]
 Interval = tuple[float, float, float]  # mean, low end, high end
-
-
-def product(attentions: Attentions) -> Float[Array, "b n"]:
-    """Returns Eq. 6 as printed: the class row of the product of all layers' attention."""
-    return attention_map(attentions, num_prompts=0)
-
-
-def residual(attentions: Attentions) -> Float[Array, "b n"]:
-    """Returns the class row of the product of the layers' 0.5·A + 0.5·I."""
-    tokens = jnp.arange(attentions[0].shape[-1])
-    row = jnp.broadcast_to((tokens == 0).astype(jnp.float32), attentions[0][:, :, 0].shape)
-    for weights in reversed(attentions):
-        below = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
-        row = 0.5 * below + 0.5 * row
-    return row[..., 1:].sum(axis=1)
-
-
-def last(attentions: Attentions) -> Float[Array, "b n"]:
-    """Returns the class row of the last of the layers."""
-    return attentions[-1][:, :, 0, 1:].astype(jnp.float32).sum(axis=1)
-
-
-def last_3_residual(attentions: Attentions) -> Float[Array, "b n"]:
-    """Returns `residual` over the last three of the layers."""
-    return residual(attentions[-TOP_LAYERS:])
-
-
-KINDS: dict[str, Callable[[Attentions], Float[Array, "b n"]]] = {
-    "product": product,
-    "residual": residual,
-    "last": last,
-    "last_3_residual": last_3_residual,
-}
 
 
 class Located(NamedTuple):
@@ -125,15 +100,23 @@ class Examples(NamedTuple):
     left_out: dict[str, str]
 
 
-def read_examples(clip: CLIP, photos: Path, annotations: Path) -> Examples:
+def read_examples(
+    clip: CLIP, photos: Path, annotations: Path, off_centre: bool = False
+) -> Examples:
     """Reads all photos of a folder, in name order.
 
+    Args:
+        clip: Model whose crop is used.
+        photos: Folder of the photos.
+        annotations: See `Annotations`.
+        off_centre: Whether to take an `off_centre_window` of each photo instead of all of it.
     Raises:
         UserError: If there is no such folder, or no photo can be used.
     """
     if not photos.is_dir():
         raise UserError(f"there is no folder {photos}: give the folder that holds the photos")
     known = Annotations(annotations)
+    rng = np.random.default_rng(0)
     used: list[Example] = []
     left_out: dict[str, str] = {}
     for file in sorted(image_files(photos)):
@@ -144,37 +127,57 @@ def read_examples(clip: CLIP, photos: Path, annotations: Path) -> Examples:
         except UserError as error:
             left_out[name.as_posix()] = str(error)
             continue
-        truth = truth_in_crop(clip, photo, file, annotation)
-        if not truth.crop.any():
+        painted, rescaled = paint(photo, file, annotation)
+        if off_centre:
+            window = off_centre_window(painted, rng)
+            if window is None:
+                left_out[name.as_posix()] = "objects cover 15% to 45% of no window"
+                continue
+            photo, painted = photo.crop(window), painted.crop(window)
+        truth = truth_in_crop(clip, painted)
+        if not truth.any():
             left_out[name.as_posix()] = "no object in the centred square"
             continue
-        crop = clip.resize_and_crop(photo)
-        used.append(Example(name.as_posix(), crop, truth.crop, truth.rescaled))
+        used.append(Example(name.as_posix(), clip.resize_and_crop(photo), truth, rescaled))
     if not used:
         raise UserError(f"no photo in {photos} can be measured: {left_out or 'it has no photo'}")
     return Examples(used, left_out)
 
 
-def locate(clip: CLIP, crops: Sequence[UInt8[np.ndarray, "H W 3"]]) -> dict[str, Located]:
-    """Returns the maps and masks of every kind."""
-    program = partial(_locate, *nnx.split(clip.image_encoder))
-    batches = [program(np.stack(crops[i : i + BATCH])) for i in range(0, len(crops), BATCH)]
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
-    return {kind: Located(*pair) for kind, pair in joined.items()}
+def locate(
+    encoder: ImageEncoder,
+    examples: Sequence[Example],
+    class_feature: Float[Array, "e"] | None = None,
+) -> dict[str, Located]:
+    """Returns the maps and masks of every kind; see `maps_of`."""
+    graphdef, state = nnx.split(encoder)
+    program = jax.jit(
+        lambda state, images, feature: maps_of(nnx.merge(graphdef, state), images, feature)
+    )
+    crops = [example.crop for example in examples]
+    batches = [
+        program(state, np.stack(crops[i : i + BATCH]), class_feature)
+        for i in range(0, len(crops), BATCH)
+    ]
+    seen = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+    located = {kind: Located(seen.maps[kind], seen.masks[kind]) for kind in seen.maps}
+    grid = encoder.vision.grid
+    further = {"border_contrast_less_mean": contrast_less_mean(seen.middle_tokens, grid)}
+    if len(examples) >= PROBE_FOLDS:
+        covered = np.stack([covered_patches(example.truth, grid) for example in examples])
+        further["probe"] = probe(seen.middle_tokens, covered)
+    for kind, maps in further.items():
+        located[kind] = Located(maps, np.asarray(object_mask(jnp.asarray(maps, jnp.float32), grid)))
+    return located
 
 
-@partial(jax.jit, static_argnums=0)
-def _locate(
-    graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
-) -> dict[str, tuple[Array, Array]]:
-    encoder = nnx.merge(graphdef, state)
-    tokens = encoder.vision.embed(encoder.normalize_pixels(images))
-    attentions = []
-    for layer in list(encoder.vision.layers)[:-1]:
-        tokens, weights = layer(tokens)
-        attentions.append(weights)
-    maps = {kind: map_of(attentions) for kind, map_of in KINDS.items()}
-    return {kind: (one, object_mask(one, encoder.vision.grid)) for kind, one in maps.items()}
+def covered_patches(
+    truth: Bool[np.ndarray, "H W"], grid: tuple[int, int]
+) -> Float[np.ndarray, "n"]:
+    """Returns the share of each patch that the true mask covers."""
+    count = to_pixels(np.arange(grid[0] * grid[1]), grid, (truth.shape[0], truth.shape[1]))
+    pixels = np.bincount(count.ravel(), minlength=grid[0] * grid[1])
+    return np.bincount(count.ravel(), truth.ravel(), minlength=grid[0] * grid[1]) / pixels
 
 
 def measure(
@@ -250,13 +253,24 @@ def draw_sheet(examples: Sequence[Example], located: Located, grid: tuple[int, i
 
 
 def main(
-    clip_path: str, photos: Path, annotations: Path, sheet: Path | None, kind: str
+    clip_path: str,
+    photos: Path,
+    annotations: Path,
+    sheet: Path | None,
+    kind: str,
+    class_name: str | None = None,
+    off_centre: bool = False,
 ) -> dict[str, Any]:
     """Measures every kind of map and returns the means with their intervals."""
     clip = load_clip(clip_path)
     grid = clip.vision.grid
-    examples = read_examples(clip, photos, annotations)
-    located = locate(clip, [example.crop for example in examples.used])
+    examples = read_examples(clip, photos, annotations, off_centre)
+    class_feature = None
+    if class_name is not None:
+        class_feature = class_text_features(clip, [class_name], [TEMPLATE])[0]
+    located = locate(clip.image_encoder, examples.used, class_feature)
+    if kind not in located:
+        raise UserError(f"kind is {kind!r}: choose one of {', '.join(located)}")
     truths = [example.truth for example in examples.used]
     if sheet is not None:
         draw_sheet(examples.used, located[kind], grid).save(sheet)
@@ -266,19 +280,22 @@ def main(
         "photos_with_an_auc": sum(not truth.all() for truth in truths),
         "rescaled_annotations": sum(example.rescaled for example in examples.used),
         "left_out": examples.left_out,
+        "kinds": {name: summarise(measure(one, truths, grid)) for name, one in located.items()},
+        "thresholds": {},
     }
-    for name, one in located.items():
-        result[name] = summarise(measure(one, truths, grid))
+    maps = located[kind].maps
+    for name in THRESHOLDS:
+        one = Located(maps, masks_above(maps, name, grid))
+        result["thresholds"][name] = summarise(measure(one, truths, grid))
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """Returns a Markdown table of the kinds of map: means with their 95% intervals."""
-    columns = tuple(result[next(iter(KINDS))])
-    lines = [f"| map | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
-    for kind in KINDS:
-        cells = (_cell(result[kind][name]) for name in columns)
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
+def table(rows: dict[str, dict[str, Interval | None]], title: str) -> str:
+    """Returns a Markdown table: means with their 95% intervals."""
+    columns = tuple(next(iter(rows.values())))
+    lines = [f"| {title} | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+    for kind, row in rows.items():
+        lines.append(f"| {kind} | {' | '.join(_cell(row[name]) for name in columns)} |")
     return "\n".join(lines)
 
 
@@ -292,8 +309,22 @@ if __name__ == "__main__":
     parser.add_argument("photos", type=Path)
     parser.add_argument("annotations", type=Path)
     parser.add_argument("--sheet", type=Path, help="file of the contact sheet")
-    parser.add_argument("--kind", choices=KINDS, default="product", help="the sheet's map")
+    parser.add_argument("--kind", default="border_contrast", help="map of sheet and thresholds")
+    parser.add_argument("--class_name", help="class of the photos, for two more maps")
+    parser.add_argument(
+        "--off_centre", action="store_true", help="measure windows with the object near an edge"
+    )
     options = parser.parse_args()
-    measured = main(options.clip, options.photos, options.annotations, options.sheet, options.kind)
-    print(table(measured))
+    measured = main(
+        options.clip,
+        options.photos,
+        options.annotations,
+        options.sheet,
+        options.kind,
+        options.class_name,
+        options.off_centre,
+    )
+    print(table(measured["kinds"], "map"))
+    print()
+    print(table(measured["thresholds"], f"threshold of {options.kind}"))
     report(measured)

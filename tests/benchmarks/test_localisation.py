@@ -3,17 +3,29 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
+from skimage.measure import label
 
 from benchmarks import localisation
-from benchmarks.annotations import Annotations, truth_in_crop
-from benchmarks.localisation import KINDS, Located, measure, summarise
+from benchmarks.annotations import Annotations, off_centre_window, paint, truth_in_crop
+from benchmarks.localisation import Located, measure, summarise
+from benchmarks.localisation_maps import (
+    THRESHOLDS,
+    LastLayer,
+    gradient_weighted,
+    heads,
+    masks_above,
+    normalised_cut,
+    probe,
+)
 from fgvpl_jax.clip import load_clip
+from fgvpl_jax.clip.layers import ACTIVATIONS
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.visual_prompt import ATTENTION_MAPS, FGImageEncoder
 
 SIDE, GRID = (32, 32), (4, 4)  # of the tiny CLIP
 ORIENTATION = 0x0112
@@ -232,20 +244,82 @@ def full_products(attentions: list[np.ndarray]) -> np.ndarray:
     return rolled[:, :, 0, 1:].sum(axis=1)
 
 
-def test_the_kinds_equal_full_products():
-    logits = np.random.default_rng(0).normal(size=(5, 2, 3, 17, 17))
-    attentions = list(np.asarray(jax.nn.softmax(2 * jnp.asarray(logits, jnp.float32))))
-    mixed = [0.5 * weights + 0.5 * np.eye(17, dtype=np.float32) for weights in attentions]
-    expected = {
-        "product": full_products(attentions),
-        "residual": full_products(mixed),
-        "last": full_products(attentions[-1:]),
-        "last_3_residual": full_products(mixed[-3:]),
-    }
-    given = [jnp.asarray(weights) for weights in attentions]
-    assert list(expected) == list(KINDS)
-    for kind, values in expected.items():
-        np.testing.assert_allclose(KINDS[kind](given), values, rtol=1e-5)
+def test_the_normalised_cut_separates_two_groups_of_keys():
+    rng = np.random.default_rng(0)
+    inside = np.zeros(GRID, bool)
+    inside[1:3, 1:3] = True
+    directions = np.where(inside.ravel()[:, None], [1.0, 0.2], [0.2, 1.0])
+    keys = np.concatenate([np.zeros((1, 2)), directions]) + rng.normal(scale=0.02, size=(17, 2))
+    cut = np.asarray(normalised_cut(jnp.asarray(keys[None, None], jnp.float32), GRID))[0]
+    assert cut[inside.ravel()].min() > cut[~inside.ravel()].max()
+
+
+def test_gradient_weights_are_those_of_central_differences(clip):
+    """The gradient of the cosine by each weight of the class row, one weight at a time."""
+    rng = np.random.default_rng(0)
+    encoder, layer = clip.image_encoder, list(clip.vision.layers)[-1]
+    side = clip.image_size
+    pixels = jnp.asarray(rng.normal(size=(1, side, side, 3)), jnp.float32)
+    tokens = clip.vision.embed(pixels)
+    for one in list(clip.vision.layers)[:-1]:
+        tokens, _ = one(tokens)
+    output, weights = layer(tokens)
+    feature = clip.vision.project(output[:, 0]) + 1
+    feature = feature / jnp.linalg.norm(feature)
+    values = heads(layer.attention.value(layer.norm1(tokens)), weights.shape[1])
+    seen = LastLayer(tokens, values, values, [weights])
+    ours = np.asarray(gradient_weighted(encoder, seen, feature))[0]
+
+    def cosine(row):
+        mixed = np.einsum("bht,bhtc->bhc", row, values).reshape(1, -1)
+        token = tokens[:, 0] + layer.attention.out(jnp.asarray(mixed, jnp.float32))
+        token = token + layer.fc2(ACTIVATIONS[layer.activation](layer.fc1(layer.norm2(token))))
+        image = np.asarray(clip.vision.project(token), np.float64)
+        return (image @ np.asarray(feature, np.float64).T / np.linalg.norm(image)).item()
+
+    row, step, expected = np.asarray(weights[:, :, 0], np.float64), 1e-2, np.zeros(ours.shape)
+    for head, token in np.ndindex(row.shape[1], row.shape[2] - 1):
+        moved = np.zeros_like(row)
+        moved[0, head, token + 1] = step
+        slope = (cosine(row + moved) - cosine(row - moved)) / (2 * step)
+        expected[token] += row[0, head, token + 1] * max(slope, 0)
+    np.testing.assert_allclose(ours, expected, atol=0.02 * expected.max())
+
+
+def test_the_probe_is_trained_on_other_photos():
+    """Where the truth of one half contradicts that of the other, the probe is wrong everywhere."""
+    rng = np.random.default_rng(0)
+    covered = rng.integers(0, 2, (8, 16)).astype(float)
+    tokens = rng.normal(scale=0.1, size=(8, 16, 3))
+    tokens[..., 0] += covered
+    assert ((probe(tokens, covered) > 0) == (covered > 0)).mean() > 0.95
+    covered[4:] = 1 - covered[4:]
+    assert ((probe(tokens, covered) > 0) == (covered > 0)).mean() < 0.05
+
+
+def test_thresholds_are_scikit_images():
+    maps = np.random.default_rng(0).random((3, 16))
+    for name, threshold in THRESHOLDS.items():
+        masks = masks_above(maps, name, GRID)
+        for values, mask in zip(maps, masks, strict=True):
+            areas = label(values.reshape(GRID) > threshold(values), connectivity=2)
+            largest = np.bincount(areas[areas > 0]).max()
+            assert mask.sum() == largest
+            assert values[mask].min() > threshold(values)
+
+
+def test_an_off_centre_window_shows_a_third_of_object():
+    painted = Image.new("L", (100, 60))
+    painted.paste(255, (40, 20, 70, 50))
+    rng = np.random.default_rng(0)
+    left, top, right, bottom = off_centre_window(painted, rng)
+    assert 0 <= left < right <= 100
+    assert 0 <= top < bottom <= 60
+    assert right - left == bottom - top
+    assert np.asarray(painted.crop((left, top, right, bottom))).mean() / 255 == pytest.approx(
+        0.3, abs=0.05
+    )
+    assert off_centre_window(Image.new("L", (50, 50), 255), rng) is None
 
 
 def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, place, monkeypatch):
@@ -257,31 +331,35 @@ def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, pla
     sheet = place / "sheet.png"
     given = (str(tiny_clip_dir), place / "photos", place / "annotations")
     result = localisation.main(*given, sheet, "residual")
-    assert result == localisation.main(*given, None, "product")
+    assert result == localisation.main(*given, None, "residual")
     assert result["photos"] == result["photos_with_an_auc"] == 3
     assert result["rescaled_annotations"] == 0
     assert result["left_out"] == {"without.png": "no annotation"}
-    for kind in KINDS:
-        for mean, low, high in result[kind].values():
-            assert 0 <= low <= mean <= high <= 1
-    assert all(f"| {kind} | " in localisation.table(result) for kind in KINDS)
+    for rows in (result["kinds"], result["thresholds"]):
+        table = localisation.table(rows, "map")
+        for kind, row in rows.items():
+            assert f"| {kind} | " in table
+            for mean, low, high in row.values():
+                assert 0 <= low <= mean <= high <= 1
+    assert {*ATTENTION_MAPS, "probe", "layer_L"} < set(result["kinds"])
+    more = localisation.main(*given, None, "gradient_weighted", "cat", off_centre=True)
+    assert set(more["kinds"]) - set(result["kinds"]) == {"patch_to_class", "gradient_weighted"}
+    with pytest.raises(UserError, match="kind is 'sum': choose one of"):
+        localisation.main(*given, None, "sum")
     assert min(Image.open(sheet).size) > 100
 
 
 def test_maps_are_those_of_the_package(clip, place):
-    """The product's map equals the encoder's without a prompt."""
-    from flax import nnx
-
-    from fgvpl_jax.visual_prompt import FGImageEncoder
-
+    """Every map that is a value of `config.attention_map` is the encoder's without a prompt."""
     write_photo(place, "a.png", (48, 32))
     write_voc(place, "a", (48, 32), (10, 4, 30, 20))
     (example,) = examples_of(clip, place).used
-    located = localisation.locate(clip, [example.crop])["product"]
-    encoder = FGImageEncoder(clip.vision, num_prompts=0, rngs=nnx.Rngs(0))
-    features = encoder(clip.image_encoder.normalize_pixels(jnp.asarray(example.crop[None])))
-    np.testing.assert_allclose(located.maps, features.attention_map, rtol=1e-4)
-    np.testing.assert_array_equal(located.masks, features.object_mask)
+    located = localisation.locate(clip.image_encoder, [example])
+    for name in ATTENTION_MAPS:
+        encoder = FGImageEncoder(clip.vision, 0, attention_map=name, rngs=nnx.Rngs(0))
+        features = encoder(clip.image_encoder.normalize_pixels(jnp.asarray(example.crop[None])))
+        np.testing.assert_allclose(located[name].maps, features.attention_map, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(located[name].masks, features.object_mask)
 
 
 def test_a_photo_of_any_geometry_is_mapped(clip, place, monkeypatch):
@@ -293,5 +371,5 @@ def test_a_photo_of_any_geometry_is_mapped(clip, place, monkeypatch):
     write_voc(place, "a", (64, 32), (16, 8, 32, 16))
     file = place / "photos" / "a.png"
     annotation = Annotations(place / "annotations").of(Path("a.png"))
-    truth = truth_in_crop(clip, Image.open(file), file, annotation)
-    np.testing.assert_array_equal(truth.crop, square(8, 8, 16, 16))
+    truth = truth_in_crop(clip, paint(Image.open(file), file, annotation).picture)
+    np.testing.assert_array_equal(truth, square(8, 8, 16, 16))

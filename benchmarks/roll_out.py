@@ -1,13 +1,15 @@
-"""Compares the attention roll-out by its class row with full products and the forward pass.
+"""Compares maps of the object, by their cost, with full products and the forward pass.
 
     python -m benchmarks.roll_out [--shape=B/16] [--batch=8] [--dtype=bfloat16]
 
-Also compares roll-out and object mask together with the forward pass of the plain tower.
+The attention roll-out by its class row is compared with full products of the layers' attention;
+every map of `config.attention_map`, together with its object mask, with the forward pass of the
+plain tower.
 """
 
 import argparse
 import statistics
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -18,6 +20,10 @@ from flax import nnx
 from benchmarks.measuring import SHAPES, random_model, ratio, report, take_turns
 from fgvpl_jax import attention_map, object_mask
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
+from fgvpl_jax.visual_prompt import ATTENTION_MAPS
+from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, RollOut
+from fgvpl_jax.visual_prompt.border_contrast import middle_contrast
+from fgvpl_jax.visual_prompt.encoder import BORDER_CONTRAST
 
 
 def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
@@ -44,14 +50,26 @@ def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
         return rolled[:, :, 0, 1 : 1 + gh * gw].sum(axis=1)
 
     by_row = jax.jit(attention_map)
-    tail = jax.jit(lambda attentions: object_mask(attention_map(attentions), (gh, gw)))
+
+    def map_and_mask(roll_out: RollOut, attentions: list[jax.Array]) -> jax.Array:
+        top = attentions[-roll_out.num_layers :] if roll_out.num_layers else attentions
+        return object_mask(attention_map(top, residual=roll_out.residual), (gh, gw))
+
+    roll_outs = {name: jax.jit(partial(map_and_mask, one)) for name, one in ROLL_OUTS.items()}
+    contrast = jax.jit(
+        lambda vision, tokens: object_mask(
+            middle_contrast(nnx.merge(graphdef, vision), tokens), (gh, gw)
+        )
+    )
+    entering = jnp.asarray(rng.normal(size=(batch, tokens, config.width)), dtype)
     forward = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images, dtype))
     np.testing.assert_allclose(by_row(attentions), full_products(attentions), rtol=1e-4)
     seconds = take_turns(
         {
             "by_row": lambda: by_row(attentions),
             "full_products": lambda: full_products(attentions),
-            "by_row_and_mask": lambda: tail(attentions),
+            **{name: partial(one, attentions) for name, one in roll_outs.items()},
+            BORDER_CONTRAST: lambda: contrast(state, entering),
             "forward": lambda: forward(state, images),
         },
         rounds,
@@ -59,7 +77,8 @@ def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"shape": shape, "batch": batch, "dtype": dtype}
     result |= {f"{name}_ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
     result["by_row_over_full_products"] = ratio(seconds, "by_row", "full_products")
-    result["by_row_and_mask_over_forward"] = ratio(seconds, "by_row_and_mask", "forward")
+    for name in ATTENTION_MAPS:
+        result[f"{name}_and_mask_over_forward"] = ratio(seconds, name, "forward")
     return result
 
 

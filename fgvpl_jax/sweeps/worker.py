@@ -26,10 +26,11 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
+from fgvpl_jax.runs.lock import WorkdirInUse
 from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import with_recipe
-from fgvpl_jax.runs.workdir import Workdir, WorkdirInUse
+from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.sweeps.cells import Cell, ConfigNamed, cells_of
 
 CELLS, ERRORS = "cells", "errors"

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_json, write_arrays, write_json
+from fgvpl_jax.files import expand_user, read_json, write_arrays, write_json
 from fgvpl_jax.methods import Recipe
 from fgvpl_jax.runs import lock
 from fgvpl_jax.runs.default_config import get_config
@@ -31,7 +31,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = expand_user(path).absolute()
         existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir():
             raise UserError(
@@ -138,7 +138,7 @@ class Workdir:
             backbone: Id, revision and content hashes of the backbone.
         """
         content = plain(config)
-        folder = Path(config.clip).expanduser()
+        folder = expand_user(config.clip)
         if folder.is_dir():
             content["clip"] = str(folder.absolute())
         self.write(self.config_file, {"format": FORMAT, "config": content, "backbone": backbone})

@@ -3,6 +3,8 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fgvpl_jax.errors import UserError
 
@@ -46,6 +48,21 @@ def import_jax() -> None:
             "same precision",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Hides the proxies of the environment, which Gradio reads although it connects to nobody.
+
+    Its HTTP library refuses proxies whose scheme or address it does not know.
+    """
+    proxies = {
+        name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
 
 
 def check_devices() -> None:

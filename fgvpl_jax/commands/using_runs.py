@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
-from fgvpl_jax.commands.environment import check_devices
+from fgvpl_jax.commands.environment import check_devices, without_proxies
 from fgvpl_jax.commands.flags import CONFIG, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
 from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
@@ -43,8 +43,9 @@ def predict(workdir: str, arguments: list[str]) -> int:
 def serve(workdir: str, arguments: list[str]) -> int:
     """Serves a trained run until it is interrupted."""
     try:
-        from fgvpl_jax.serving import server
-        from fgvpl_jax.serving.service import Limits
+        with without_proxies():
+            from fgvpl_jax.serving import server
+            from fgvpl_jax.serving.service import Limits
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("gradio", "fastapi", "uvicorn"):
             raise
@@ -62,7 +63,8 @@ def serve(workdir: str, arguments: list[str]) -> int:
             "most similar to theirs; it has no password and no encryption: see docs/serve.md",
             file=sys.stderr,
         )
-    server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
+    with without_proxies():
+        server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
     return 0
 
 

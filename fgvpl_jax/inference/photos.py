@@ -57,7 +57,8 @@ def named_photos(images: object) -> list[tuple[str, Any]]:
         elif _is_photo(image):
             named.append((name, image))
         else:
-            raise UserError(f"{name} is of type {type(image).__name__}: {TAKEN}")
+            kind = "None" if image is None else f"of type {type(image).__name__}"
+            raise UserError(f"{name} is {kind}: {TAKEN}")
     return named
 
 

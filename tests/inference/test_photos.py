@@ -53,10 +53,10 @@ def test_every_form_of_a_photo_is_the_same_image(photo, form, several):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (None, "image 0 is of type NoneType: give paths, bytes"),
+        (None, "image 0 is None: give paths, bytes"),
         (3, "image 0 is of type int"),
         ({"photo": 1}, "image 0 is of type dict"),
-        ([np.zeros((2, 2, 3), np.uint8), None], "image 1 is of type NoneType"),
+        ([np.zeros((2, 2, 3), np.uint8), None], "image 1 is None"),
         ([[1, 2], [3, 4]], "image 0 is of type list"),
         ("", "an empty path"),
         ("/no/such/photo.jpg", "there is no file or folder /no/such/photo.jpg"),

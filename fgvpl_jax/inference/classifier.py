@@ -20,6 +20,7 @@ from fgvpl_jax.methods import Task
 from fgvpl_jax.recognition import VisualCache, class_text_features
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import build_model
+from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
 
@@ -96,6 +97,7 @@ class Classifier:
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
+        check_jax_settings()
         config = workdir.stored_config()
         if not workdir.results_file.exists():
             raise unfinished(workdir)

@@ -13,6 +13,21 @@ import numpy as np
 from fgvpl_jax.errors import UserError
 
 
+def expand_user(path: str | Path) -> Path:
+    """Returns a path with the home folder instead of a leading `~` or `~name`.
+
+    Raises:
+        UserError: If there is no such user, or this user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise UserError(
+            f"{path} cannot be found, because {user} has no home folder here: write the whole path"
+        ) from error
+
+
 @contextmanager
 def written_whole(file: Path) -> Iterator[BinaryIO]:
     """Opens a stream whose content replaces the file at the end of the block, synced to disk.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fgvpl_jax.clip.weights import MSGPACK, PYTORCH, SAFETENSORS, SHARD_INDEX
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import expand_user
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Listed by name, because a pattern such as *.json would also fetch small files of other formats.
@@ -38,7 +39,7 @@ def find_checkpoint(path_or_hub_id: str) -> tuple[Path, str | None]:
     Raises:
         UserError: If there is no such directory and the hub cannot supply it.
     """
-    directory = Path(path_or_hub_id).expanduser()
+    directory = expand_user(path_or_hub_id)
     if path_or_hub_id and directory.is_dir():
         return directory, None
     if directory.is_file() or not HUB_ID.fullmatch(path_or_hub_id):

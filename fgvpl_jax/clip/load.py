@@ -14,6 +14,7 @@ from PIL import Image
 
 from fgvpl_jax.clip.config import read_config
 from fgvpl_jax.clip.convert import build_towers
+from fgvpl_jax.clip.downloads import check_small_file
 from fgvpl_jax.clip.hub import SMALL_FILES, find_checkpoint
 from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.image_input import ImageProcessor
@@ -125,6 +126,8 @@ def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
     """
     name = os.fspath(path_or_hub_id)
     directory, revision = find_checkpoint(name)
+    for file in small_files(directory):
+        check_small_file(file)
     vision_config, text_config = read_config(directory)
     tokenizer = Tokenizer(directory, text_config)
     image_processor = ImageProcessor(directory, vision_config)
@@ -144,7 +147,11 @@ def identity_of(path_or_hub_id: str | os.PathLike[str]) -> Identity:
     return _identity(name, *find_checkpoint(name))
 
 
+def small_files(directory: Path) -> list[Path]:
+    """Returns the config, tokenizer and image processor files of a checkpoint."""
+    return [directory / file for file in SMALL_FILES if (directory / file).is_file()]
+
+
 def _identity(name: str, directory: Path, revision: str | None) -> Identity:
-    small_files = [directory / file for file in SMALL_FILES if (directory / file).is_file()]
-    hashes = content_hash(weight_files(directory)), content_hash(small_files)
+    hashes = content_hash(weight_files(directory)), content_hash(small_files(directory))
     return Identity(name, revision, *hashes)

@@ -10,6 +10,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from fgvpl_jax.clip.downloads import (
+    check_small_file,
+    check_weight_file,
+    unfinished_downloads,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import parse_json
 
@@ -35,20 +40,24 @@ def weight_files(directory: Path) -> list[Path]:
         # `os.path`, because pathlib raises an error for a name that is too long.
         missing = [shard.name for shard in shards if not os.path.isfile(shard)]
         if missing:
-            raise UserError(f"{directory} lacks the weight shards {missing}: download them again")
+            raise UserError(
+                f"{directory} lacks the weight shards {missing}{unfinished_downloads(directory)}: "
+                "download them again"
+            )
         return shards
     for name in (MSGPACK, PYTORCH):
         if (directory / name).is_file():
             return [directory / name]
     raise UserError(
-        f"{directory} holds no weights: it must have {SAFETENSORS}, {SHARD_INDEX}, {MSGPACK} or "
-        f"{PYTORCH}"
+        f"{directory} holds no weights{unfinished_downloads(directory)}: it must have "
+        f"{SAFETENSORS}, {SHARD_INDEX}, {MSGPACK} or {PYTORCH}"
     )
 
 
 def shard_of_each(directory: Path) -> dict[str, str]:
     """Returns each tensor's shard file by tensor name, from the shard index."""
     file = directory / SHARD_INDEX
+    check_small_file(file)
     try:
         weight_map = dict(parse_json(file.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -73,6 +82,7 @@ def read_tensors(files: list[Path]) -> Tensors:
     """
     tensors: Tensors = {}
     for file in files:
+        check_weight_file(file)
         read = READERS[file.suffix]
         try:
             new = read(file)

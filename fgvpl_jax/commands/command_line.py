@@ -4,13 +4,14 @@ Override fields of the config with `--config.FIELD=VALUE`, such as `--config.sho
 is `python run.py` in a checkout, and `fgvpl` where the package is installed.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from fgvpl_jax.commands import flags as command_flags
 from fgvpl_jax.commands import using_runs
@@ -22,6 +23,7 @@ from fgvpl_jax.commands.console import (
     printable,
     quieten_libraries,
 )
+from fgvpl_jax.commands.environment import check_devices, import_jax
 from fgvpl_jax.commands.flags import (
     CONFIG,
     COORDINATOR,
@@ -38,8 +40,10 @@ from fgvpl_jax.commands.flags import (
     WANDB,
 )
 from fgvpl_jax.commands.modes import Mode, check_usage
+from fgvpl_jax.commands.output import steady_outputs
 from fgvpl_jax.commands.shipped_configs import config_named
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import expand_user
 from fgvpl_jax.interruption import handling_signals
 
 if TYPE_CHECKING:
@@ -63,9 +67,15 @@ __all__ = [
 
 def run() -> None:
     """Runs the command; ends the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are not text
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app.run(main, flags_parser=parse_flags)
+    outputs = steady_outputs()
+    logging.get_absl_handler().python_handler.stream = sys.stderr
+    try:
+        app.run(main, flags_parser=parse_flags)
+    finally:
+        sys.stdout.flush()
+        for output in outputs:
+            if output.lost is not None and output.lost.errno != errno.EPIPE:
+                complain(f"some of the output could not be written ({output.lost.strerror})")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -96,6 +106,7 @@ def main(argv: list[str]) -> int:
     mode = MODES[MODE.value]
     try:
         workdir = check_usage(MODES, MODE.value, argv[1:])
+        import_jax()
         with handling_signals() if mode.resumes else nullcontext():
             return mode.run(workdir, argv[1:])
     except UserError as error:
@@ -103,9 +114,13 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt as interruption:
-        hint = "; the same command resumes from the last checkpoint" if mode.resumes else ""
-        print(f"interrupted{hint}", file=sys.stderr)
-        return getattr(interruption, "exit_code", INTERRUPTED)
+        return _interrupted(interruption, mode)
+
+
+def _interrupted(interruption: KeyboardInterrupt, mode: Mode) -> int:
+    hint = "; the same command resumes from the last checkpoint" if mode.resumes else ""
+    print(f"interrupted{hint}", file=sys.stderr)
+    return getattr(interruption, "exit_code", INTERRUPTED)
 
 
 # The functions of modes import what they need when they are called, so that `--help` and mistakes
@@ -143,9 +158,16 @@ def _run_and_print(call: Callable[[], "RunResults"]) -> int:
     import jax
 
     from fgvpl_jax.runs.summary import summary_lines
-    from fgvpl_jax.training import is_writer, join_processes
+    from fgvpl_jax.training import LostProcesses, is_writer, join_processes
 
-    join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    try:
+        join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    except LostProcesses as error:
+        sys.stdout.flush()
+        os._exit(complain(error))  # an ordinary exit would wait for jax, which still waits
+    except KeyboardInterrupt as interruption:
+        os._exit(_interrupted(interruption, MODES[MODE.value]))  # see above
+    check_devices()
     try:
         results = call()
     except jax.errors.JaxRuntimeError as error:
@@ -169,6 +191,7 @@ def check_data(workdir: str, arguments: list[str]) -> int:
     from fgvpl_jax.runs import check_data as checking
     from fgvpl_jax.runs.workdir import Workdir
 
+    expand_user(CONFIG.value.data.root or "")  # refuses the home folder of an unknown user
     lines, problems = checking.check_data(CONFIG.value, Workdir(workdir))
     print("\n".join(lines))
     for problem in problems:
@@ -185,6 +208,7 @@ def sweep(workdir: str, arguments: list[str]) -> int:
         raise UserError(
             "--config names a single run: name a sweep's config, such as configs/sweep.py"
         )
+    check_devices()
     cells = run_sweep(config, workdir, config_named)
     failed = [cell for cell in cells if cell.problem is not None]
     if failed:

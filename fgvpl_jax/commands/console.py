@@ -10,6 +10,7 @@ from absl import logging
 MISTAKE = 2
 LOST_PROCESS = 3
 INTERRUPTED = 130  # by Ctrl-C; 143 by SIGTERM
+BROKEN_PIPE = 141  # as a shell reports a program that nobody reads any more
 
 
 def complain(message: object) -> int:

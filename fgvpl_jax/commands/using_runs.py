@@ -4,11 +4,14 @@ Each function takes the workdir and the positional arguments, and returns the ex
 what it needs when it is called, so that `--help` and mistakes do not wait for jax.
 """
 
+import errno
 import sys
 from typing import TYPE_CHECKING
 
-from fgvpl_jax.commands.console import MISTAKE, complain, printable
+from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
+from fgvpl_jax.commands.environment import check_devices, without_proxies
 from fgvpl_jax.commands.flags import CONFIG, EVIDENCE, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
+from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ def predict(workdir: str, arguments: list[str]) -> int:
             print(prediction.as_json(answer), flush=True)  # for a program that reads the pipe
         elif not isinstance(answer.result, UserError):
             print(printable(prediction.as_text(answer.result)), flush=True)
+        if (error := output_error()) is not None:  # no reader, or a full disk
+            return BROKEN_PIPE if error.errno == errno.EPIPE else MISTAKE
     if unreadable:
         complain(f"{unreadable} of {len(photos)} photos could not be read")
     return MISTAKE if unreadable else 0
@@ -44,8 +49,9 @@ def predict(workdir: str, arguments: list[str]) -> int:
 def serve(workdir: str, arguments: list[str]) -> int:
     """Serves a trained run until it is interrupted."""
     try:
-        from fgvpl_jax.serving import server
-        from fgvpl_jax.serving.service import Limits
+        with without_proxies():
+            from fgvpl_jax.serving import server
+            from fgvpl_jax.serving.service import Limits
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("gradio", "fastapi", "uvicorn"):
             raise
@@ -63,7 +69,8 @@ def serve(workdir: str, arguments: list[str]) -> int:
             "most similar to theirs; it has no password and no encryption: see docs/serve.md",
             file=sys.stderr,
         )
-    server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
+    with without_proxies():
+        server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
     return 0
 
 
@@ -91,4 +98,5 @@ def _load(workdir: str) -> "Classifier":
     """Loads a trained run; the config, if there is one, says where its backbone is now."""
     from fgvpl_jax.inference.classifier import load_classifier
 
+    check_devices()
     return load_classifier(workdir, None if CONFIG.value is None else CONFIG.value.clip)

@@ -1,30 +1,29 @@
 """A trained run as a classifier, which predicts photos' classes and explains its predictions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 
 from fgvpl_jax.clip import load_clip
-from fgvpl_jax.data import ShapesSplit, Split, UnreadableImage, as_photo, decode_image, photos_at
+from fgvpl_jax.data import ShapesSplit, Split, UnreadableImage
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.added_classes import AddedClasses
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
+from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.methods import Task
 from fgvpl_jax.recognition import VisualCache, class_text_features
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import build_model
+from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
-
-Photo = str | Path | Image.Image | np.ndarray
 
 BATCH_SIZE = 64
 
@@ -105,6 +104,7 @@ class Classifier:
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
+        check_jax_settings()
         config = workdir.stored_config()
         if not workdir.results_file.exists():
             raise unfinished(workdir)
@@ -142,17 +142,18 @@ class Classifier:
         self.title = model.title
         self._templates = config.data.templates
 
-    def predict(self, images: Photo | Sequence[Photo], top_k: int = TOP_K) -> list[Prediction]:
+    def predict(self, images: Photo | Iterable[Photo], top_k: int = TOP_K) -> list[Prediction]:
         """Classifies photos.
 
         Args:
-            images: Paths, PIL images or uint8 arrays [H, W, 3]; one or several. A folder stands
-                for all images in it.
+            images: Paths, bytes of image files, files opened with "rb", PIL images, or uint8
+                arrays [H, W, 3] of NumPy or jax; one or several. A folder stands for all images in
+                it.
             top_k: Number of classes to return, at most all.
         Returns:
             One prediction for each photo, in order.
         Raises:
-            UserError: If a photo cannot be read, or top_k is below 1.
+            UserError: If a photo cannot be read, something else is given, or top_k is below 1.
         """
         predictions = []
         for result in self.predict_each(images, top_k):
@@ -162,17 +163,12 @@ class Classifier:
         return predictions
 
     def predict_each(
-        self, images: Photo | Sequence[Photo], top_k: int = TOP_K
+        self, images: Photo | Iterable[Photo], top_k: int = TOP_K
     ) -> Iterator[Prediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
         if top_k < 1:
             raise UserError(f"top_k is {top_k}: give 1 or more")
-        named: list[tuple[str, Photo]] = []
-        for image in [images] if isinstance(images, Photo) else images:
-            if isinstance(image, str | Path):
-                named += [(str(file), file) for file in photos_at(image)]
-            else:
-                named.append((f"image {len(named)}", image))
+        named = named_photos(images)
         for start in range(0, len(named), BATCH_SIZE):
             batch = named[start : start + BATCH_SIZE]
             crops = [self._crop_or_error(photo, name) for name, photo in batch]
@@ -195,13 +191,16 @@ class Classifier:
         This takes about 50 to 100 predictions: a photo is predicted once for each hidden window.
 
         Args:
-            image: A path, PIL image or uint8 array [H, W, 3].
+            image: One photo that `predict` takes.
             class_name: The class; None for the most probable one.
         Raises:
-            UserError: If the photo cannot be read, or there is no such class.
+            UserError: If the photo cannot be read or is not exactly one, or there is no such class.
         """
-        name = str(image) if isinstance(image, str | Path) else "image 0"
-        crop = self.crop(image, name)
+        named = named_photos(image)
+        if len(named) != 1:
+            raise UserError(f"evidence is for one photo, not for {len(named)}: give one")
+        ((name, photo),) = named
+        crop = self.crop(photo, name)
         if class_name is None:
             class_name = self._predict_crops([(name, crop)], 1)[0].class_names[0]
         return self.evidence_in(crop, class_name)
@@ -319,20 +318,6 @@ class Classifier:
 def unfinished(workdir: Workdir) -> UserError:
     """Returns the error for a run that cannot be used yet."""
     return UserError(f"the run in {workdir.path} is not finished: train it to its last epoch first")
-
-
-def open_photo(photo: Photo, name: str) -> Image.Image:
-    """Returns a path, array or PIL image as an RGB image, the same one for the same photo."""
-    if isinstance(photo, str | Path):
-        return decode_image(Path(photo), name)
-    if isinstance(photo, Image.Image):
-        return as_photo(photo, name)
-    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
-        raise UserError(
-            f"{name} is an array of {photo.dtype} {list(photo.shape)}: give uint8 of shape "
-            "[H, W, 3]"
-        )
-    return as_photo(Image.fromarray(photo), name)
 
 
 def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Classifier:

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import written_whole
+from fgvpl_jax.files import expand_user, written_whole
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.programs import Weights
 from fgvpl_jax.runs.results import RunResults
@@ -48,7 +48,7 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
         UserError: If the path exists already, or the backbone prepares photos in a way that the
             manifest cannot describe.
     """
-    file = Path(output).expanduser()
+    file = expand_user(output)
     if file.exists():
         raise UserError(f"the output {output} exists already: name a new file, or remove it first")
     preparation = describe_preparation(classifier)
@@ -86,7 +86,7 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
 def shareable(results: RunResults) -> dict[str, Any]:
     """Returns the results without the path of a backbone's folder; its hash identifies it."""
     backbone = results.backbone
-    if Path(backbone.name).expanduser().exists():  # otherwise it is a hub id
+    if expand_user(backbone.name).exists():  # otherwise it is a hub id
         backbone = replace(backbone, name=Path(backbone.name).name)
     return replace(results, backbone=backbone).to_json()
 

@@ -53,6 +53,11 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
     Raises:
         UserError: If a setting is unknown or has a wrong value.
     """
+    if not isinstance(data, str | os.PathLike):
+        raise UserError(
+            f"data is of type {type(data).__name__}: give the path of a folder or list, or the "
+            "name of a benchmark"
+        )
     config = benchmark_config(str(data)) if data in BENCHMARKS else folder_config()
     fields = flatten(config.to_dict())
     unknown = flatten(settings).keys() - fields.keys()

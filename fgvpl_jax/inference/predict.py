@@ -10,6 +10,7 @@ from PIL import Image
 from fgvpl_jax.data import Split, UnreadableImage, decode_image, photos_at
 from fgvpl_jax.displays.overlay import draw_overlay, evidence_layer, heat_layer, mask_layer
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import expand_user
 from fgvpl_jax.inference.classifier import Classifier, Prediction
 from fgvpl_jax.inference.evidence import ClassEvidence
 
@@ -42,7 +43,7 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
     """
     if not arguments:
         raise UserError("no photo to predict: name at least one file or folder")
-    return [photo for argument in arguments for photo in photos_at(argument)]
+    return [photo for argument in arguments for photo in photos_at(expand_user(argument))]
 
 
 def predict_files(
@@ -75,7 +76,7 @@ def predict_files(
             f"overlay_dir is {overlay_dir}, but {classifier.results.method} looks for no object "
             "that could be drawn: leave overlay_dir out"
         )
-    folder = None if overlay_dir is None else Path(overlay_dir).expanduser()
+    folder = None if overlay_dir is None else expand_user(overlay_dir)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     results = classifier.predict_each(photos, top_k)

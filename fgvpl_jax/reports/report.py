@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fgvpl_jax.displays.labels import benchmark_label
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import expand_user
 from fgvpl_jax.reports import csv_files
 from fgvpl_jax.reports.document import write_document
 from fgvpl_jax.reports.find_runs import read_runs
@@ -31,14 +32,14 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
         UserError: If there is no finished run.
     """
     for folder in folders:
-        if not Path(folder).expanduser().is_dir():
+        if not expand_user(folder).is_dir():
             raise UserError(f"there is no folder {str(folder)!r}: name folders with finished runs")
     defaults = {
         name: value
         for name, value in flatten(plain(get_config())).items()
         if not name.startswith(BENCHMARKS_OWN)
     }
-    records, left_out = read_runs([Path(f).expanduser() for f in folders], defaults)
+    records, left_out = read_runs([expand_user(f) for f in folders], defaults)
     panels = panels_of(records)
     if not panels:
         reasons = f" ({left_out[0]})" if left_out else ""
@@ -53,7 +54,7 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     verdicts = {panel: verdicts_of(panel.records, predictions) for panel in panels}
     sections = report_sections(panels, averages, predictions, verdicts, left_out)
     benchmarks = dict.fromkeys(benchmark_label(panel.benchmark) for panel in panels)
-    out = Path(place).expanduser().absolute() / REPORT
+    out = expand_user(place).absolute() / REPORT
     out.mkdir(parents=True, exist_ok=True)
     write_document(f"{len(records)} runs on {', '.join(benchmarks)}", sections, out)
     csv_files.write_runs(records, out / "runs.csv")

@@ -13,7 +13,7 @@ from fgvpl_jax.files import read_json
 from fgvpl_jax.methods import method_named
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
-from fgvpl_jax.runs.settings import check_config, with_recipe
+from fgvpl_jax.runs.settings import check_config, check_jax_settings, with_recipe
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import data_mesh, kept_text_features, same_backbone
 
@@ -24,6 +24,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     Raises:
         UserError: For every mistake in config or data.
     """
+    check_jax_settings()
     check_config(config)
     if method_named(config.method).reads_features and jax.process_count() > 1:
         raise UserError(

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
@@ -38,6 +39,12 @@ LOCATIONS = (
 # bytes.
 RESOURCES = ("data.resident_gb", "microbatch", "rematerialise")
 
+JAX_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+
 
 def check_config(config: ConfigDict) -> None:
     """Checks the values that do not depend on the data.
@@ -67,6 +74,23 @@ def check_config(config: ConfigDict) -> None:
     trains = method_named(config.method).recipe(config.benchmark, 1, 1).epochs > 0
     if trains:
         _check_at_least(1, "epochs", config.epochs)
+
+
+def check_jax_settings() -> None:
+    """Refuses settings of jax under which arrays would have other types than checkpoints.
+
+    The command line uses jax's defaults; a Python program may have others.
+
+    Raises:
+        UserError: If a setting differs from jax's default.
+    """
+    for name, needed in JAX_SETTINGS.items():
+        value = getattr(jax.config, name)
+        if value != needed:
+            raise UserError(
+                f"{name} is {value!r} in this program: call jax.config.update({name!r}, "
+                f"{needed!r}) first, or unset the variable {name.upper()}"
+            )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -1,33 +1,26 @@
 """The folder of one run: its files, its stored config, and its lock."""
 
-import fcntl
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_json, write_arrays, write_json
+from fgvpl_jax.files import expand_user, read_json, write_arrays, write_json
 from fgvpl_jax.methods import Recipe
+from fgvpl_jax.runs import lock
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.runs.settings import LOCATIONS, RESOURCES, flatten, plain
 from fgvpl_jax.training import is_writer
 from fgvpl_jax.version import __version__
 
-LOCK = ".lock"
 # Format of `config.json`, under the key "format"; format 1 has no such key. Increase it when the
 # meaning of a stored field changes. A new field needs no new format if runs before it did what its
 # default says.
 FORMAT = 2
-
-
-class WorkdirInUse(UserError):
-    """Another process is working in the folder."""
 
 
 class Workdir:
@@ -38,7 +31,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = expand_user(path).absolute()
         existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir():
             raise UserError(
@@ -145,7 +138,7 @@ class Workdir:
             backbone: Id, revision and content hashes of the backbone.
         """
         content = plain(config)
-        folder = Path(config.clip).expanduser()
+        folder = expand_user(config.clip)
         if folder.is_dir():
             content["clip"] = str(folder.absolute())
         self.write(self.config_file, {"format": FORMAT, "config": content, "backbone": backbone})
@@ -164,7 +157,7 @@ class Workdir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other commands from writing here; the system releases the lock with the process.
+        """Keeps other commands from writing here, see `lock.py`.
 
         A folder created for the lock is removed again if nothing was written. Of several processes
         of a job, process 0 holds the lock.
@@ -177,35 +170,10 @@ class Workdir:
             return
         created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / LOCK
-        with _lock(file) as stream:
-            stream.truncate(0)
-            stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-                with suppress(OSError):  # a folder that is not empty stays
-                    for folder in created:
-                        folder.rmdir()
-
-
-def _lock(file: Path) -> TextIO:
-    """Opens and locks a file that its previous holder may be removing."""
-    while True:
-        stream = file.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(file.stat(), os.fstat(stream.fileno())):
-                    return stream
-        except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read() or "a process that just began"
-            stream.close()
-            raise WorkdirInUse(
-                f"another command is running in {file.parent} ({owner}): wait for it, or choose "
-                "another workdir"
-            ) from None
-        stream.close()
+            with lock.locked(self.path):
+                yield
+        finally:
+            with suppress(OSError):  # a folder that is not empty stays
+                for folder in created:
+                    folder.rmdir()

@@ -23,13 +23,14 @@ from fgvpl_jax.clip import Identity, identity_of
 from fgvpl_jax.data import Dataset, few_shot_record
 from fgvpl_jax.displays.live_table import CellProgress, Status, live_table
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_json
+from fgvpl_jax.files import expand_user, read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
+from fgvpl_jax.runs.lock import WorkdirInUse
 from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import with_recipe
-from fgvpl_jax.runs.workdir import Workdir, WorkdirInUse
+from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.sweeps.cells import Cell, ConfigNamed, cells_of
 
 CELLS, ERRORS = "cells", "errors"
@@ -185,7 +186,7 @@ class Worker:
 
         A checkpoint of a hub is not fetched if the run's backbone has the same name.
         """
-        if clip == stored_name and not Path(clip).expanduser().is_dir():
+        if clip == stored_name and not expand_user(clip).is_dir():
             return None
         if clip not in self._identities:
             try:

@@ -20,6 +20,7 @@ from fgvpl_jax.training.mesh import (
 )
 from fgvpl_jax.training.metrics_file import EpochMetrics, read_metrics
 from fgvpl_jax.training.processes import (
+    LostProcesses,
     gather_texts,
     is_writer,
     join_processes,
@@ -39,6 +40,7 @@ __all__ = [
     "FeatureInputs",
     "FewShotInputs",
     "Inputs",
+    "LostProcesses",
     "PixelInputs",
     "Progress",
     "Provenance",

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.training.checkpoint_names import CheckpointNames
+from fgvpl_jax.training.checkpoint_names import CheckpointNames, readable_path
 from fgvpl_jax.training.named_arrays import NamedArrays, arrays_hash, by_path, filled
 from fgvpl_jax.training.processes import is_writer, wait_for_all
 from fgvpl_jax.training.train_step import StepMetrics, TrainState
@@ -81,8 +81,10 @@ class Checkpoints:
 
     def __init__(self, directory: Path, provenance: Provenance, *, to_train: bool = False):
         self.provenance = provenance
+        self._directory = directory
+        self._path = ExitStack()
         self._checkpointer = _open(
-            directory,
+            self._path.enter_context(readable_path(directory)),
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP_LAST),
             cleanup_tmp_directories=to_train,
         )
@@ -121,7 +123,7 @@ class Checkpoints:
         Raises:
             UserError: If there is no checkpoint, or it is damaged.
         """
-        with _open(directory) as checkpointer:
+        with readable_path(directory) as path, _open(path) as checkpointer:
             latest = checkpointer.latest
             if latest is None:
                 raise UserError(f"no checkpoint in {directory}: train first")
@@ -212,20 +214,17 @@ class Checkpoints:
         Raises:
             UserError: If it cannot be written.
         """
-        try:
-            self._wait()
-        except UserError:
-            with suppress(Exception):  # orbax raises the same error again
+        with self._path:
+            try:
+                self._wait()
+            except UserError:
+                with suppress(Exception):  # orbax raises the same error again
+                    self._checkpointer.close()
+                raise
+            try:
                 self._checkpointer.close()
-            raise
-        try:
-            self._checkpointer.close()
-        except Exception as error:  # such as a timeout after a clock that jumped
-            raise self._unwritten(error) from error
-
-    @property
-    def _directory(self) -> Any:
-        return self._checkpointer.directory
+            except Exception as error:  # such as a timeout after a clock that jumped
+                raise self._unwritten(error) from error
 
     def _wait(self) -> None:
         saving, self._saving = self._saving, None
@@ -301,13 +300,11 @@ class Checkpoints:
                 )
 
 
-def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
-    return ocp.training.Checkpointer(
-        directory.absolute(), step_name_format=CheckpointNames(), **options
-    )
+def _open(path: Path, **options: Any) -> ocp.training.Checkpointer:
+    return ocp.training.Checkpointer(path, step_name_format=CheckpointNames(), **options)
 
 
-def _unusable(directory: Any, step: int, error: Exception) -> UserError:
+def _unusable(directory: Path, step: int, error: Exception) -> UserError:
     return UserError(
         f"the checkpoint of step {step} in {directory} is damaged or was written by another "
         f"program ({_first_line(error)}): train with the run's config to resume from the newest "

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +21,12 @@ from fgvpl_jax.errors import UserError
 # for longer.
 TIMEOUT_SECONDS = 30
 START_TIMEOUT_SECONDS = 300  # machines do not start at the same moment
+SILENT_SECONDS = 5  # a longer wait for the other processes is reported
+ALONE = "; to train with this process alone, add --num_processes=1"
+
+
+class LostProcesses(UserError):
+    """The processes of a job did not find each other; a thread of jax may still wait for them."""
 
 
 def join_processes(
@@ -29,42 +37,81 @@ def join_processes(
     """Makes this process part of a job; must be called before anything is computed.
 
     On TPU VMs, and under Slurm or Open MPI, jax finds the other processes itself. Elsewhere,
-    without arguments, this process is the whole job.
+    without arguments, this process is the whole job. It is also the whole job if `num_processes` is
+    1 and nothing else is given.
 
     Args:
         coordinator_address: `host:port` at which process 0 can be reached.
         num_processes: Number of processes in the job.
         process_id: Number of this process, from 0.
     Raises:
-        UserError: If only some arguments are given, or the processes do not find each other.
+        UserError: If only some arguments are given, or the cluster describes the job wrongly.
+        LostProcesses: If the processes do not find each other.
     """
     given = (coordinator_address, num_processes, process_id)
+    if given == (None, 1, None):
+        return
     if given == (None, None, None) and os.environ.get("SLURM_NTASKS") == "1":
         return  # jax would give a Slurm task a single GPU, although there is no other task
     # The service would take over SIGTERM from the handler of the program.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        with warnings.catch_warnings():
-            # In a Kubernetes pod without its Python client jax warns that it cannot look there.
-            warnings.simplefilter("ignore", UserWarning)
+    error = _initialize(given)
+    if error is None:
+        return
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if given != (None, None, None) and isinstance(error, ValueError):
+        raise UserError(
+            f"{reason} Give coordinator_address (HOST:PORT), num_processes and process_id (from 0) "
+            "to every process"
+        ) from error
+    if isinstance(error, RuntimeError | TimeoutError):
+        raise LostProcesses(
+            f"the processes of this job did not find each other ({reason}): start all of them "
+            f"within {START_TIMEOUT_SECONDS} seconds, on machines that can reach each other"
+            f"{ALONE}"
+        ) from error
+    if not str(error).endswith("should be defined."):  # otherwise jax found no cluster
+        raise UserError(
+            f"the cluster's description of this job cannot be used ({type(error).__name__}: "
+            f"{reason}): correct the variables of Slurm, Open MPI or the TPU VM{ALONE}"
+        ) from error
+
+
+def _initialize(given: tuple[str | None, int | None, int | None]) -> Exception | None:
+    """Connects to the other processes; returns the error that prevented it, if any.
+
+    Jax waits in a thread, because its wait does not react to signals and ends the process.
+    """
+    errors: list[Exception] = []
+
+    def initialize() -> None:
+        try:
             jax.distributed.initialize(
                 *given,
-                initialization_timeout=START_TIMEOUT_SECONDS,
+                initialization_timeout=2 * START_TIMEOUT_SECONDS,
                 heartbeat_timeout_seconds=TIMEOUT_SECONDS,
                 shutdown_timeout_seconds=TIMEOUT_SECONDS,
             )
-    except ValueError as error:  # jax found no cluster, or an argument is missing or out of range
-        if given != (None, None, None):
-            raise UserError(
-                f"{error} Give coordinator_address (HOST:PORT), num_processes and process_id (from "
-                "0) to every process"
-            ) from error
-    except RuntimeError as error:
-        raise UserError(
-            f"the processes of this job did not find each other ({error}): start all of them "
-            f"within {START_TIMEOUT_SECONDS} seconds, and make sure that they can reach "
-            f"{coordinator_address}"
-        ) from error
+        except Exception as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=initialize, daemon=True)
+    with warnings.catch_warnings():
+        # In a Kubernetes pod without its Python client jax warns that it cannot look there.
+        warnings.simplefilter("ignore", UserWarning)
+        waiting.start()
+        waiting.join(SILENT_SECONDS)
+        if waiting.is_alive():
+            print(
+                f"waiting up to {START_TIMEOUT_SECONDS} seconds for the other processes of this "
+                f"job (Ctrl-C ends this one){ALONE}",
+                file=sys.stderr,
+                flush=True,
+            )
+            waiting.join(START_TIMEOUT_SECONDS - SILENT_SECONDS)
+    if waiting.is_alive():
+        return TimeoutError(f"no answer for {START_TIMEOUT_SECONDS} seconds")
+    return errors[0] if errors else None
 
 
 def is_writer() -> bool:

@@ -98,7 +98,7 @@ def test_a_pickle_that_would_run_code_is_refused(checkpoint, tmp_path):
 
 def test_pytorch_bin_without_torch_says_what_to_do(checkpoint, monkeypatch):
     take_weights(checkpoint)
-    (checkpoint / "pytorch_model.bin").write_bytes(b"x")
+    (checkpoint / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
     monkeypatch.setattr(
         "fgvpl_jax.clip.weights.find_spec", lambda name: None if name == "torch" else find_spec
     )
@@ -269,7 +269,7 @@ def remove(*names):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, r"model\.safetensors is damaged"),
+        (truncate, r"model\.safetensors is not complete"),
         (truncated_msgpack, r"flax_model\.msgpack is damaged"),
         (remove(WEIGHTS), "holds no weights"),
         (remove("config.json"), r"no config\.json"),

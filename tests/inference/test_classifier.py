@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +76,19 @@ def test_an_opened_image_is_predicted_like_its_file(classifier, photo, tmp_path,
     assert by_image.class_names == by_path.class_names
     np.testing.assert_array_equal(by_image.probabilities, by_path.probabilities)
     np.testing.assert_array_equal(by_image.location.attention_map, by_path.location.attention_map)
+
+
+def test_settings_of_jax_with_other_types_are_refused(workdir, photos_dir):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(UserError, match=r"jax_enable_x64 is True .* unset the variable JAX_ENABLE"),
+    ):
+        fg.load_classifier(workdir)
+    with (
+        jax.numpy_rank_promotion("raise"),
+        pytest.raises(UserError, match="jax_numpy_rank_promotion is 'raise'"),
+    ):
+        fg.fit(photos_dir)
 
 
 def test_damage_found_while_decoding_is_reported(classifier, photo, tmp_path):

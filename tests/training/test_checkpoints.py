@@ -1,6 +1,8 @@
 """Checkpoints are restored exactly as they were saved, or refused."""
 
 import itertools
+import os
+import pwd
 import resource
 import shutil
 import time
@@ -196,3 +198,33 @@ def test_a_backbone_is_identified_by_its_content():
     assert not same_backbone(mine | {"sha256": "0"}, mine)
     assert not same_backbone(mine | {"small_files_sha256": "0"}, mine)
     assert not same_backbone({}, mine)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("[2026] birds", "a*b", "q?", "back\\slash", "100%41 #", "~", "{a}", "new\nline", "鸟 é"),
+        *("gs:", "://", os.fsdecode(b"not utf-8: \xff"), "x" * 250),
+    ],
+)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name / "run" / "checkpoints"
+    save_steps(folder, [1, 2, 3])
+    assert sorted(os.listdir(folder)) == ["2", "3"]
+    assert_same(restore(folder).state, state_of(3))
+    assert Checkpoints.read_provenance(folder) == PROVENANCE
+
+
+def test_the_neighbour_of_a_folder_with_a_pattern_as_its_name_is_not_read(tmp_path):
+    save_steps(tmp_path / "1", [1])
+    save_steps(tmp_path / "[12]", [2])
+    assert_same(restore(tmp_path / "[12]").state, state_of(2))
+
+
+def test_the_owner_of_a_checkpoint_needs_no_name(tmp_path, monkeypatch):
+    def unnamed(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unnamed)
+    save_steps(tmp_path, [1, 2])
+    assert_same(restore(tmp_path).state, state_of(2))

@@ -27,6 +27,7 @@ from fgvpl_jax.clip import config as clip_config
 from fgvpl_jax.clip import weights
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
+from fgvpl_jax.data.entries import reason_to_skip_file
 from fgvpl_jax.data.splits import Dataset, make_split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
@@ -329,12 +330,14 @@ def image_target(place: Path) -> dict[str, Target]:
 
     def read(data: bytes) -> None:
         file.write_bytes(data)
+        reason_to_skip_file(file)
         source = stand_for.get(data, data if len(data) % 8 == 1 else file)
         photo = images.decode_image(source)
         assert photo.mode == "RGB"
         assert photo.width * photo.height <= Image.MAX_IMAGE_PIXELS
 
     covers = {
+        "fgvpl_jax/data/entries.py": ("reason_to_skip_file",),
         "fgvpl_jax/data/images.py": (
             *("decode_image", "_content", "_errors_naming", "_upright_rgb", "_to_rgb", "_decoded"),
             *("_without_metadata", "_why_unidentified", "_orientation", "_refuse_nearly_black"),

@@ -53,6 +53,7 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
             "unreadable": [line for found in report.unreadable.values() for line in found.values()],
             "duplicates": report.duplicates,
             "repeats": report.repeats,
+            "near_copies": report.near_copies,
             "problems": problems,
             "notes": report.notes,
             "skipped": {reason.value: paths for reason, paths in dataset.skipped.items()},

@@ -34,7 +34,7 @@ def quantised(fractions, bits, order="<"):
 
 
 @pytest.mark.parametrize(
-    ("bits", "compression", "order"), itertools.product((8, 16), (None, "zlib"), "<>")
+    ("bits", "compression", "order"), list(itertools.product((8, 16), (None, "zlib"), "<>"))
 )
 @pytest.mark.parametrize("layout", ["rgb", "rgba", "grey", "white is zero", "tiles", "cmyk"])
 @pytest.mark.parametrize("planes", ["contig", "separate"])

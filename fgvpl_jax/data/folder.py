@@ -16,7 +16,7 @@ from fgvpl_jax.data.entries import (
     skipped_lines,
     warn_of_skipped,
 )
-from fgvpl_jax.data.split_names import split_role
+from fgvpl_jax.data.split_names import split_role, split_roles
 from fgvpl_jax.data.splits import Dataset, Split, make_split, one_spelling, same_name
 from fgvpl_jax.errors import UserError
 
@@ -84,7 +84,8 @@ def split_folders(base: Path, entries: Entries) -> dict[str, Path]:
             missing, or there is a folder that is not a split.
     """
     children = entries.folders(base)
-    roles = {child: role for child in children if (role := split_role(child.name)) is not None}
+    known = split_roles([child.name for child in children])
+    roles = {child: known[child.name] for child in children if child.name in known}
     named = list(roles)
     others = [child.name for child in children if child not in roles]
     train = [child for child, role in roles.items() if role == "train"]
@@ -170,9 +171,10 @@ def class_folders(place: Path, entries: Entries) -> dict[str, Path]:
 def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
     """Returns the classes unchanged; refuses fewer than two."""
     if len(classes) < 2:
+        only = "".join(f", or set data.root to {folder}" for folder in classes.values())
         raise UserError(
             f"{place} has {len(classes)} class(es): put the photos of each class into a folder "
-            "named after the class, with at least two classes"
+            f"named after the class, with at least two classes{only}"
         )
     return classes
 

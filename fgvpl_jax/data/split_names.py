@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 ROLES = {
     "train": {"train", "training", "trainset", "traindata", "trn"},
@@ -22,8 +23,30 @@ def split_role(name: str) -> str | None:
     Case, separators, digits at the end (`train2017`) and words such as "set" do not matter. The
     name of anything else, such as "test tube", returns None.
     """
+    role, rest = role_and_rest(name)
+    return None if rest else role
+
+
+def split_roles(names: Sequence[str]) -> dict[str, str]:
+    """Maps the names that are those of splits to their roles.
+
+    Words that all names share, such as "birds" in `birds_train` and `birds_test`, do not matter if
+    each name has another role.
+    """
+    found = {name: role_and_rest(name) for name in names}
+    roles = [role for role, _ in found.values()]
+    share_rest = len({rest for _, rest in found.values()}) == 1
+    share_rest = share_rest and None not in roles and 1 < len(roles) == len(set(roles))
+    return {name: role for name, (role, rest) in found.items() if role and (share_rest or not rest)}
+
+
+def role_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the role that one word of a name says, and the other words that matter."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    if " ".join(re.split(r"[\W_]+", folded)).strip() == "held out":
-        return "test"
     words = [word for word in re.split(r"[\W\d_]+", folded) if word and word not in FILLERS]
-    return ROLE_OF.get(words[0]) if len(words) == 1 else None
+    if words[:2] == ["held", "out"]:
+        words[:2] = ["holdout"]
+    said = [word for word in words if word in ROLE_OF]
+    if len(said) != 1:
+        return None, tuple(words)
+    return ROLE_OF[said[0]], tuple(word for word in words if word not in ROLE_OF)

@@ -11,7 +11,7 @@ from PIL import Image
 from fgvpl_jax.data import benchmark_named, load_coop, load_folder
 from fgvpl_jax.data.coop import check_folders
 from fgvpl_jax.data.entries import Reason
-from fgvpl_jax.data.split_names import split_role
+from fgvpl_jax.data.split_names import split_role, split_roles
 from fgvpl_jax.errors import UserError
 
 
@@ -219,6 +219,8 @@ def test_split_folders(tmp_path):
         ("train_images", "test-images"),
         ("train2017", "test2017"),
         ("TrainSet", "held-out"),
+        ("birds_train", "birds_test"),
+        ("Birds-Training-Images", "Birds-Testing-Images"),
     ],
 )
 def test_splits_are_known_by_their_usual_names(tmp_path, train, test):
@@ -236,6 +238,19 @@ def test_validation_splits_are_known_by_their_usual_names(tmp_path, name):
     dataset = load_folder(str(tmp_path))
     assert dataset.validation.keys == (f"{name}/a/2.png",)
     assert dataset.test is None
+
+
+def test_words_that_only_some_names_share_make_no_splits():
+    assert split_roles(["test tube", "train"]) == {"train": "train"}
+    assert split_roles(["birds_train", "fish_test"]) == {}
+    assert split_roles(["birds_train", "birds_training"]) == {}
+    assert split_roles(["birds_train"]) == {}
+    assert split_roles(["birds", "birds_test"]) == {}
+    assert split_roles(["x_train", "x_dev", "x_eval"]) == {
+        "x_train": "train",
+        "x_dev": "validation",
+        "x_eval": "test",
+    }
 
 
 @pytest.mark.parametrize("name", ["test tube", "trainers", "training shoes", "values", "devil", ""])
@@ -279,7 +294,7 @@ def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory)
     [
         (["sea_lion/1.png", "Sea  lion/1.png"], "'Sea  lion' and 'sea_lion'.*one name"),
         (["cafe\u0301/1.png", "caf\u00e9/1.png"], "one name"),
-        (["only/1.png"], "1 class"),
+        (["only/1.png"], r"1 class\(es\).*or set data\.root to .*only"),
         (["1.png"], "0 class"),
         (["a/1.png", "b/"], r"b holds no image that can be read \(it is empty\): add some"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png", "test/a/1.png"], r"lacks: \['c'\]"),

@@ -30,7 +30,7 @@ THUMBNAIL_FOLDERS |= {"thumbs", "thumbnails"}
 INNER_THUMBNAIL_FOLDERS = THUMBNAIL_FOLDERS | {"thumb", "thumbnail"}
 SYSTEM_FOLDERS = {"$recycle.bin", "#recycle", "#snapshot", "@recently-snapshot", "@recycle", "@tmp"}
 SYSTEM_FOLDERS |= {"__macosx", "__pycache__", "lost+found", "system volume information"}
-SYSTEM_FILES = {"desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"}
+SYSTEM_FILES = {".ds_store", ".localized", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"}
 THUMBNAIL_MARKS = ("_thumb", "-thumb", ".thumb", "_thumbnail", "-thumbnail", ".thumbnail")
 MOST_NAMED = 3
 
@@ -108,8 +108,9 @@ class Entries:
 
     def skip_all_but(self, place: Path, folders: list[Path]) -> None:
         """Remembers the reason for each entry of a folder that is not one of `folders`."""
+        kept = set(folders)
         for child in listed(place):
-            if child in folders:
+            if child in kept:
                 continue
             if child.is_dir():
                 reason = reason_to_skip_folder(child.name, THUMBNAIL_FOLDERS)
@@ -194,11 +195,10 @@ def reason_to_skip_file(file: Path) -> Reason | None:
     content is a photo.
     """
     name, suffix = file.name.lower(), file.suffix.lower()
-    if name.startswith("."):
-        reason = {".icloud": Reason.POINTER}.get(suffix)
-        return reason or (Reason.SYSTEM if name.startswith("._") else Reason.HIDDEN)
-    if name in SYSTEM_FILES:
+    if name in SYSTEM_FILES or name.startswith("._"):
         return Reason.SYSTEM
+    if name.startswith("."):
+        return Reason.POINTER if suffix == ".icloud" else Reason.HIDDEN
     if is_thumbnail(file):
         return Reason.THUMBNAIL
     if is_broken_link(file):
@@ -265,6 +265,10 @@ def skipped_lines(skipped: Skipped) -> list[str]:
 
 
 def warn_of_skipped(skipped: Skipped, place: object) -> None:
-    """Logs a warning that counts and names the entries of a folder that are skipped."""
-    if skipped:
-        logging.warning("skipped in %s: %s", place, "; ".join(skipped_lines(skipped)))
+    """Logs a warning that counts and names the entries of a folder that are skipped.
+
+    What every macOS or Windows folder holds is no news; `--mode=data` names it too.
+    """
+    news = {reason: paths for reason, paths in skipped.items() if reason is not Reason.SYSTEM}
+    if news:
+        logging.warning("skipped in %s: %s", place, "; ".join(skipped_lines(news)))

@@ -181,6 +181,14 @@ def test_photos_of_a_folder_to_predict_are_chosen_alike(root, caplog):
         photos_at(root / "c")
 
 
+def test_what_every_folder_holds_is_no_news(root, caplog):
+    for name in (".DS_Store", "._1.png", "desktop.ini"):
+        (root / "a" / name).write_bytes(b"")
+    assert len(load_folder(str(root)).skipped[Reason.SYSTEM]) == 3
+    assert len(photos_at(root / "a")) == 1
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("encoding", ["iso8859-1", "ascii"])
 def test_names_that_the_locale_misreads_are_refused(root, monkeypatch, encoding):
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)

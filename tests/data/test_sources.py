@@ -191,8 +191,8 @@ def test_a_plain_folder(photos):
     assert dataset.validation is None
     assert dataset.test is None
     assert dataset.skipped == {
-        Reason.SYSTEM: ("__MACOSX/",),
-        Reason.HIDDEN: (".DS_Store", "red_fox/.hidden.png"),
+        Reason.SYSTEM: (".DS_Store", "__MACOSX/"),
+        Reason.HIDDEN: ("red_fox/.hidden.png",),
         Reason.OTHER: ("red_fox/notes.txt",),
     }
 

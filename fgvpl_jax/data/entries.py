@@ -269,6 +269,8 @@ def warn_of_skipped(skipped: Skipped, place: object) -> None:
 
     What every macOS or Windows folder holds is no news; `--mode=data` names it too.
     """
-    news = {reason: paths for reason, paths in skipped.items() if reason is not Reason.SYSTEM}
+    news: Skipped = {
+        reason: paths for reason, paths in skipped.items() if reason is not Reason.SYSTEM
+    }
     if news:
         logging.warning("skipped in %s: %s", place, "; ".join(skipped_lines(news)))

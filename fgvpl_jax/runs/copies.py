@@ -26,7 +26,7 @@ def warn_of_copies(run: Run) -> None:
     evaluated = {"validation": run.few_shot.validation, "test": run.dataset.test}
     known = None
     for name, split in evaluated.items():
-        if split is None or len(split) > MOST_PHOTOS:
+        if split is None or max(len(split), len(support)) > MOST_PHOTOS:
             continue
         if known is None:
             known = signatures(support, run.clip.resize_and_crop, cache)

@@ -10,7 +10,12 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
-from fgvpl_jax.data.near_copies import first_copies, groups_of_copies, signatures
+from fgvpl_jax.data.near_copies import (
+    MOST_PHOTOS,
+    first_copies,
+    groups_of_copies,
+    signatures,
+)
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
@@ -106,9 +111,16 @@ def choose_folds(run: Run) -> None:
     earlier versions began keep their folds.
     """
     file = folds_file(run)
+    support, config = run.few_shot.support, run.config
     is_begun = not file.exists() and any(run.workdir.folds.glob("fold_*/*"))
-    if is_writer() and not is_begun and not is_intact(file):
-        support, config = run.few_shot.support, run.config
+    if is_writer() and len(support) > MOST_PHOTOS:
+        logging.warning(
+            "copies are looked for among at most %d support images, not among %d: if there are "
+            "some, the estimate is too good",
+            MOST_PHOTOS,
+            len(support),
+        )
+    elif is_writer() and not is_begun and not is_intact(file):
         cache = run.image_cache if process_share().count == 1 else None
         first = first_copies(signatures(support, run.clip.resize_and_crop, cache))
         groups = groups_of_copies(first)

@@ -202,3 +202,16 @@ def test_a_run_that_an_earlier_version_began_keeps_its_folds(folder_config, tmp_
     with pytest.raises(KeyboardInterrupt):
         experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     assert not folds.exists()
+
+
+def test_copies_among_too_many_photos_are_not_looked_for(
+    folder_config, tmp_path, monkeypatch, caplog
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "predict_fold", stop)
+    monkeypatch.setattr(cross_validation, "MOST_PHOTOS", 17)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert "among at most 17 support images, not among 18" in caplog.text

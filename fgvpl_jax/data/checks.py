@@ -11,9 +11,17 @@ from tqdm import tqdm
 
 from fgvpl_jax.data.batches import in_threads
 from fgvpl_jax.data.images import UnreadableImage
+from fgvpl_jax.data.near_copies import (
+    MOST_PHOTOS,
+    SIGNATURE,
+    first_copies,
+    groups_of_copies,
+    signature,
+)
 from fgvpl_jax.data.splits import Dataset, Split
 
 PREFETCH = 64
+MOST_JOINED = 5  # images of a group that a message names
 
 
 class DataReport(NamedTuple):
@@ -25,6 +33,8 @@ class DataReport(NamedTuple):
             "path: reason".
         duplicates: Groups of equal images ("split: key") that are in more than one split.
         repeats: Groups of equal images within one split.
+        near_copies: Groups of images that are near-copies of one another, such as resized copies;
+            empty for a benchmark with published counts.
         problems: One line per problem; empty if the data are sound.
         notes: One line per fact that users should know but need not fix.
     """
@@ -33,6 +43,7 @@ class DataReport(NamedTuple):
     unreadable: dict[str, dict[int, str]]
     duplicates: list[list[str]]
     repeats: list[list[str]]
+    near_copies: list[list[str]]
     problems: list[str]
     notes: list[str]
 
@@ -55,11 +66,16 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
     counts = {
         name: np.bincount(split.labels, minlength=num_classes) for name, split in splits.items()
     }
-    digests, unreadable = {}, {}
+    digests, signatures, unreadable = {}, {}, {}
     for name, split in splits.items():
-        digests[name], unreadable[name] = _digest_all(name, split)
+        digests[name], signatures[name], unreadable[name] = _digest_all(name, split)
     duplicates, repeats = _equal(splits, digests)
     problems, notes = _count_differences(dataset, counts, published)
+    near_copies: list[list[str]] = []
+    if published is None:
+        near_copies, lines = _near_copies(splits, digests, signatures)
+        notes += lines
+        problems += _contradictions(splits, digests, dataset.class_names)
     as_published = published is not None and not problems
     for name, per_class in counts.items():
         lacking = [dataset.class_names[label] for label in np.flatnonzero(per_class == 0)]
@@ -77,7 +93,7 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
             problems.append(line)
     if repeats:
         notes.append(f"{len(repeats)} images are in one split twice: {_some_groups(repeats)}")
-    return DataReport(counts, unreadable, duplicates, repeats, problems, notes)
+    return DataReport(counts, unreadable, duplicates, repeats, near_copies, problems, notes)
 
 
 def _count_differences(
@@ -101,49 +117,110 @@ def _count_differences(
     return [], [f"{line}: the source leaves out {_some(list(dataset.left_out))}" for line in lines]
 
 
-def _digest_all(name: str, split: Split) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns a 16-byte digest of each image's pixels, and the unreadable images with reasons."""
+def _digest_all(name: str, split: Split) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Decodes all images of a split.
 
-    def digest(index: int) -> bytes | str:
+    Returns:
+        A 16-byte digest of each image's pixels, each image's signature for finding near-copies, and
+        the unreadable images with reasons.
+    """
+
+    def digest(index: int) -> tuple[bytes, np.ndarray] | str:
         try:
             image = split.image(index)
         except UnreadableImage as error:
             return str(error)
-        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()[:16]
+        pixels = repr(image.size).encode() + image.tobytes()
+        return hashlib.sha256(pixels).digest()[:16], signature(image)
 
     results = in_threads(digest, range(len(split)), PREFETCH)
     digests, unreadable = np.zeros(len(split), "S16"), {}
+    signatures = np.zeros((len(split), SIGNATURE), np.float32)
     progress = tqdm(results, desc=name, total=len(split), unit="image", mininterval=1.0)
     for index, result in enumerate(progress):
         if isinstance(result, str):
             unreadable[index] = result
         else:
-            digests[index] = result
-    return digests, unreadable
+            digests[index], signatures[index] = result
+    return digests, signatures, unreadable
 
 
 def _equal(
     splits: dict[str, Split], digests: dict[str, np.ndarray]
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Returns the groups of equal images across splits, and those within one split."""
-    keys = [f"{name}: {key}" for name, split in splits.items() for key in split.keys]
-    owner = np.repeat(np.arange(len(splits)), [len(split) for split in splits.values()])
-    values, group, sizes = np.unique(
-        np.concatenate(list(digests.values())), return_inverse=True, return_counts=True
-    )
-    members = defaultdict(list)
-    for place in np.flatnonzero(((sizes > 1) & (values != b""))[group]):
-        members[int(group[place])].append(place)
+    keys, owner = _keys(splits), _owner(splits)
     across: list[list[str]] = []
     within: list[list[str]] = []
-    for places in members.values():
+    for places in _equal_places(digests):
         kind = across if len(set(owner[places])) > 1 else within
         kind.append([keys[place] for place in places])
     return sorted(across), sorted(within)
 
 
-def _some_groups(groups: list[list[str]]) -> str:
-    return _some([" = ".join(group) for group in groups])
+def _keys(splits: dict[str, Split]) -> list[str]:
+    return [f"{name}: {key}" for name, split in splits.items() for key in split.keys]
+
+
+def _owner(splits: dict[str, Split]) -> np.ndarray:
+    return np.repeat(np.arange(len(splits)), [len(split) for split in splits.values()])
+
+
+def _equal_places(digests: dict[str, np.ndarray]) -> list[list[int]]:
+    """Returns the places of each group of equal images, counted over all splits."""
+    values, group, sizes = np.unique(
+        np.concatenate(list(digests.values())), return_inverse=True, return_counts=True
+    )
+    members: dict[int, list[int]] = defaultdict(list)
+    for place in np.flatnonzero(((sizes > 1) & (values != b""))[group]):
+        members[int(group[place])].append(int(place))
+    return list(members.values())
+
+
+def _contradictions(
+    splits: dict[str, Split], digests: dict[str, np.ndarray], class_names: tuple[str, ...]
+) -> list[str]:
+    """Returns a problem that names equal images with different labels, if there are any."""
+    keys = _keys(splits)
+    labels = np.concatenate([split.labels for split in splits.values()])
+    groups = [
+        [f"{keys[place]} ({class_names[labels[place]]})" for place in places]
+        for places in _equal_places(digests)
+        if len(set(labels[places])) > 1
+    ]
+    return [f"{len(groups)} images are in two classes: {_some_groups(groups)}"] if groups else []
+
+
+def _near_copies(
+    splits: dict[str, Split], digests: dict[str, np.ndarray], signatures: dict[str, np.ndarray]
+) -> tuple[list[list[str]], list[str]]:
+    """Returns the groups of near-copies that are not all equal, and notes about them."""
+    keys, owner = _keys(splits), _owner(splits)
+    if len(keys) > MOST_PHOTOS:
+        return [], [f"near-copies are looked for among at most {MOST_PHOTOS:,} images, not here"]
+    pixels = np.concatenate(list(digests.values()))
+    across: list[list[str]] = []
+    within: list[list[str]] = []
+    for places in groups_of_copies(first_copies(np.concatenate(list(signatures.values())))):
+        if len(set(pixels[places])) > 1:
+            kind = across if len(set(owner[places])) > 1 else within
+            kind.append([keys[place] for place in places])
+    notes = []
+    if across:
+        notes.append(
+            f"{len(across)} groups of images that look alike are in more than one split, and "
+            f"accuracy on copies is too high: {_some_groups(across, ' ~ ')}"
+        )
+    if within:
+        notes.append(
+            f"{len(within)} groups of images in one split look alike (cross-validation keeps each "
+            f"group in one fold): {_some_groups(within, ' ~ ')}"
+        )
+    return across + within, notes
+
+
+def _some_groups(groups: list[list[str]], sign: str = " = ") -> str:
+    return _some([sign.join(group[:MOST_JOINED]) for group in groups])
 
 
 def _some(items: list[str]) -> str:

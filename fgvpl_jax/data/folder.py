@@ -6,87 +6,96 @@ from pathlib import Path
 
 from absl import logging
 
+from fgvpl_jax.data.entries import (
+    FOREIGN_SUFFIXES,
+    IMAGE_SUFFIXES,
+    Entries,
+    listed,
+    reason_to_skip_file,
+    refuse_misread_name,
+    skipped_lines,
+    warn_of_skipped,
+)
+from fgvpl_jax.data.split_names import split_role, split_roles
 from fgvpl_jax.data.splits import Dataset, Split, make_split, one_spelling, same_name
 from fgvpl_jax.errors import UserError
-
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
-IMAGE_SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Photos that Pillow does not decode; skipping them silently would surprise users.
-FOREIGN_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef"}
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 
 
 def load_folder(root: str) -> Dataset:
     """Loads photos that are sorted into folders named after their classes.
 
     The layout is either `root/<class>/…/photo.jpg`, which has neither a validation nor a test
-    split, or `root/train/<class>/…` with optional folders `val` and `test` next to `train`, in
-    upper or lower case.
+    split, or `root/train/<class>/…` with optional folders `val` and `test` next to `train`. Other
+    usual names of splits, such as `training_set`, are known too. Files count as photos by their
+    content; everything else is listed in the data set's `skipped`.
 
     Args:
         root: Folder that holds the class folders or the split folders.
     Raises:
-        UserError: If there is no such folder, a class has no image, two folders have the same
-            class name, a split has a class that `train` lacks, or `train` is missing or is next
-            to folders other than splits.
+        UserError: If there is no such folder, a folder cannot be listed, a class has no image, two
+            folders have the same class name, a split has a class that `train` lacks, or `train` is
+            missing or is next to folders other than splits.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
         raise UserError(
             f"there is no folder {root}: set data.root to the folder that holds your photos"
         )
-    warn_of_loose_photos(base)
-    splits = split_folders(base)
+    entries = Entries(base)
+    splits = split_folders(base, entries)
     if not splits:
-        classes = at_least_two(class_folders(base), base)
-        photos = read_classes(base, base, list(classes.values()))
-        return Dataset(tuple(classes), photos, None, None, "none, all photos are for training")
-    classes = at_least_two(class_folders(splits["train"]), splits["train"])
+        classes = at_least_two(class_folders(base, entries), base)
+        warn_of_equal_layouts(list(classes.values()), entries)
+        photos = read_classes(base, list(classes.values()), entries)
+        described = "none, all photos are for training"
+        return Dataset(tuple(classes), photos, None, None, described, skipped=entries.skipped)
+    entries.skip_all_but(base, list(splits.values()))
+    places = {role: innermost(place, role, entries) for role, place in splits.items()}
+    train_place = places["train"]
+    classes = at_least_two(class_folders(train_place, entries), train_place)
     known = {same_name(name): name for name in classes}
     loaded: dict[str, Split] = {}
-    for role, place in splits.items():
-        found = class_folders(place)
+    for role, place in places.items():
+        found = classes if role == "train" else class_folders(place, entries)
         unknown = [name for name in found if same_name(name) not in known]
         if unknown:
-            raise UserError(f"{place} has classes that {splits['train']} lacks: {unknown}")
-        warn_of_loose_photos(place)
+            raise UserError(f"{place} has classes that {train_place} lacks: {unknown}")
         folders = {known[same_name(name)]: folder for name, folder in found.items()}
         if not folders:
             raise UserError(
-                f"{place} has no class folder: fill it like {splits['train']}, or remove it"
+                f"{place} has no class folder: fill it like {train_place}, or remove it"
             )
-        loaded[role] = read_classes(base, place, [folders.get(name) for name in classes])
+        loaded[role] = read_classes(base, [folders.get(name) for name in classes], entries)
     return Dataset(
         tuple(classes),
         loaded["train"],
         loaded.get("validation"),
         loaded.get("test"),
         "the folders' own",
+        skipped=entries.skipped,
     )
 
 
-def split_folders(base: Path) -> dict[str, Path]:
+def split_folders(base: Path, entries: Entries) -> dict[str, Path]:
     """Returns the folder of each split; empty if the folders are classes.
 
     Raises:
         UserError: If the folders are splits, but two of them are the same split, `train` is
             missing, or there is a folder that is not a split.
     """
-    children = visible_folders(base)
-    named = [child for child in children if child.name.casefold() in SPLIT_FOLDERS]
-    others = [child.name for child in children if child not in named]
-    train = [child for child in named if SPLIT_FOLDERS[child.name.casefold()] == "train"]
+    children = entries.folders(base)
+    known = split_roles([child.name for child in children])
+    roles = {child: known[child.name] for child in children if child.name in known}
+    named = list(roles)
+    others = [child.name for child in children if child not in roles]
+    train = [child for child, role in roles.items() if role == "train"]
     # A class may be called "train". But the photos of a split are in class folders, and the other
     # splits next to `train` distinguish it from a class with nested folders.
-    are_classes = named == train or not any(
-        visible_folders(folder) and not loose_photos(folder) for folder in train or named
+    are_classes = not any(
+        entries.folders(folder) and not has_loose_photos(folder) for folder in train or named
     )
+    if named == train:
+        are_classes = are_classes or len(common_folders(children, entries)) < 2
     if not named or (others and are_classes):
         return {}
     names = ", ".join(child.name for child in named)
@@ -94,102 +103,118 @@ def split_folders(base: Path) -> dict[str, Path]:
         raise UserError(f"{base} has {names}, but no folder train: rename the training folder so")
     if others:
         raise UserError(
-            f"{base} has {others} next to {names}: move classes into {train[0].name}, and other "
-            "folders elsewhere"
+            f"{base} has {others} next to {names}: move classes into {train[0].name}, rename "
+            "splits train, val and test, and move other folders elsewhere"
         )
     splits: dict[str, Path] = {}
-    for child in named:
-        role = SPLIT_FOLDERS[child.name.casefold()]
+    for child, role in roles.items():
         if role in splits:
             raise UserError(f"{base} has both {splits[role].name} and {child.name}: keep one")
         splits[role] = child
     return splits
 
 
-def is_visible(name: str) -> bool:
-    """Returns whether a name is neither hidden nor left behind by an archiver."""
-    return not name.startswith((".", "__"))
+def innermost(place: Path, role: str, entries: Entries) -> Path:
+    """Returns the folder of a split that holds its classes: some archives nest `train/train/`."""
+    inner = entries.folders(place)
+    if len(inner) == 1 and split_role(inner[0].name) == role and not has_loose_photos(place):
+        entries.skip_all_but(place, inner)
+        return innermost(inner[0], role, entries)
+    return place
 
 
-def visible_folders(place: Path) -> list[Path]:
-    """Returns the visible folders in a folder, in name order."""
-    return sorted(child for child in place.iterdir() if child.is_dir() and is_visible(child.name))
+def common_folders(folders: Sequence[Path], entries: Entries) -> list[str]:
+    """Returns the names of folders that all of these folders hold; empty if any holds photos."""
+    if len(folders) < 2 or any(has_loose_photos(folder) for folder in folders):
+        return []
+    names = [{same_name(inner.name) for inner in entries.folders(folder)} for folder in folders]
+    return sorted(set.intersection(*names))
 
 
-def loose_photos(place: Path) -> list[Path]:
-    """Returns the photos directly in a folder, including formats that cannot be read."""
-    return [
-        child
-        for child in place.iterdir()
-        if child.suffix.lower() in IMAGE_SUFFIXES | FOREIGN_SUFFIXES
-        and is_visible(child.name)
-        and child.is_file()
-    ]
-
-
-def warn_of_loose_photos(place: Path) -> None:
-    """Logs a warning if photos are in no class folder."""
-    count = len(loose_photos(place))
-    if count:
+def warn_of_equal_layouts(folders: Sequence[Path], entries: Entries) -> None:
+    """Logs a warning if the class folders look like splits whose names are not known."""
+    common = common_folders(folders, entries)
+    if len(common) > 1:
         logging.warning(
-            "%d photos directly in %s are skipped: move them into the folders of their classes",
-            count,
-            place,
+            "each of the folders %s holds the folders %s: if they are splits rather than classes, "
+            "rename them train, val and test",
+            ", ".join(folder.name for folder in folders[:5]),
+            ", ".join(common[:5]),
         )
 
 
-def class_folders(place: Path) -> dict[str, Path]:
+def has_loose_photos(place: Path) -> bool:
+    """Returns whether photos are directly in a folder, rather than in folders below it."""
+    return any(
+        not child.is_dir()
+        and (
+            child.suffix.lower() in IMAGE_SUFFIXES | FOREIGN_SUFFIXES
+            or reason_to_skip_file(child) is None
+        )
+        for child in listed(place)
+        if not child.name.startswith(".")
+    )
+
+
+def class_folders(place: Path, entries: Entries) -> dict[str, Path]:
     """Maps class names to folders, in the order of the folders' names."""
+    folders = entries.folders(place)
+    entries.skip_all_but(place, folders)
     spellings: dict[str, str] = {}
-    return {
-        one_spelling(folder.name, spellings, place): folder for folder in visible_folders(place)
-    }
+    classes = {}
+    for folder in folders:
+        refuse_misread_name(folder.name, place)
+        classes[one_spelling(folder.name, spellings, place)] = folder
+    return classes
 
 
 def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
     """Returns the classes unchanged; refuses fewer than two."""
     if len(classes) < 2:
+        only = "".join(f", or set data.root to {folder}" for folder in classes.values())
         raise UserError(
             f"{place} has {len(classes)} class(es): put the photos of each class into a folder "
-            "named after the class, with at least two classes"
+            f"named after the class, with at least two classes{only}"
         )
     return classes
 
 
-def read_classes(base: Path, place: Path, folders: Sequence[Path | None]) -> Split:
-    """Lists all images below each class's folder; None stands for a class without a folder."""
+def read_classes(base: Path, folders: Sequence[Path | None], entries: Entries) -> Split:
+    """Lists all photos below each class's folder; None stands for a class without a folder."""
     images = []
-    foreign = 0
     for label, folder in enumerate(folders):
         if folder is None:
             continue
-        photos = image_files(folder, IMAGE_SUFFIXES | FOREIGN_SUFFIXES)
-        files = [photo for photo in photos if photo.suffix.lower() in IMAGE_SUFFIXES]
-        unread = [photo for photo in photos if photo.suffix.lower() in FOREIGN_SUFFIXES]
-        if unread and not files:
-            raise UserError(
-                f"{folder} holds {len(unread)} photos, such as {unread[0].name}, but no readable "
-                "one: convert them to JPEG"
-            )
+        files = entries.photos(folder)
         if not files:
+            below = Entries(folder)
+            below.photos(folder)
+            held = "; ".join(skipped_lines(below.skipped)) or "it is empty"
             raise UserError(
-                f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): add some, or "
-                "remove the folder"
+                f"{folder} holds no image that can be read ({held}): add some, convert them to "
+                "JPEG, or remove the folder"
             )
-        foreign += len(unread)
-        images += [(path.relative_to(base).as_posix(), label) for path in files]
-    if foreign:
-        logging.warning(
-            "%d photos below %s are skipped (%s cannot be read): convert them to JPEG",
-            foreign,
-            place,
-            ", ".join(sorted(FOREIGN_SUFFIXES)),
-        )
+        keys = [path.relative_to(base).as_posix() for path in files]
+        for key in keys:
+            refuse_misread_name(key, base)
+        images += [(key, label) for key in keys]
     return make_split(base, images)
+
+
+def is_visible(name: str) -> bool:
+    """Returns whether a name in a benchmark's archive is neither hidden nor left by an archiver."""
+    return not name.startswith((".", "__"))
+
+
+def visible_folders(place: Path) -> list[Path]:
+    """Returns the visible folders in a benchmark's folder, in name order."""
+    return sorted(child for child in place.iterdir() if child.is_dir() and is_visible(child.name))
 
 
 def image_files(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Returns the visible files with these suffixes at any depth, in path order.
+
+    For benchmarks, whose files are known: names alone decide.
 
     Links to folders are followed, but each folder is visited only once, because a link may point
     to a folder that contains it.
@@ -208,7 +233,9 @@ def image_files(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]
 
 
 def photos_at(place: str | Path) -> list[Path]:
-    """Returns the file itself if `place` is a file, or all images in it if it is a folder.
+    """Returns the file itself if `place` is a file, or all photos in it if it is a folder.
+
+    Logs a warning that names what a folder holds in addition to photos.
 
     Raises:
         UserError: If the file or folder does not exist, or the folder holds no image.
@@ -216,7 +243,12 @@ def photos_at(place: str | Path) -> list[Path]:
     path = Path(place).expanduser()
     if not path.exists():
         raise UserError(f"there is no file or folder {place}")
-    found = image_files(path) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    entries = Entries(path)
+    found = entries.photos(path)
     if not found:
-        raise UserError(f"the folder {place} holds no image")
+        held = "; ".join(skipped_lines(entries.skipped)) or "it is empty"
+        raise UserError(f"the folder {place} holds no image ({held})")
+    warn_of_skipped(entries.skipped, place)
     return found

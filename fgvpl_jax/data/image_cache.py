@@ -26,7 +26,7 @@ from PIL import Image
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
 
-FORMAT = 2  # incremented when the records, or the bytes that `decode_image` returns, change
+FORMAT = 3  # incremented when the records, or the bytes that `decode_image` returns, change
 # Only files with these suffixes, which no other program uses, are ever removed.
 WHOLE, PARTIAL = ".fgvpl_images", ".fgvpl_partial"
 # A partial file grows with every batch; one that has not grown for this long is from a killed run.

@@ -1,5 +1,6 @@
 """Decodes image files to RGB photos, as an image viewer shows them."""
 
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +8,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, TiffImagePlugin
 
+from fgvpl_jax.data.file_kinds import HEAD_BYTES, Group, kind_of
+from fgvpl_jax.data.tiff import UnusualTiff, standard_tiff
 from fgvpl_jax.errors import UserError
 
 # Photos and drawings, but not every format that Pillow opens: for EPS it would start another
@@ -20,6 +23,21 @@ WHITE = (255, 255, 255, 255)
 MOST_ELONGATED = 100
 # Twice the size of an uncompressed file with as many pixels as Pillow's limit allows.
 MOST_BYTES = 1 << 29
+# How to turn a photo upright for each value of EXIF's orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Chunks of texts and of the colour profile, none of which change the decoded pixels.
+PNG_METADATA = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+# 12 bits stored in 16 make no pixel brighter than this, and viewers show such a picture as black.
+DARKEST_LEVEL = 16
 
 
 class UnreadableImage(UserError):
@@ -44,25 +62,54 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except OSError as error:
-        raise UnreadableImage(f"{name}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        if isinstance(source, Path) and source.is_symlink() and not source.exists():
+            reason = f"a link to {os.readlink(source)}, which does not exist"
+        raise UnreadableImage(f"{name}: {reason}") from error
     if not data:
         raise UnreadableImage(f"{name}: the file is empty")
-    with _errors_naming(name), Image.open(BytesIO(data), formats=sorted(FORMATS)) as image:
+    with _errors_naming(name, data[:HEAD_BYTES]):
+        try:
+            return _decoded(data)
+        except UnreadableImage:
+            raise
+        except Exception:  # such as Pillow's limits of texts and profiles, which are not needed
+            bare = _without_metadata(data)
+            if bare == data:
+                raise
+            return _decoded(bare)
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(BytesIO(data), formats=sorted(FORMATS)) as image:
         return _upright_rgb(image)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Returns a PNG file without its texts and colour profile; other files are unchanged."""
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])  # length, name, content, checksum
+        if data[at + 4 : at + 8] not in PNG_METADATA:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def as_photo(image: Image.Image, name: str) -> Image.Image:
     """Converts an image of any Pillow mode to 8-bit RGB, without changing the original.
 
     EXIF orientation is applied, 16-bit greys are scaled to 8 bits, and transparent pixels are
-    blended with white.
+    blended with white. Other EXIF entries are ignored, even if they are damaged.
 
     Args:
         image: Image opened or created by Pillow; it is decoded now if it has not been yet.
         name: Name of the image in error messages.
     Raises:
-        UnreadableImage: If the image cannot be decoded, is too large, or has floating-point
-            pixels, whose value for white is not defined.
+        UnreadableImage: If the image cannot be decoded, is too large, or has floating-point, signed
+            or 32-bit pixels, whose value for white is not defined.
     """
     with _errors_naming(name):
         return _upright_rgb(image)
@@ -78,16 +125,25 @@ def _content(file: Path) -> bytes:
 
 
 @contextmanager
-def _errors_naming(name: str) -> Iterator[None]:
+def _errors_naming(name: str, head: bytes = b"") -> Iterator[None]:
     try:
         yield
-    except UnreadableImage as error:
+    except (UnreadableImage, UnusualTiff) as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(f"{name}: not an image that Pillow knows") from error
+        raise UnreadableImage(f"{name}: {_why_unidentified(head)}") from error
     except Exception as error:  # for damaged files, decoders may raise any error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{name}: {reason}") from error
+
+
+def _why_unidentified(head: bytes) -> str:
+    kind = kind_of(head)
+    if kind is None:
+        return "not an image that Pillow knows"
+    if kind.group is Group.PHOTO:
+        return f"{kind.name} of a sort that Pillow does not read: save it as JPEG or 8-bit PNG"
+    return f"not an image that can be read, but {kind.name}: {kind.advice}"
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -102,7 +158,35 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
             f"{image.width} x {image.height} pixels are more than {MOST_ELONGATED} times as long "
             "as wide: crop it"
         )
-    return _to_rgb(ImageOps.exif_transpose(image))  # a copy, even if the image is upright
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image = standard_tiff(image)
+    # The tiles say how the decoder packs the pixels, and are gone after decoding.
+    is_wide = any("16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    upright = image.copy() if turn is None else image.transpose(turn)
+    photo = _to_rgb(upright)
+    if is_wide or image.mode.startswith("I"):
+        _refuse_nearly_black(photo)
+    return photo
+
+
+def _refuse_nearly_black(photo: Image.Image) -> None:
+    brightest = int(np.asarray(photo).max())
+    if 0 < brightest <= DARKEST_LEVEL:
+        raise UnreadableImage(
+            f"no 16-bit pixel is brighter than {brightest / 255:.0%}, as if they held fewer bits: "
+            "save it with 8 bits"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns EXIF's orientation; 1, which is upright, if EXIF cannot be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # viewers ignore damaged EXIF too; Pillow may raise any error for it
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,23 +1,22 @@
 """Your own photos from a list: CSV or JSON lines with path, label and, optionally, split."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fgvpl_jax.data.folder import SPLIT_FOLDERS
-from fgvpl_jax.data.splits import (
-    Dataset,
-    check_present,
-    class_name,
-    key_below,
-    make_split,
-    one_spelling,
-)
+from fgvpl_jax.data.listed_files import find_listed
+from fgvpl_jax.data.split_names import split_role
+from fgvpl_jax.data.splits import Dataset, class_name, make_split, one_spelling
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import parse_json
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
+COLUMNS = ("path", "label", "split")
+SEPARATORS = (",", ";", "\t")
+# Spellings in which programs write that a label is missing; no class has such a name.
+MISSING = {"NaN", "nan", "NaT", "None", "null", "NULL", "<NA>", "#N/A", "undefined"}
+MOST_SHOWN = 80  # characters of a value in a message
 
 
 def load_manifest(manifest: str) -> Dataset:
@@ -26,32 +25,31 @@ def load_manifest(manifest: str) -> Dataset:
     Args:
         manifest: A .csv file whose first line names the columns, or a .jsonl file with one object
             per line. The columns are `path` (relative to the file's folder), `label` and,
-            optionally, `split` ("train", "val" or "test"; a photo without one is for training).
+            optionally, `split` (such as "train", "val" or "test"; a photo without one is for
+            training).
     Raises:
-        UserError: If the file or a photo is missing, a line is incomplete, a path leaves the
-            folder or is in two splits, or a split has a class that the training split lacks.
+        UserError: If the file or a photo is missing, a line is incomplete or has a field too many,
+            a path leaves the folder or is in two splits, or a split has a class that the training
+            split lacks.
     """
     file = Path(manifest).expanduser()
     if file.suffix.lower() not in MANIFEST_SUFFIXES:
         raise UserError(f"{manifest} is not a list of photos: its name must end in .csv or .jsonl")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
-    seen: dict[str, str] = {}
+    named: list[tuple[str, str, str, str]] = []
     spellings: dict[str, str] = {}
     for number, row in _rows(file):
         where = f"{file}, line {number}"
-        path, label, split = (row.get(name) for name in ("path", "label", "split"))
-        role = SPLIT_FOLDERS.get(str(split or "train").lower())
-        if not path or label in (None, "") or role is None:
-            raise UserError(
-                f"{where} needs a path, a label and, optionally, a split (train, val or test), but "
-                f"has {row}"
-            )
-        key = key_below(str(path), where)
+        path, label, role = _fields(row, where)
+        # In a hand-written list, "red_fox" and "red fox" may be the same class.
+        named.append((where, path, one_spelling(class_name(label), spellings, where), role))
+    keys = find_listed(file, [(where, path) for where, path, _, _ in named])
+    seen: dict[str, str] = {}
+    for key, (where, path, name, role) in zip(keys, named, strict=True):
         if key in seen:
             raise UserError(f"{where}: {path!r} occurs twice, in {seen[key]} and in {role}")
         seen[key] = role
-        # In a hand-written list, "red_fox" and "red fox" may be the same class.
-        rows[role].append((key, one_spelling(class_name(str(label)), spellings, where)))
+        rows[role].append((key, name))
     names = sorted({name for _, name in rows["train"]})
     if len(names) < 2:
         raise UserError(
@@ -61,7 +59,6 @@ def load_manifest(manifest: str) -> Dataset:
         unknown = sorted({name for _, name in members} - set(names))
         if unknown:
             raise UserError(f"{file}: {role} has classes that train lacks: {unknown[:5]}")
-    check_present(file.parent, seen, file)
     label_of = {name: label for label, name in enumerate(names)}
     train, validation, test = (
         make_split(file.parent, [(key, label_of[name]) for key, name in members])
@@ -73,13 +70,61 @@ def load_manifest(manifest: str) -> Dataset:
     return Dataset(tuple(names), train, validation, test, "the list's own")
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _fields(row: dict[Any, Any], where: str) -> tuple[str, str, str]:
+    """Returns path, label and role ("train", "validation" or "test") of a row.
+
+    Raises:
+        UserError: If a field is missing or is not a text, or there are more fields than columns.
+    """
+    surplus = [field for field in row.get(None) or () if field and field.strip()]
+    if surplus:
+        raise UserError(
+            f"{where} has more fields than the first line has columns, the last of which is "
+            f"{_shown(surplus[-1])}: put a value that contains the separator in quotation marks, "
+            'such as "spaniel, long-haired"'
+        )
+    path, label, split = (row.get(name) for name in COLUMNS)
+    if type(label) is int:
+        label = str(label)
+    for name, value in (("path", path), ("label", label), ("split", split)):
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{where}: the {name} is {_shown(value)}: it must be a text")
+        if value is not None and any(mark in value for mark in "\r\n"):
+            raise UserError(
+                f"{where}: the {name} {_shown(value)} contains a line break: a quotation mark may "
+                "be missing"
+            )
+    role = split_role(split) if split and split.strip() else "train"
+    if not path or not label or not path.strip() or not label.strip() or role is None:
+        raise UserError(
+            f"{where} needs a path, a label and, optionally, a split (train, val or test), but "
+            f"has {_shown(row)}"
+        )
+    text = label.strip()
+    if text in MISSING or (text[0] + text[-1]) in ("[]", "{}"):
+        raise UserError(
+            f"{where}: the label is {_shown(label)}, which is no class name: write the name of the "
+            "class, or remove the line"
+        )
+    return path, label, role
+
+
+def _shown(value: object) -> str:
+    """Returns a value as it is written in Python, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
     """Yields rows with their line numbers, counted from 1; skips blank lines."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             if file.suffix.lower() == ".csv":
-                reader = csv.DictReader(stream, skipinitialspace=True)
-                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+                header = stream.readline()
+                separator = _separator(header, file)
+                stream.seek(0)
+                reader = csv.DictReader(stream, skipinitialspace=True, delimiter=separator)
+                reader.fieldnames = _columns(reader.fieldnames or ())
                 for row in reader:
                     yield reader.line_num, row
             else:
@@ -87,5 +132,35 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     if line.strip():
                         row = parse_json(line)
                         yield number, row if isinstance(row, dict) else {"line": row}
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} cannot be read as a list of photos, because it is not UTF-8 ({error.reason} "
+            f"at byte {error.start}): save it as UTF-8"
+        ) from error
+    except UserError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a list of photos: {error}") from error
+
+
+def _columns(header: Iterable[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
+
+
+def _separator(header: str, file: Path) -> str:
+    """Returns the separator with which a first line names the columns.
+
+    Raises:
+        UserError: If the line does not name the columns, or names one twice.
+    """
+    for separator in SEPARATORS:
+        columns = _columns(next(csv.reader([header], delimiter=separator), ()))
+        if {"path", "label"} <= set(columns):
+            twice = [name for name in COLUMNS if columns.count(name) > 1]
+            if twice:
+                raise UserError(f"{file} has two columns {twice[0]!r}: remove one")
+            return separator
+    raise UserError(
+        f"{file} begins with the line {_shown(header.strip())}: its first line must name the "
+        "columns path, label and, optionally, split, separated by commas"
+    )

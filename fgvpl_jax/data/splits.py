@@ -5,15 +5,23 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from fgvpl_jax.data.entries import Skipped, refuse_misread_name
 from fgvpl_jax.data.images import decode_image
 from fgvpl_jax.errors import UserError
+
+# Invisible characters that Unicode does not call format characters: fillers, the blank of braille,
+# the grapheme joiner, and the variation selectors, which choose between forms of a symbol.
+INVISIBLE = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"}
+INVISIBLE |= {chr(code) for code in range(0xFE00, 0xFE10)}
+# Some scripts spell words with them.
+JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +84,7 @@ class Dataset:
         split_protocol: Description of how the splits were made, and by whom, for users and
             `results.json`.
         left_out: Keys of published images that the source lacks on purpose.
+        skipped: Entries of a user's folder that are in no split: maps each reason to their paths.
     """
 
     class_names: tuple[str, ...]
@@ -84,18 +93,22 @@ class Dataset:
     test: Split | None
     split_protocol: str
     left_out: tuple[str, ...] = ()
+    skipped: Skipped = field(default_factory=dict)
 
 
 def class_name(raw: str) -> str:
-    """Returns a class name ready for a sentence: `_` becomes a space, Unicode is composed.
+    """Returns a class name ready for a sentence.
+
+    `_` becomes a space, Unicode is composed, and invisible characters are removed.
 
     Raises:
         UserError: If nothing is left, or the name is not valid Unicode or has control characters.
     """
     if any(unicodedata.category(letter) == "Cs" for letter in raw):
         raise UserError(f"a class is called {raw!r}, which is not UTF-8: rename it")
-    name = " ".join(unicodedata.normalize("NFC", raw).replace("_", " ").split())
-    if not name:
+    visible = "".join(letter for letter in raw if letter in JOINERS or not is_invisible(letter))
+    name = " ".join(unicodedata.normalize("NFC", visible).replace("_", " ").split())
+    if not name.strip(JOINERS + " "):
         raise UserError(f"a class is called {raw!r}: give it a name of at least one letter")
     if any(unicodedata.category(letter) == "Cc" for letter in name):  # terminals execute them
         raise UserError(f"a class is called {raw!r}, with control characters: remove them")
@@ -104,7 +117,13 @@ def class_name(raw: str) -> str:
 
 def same_name(name: str) -> str:
     """Returns a form that is equal for all spellings of one class name."""
-    return unicodedata.normalize("NFKC", name).casefold()
+    visible = "".join(letter for letter in name if not is_invisible(letter))
+    return unicodedata.normalize("NFKC", visible).casefold()
+
+
+def is_invisible(letter: str) -> bool:
+    """Returns whether a character has no width on a screen, or is a blank that is no space."""
+    return unicodedata.category(letter) == "Cf" or letter in INVISIBLE
 
 
 def one_spelling(raw: str, spellings: dict[str, str], origin: object) -> str:
@@ -176,9 +195,10 @@ def check_present(folder: Path, keys: Iterable[str], named_by: Path) -> None:
         entries = os.scandir(place) if os.path.isdir(place) else ()
         there = {entry.name for entry in entries if entry.is_file()}
         missing += [str(path) for path in paths if path.name not in there]
+    for name in missing:
+        refuse_misread_name(name, folder)
     if missing:
         raise UserError(
             f"{len(missing)} images that {named_by} names are not in {folder}, such as "
-            f"{', '.join(sorted(missing)[:3])}: unpack the benchmark's whole archive there, or "
-            "correct the list"
+            f"{', '.join(sorted(missing)[:3])}: unpack the benchmark's whole archive there"
         )

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fgvpl_jax.data import BENCHMARKS, DataReport, Dataset, benchmark_named, check_dataset
+from fgvpl_jax.data.entries import Skipped, skipped_lines
 from fgvpl_jax.data.tfds_prepare import prepare_tfds
 from fgvpl_jax.data.tfds_source import find_prepared
 from fgvpl_jax.displays.contact_sheet import PER_CLASS, draw_contact_sheet, thumbnail
@@ -40,6 +41,8 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
         {"class": name, **{split: int(n[label]) for split, n in report.counts.items()}}
         for label, name in enumerate(dataset.class_names)
     ]
+    lost = {reason: paths for reason, paths in dataset.skipped.items() if reason.is_problem}
+    problems = report.problems + [f"skipped {line}" for line in skipped_lines(lost)]
     workdir.write(
         workdir.path / REPORT,
         {
@@ -50,20 +53,24 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
             "unreadable": [line for found in report.unreadable.values() for line in found.values()],
             "duplicates": report.duplicates,
             "repeats": report.repeats,
-            "problems": report.problems,
+            "near_copies": report.near_copies,
+            "problems": problems,
             "notes": report.notes,
+            "skipped": {reason.value: paths for reason, paths in dataset.skipped.items()},
         },
     )
     draw_contact_sheet(samples(dataset, report)).save(workdir.path / SHEET, quality=90)
     lines = count_lines(config.benchmark, dataset, report, published)
     lines.append(f"splits: {dataset.split_protocol}")
+    lines += survey_lines(dataset.skipped)
     lines.append(f"{PER_CLASS} photos of each class are in {workdir.path / SHEET}")
     lines.append(f"all findings are in {workdir.path / REPORT}")
     lines += [f"note: {note}" for note in report.notes]
-    if not report.problems:
+    if not problems:
         alone = "" if report.duplicates else ", and none is in two splits"
-        lines.append(f"nothing is wrong: every image can be read{alone}")
-    return lines, report.problems
+        counted = " of these" if dataset.skipped else ""
+        lines.append(f"nothing is wrong: every image{counted} can be read{alone}")
+    return lines, problems
 
 
 def prepare_if_missing(name: str, root: str) -> None:
@@ -72,6 +79,15 @@ def prepare_if_missing(name: str, root: str) -> None:
     if examples is not None and find_prepared(Path(root).expanduser(), examples.name) is None:
         print(f"{name} is not prepared in {root} yet: preparing it", flush=True)
         prepare_tfds(name, root)
+
+
+def survey_lines(skipped: Skipped) -> list[str]:
+    """Returns lines that say which entries of the user's folder were skipped, and why."""
+    if not skipped:
+        return []
+    count = sum(len(paths) for paths in skipped.values())
+    lines = [f"skipped: {count:,} entries of the folder"]
+    return lines + [f"  {line}" for line in skipped_lines(skipped)]
 
 
 def samples(dataset: Dataset, report: DataReport) -> list[tuple[str, list[Image.Image]]]:

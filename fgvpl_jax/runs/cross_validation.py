@@ -10,12 +10,18 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
+from fgvpl_jax.data.near_copies import (
+    MOST_PHOTOS,
+    first_copies,
+    groups_of_copies,
+    signatures,
+)
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
-from fgvpl_jax.training import Checkpoints, is_writer, train, wait_for_all
+from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
 
 CONFIDENCE = 0.95
 
@@ -42,11 +48,12 @@ def cross_validate(run: Run) -> None:
     Args:
         run: Run whose support images are split into folds, each class evenly.
     """
+    choose_folds(run)
     run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
     folds = folds_of(run)
     warn_of_single_photos(run)
     for number, file in enumerate(held_out_files(run)):
-        if not is_estimated(file):
+        if not is_intact(file):
             print(f"fold {number + 1} of {folds.max() + 1}")
             file.parent.mkdir(parents=True, exist_ok=True)
             run.workdir.write_arrays(
@@ -57,8 +64,8 @@ def cross_validate(run: Run) -> None:
     wait_for_all("folds")  # until process 0 has written the last file
 
 
-def is_estimated(file: Path) -> bool:
-    """Returns whether a fold's predictions exist and are intact; warns if they are damaged."""
+def is_intact(file: Path) -> bool:
+    """Returns whether a file of arrays exists and is intact; warns if it is damaged."""
     if not file.exists():
         return False
     try:
@@ -97,8 +104,50 @@ def read_held_out(run: Run) -> HeldOut:
     return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def choose_folds(run: Run) -> None:
+    """Writes the folds to a file if some support images are near-copies of others.
+
+    Copies are in one fold: the accuracy on a copy of a training image would be too high. Runs that
+    earlier versions began keep their folds.
+    """
+    file = folds_file(run)
+    support, config = run.few_shot.support, run.config
+    is_begun = not file.exists() and any(run.workdir.folds.glob("fold_*/*"))
+    if is_writer() and len(support) > MOST_PHOTOS:
+        logging.warning(
+            "copies are looked for among at most %d support images, not among %d: if there are "
+            "some, the estimate is too good",
+            MOST_PHOTOS,
+            len(support),
+        )
+    elif is_writer() and not is_begun and not is_intact(file):
+        cache = run.image_cache if process_share().count == 1 else None
+        first = first_copies(signatures(support, run.clip.resize_and_crop, cache))
+        groups = groups_of_copies(first)
+        if groups:
+            logging.warning(
+                "%d of the %d support images look like copies of others, such as %s and %s: the "
+                "estimate keeps copies in one fold",
+                sum(map(len, groups)) - len(groups),
+                len(support),
+                *(support.keys[place] for place in groups[0][:2]),
+            )
+        if groups and len(set(first.tolist())) > 1:  # training needs an image outside the fold
+            folds = stratified_folds(support.labels, config.cv_folds, config.seed, first)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            run.workdir.write_arrays(file, folds=folds)
+    wait_for_all("choice of folds")
+
+
+def folds_file(run: Run) -> Path:
+    """Returns the file of the folds, which exists if they depend on near-copies."""
+    return run.workdir.folds / "folds.npz"
+
+
 def folds_of(run: Run) -> Int[np.ndarray, "s"]:
     """Returns the fold of each support image."""
+    if folds_file(run).exists():
+        return read_arrays(folds_file(run))["folds"]
     return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
 
 
@@ -139,20 +188,32 @@ def predict_fold(run: Run, held_out: Bool[np.ndarray, "s"], folder: Path) -> Hel
 
 
 def stratified_folds(
-    labels: Int[np.ndarray, "N"], num_folds: int, seed: int
+    labels: Int[np.ndarray, "N"],
+    num_folds: int,
+    seed: int,
+    first: Int[np.ndarray, "N"] | None = None,
 ) -> Int[np.ndarray, "N"]:
     """Returns the fold of each image: every class is spread evenly; fold sizes differ by at most 1.
 
     A class of one image is held out once, and then has no image to train on.
+
+    Args:
+        labels: Class of each image.
+        num_folds: Largest number of folds.
+        seed: Seed of the run.
+        first: Place of the first copy of each image (see `first_copies`), whose fold the image
+            shares; the first copies are spread evenly. None if no image is a copy.
     """
     rng = np.random.default_rng((seed, len(labels)))
+    places = np.arange(len(labels))
+    is_first = places == (places if first is None else first)
     order = np.concatenate(
-        [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+        [rng.permutation(np.flatnonzero((labels == c) & is_first)) for c in np.unique(labels)]
     )
     folds = np.empty(len(labels), np.int64)
     # The count runs on from class to class: each begins where the one before it ended.
-    folds[order] = np.arange(len(labels)) % min(num_folds, len(labels))
-    return folds
+    folds[order] = np.arange(len(order)) % min(num_folds, len(order))
+    return folds if first is None else folds[first]
 
 
 def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:

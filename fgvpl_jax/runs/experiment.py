@@ -22,6 +22,7 @@ from fgvpl_jax.evaluation import (
 )
 from fgvpl_jax.methods import Choices, Method
 from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import (
     HeldOut,
     accuracy_interval,
@@ -82,7 +83,9 @@ def carry_out(
                         metrics_file=workdir.metrics_file,
                         on_epoch=(show_epoch, monitor.on_epoch),
                     )
-        return measure(run, started, monitor)
+        results = measure(run, started, monitor)
+    warn_of_copies(run)
+    return results
 
 
 def evaluate(workdir: Workdir, config: ConfigDict | None = None) -> RunResults:

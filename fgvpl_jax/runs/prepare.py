@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import Identity, load_clip
 from fgvpl_jax.data import few_shot_record
+from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
 from fgvpl_jax.methods import method_named
@@ -32,6 +33,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
             f"{jax.process_count()} processes: start a single one, which may use several devices"
         )
     dataset = load_dataset(config)
+    warn_of_skipped(dataset.skipped, config.data.root)
     few_shot = draw(config, dataset)
     config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
     workdir.check_is_free_for(config)

@@ -84,8 +84,12 @@ def test_equal_pixels_in_two_splits_are_found_whatever_the_file(root):
     assert report.duplicates == [
         ["train: train/0_0.png", "validation: validation/0_9.tif", "test: test/1_9.bmp"]
     ]
-    (problem,) = report.problems
-    assert "1 images are in more than one split: train: train/0_0.png = " in problem
+    classes, split = report.problems
+    assert "1 images are in more than one split: train: train/0_0.png = " in split
+    assert classes == (
+        "1 images are in two classes: train: train/0_0.png (cat) = validation: validation/0_9.tif "
+        "(cat) = test: test/1_9.bmp (dog)"
+    )
 
 
 def test_equal_pixels_in_one_split_are_a_note(root):
@@ -137,3 +141,41 @@ def test_drawn_scenes_are_sound():
     assert (
         check_dataset(load_shapes(), {"train": 400, "validation": 100, "test": 600}).problems == []
     )
+
+
+def write_scenes(folder, count=8):
+    """Writes drawn scenes, which have the structure of photos, as PNG; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = [load_shapes().train.image(40 * number).resize((96, 96)) for number in range(count)]
+    for number, scene in enumerate(scenes):
+        scene.save(folder / f"{number % 2}_{number}.png")
+    return scenes
+
+
+def test_copies_that_are_not_equal_are_notes(tmp_path):
+    """A resized copy in the same split, and a compressed one in another."""
+    scenes = write_scenes(tmp_path / "train")
+    for name in SPLITS[1:]:
+        (tmp_path / name).mkdir()
+    scenes[0].resize((48, 48)).save(tmp_path / "train" / "0_90.png")
+    scenes[3].save(tmp_path / "test" / "1_91.jpg", quality=60)
+    report = check_dataset(load(tmp_path))
+    assert report.near_copies == [
+        ["train: train/1_3.png", "test: test/1_91.jpg"],
+        ["train: train/0_0.png", "train: train/0_90.png"],
+    ]
+    assert [note.split(":")[0] for note in report.notes] == [
+        "1 groups of images that look alike are in more than one split, and accuracy on copies is "
+        "too high",
+        "1 groups of images in one split look alike (cross-validation keeps each group in one "
+        "fold)",
+    ]
+    published = {"train": 9, "validation": 0, "test": 1}
+    assert check_dataset(load(tmp_path), published).near_copies == []
+
+
+def test_near_copies_among_too_many_images_are_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("fgvpl_jax.data.checks.MOST_PHOTOS", 3)
+    write_scenes(tmp_path / "train")
+    report = check_dataset(load(tmp_path))
+    assert "looked for among at most 3 images" in report.notes[0]

@@ -1,10 +1,13 @@
 """Images of every kind are decoded as a viewer shows them; damage of every kind is named."""
 
+import io
 import os
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fgvpl_jax.data import UnreadableImage, decode_image, random_crop_and_flip
 
@@ -138,3 +141,115 @@ def test_very_elongated_images_are_refused(tmp_path):
         decode_image(tmp_path / "a.png")
     Image.new("RGB", (100, 1)).save(tmp_path / "b.png")
     assert decode_image(tmp_path / "b.png").size == (100, 1)
+
+
+def entry(tag, kind, count, value):
+    """Returns an entry of EXIF, whose value has four bytes."""
+    return struct.pack("<HHI4s", tag, kind, count, value)
+
+
+TURNED = entry(0x0112, 3, 1, b"\6\0\0\0")
+BEHIND = struct.pack("<I", 8 + 2 + 2 * 12 + 4)  # place after a directory of two entries
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "MPO"])
+@pytest.mark.parametrize(
+    ("odd", "extra"),
+    [
+        (entry(0x011A, 10, 1, BEHIND), struct.pack("<ii", -1, 0)),  # -1/0 as a resolution
+        (entry(0x011A, 2, 3, b"72\0\0"), b""),  # a text as a resolution
+        (entry(0x010F, 2, 1000, b"\xff\xff\0\0"), b""),  # beyond the end
+        (entry(0x010F, 99, 1, b"\0\0\0\0"), b""),  # no such type
+        (entry(0x8825, 4, 1, b"\xff\xff\0\0"), b""),  # GPS beyond the end
+        (entry(0x8769, 4, 1, b"\x08\0\0\0"), b""),  # a directory that contains itself
+        (entry(0x010F, 2, 6, BEHIND), "Größ".encode()),
+    ],
+)
+def test_an_odd_exif_entry_does_not_hinder_turning_a_photo(file_format, odd, extra):
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + TURNED + odd + bytes(4) + extra
+    stream = io.BytesIO()
+    options = {"save_all": True, "append_images": [photo()]} if file_format == "MPO" else {}
+    photo((8, 4)).save(stream, file_format, exif=exif, **options)
+    assert decode_image(stream.getvalue()).size == (4, 8)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        bytes(40),
+        bytes(range(50)),
+        b"II*\0" + struct.pack("<IH", 8, 1) + entry(0x0112, 2, 2, b"6\0\0\0") + bytes(4),
+        b"II*\0" + struct.pack("<IH", 8, 1) + entry(0x0112, 3, 1, b"\x09\0\0\0") + bytes(4),
+    ],
+)
+def test_exif_that_is_none_leaves_a_photo_as_it_is(file_format, content):
+    stream = io.BytesIO()
+    photo((8, 4)).save(stream, file_format, exif=b"Exif\0\0" + content)
+    assert decode_image(stream.getvalue()).size == (8, 4)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_large_colour_profile_is_no_hindrance(file_format):
+    stream = io.BytesIO()
+    photo().save(stream, file_format, icc_profile=bytes(2_500_000))
+    np.testing.assert_allclose(np.asarray(decode_image(stream.getvalue()))[0, 0], RED, atol=6)
+
+
+@pytest.mark.parametrize("count", [1, 80])
+@pytest.mark.parametrize("is_international", [False, True])
+def test_much_text_in_a_png_is_no_hindrance(count, is_international):
+    texts = PngInfo()
+    for number in range(count):
+        add = texts.add_itxt if is_international else texts.add_text
+        add(f"text {number}", "step " * (400_000 if count == 1 else 180_000), zip=True)
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo((8, 4)).save(stream, "PNG", pnginfo=texts, exif=exif)
+    image = decode_image(stream.getvalue())
+    assert image.size == (4, 8)
+    assert (np.asarray(image) == RED).all()
+    with pytest.raises(UnreadableImage):
+        decode_image(stream.getvalue()[:-30])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photo: convert it to JPEG"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heixmiaf", "a HEIC photo: convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1miaf", "a HEIF photo"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp41isom", "a video"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL photo"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"\n <!DOCTYPE HTML>", "a web page, perhaps of a failed download: fetch the file again"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<svg>", "an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer.*git lfs pull"),
+        (b"/annex/objects/SHA256E-s1--0.jpg\n", "a git-annex pointer.*git annex get"),
+        (b"PK\3\4", "an archive: unpack it"),
+        (b"II*\0\x10\0\0\0CR\2\0", "a camera's raw photo"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X", "a resource fork of macOS"),
+        (b"MM\0*\0\0\0\x08\0\0", "a TIFF photo of a sort that Pillow does not read"),
+    ],
+)
+def test_a_file_that_is_no_photo_is_named(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content + bytes(30))
+    with pytest.raises(UnreadableImage, match=rf"a\.jpg: .*{reason}"):
+        decode_image(tmp_path / "a.jpg")
+
+
+def test_twelve_bits_in_a_sixteen_bit_png_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a\.png: no 16-bit pixel is brighter than 6%"):
+        decode_image(tmp_path / "a.png")
+    Image.fromarray(np.full((4, 4), 5000, np.uint16)).save(tmp_path / "b.png")
+    assert (np.asarray(decode_image(tmp_path / "b.png")) == 19).all()
+
+
+def test_wide_jpeg_2000_is_scaled(tmp_path):
+    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.jp2")
+    np.testing.assert_allclose(decoded(tmp_path / "a.jp2")[..., 0], levels / 257, atol=0.51)

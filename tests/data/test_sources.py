@@ -10,6 +10,8 @@ from PIL import Image
 
 from fgvpl_jax.data import benchmark_named, load_coop, load_folder
 from fgvpl_jax.data.coop import check_folders
+from fgvpl_jax.data.entries import Reason
+from fgvpl_jax.data.split_names import split_role, split_roles
 from fgvpl_jax.errors import UserError
 
 
@@ -175,8 +177,9 @@ def test_links_are_followed_wherever_they_lead(coop, tmp_path_factory):
 def photos(tmp_path):
     for key in ("red_fox/1.JPG", "red_fox/deep/er/2.png", "Grüße an alle/1.png"):
         touch_image(tmp_path / key)
-    for stray in ("red_fox/notes.txt", ".DS_Store", "red_fox/.hidden.png", "__MACOSX/x/1.png"):
+    for stray in (".DS_Store", "red_fox/.hidden.png", "__MACOSX/x/1.png"):
         touch_image(tmp_path / stray)
+    (tmp_path / "red_fox" / "notes.txt").write_text("seen in May")
     return tmp_path
 
 
@@ -187,6 +190,11 @@ def test_a_plain_folder(photos):
     assert dataset.train.labels.tolist() == [0, 1, 1]
     assert dataset.validation is None
     assert dataset.test is None
+    assert dataset.skipped == {
+        Reason.SYSTEM: (".DS_Store", "__MACOSX/"),
+        Reason.HIDDEN: ("red_fox/.hidden.png",),
+        Reason.OTHER: ("red_fox/notes.txt",),
+    }
 
 
 def test_split_folders(tmp_path):
@@ -199,13 +207,55 @@ def test_split_folders(tmp_path):
     assert dataset.test.labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("split", ["Train", "TRAIN"])
-def test_splits_are_known_in_any_case(tmp_path, split):
-    for key in (f"{split}/a/1.jfif", f"{split}/b/1.jpe", "Test/a/2.png"):
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("TRAIN", "TEST"),
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("train", "eval"),
+        ("seg_train", "seg_test"),
+        ("train_images", "test-images"),
+        ("train2017", "test2017"),
+        ("TrainSet", "held-out"),
+        ("birds_train", "birds_test"),
+        ("Birds-Training-Images", "Birds-Testing-Images"),
+    ],
+)
+def test_splits_are_known_by_their_usual_names(tmp_path, train, test):
+    for key in (f"{train}/a/1.jfif", f"{train}/b/1.jpe", f"{test}/a/2.png"):
         touch_image(tmp_path / key)
     dataset = load_folder(str(tmp_path))
-    assert dataset.train.keys == (f"{split}/a/1.jfif", f"{split}/b/1.jpe")
-    assert dataset.test.keys == ("Test/a/2.png",)
+    assert dataset.train.keys == (f"{train}/a/1.jfif", f"{train}/b/1.jpe")
+    assert dataset.test.keys == (f"{test}/a/2.png",)
+
+
+@pytest.mark.parametrize("name", ["dev", "Validation", "VALID", "val_set", "validation data"])
+def test_validation_splits_are_known_by_their_usual_names(tmp_path, name):
+    for key in ("train/a/1.png", "train/b/1.png", f"{name}/a/2.png"):
+        touch_image(tmp_path / key)
+    dataset = load_folder(str(tmp_path))
+    assert dataset.validation.keys == (f"{name}/a/2.png",)
+    assert dataset.test is None
+
+
+def test_words_that_only_some_names_share_make_no_splits():
+    assert split_roles(["test tube", "train"]) == {"train": "train"}
+    assert split_roles(["birds_train", "fish_test"]) == {}
+    assert split_roles(["birds_train", "birds_training"]) == {}
+    assert split_roles(["birds_train"]) == {}
+    assert split_roles(["birds", "birds_test"]) == {}
+    assert split_roles(["x_train", "x_dev", "x_eval"]) == {
+        "x_train": "train",
+        "x_dev": "validation",
+        "x_eval": "test",
+    }
+
+
+@pytest.mark.parametrize("name", ["test tube", "trainers", "training shoes", "values", "devil", ""])
+def test_other_names_are_no_splits(name):
+    assert split_role(name) is None
 
 
 @pytest.mark.parametrize("keys", [["train/1.png", "bus/1.png"], ["train/deep/1.png", "bus/1.png"]])
@@ -216,11 +266,17 @@ def test_a_class_may_be_called_train(tmp_path, keys):
 
 
 @pytest.mark.parametrize("place", [".", "train"])
-def test_photos_in_no_class_are_reported(tmp_path, caplog, place):
-    for key in ("train/a/1.png", "train/b/1.png", f"{place}/1.png", f"{place}/2.HEIC"):
+def test_photos_in_no_class_are_reported(tmp_path, place):
+    for key in ("train/a/1.png", "train/b/1.png", f"{place}/1.png", f"{place}/2"):
         touch_image(tmp_path / key)
-    assert len(load_folder(str(tmp_path)).train) == 2
-    assert f"2 photos directly in {tmp_path / place} are skipped" in caplog.text
+    (tmp_path / place / "3.HEIC").write_bytes(b"x")
+    dataset = load_folder(str(tmp_path))
+    assert len(dataset.train) == 2
+    prefix = "" if place == "." else "train/"
+    assert dataset.skipped == {
+        Reason.FOREIGN: (f"{prefix}3.HEIC",),
+        Reason.LOOSE: (f"{prefix}1.png", f"{prefix}2"),
+    }
 
 
 def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory):
@@ -238,24 +294,27 @@ def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory)
     [
         (["sea_lion/1.png", "Sea  lion/1.png"], "'Sea  lion' and 'sea_lion'.*one name"),
         (["cafe\u0301/1.png", "caf\u00e9/1.png"], "one name"),
-        (["only/1.png"], "1 class"),
+        (["only/1.png"], r"1 class\(es\).*or set data\.root to .*only"),
         (["1.png"], "0 class"),
-        (["a/1.png", "b/readme.txt"], "b holds no image"),
+        (["a/1.png", "b/"], r"b holds no image that can be read \(it is empty\): add some"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png", "test/a/1.png"], r"lacks: \['c'\]"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "both val and valid"),
         (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folder"),
         (["_/1.png", "b/1.png"], "a class is called '_'"),
         (["caf\udce9/1.png", "b/1.png"], "which is not UTF-8: rename it"),
-        (["a/1.png", "b/1.heic"], r"b holds 1 photos, such as 1\.heic.*convert them to JPEG"),
+        (["train/a/1.png", "later/a/1.png", "train/b/1.png", "later/b/1.png"], "'later'.*next to"),
         (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] next to test, train"),
         (["train/1.png", "test/1.png"], "train has 0 class"),
         (["val/a/1.png", "Test/a/1.png"], "has Test, val, but no folder train"),
-        (["test/a/1.png", "training/a/1.png"], "has test, but no folder train"),
+        (["test/a/1.png", "testing/a/1.png"], "has test, testing, but no folder train"),
     ],
 )
 def test_folders_that_make_no_sense_are_explained(tmp_path, keys, message):
     for key in keys:
-        touch_image(tmp_path / key)
+        if key.endswith("/"):
+            (tmp_path / key).mkdir()
+        else:
+            touch_image(tmp_path / key)
     with pytest.raises(UserError, match=message):
         load_folder(str(tmp_path))
 
@@ -265,9 +324,26 @@ def test_a_missing_folder_is_named():
         load_folder("/none")
 
 
-def test_photos_that_cannot_be_read_are_reported(photos, caplog):
-    (photos / "red_fox" / "phone.HEIC").write_bytes(b"x")
-    dataset = load_folder(str(photos))
-    assert len(dataset.train) == 3
-    assert "1 photos below" in caplog.text
-    assert ".heic" in caplog.text
+def test_a_class_without_a_readable_photo_is_explained(tmp_path):
+    touch_image(tmp_path / "a" / "1.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"b holds no image that can be read \(1 pictures.*1\.heic"):
+        load_folder(str(tmp_path))
+
+
+def test_classes_that_look_like_splits_are_reported(tmp_path, caplog):
+    for place in ("first", "second"):
+        for name in ("red", "green"):
+            touch_image(tmp_path / place / name / "1.png")
+    assert load_folder(str(tmp_path)).class_names == ("first", "second")
+    assert "first, second holds the folders green, red: if they are splits" in caplog.text
+
+
+def test_a_nested_split_folder_is_entered(tmp_path):
+    for key in ("seg_train/seg_train/a/1.png", "seg_train/seg_train/b/1.png"):
+        touch_image(tmp_path / key)
+    touch_image(tmp_path / "seg_test" / "a" / "2.png")
+    dataset = load_folder(str(tmp_path))
+    assert dataset.class_names == ("a", "b")
+    assert dataset.test.keys == ("seg_test/a/2.png",)

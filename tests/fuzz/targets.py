@@ -20,12 +20,14 @@ import numpy as np
 from absl.testing import flagsaver
 from flax.serialization import msgpack_serialize
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save
 
 from fgvpl_jax.clip import config as clip_config
 from fgvpl_jax.clip import weights
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
+from fgvpl_jax.data.entries import reason_to_skip_file
 from fgvpl_jax.data.splits import Dataset, make_split
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
@@ -241,6 +243,15 @@ def data_targets(place: Path) -> dict[str, Target]:
                 raise
 
     shared = {"fgvpl_jax/data/splits.py": DATASET}
+    listed = {
+        "fgvpl_jax/data/splits.py": DATASET[1:],
+        "fgvpl_jax/data/manifest.py": ("load_manifest", "_rows", "_fields", "_separator"),
+        "fgvpl_jax/data/split_names.py": ("split_role",),
+        "fgvpl_jax/data/listed_files.py": (
+            *("find_listed", "has_file", "resolve", "difference"),
+            *("_names_in", "_names_of_form"),
+        ),
+    }
     return {
         "split file": Target(
             (json.dumps(splits_).encode(), json.dumps(misplaced).encode()),
@@ -252,13 +263,13 @@ def data_targets(place: Path) -> dict[str, Target]:
             (table.encode(),),
             mutations.mutate_csv,
             partial(read_manifest, "list.csv"),
-            shared | {"fgvpl_jax/data/manifest.py": ("load_manifest", "_rows")},
+            listed,
         ),
         "manifest .jsonl": Target(
             ("\n".join(map(json.dumps, lines)).encode(),),
             mutations.mutate_json_lines,
             partial(read_manifest, "list.jsonl"),
-            shared | {"fgvpl_jax/data/manifest.py": ("load_manifest", "_rows")},
+            listed,
         ),
         "few-shot file": Target(
             (
@@ -283,6 +294,8 @@ def image_target(place: Path) -> dict[str, Target]:
     photo = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
+    texts = PngInfo()
+    texts.add_text("steps", "step " * 400_000, zip=True)
 
     def saved(image: Image.Image, name: str, **options: object) -> bytes:
         stream = io.BytesIO()
@@ -301,6 +314,11 @@ def image_target(place: Path) -> dict[str, Target]:
         saved(photo.convert("LA"), "PNG"),
         saved(photo, "GIF", save_all=True, append_images=[photo.rotate(90)]),
         saved(photo.resize((300, 2)), "PNG"),
+        saved(Image.fromarray(rng.integers(0, 9999, (5, 5), np.uint16)), "TIFF"),
+        saved(Image.fromarray(rng.integers(0, 9999, (5, 5), np.uint16)), "TIFF", tiffinfo={262: 0}),
+        saved(photo, "PNG", pnginfo=texts, icc_profile=bytes(2_000_000)),
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+        b"<!DOCTYPE html><title>404</title>",
         *(b"", b"folder", b"huge"),
         saved(Image.new("1", (9500, 9500)), "PNG"),  # more pixels than the limit
     ]
@@ -312,17 +330,22 @@ def image_target(place: Path) -> dict[str, Target]:
 
     def read(data: bytes) -> None:
         file.write_bytes(data)
+        reason_to_skip_file(file)
         source = stand_for.get(data, data if len(data) % 8 == 1 else file)
         photo = images.decode_image(source)
         assert photo.mode == "RGB"
         assert photo.width * photo.height <= Image.MAX_IMAGE_PIXELS
 
-    functions = ("decode_image", "_content", "_errors_naming", "_upright_rgb", "_to_rgb")
-    return {
-        "image": Target(
-            tuple(seeds), mutations.mutate_image, read, {"fgvpl_jax/data/images.py": functions}
-        )
+    covers = {
+        "fgvpl_jax/data/entries.py": ("reason_to_skip_file",),
+        "fgvpl_jax/data/images.py": (
+            *("decode_image", "_content", "_errors_naming", "_upright_rgb", "_to_rgb", "_decoded"),
+            *("_without_metadata", "_why_unidentified", "_orientation", "_refuse_nearly_black"),
+        ),
+        "fgvpl_jax/data/tiff.py": ("standard_tiff", "_integers"),
+        "fgvpl_jax/data/file_kinds.py": ("kind_of", "_kind_of_brands"),
     }
+    return {"image": Target(tuple(seeds), mutations.mutate_image, read, covers)}
 
 
 def run_targets(place: Path) -> dict[str, Target]:

@@ -103,10 +103,12 @@ def test_json_has_the_evidence_for_the_class_that_was_wanted(classifier, tmp_pat
 
 
 def test_an_unknown_class_is_named(classifier, tmp_path):
+    for index in (0, 1):
+        load_shapes().test.image(index).save(tmp_path / f"{index}.png")
     with pytest.raises(UserError, match="no class 'zebra': choose one of"):
         classifier.evidence(load_shapes().test.image(0), "zebra")
     with pytest.raises(UserError, match="evidence is for one photo, not for 2: give one"):
-        classifier.evidence([load_shapes().test.image(index) for index in (0, 1)])
+        classifier.evidence(tmp_path)
     with pytest.raises(UserError, match="evidence is 'zebra': give 'predicted', or one of"):
         list(predict_files(classifier, [], 1, None, "zebra"))
 

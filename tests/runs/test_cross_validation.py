@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgvpl_jax.data import load_shapes
+from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.runs import cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import accuracy_interval, stratified_folds
 from fgvpl_jax.runs.results import ImageCounts
@@ -24,6 +26,29 @@ def test_folds_are_stratified_and_of_equal_size(counts, num_folds, seed):
         in_class = np.bincount(folds[labels == label], minlength=folds.max() + 1)
         assert in_class.max() - in_class.min() <= 1
     np.testing.assert_array_equal(folds, stratified_folds(labels, num_folds, seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 99), st.data())
+def test_copies_share_a_fold_and_first_copies_are_stratified(num_folds, seed, data):
+    labels = np.repeat(np.arange(3), 8)
+    first = np.arange(24)
+    for place in range(1, 24):
+        earlier = data.draw(st.integers(0, place))
+        first[place] = earlier if first[earlier] == earlier else place
+    folds = stratified_folds(labels, num_folds, seed, first)
+    np.testing.assert_array_equal(folds, folds[first])
+    firsts = np.flatnonzero(first == np.arange(24))
+    sizes = np.bincount(folds[firsts])
+    assert sizes.min() >= 1
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_folds_without_copies_are_those_of_earlier_versions():
+    labels = np.repeat(np.arange(3), 5)
+    expected = [1, 2, 0, 0, 3, 1, 0, 3, 1, 2, 2, 2, 1, 3, 0]
+    assert stratified_folds(labels, 4, 1).tolist() == expected
+    assert stratified_folds(labels, 4, 1, np.arange(15)).tolist() == expected
 
 
 def test_the_interval_is_that_of_wilson():
@@ -126,3 +151,67 @@ def test_an_interrupted_estimate_resumes_where_it_stopped(
     experiment.train_and_evaluate(folder_config, workdir)
     assert calls[4:] == ["fold_2"]
     assert f"{file} is damaged" in caplog.text
+
+
+def test_copies_of_a_photo_are_in_one_fold(folder_config, tmp_path, monkeypatch, caplog):
+    """A copy of half the size, and the same photo in another class."""
+    photos = tmp_path / "photos"
+    for number in range(6):
+        scene = load_shapes().train.image(40 * number).resize((96, 96))
+        scene.save(photos / "red_square" / f"{number:03}.png")
+    scene.resize((48, 48)).save(photos / "red_square" / "copy.png")
+    scene.save(photos / "blue_square" / "copy.png")
+    seen = []
+
+    def keep(run, held_out, place):
+        seen.append({run.few_shot.support.keys[i] for i in np.flatnonzero(held_out)})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "predict_fold", keep)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert "support images look like copies of others" in caplog.text
+    folds = read_arrays(tmp_path / "W" / "cv" / "folds.npz")["folds"]
+    few_shot = read_json(tmp_path / "W" / "few_shot.json")
+    keys = [key for drawn in few_shot["train"].values() for key in drawn]
+    copies = {"red_square/005.png", "red_square/copy.png", "blue_square/copy.png"}
+    assert len({int(folds[keys.index(key)]) for key in copies}) == 1
+    assert len(np.unique(folds)) == 3
+    assert seen == [{key for key, fold in zip(keys, folds, strict=True) if fold == 0}]
+
+    for damage in (lambda file: file.write_bytes(b"x"), lambda file: None):  # the folds stay
+        damage(tmp_path / "W" / "cv" / "folds.npz")
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+        assert seen[-1] == seen[0]
+
+
+def test_a_run_that_an_earlier_version_began_keeps_its_folds(folder_config, tmp_path, monkeypatch):
+    photo = next((tmp_path / "photos" / "red_square").iterdir())
+    (photo.parent / "copy.png").write_bytes(photo.read_bytes())
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "predict_fold", stop)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    folds = tmp_path / "W" / "cv" / "folds.npz"
+    folds.unlink()
+    (tmp_path / "W" / "cv" / "fold_1" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert not folds.exists()
+
+
+def test_copies_among_too_many_photos_are_not_looked_for(
+    folder_config, tmp_path, monkeypatch, caplog
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "predict_fold", stop)
+    monkeypatch.setattr(cross_validation, "MOST_PHOTOS", 17)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert "among at most 17 support images, not among 18" in caplog.text

@@ -1,0 +1,41 @@
+"""Photos that are evaluated although copies of them were trained on are reported."""
+
+import shutil
+
+import pytest
+
+from fgvpl_jax.data import load_shapes
+from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs.workdir import Workdir
+
+COUNTS = {"train": 3, "val": 1, "test": 2}  # per class
+
+
+@pytest.fixture
+def split_config(tiny_config, tmp_path):
+    """Drawn scenes in split folders, all of them different."""
+    number = 0
+    for split, count in COUNTS.items():
+        for label in ("first", "second"):
+            place = tmp_path / "photos" / split / label
+            place.mkdir(parents=True)
+            for _ in range(count):
+                number += 1
+                scene = load_shapes().train.image(29 * number % 400).resize((96, 96))
+                scene.save(place / f"{number:02}.png")
+    tiny_config.data.root = str(tmp_path / "photos")
+    tiny_config.shots, tiny_config.epochs, tiny_config.method = 2, 1, "tip_adapter"
+    return tiny_config
+
+
+def test_copies_in_other_splits_are_reported(split_config, tmp_path, caplog):
+    experiment.train_and_evaluate(split_config, Workdir(tmp_path / "sound"))
+    assert "look like copies" not in caplog.text
+    photos = tmp_path / "photos"
+    for split in ("val", "test"):
+        shutil.copy(photos / "train" / "first" / "01.png", photos / split / "first" / "copy.png")
+    split_config.shots = 3
+    experiment.train_and_evaluate(split_config, Workdir(tmp_path / "copies"))
+    assert "1 of the 3 validation images look like copies of support images" in caplog.text
+    assert "1 of the 5 test images look like copies of support images" in caplog.text
+    assert "test/first/copy.png; --mode=data lists" in caplog.text

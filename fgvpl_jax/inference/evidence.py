@@ -49,6 +49,19 @@ def mean_colour(encoder: ImageEncoder) -> UInt8[np.ndarray, "3"]:
     return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 
+def filled(
+    crop: UInt8[np.ndarray, "H W 3"],
+    patches: Bool[np.ndarray, "gh gw"],
+    colour: UInt8[np.ndarray, "3"],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the crop with some patches filled with a colour."""
+    rows, columns = (
+        np.arange(length) * count // length
+        for length, count in zip(crop.shape[:2], patches.shape, strict=True)
+    )
+    return np.where(patches[np.ix_(rows, columns)][..., None], colour, crop)
+
+
 def evidence_map(
     inference: Inference,
     crop: UInt8[np.ndarray, "H W 3"],
@@ -71,11 +84,7 @@ def evidence_map(
         added: Further classes.
     """
     windows = hiding_windows(grid)
-    rows, columns = (
-        np.minimum(np.arange(length) * count // length, count - 1)
-        for length, count in zip(crop.shape[:2], grid, strict=True)
-    )
-    hidden = [crop, *(np.where(w[np.ix_(rows, columns)][..., None], colour, crop) for w in windows)]
+    hidden = [crop, *(filled(crop, window, colour) for window in windows)]
     log_probabilities = []
     for start in range(0, len(hidden), BATCH_SIZE):
         batch = hidden[start : start + BATCH_SIZE]

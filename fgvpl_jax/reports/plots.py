@@ -19,6 +19,10 @@ from fgvpl_jax.reports.per_class import Reliability
 # dashes carry the same information.
 COLOURS = {
     "linear_probe": "#999999",
+    "svm": "#B8A000",
+    "gda": "#117733",
+    "kernel_ridge": "#332288",
+    "kernel_ridge_plain": "#6699CC",
     "clip_adapter": "#56B4E9",
     "coop": "#E69F00",
     "tip_adapter": "#009E73",
@@ -30,6 +34,10 @@ COLOURS = {
 }
 MARKERS = {
     "linear_probe": "s",
+    "svm": "p",
+    "gda": "*",
+    "kernel_ridge": ">",
+    "kernel_ridge_plain": "d",
     "clip_adapter": "v",
     "coop": "^",
     "tip_adapter": "D",

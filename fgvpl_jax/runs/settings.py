@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods import METHODS, method_named
+from fgvpl_jax.methods import METHODS, SELECTION_RULES, method_named
 from fgvpl_jax.runs.default_config import get_config
 
 CACHE_REFRESH = ("epoch", "once")
@@ -47,6 +47,7 @@ def check_config(config: ConfigDict) -> None:
     method_named(config.method)
     _check_choice("cache_refresh", config.cache_refresh, CACHE_REFRESH)
     _check_choice("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
+    _check_choice("selection_rule", config.selection_rule, SELECTION_RULES)
     _check_encoder_settings(config)
     if not 0 <= config.seed < MOST_SEEDS:
         raise UserError(f"seed is {config.seed}: give 0 or more, below {MOST_SEEDS}")

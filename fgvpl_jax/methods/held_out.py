@@ -100,13 +100,14 @@ def smoothed_losses(
 ) -> Callable[[float], Float64[np.ndarray, "N"]]:
     """Returns a function from T to the cross-entropy of softmax(logits / T) at each image.
 
-    The targets are smoothed, (N + 1) / (N + k) for the true class and 1 / (N + k) for each other
-    class, so that a model that was right on all of a few photos does not count as always right
-    (Platt 1999, extended to k classes).
+    The targets are smoothed, so that a model that was right on all of a few photos does not count
+    as always right: (N + 1) / (N + 2) for the true class, by the rule of succession (Platt 1999),
+    and equal parts of the rest for the other classes. With 1 / (N + k) for each other class, 40
+    photos of ten classes would let no probability exceed 0.82.
     """
     count, num_classes = logits.shape
-    targets = np.full(logits.shape, 1 / (count + num_classes))
-    targets[np.arange(count), labels] *= count + 1
+    targets = np.full(logits.shape, 1 / (count + 2) / max(num_classes - 1, 1))
+    targets[np.arange(count), labels] = (count + 1) / (count + 2)
     exact = logits.astype(np.float64)
     return lambda temperature: -(targets * log_softmax(exact / temperature, axis=1)).sum(axis=1)
 

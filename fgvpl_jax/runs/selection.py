@@ -3,23 +3,15 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from fgvpl_jax.evaluation import Evaluator, fit_temperature, score
-from fgvpl_jax.methods import Choices, method_named
+from fgvpl_jax.evaluation import Evaluator, helpful_temperature, score
+from fgvpl_jax.methods import Choices, LabelledLogits, method_named
 from fgvpl_jax.runs.run import Run
 
-# With fewer photos a fitted temperature does more harm than none.
-FEWEST_TO_CALIBRATE = 30
+# With fewer photos a temperature cannot be judged by photos that it was not fitted on.
+FEWEST_TO_CALIBRATE = 10
 # Largest number of candidates whose accuracies are all reported; of a larger grid only the best is.
 MOST_REPORTED = 20
-
-
-class Labelled(NamedTuple):
-    """Logits of images that a model was not trained on, with their true classes."""
-
-    logits: Float[np.ndarray, "N k"]
-    labels: Int[np.ndarray, "N"]
 
 
 class Chosen(NamedTuple):
@@ -35,7 +27,7 @@ class Chosen(NamedTuple):
 
     choices: Choices
     accuracies: dict[str, float]
-    validation: Labelled | None
+    validation: LabelledLogits | None
     unreadable: tuple[str, ...]
 
 
@@ -54,7 +46,7 @@ def choose_on_validation(evaluator: Evaluator, run: Run) -> Chosen:
         return Chosen(start, {}, None, found.unreadable)
     reported = range(len(candidates)) if len(candidates) <= MOST_REPORTED else [found.best]
     accuracies = {described(candidates[i]): float(found.accuracies[i]) for i in reported}
-    best = Labelled(found.logits, found.labels)
+    best = LabelledLogits(found.logits, found.labels)
     return Chosen(candidates[found.best], accuracies, best, found.unreadable)
 
 
@@ -63,18 +55,23 @@ def described(choices: Choices) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in choices.items()) or "as trained"
 
 
-def calibration(fitted_on: str, photos: Labelled) -> dict[str, Any]:
+def calibration(photos_by_name: dict[str, LabelledLogits | None]) -> dict[str, Any]:
     """Fits the temperature on photos, and measures their calibration error without and with it.
 
     Args:
-        fitted_on: Name of the photos in the results.
-        photos: Logits of photos that are used neither for training nor for testing.
+        photos_by_name: Logits of photos that the model was not fitted on and that are not for
+            testing, by their names in the results; None for photos that do not exist.
     Returns:
-        Fields of `RunResults`; empty if there are fewer than 30 photos.
+        Fields of `RunResults`; empty if there are fewer than ten photos.
     """
+    found = {name: photos for name, photos in photos_by_name.items() if photos and len(photos[1])}
+    if not found:
+        return {}
+    photos = LabelledLogits(*map(np.concatenate, zip(*found.values(), strict=True)))
     if len(photos.labels) < FEWEST_TO_CALIBRATE:
         return {}
-    temperature = fit_temperature(*photos)
+    fitted_on = " and ".join(found)
+    temperature = helpful_temperature(*photos)
     return {
         "temperature": temperature,
         "temperature_fitted_on": fitted_on,

@@ -30,7 +30,7 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
         **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
             `data={"templates": ("a photo of a {}.",)}`. `data={"root": …, "source": …}` sets where
             a benchmark is stored. `shots` defaults to 16 for a benchmark and, for your own photos,
-            to None, which takes all.
+            to None, which takes all; `selection_rule` defaults to "accuracy" and "likelihood".
     Returns:
         The classifier; its `results` hold the estimated accuracy.
     Raises:
@@ -60,6 +60,7 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
         config = get_config()
         config.benchmark = "folder"
         config.shots = placeholder(int)  # all photos
+        config.selection_rule = "likelihood"  # as in configs/folder.py
     fields = flatten(config.to_dict())
     unknown = flatten(settings).keys() - fields.keys()
     if unknown:

@@ -80,7 +80,7 @@ class SelectionRule:
         return first_of_the_best(np.stack(losses))
 
 
-def first_of_the_best(losses: Float64[np.ndarray, "c N"]) -> int:
+def first_of_the_best(losses: Float[np.ndarray, "c N"]) -> int:
     """Returns the first candidate whose mean loss is within a standard error of the lowest.
 
     The standard error is that of the mean of the paired differences.

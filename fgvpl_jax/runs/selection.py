@@ -1,11 +1,13 @@
 """Chooses values, such as λ and the temperature, on validation images only."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fgvpl_jax.evaluation import Evaluator, helpful_temperature, score
 from fgvpl_jax.methods import Choices, LabelledLogits, method_named
+from fgvpl_jax.methods.held_out import LIKELIHOOD
 from fgvpl_jax.runs.run import Run
 
 # With fewer photos a temperature cannot be judged by photos that it was not fitted on.
@@ -32,22 +34,43 @@ class Chosen(NamedTuple):
 
 
 def choose_on_validation(evaluator: Evaluator, run: Run) -> Chosen:
-    """Returns the method's candidate with the highest validation accuracy; the first of equals.
+    """Returns the method's candidate that `config.selection_rule` chooses.
 
-    Without a readable validation image, the choices stay those of training.
+    By accuracy, the first of equally good candidates in the method's order is chosen; by
+    likelihood, the one nearest to the choices of training. Those stay if there is no readable
+    validation image.
     """
     method, validation = method_named(run.config.method), run.few_shot.validation
     start = method.starting_choices(run.config)
     if validation is None:
         return Chosen(start, {}, None, ())
-    candidates = method.candidates(run.config)
-    found = evaluator.choose(validation, candidates)
+    candidates, rule = method.candidates(run.config), run.config.selection_rule
+    if rule == LIKELIHOOD:
+        candidates = nearest_first(candidates, start)
+    found = evaluator.choose(validation, candidates, rule)
     if not len(found.labels):
         return Chosen(start, {}, None, found.unreadable)
     reported = range(len(candidates)) if len(candidates) <= MOST_REPORTED else [found.best]
     accuracies = {described(candidates[i]): float(found.accuracies[i]) for i in reported}
     best = LabelledLogits(found.logits, found.labels)
     return Chosen(candidates[found.best], accuracies, best, found.unreadable)
+
+
+def nearest_first(candidates: Sequence[Choices], start: Choices) -> Sequence[Choices]:
+    """Returns the candidates by their distance from a start: the steps of the grid in between.
+
+    Steps are fractions of the number of values, summed over the names of the choices.
+    """
+    grids = {name: np.unique([choices[name] for choices in candidates]) for name in start}
+
+    def distance(choices: Choices) -> float:
+        places = (
+            (np.searchsorted(grid, choices[name]) - np.searchsorted(grid, start[name])) / len(grid)
+            for name, grid in grids.items()
+        )
+        return float(sum(map(abs, places)))
+
+    return sorted(candidates, key=distance)
 
 
 def described(choices: Choices) -> str:

@@ -4,6 +4,7 @@ Tables and figures list the methods in this order.
 """
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods.clap import CLAP
 from fgvpl_jax.methods.clip_adapter import ClipAdapter
 from fgvpl_jax.methods.clip_lora import ClipLoRA
 from fgvpl_jax.methods.coop import CoOp
@@ -15,6 +16,8 @@ from fgvpl_jax.methods.interface import Choices, Method, Recipe, Task
 from fgvpl_jax.methods.kernel_ridge import KernelRidge
 from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
 from fgvpl_jax.methods.linear_probe import LinearProbe
+from fgvpl_jax.methods.lp_plus_plus import LPPlusPlus
+from fgvpl_jax.methods.rla import RLA
 from fgvpl_jax.methods.svm import SVM
 from fgvpl_jax.methods.tar import TAR
 from fgvpl_jax.methods.tip_adapter import TipAdapter
@@ -30,6 +33,9 @@ METHODS: dict[str, type[Method]] = {
         GDA,
         KernelRidge,
         PlainKernelRidge,
+        LPPlusPlus,
+        CLAP,
+        RLA,
         ClipAdapter,
         CoOp,
         TipAdapter,

@@ -12,6 +12,7 @@ from fgvpl_jax.variables import Frozen, Trainable
 NUM_PASSES = 10  # augmented passes over the support images, those of Tip-Adapter
 # A class without an image is never predicted: its score is this far below the lowest other score.
 ABSENT_CLASS_MARGIN = 30.0
+FOLDS = 5  # fits for held-out logits where leave-one-out would take long
 
 
 class FittedOnce(FeatureMethod):
@@ -71,3 +72,12 @@ def validation_of(
     if found is not None:
         return found
     return np.empty((0, few_shot.plain().shape[1]), np.float32), np.empty(0, np.int64)
+
+
+def folds_of(labels: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
+    """Returns each image's fold; -1, which is never held out, for the only image of a class."""
+    folds = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        folds[places] = np.arange(len(places)) % FOLDS
+    return np.where(has_companion(labels), folds, -1)

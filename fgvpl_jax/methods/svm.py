@@ -8,12 +8,9 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, FittedOnce
-from fgvpl_jax.methods.held_out import has_companion
+from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, FittedOnce, folds_of
 from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.variables import Frozen, Trainable
-
-FOLDS = 5  # fits for the held-out logits; each is without a fifth of the images
 
 
 class SVM(FittedOnce):
@@ -147,15 +144,6 @@ def symmetric(intercepts: Float[np.ndarray, "p"]) -> Float[np.ndarray, "c c"]:
     matrix = np.zeros((count, count))
     matrix[np.triu_indices(count, 1)] = intercepts
     return matrix + matrix.T
-
-
-def folds_of(labels: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
-    """Returns each image's fold; -1, which is never held out, for the only image of a class."""
-    folds = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        folds[places] = np.arange(len(places)) % FOLDS
-    return np.where(has_companion(labels), folds, -1)
 
 
 def among_all(

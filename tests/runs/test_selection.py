@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from fgvpl_jax.commands.shipped_configs import config_named
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import score
+from fgvpl_jax.inference.fit import config_for
 from fgvpl_jax.methods import LabelledLogits
 from fgvpl_jax.methods.held_out import HeldOutLogits, SelectionRule
 from fgvpl_jax.runs import experiment
@@ -66,6 +68,13 @@ def test_a_run_chooses_by_the_rule_of_its_config(rule, tiny_config, tmp_path):
         judge = SelectionRule(rule, np.empty(0, int), found.labels)
         losses.append(judge.losses(HeldOutLogits(np.empty((0, 3)), found.logits)))
     assert results.choices == candidates[judge.choose(losses)]
+
+
+def test_your_own_photos_are_chosen_by_likelihood_and_benchmarks_by_accuracy():
+    assert config_for("photos", {}).selection_rule == "likelihood"
+    assert config_for("photos", {"selection_rule": "accuracy"}).selection_rule == "accuracy"
+    assert config_for("eurosat", {}).selection_rule == "accuracy"
+    assert config_named("folder").selection_rule == "likelihood"
 
 
 def test_an_unknown_rule_is_refused(tiny_config, tmp_path):

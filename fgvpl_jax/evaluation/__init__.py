@@ -1,6 +1,6 @@
 """Accuracy and calibration of a trained model; selection uses validation images only."""
 
-from fgvpl_jax.evaluation.calibration import fit_temperature
+from fgvpl_jax.evaluation.calibration import helpful_temperature
 from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, Selection
 from fgvpl_jax.evaluation.mask_iou import MaskIoU, mask_iou
 from fgvpl_jax.evaluation.metrics import Scores, score
@@ -17,7 +17,7 @@ __all__ = [
     "SavedPredictions",
     "Scores",
     "Selection",
-    "fit_temperature",
+    "helpful_temperature",
     "mask_iou",
     "read_saved_predictions",
     "score",

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from fgvpl_jax.data import PADDING, Batch, Split
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation.candidate_losses import tempered_losses
 from fgvpl_jax.methods import Choices
+from fgvpl_jax.methods.held_out import LIKELIHOOD, first_of_the_best
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training import (
     PROGRAMS_KEPT,
@@ -60,7 +62,7 @@ class Selection:
 
     Attributes:
         accuracies: Accuracy of each candidate; empty where no image is readable.
-        best: Index of the first candidate with the highest accuracy; 0 where no image is readable.
+        best: Index of the candidate that the rule chooses; 0 where no image is readable.
         logits: Logits with the best candidate.
         labels: True classes.
         unreadable: "path: reason" for every image that could not be decoded.
@@ -82,12 +84,15 @@ class Programs(NamedTuple):
         logits: Maps features to logits.
         num_correct: Maps features and arrays of choices to the number of correct predictions with
             each choice.
+        losses: Maps features and arrays of choices to the loss of every image with each choice;
+            features, labels and weights are sequences of batches.
     """
 
     outputs: Callable
     features: Callable
     logits: Callable
     num_correct: Callable
+    losses: Callable
 
 
 # A run needs at most three: the folds of a cross-validation may differ in size by one image, and
@@ -139,7 +144,25 @@ def compile_programs(graphdef: nnx.GraphDef) -> Programs:
 
         return jax.lax.map(with_choices, candidates)
 
-    return Programs(outputs, features, logits, num_correct)
+    @jax.jit
+    def losses(
+        state: ModelState,
+        support: VisualCache | None,
+        candidates: Mapping[str, Float[Array, "c"]],
+        features: Sequence[Any],
+        labels: Sequence[Int[Array, "b"]],
+        weights: Sequence[Float[Array, "b"]],
+    ) -> Float[Array, "c N"]:
+        model = nnx.merge(graphdef, *state)
+        every = jax.tree.map(lambda *parts: jnp.concatenate(parts), *features)
+        truth, real = jnp.concatenate(labels), jnp.concatenate(weights)
+
+        def with_choices(choices: Mapping[str, Float[Array, ""]]) -> Float[Array, "N"]:
+            return tempered_losses(model.logits(every, support, **choices), truth, real)
+
+        return jax.lax.map(with_choices, candidates)
+
+    return Programs(outputs, features, logits, num_correct, losses)
 
 
 class Evaluator:
@@ -202,14 +225,15 @@ class Evaluator:
             raise UserError(f"none of the {len(split)} {name} images can be read: {unreadable[0]}")
         return Predictions(logits, zero_shot, labels, masks, indices, tuple(unreadable))
 
-    def choose(self, split: Split, candidates: Sequence[Choices]) -> Selection:
-        """Compares candidates by their accuracy on a validation split.
+    def choose(self, split: Split, candidates: Sequence[Choices], rule: str) -> Selection:
+        """Compares candidates on a validation split.
 
         Encodes the images once and evaluates all candidates in one program, without retracing.
 
         Args:
             split: Validation images; never the test split.
             candidates: At least one; among equally good candidates the first wins.
+            rule: "accuracy" or "likelihood"; see `SelectionRule`.
         """
         grid = self._on_devices({name: [c[name] for c in candidates] for name in candidates[0]})
         counts: list[Any] = []
@@ -231,6 +255,8 @@ class Evaluator:
                 )
         correct = np.sum(to_host(counts), axis=0) if counts else np.zeros(len(candidates))
         best = int(correct.argmax())
+        if rule == LIKELIHOOD and len(candidates) > 1:
+            best = self._most_likely(grid, encoded)
         chosen = self._on_devices(candidates[best])
         columns = []
         for features, labels, weights, indices in encoded:
@@ -241,6 +267,18 @@ class Evaluator:
             correct[0] = (logits.argmax(axis=1) == truth).sum()
         accuracies = correct / len(truth) if len(truth) else np.empty(0)
         return Selection(accuracies, best, logits, truth, tuple(gather_texts(unreadable)))
+
+    def _most_likely(self, grid: Mapping[str, jax.Array], encoded: Sequence[tuple]) -> int:
+        """Returns the first candidate whose likelihood is not clearly below the best one's."""
+        features, labels, weights, _ = zip(*encoded, strict=True)
+        losses, real = to_host(
+            (
+                self._programs.losses(self._state, self._cache, grid, features, labels, weights),
+                weights,
+            )
+        )
+        is_real = np.concatenate(real) > 0
+        return first_of_the_best(losses[:, is_real]) if is_real.any() else 0
 
     def _batches(self, split: Split, name: str) -> Iterator[Batch]:
         size = batch_size_for(self._mesh, self._batch_size, len(split))

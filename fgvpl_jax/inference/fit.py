@@ -29,7 +29,7 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
         **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
             `data={"templates": ("a photo of a {}.",)}`. `data={"root": …, "source": …}` sets where
             a benchmark is stored. `shots` defaults to 16 for a benchmark and, for your own photos,
-            to None, which takes all.
+            to None, which takes all; `selection_rule` defaults to "accuracy" and "likelihood".
     Returns:
         The classifier; its `results` hold the estimated accuracy.
     Raises:

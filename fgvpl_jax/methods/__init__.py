@@ -1,16 +1,24 @@
-"""The methods of the paper's tables by their name in the config; each file holds one `Method`.
+"""The methods by their name in the config; each file holds one `Method`.
 
 Tables and figures list the methods in this order.
 """
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods.clap import CLAP
 from fgvpl_jax.methods.clip_adapter import ClipAdapter
 from fgvpl_jax.methods.clip_lora import ClipLoRA
 from fgvpl_jax.methods.coop import CoOp
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
+from fgvpl_jax.methods.gda import GDA
+from fgvpl_jax.methods.held_out import SELECTION_RULES, LabelledLogits
 from fgvpl_jax.methods.interface import Choices, Method, Recipe, Task
+from fgvpl_jax.methods.kernel_ridge import KernelRidge
+from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
 from fgvpl_jax.methods.linear_probe import LinearProbe
+from fgvpl_jax.methods.lp_plus_plus import LPPlusPlus
+from fgvpl_jax.methods.rla import RLA
+from fgvpl_jax.methods.svm import SVM
 from fgvpl_jax.methods.tar import TAR
 from fgvpl_jax.methods.tip_adapter import TipAdapter
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
@@ -21,6 +29,13 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         ZeroShot,
         LinearProbe,
+        SVM,
+        GDA,
+        KernelRidge,
+        PlainKernelRidge,
+        LPPlusPlus,
+        CLAP,
+        RLA,
         ClipAdapter,
         CoOp,
         TipAdapter,
@@ -32,7 +47,17 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["FGVPL", "METHODS", "Choices", "Method", "Recipe", "Task", "method_named"]
+__all__ = [
+    "FGVPL",
+    "METHODS",
+    "SELECTION_RULES",
+    "Choices",
+    "LabelledLogits",
+    "Method",
+    "Recipe",
+    "Task",
+    "method_named",
+]
 
 
 def method_named(name: str) -> type[Method]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
+from fgvpl_jax.methods.held_out import LabelledLogits
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import normalize, total
 from fgvpl_jax.variables import Frozen
@@ -167,6 +168,13 @@ class Method(nnx.Module):
     def facts(self) -> dict[str, Any]:
         """Returns the entries that a trained model adds to `results.json`."""
         return {}
+
+    def held_out_logits(self) -> LabelledLogits | None:
+        """Returns logits of support images, each from a fit without it; None if there are none.
+
+        Images whose class has no other image are left out.
+        """
+        return None
 
     def features(self, inputs: Array) -> Any:
         """Returns the features that logits are computed from, the same for all choices."""

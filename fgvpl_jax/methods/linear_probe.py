@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
 from fgvpl_jax.variables import Trainable
 
@@ -19,6 +20,7 @@ from fgvpl_jax.variables import Trainable
 # weights.
 FIRST_CS = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 BINARY_STEPS = 8
+LIKELY_CS = (1.0, 0.1, 10.0, 1e-2, 1e2, 1e-3, 1e3, 1e-4, 1e4)  # nearest to 1 first
 MAX_ITERATIONS = 1000
 # Newton steps follow L-BFGS, which stops once float64 cannot resolve a further fall of its
 # objective.
@@ -37,6 +39,7 @@ class LinearProbe(FeatureMethod):
     Attributes:
         kernel: Matrix [e, k].
         bias: Vector [k], not regularised.
+        rule: Value of `config.selection_rule`.
         inverse_regularisation: C.
         gradient_norm: Norm of the mean objective's gradient at the stored kernel and bias.
     """
@@ -44,8 +47,9 @@ class LinearProbe(FeatureMethod):
     name = "linear_probe"
     title = "Linear probe"
 
-    def __init__(self, clip: CLIP, text_features: Float[Array, "k e"]):
+    def __init__(self, clip: CLIP, text_features: Float[Array, "k e"], rule: str):
         super().__init__(clip, text_features)
+        self.rule = rule
         num_classes, dim = text_features.shape
         self.kernel = Trainable(jnp.zeros((dim, num_classes)))
         self.bias = Trainable(jnp.zeros((num_classes,)))
@@ -55,10 +59,10 @@ class LinearProbe(FeatureMethod):
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "LinearProbe":
         """Builds the model; see `Method.build`."""
-        return cls(clip, task.text_features)
+        return cls(clip, task.text_features, config.selection_rule)
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
-        """Chooses C on the validation images, or 1 without any, and solves.
+        """Chooses C on the validation images by the run's rule, or 1 without any, and solves.
 
         Raises:
             UserError: If all support images are of one class.
@@ -67,7 +71,10 @@ class LinearProbe(FeatureMethod):
             raise UserError("linear_probe needs training images of two classes: add some")
         num_classes = self.bias.shape[0]
         features, validation = few_shot.plain(), few_shot.validation()
-        c = 1.0 if validation is None else choose_c(features, few_shot.labels, *validation)
+        c = 1.0
+        if validation is not None:
+            choose = choose_c if self.rule == ACCURACY else most_likely_c
+            c = choose(features, few_shot.labels, *validation)
         solution = solve(features, few_shot.labels, c, num_classes)
         kernel, bias = (weights.astype(np.float32) for weights in solution)
         norm = gradient_norm(features, few_shot.labels, kernel, bias, c)
@@ -126,6 +133,27 @@ def choose_c(
         ends = {kept: ends[kept], middle: accuracy(middle)}
     low, high = sorted(ends)
     return low if ends[low] >= ends[high] else high
+
+
+def most_likely_c(
+    features: Float[np.ndarray, "s e"],
+    labels: Int[np.ndarray, "s"],
+    validation_features: Float[np.ndarray, "v e"],
+    validation_labels: Int[np.ndarray, "v"],
+) -> float:
+    """Returns the C with the best likelihood on validation, or one that is hardly worse; see above.
+
+    "Hardly worse" is within one standard error; of those, C is the power of ten nearest to 1.
+    """
+    num_classes = int(max(labels.max(), validation_labels.max())) + 1
+    rule = SelectionRule(LIKELIHOOD, np.empty(0, np.int64), validation_labels)
+
+    def losses(c: float) -> Float64[np.ndarray, "v"]:
+        kernel, bias = solve(features, labels, c, num_classes)
+        empty = np.empty((0, num_classes))
+        return rule.losses(HeldOutLogits(empty, validation_features @ kernel + bias))
+
+    return LIKELY_CS[rule.choose([losses(c) for c in LIKELY_CS])]
 
 
 def solve(

@@ -19,6 +19,13 @@ from fgvpl_jax.reports.per_class import Reliability
 # dashes carry the same information.
 COLOURS = {
     "linear_probe": "#999999",
+    "svm": "#B8A000",
+    "gda": "#117733",
+    "kernel_ridge": "#332288",
+    "kernel_ridge_plain": "#6699CC",
+    "lp_plus_plus": "#AA4499",
+    "clap": "#44AA99",
+    "rla": "#661100",
     "clip_adapter": "#56B4E9",
     "coop": "#E69F00",
     "tip_adapter": "#009E73",
@@ -30,6 +37,13 @@ COLOURS = {
 }
 MARKERS = {
     "linear_probe": "s",
+    "svm": "p",
+    "gda": "*",
+    "kernel_ridge": ">",
+    "kernel_ridge_plain": "d",
+    "lp_plus_plus": "H",
+    "clap": "1",
+    "rla": "2",
     "clip_adapter": "v",
     "coop": "^",
     "tip_adapter": "D",

@@ -29,16 +29,18 @@ def benchmark_config(name: str) -> ConfigDict:
 
 
 def folder_config() -> ConfigDict:
-    """Returns the settings for your own photos, without their location: the paper's but for two.
+    """Returns the settings for your own photos, without their location.
 
-    All photos are training photos, and the object mask is cut from the map that finds objects on
-    photographs best.
+    They differ from the paper's in three: all photos are training photos, the object mask is cut
+    from the map that finds objects on photographs, and values are chosen by likelihood, because few
+    photos say little by their accuracy.
     """
     config = get_config()
     config.benchmark = "folder"
     config.data.source = "folder"
     config.shots = placeholder(int)  # all photos
     config.attention_map = defaults.OWN_PHOTOS_ATTENTION_MAP
+    config.selection_rule = "likelihood"
     return config
 
 
@@ -81,6 +83,9 @@ def get_config() -> ConfigDict:
     config.learning_rate = placeholder(float)
     config.weight_decay = placeholder(float)
 
+    # How values such as λ are chosen: by the "accuracy" on the validation images, as the methods'
+    # authors do, or by the "likelihood" of held-out photos, which few photos suffice for.
+    config.selection_rule = "accuracy"
     config.cv_folds = 4  # folds of the cross-validated estimate, without a test split
     config.calibrate = True  # fit a temperature on the validation images or, without, on the folds
 

@@ -20,7 +20,7 @@ from fgvpl_jax.evaluation import (
     score,
     to_saved_predictions,
 )
-from fgvpl_jax.methods import Choices, Method
+from fgvpl_jax.methods import Choices, LabelledLogits, Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import (
@@ -32,7 +32,7 @@ from fgvpl_jax.runs.cross_validation import (
 from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.run import Run
-from fgvpl_jax.runs.selection import Chosen, Labelled, calibration, choose_on_validation
+from fgvpl_jax.runs.selection import Chosen, calibration, choose_on_validation
 from fgvpl_jax.runs.training_monitor import LogTargets, TrainingMonitor, open_monitor
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints, read_metrics, restore_model, to_host, train
@@ -122,7 +122,7 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
     chosen = choose_on_validation(evaluator, run)
     if monitor is not None:
         monitor.on_validation(chosen.validation)
-    selection = selection_of(chosen, run, held_out)
+    selection = selection_of(chosen, model, run, held_out)
     scores = (
         test_scores(evaluator, run, chosen.choices, selection["temperature"])
         if held_out is None
@@ -191,11 +191,14 @@ def cache_columns(cache: VisualCache | None) -> dict[str, np.ndarray]:
     return {name: np.asarray(x)[valid] for name, x in columns.items() if x is not None}
 
 
-def selection_of(chosen: Chosen, run: Run, held_out: HeldOut | None) -> dict[str, Any]:
+def selection_of(
+    chosen: Chosen, model: Method, run: Run, held_out: HeldOut | None
+) -> dict[str, Any]:
     """Returns the fields of `RunResults` about the choices, such as λ, and the temperature.
 
-    The temperature is fitted on the validation images or, without those, on the folds. Without
-    either, or with too few images, it is 1.
+    The temperature is fitted on the validation images and on the support images that the model
+    knows held-out logits of. Without either, it is fitted on the folds. With too few images, or if
+    it does not help, it is 1.
     """
     selection: dict[str, Any] = {
         "choices": chosen.choices,
@@ -203,10 +206,11 @@ def selection_of(chosen: Chosen, run: Run, held_out: HeldOut | None) -> dict[str
         "validation_unreadable": chosen.unreadable,
         "temperature": 1.0,
     }
-    if run.config.calibrate and chosen.validation is not None:
-        selection |= calibration("validation", chosen.validation)
-    elif run.config.calibrate and held_out is not None:
-        selection |= calibration("folds", Labelled(held_out.logits, held_out.labels))
+    if run.config.calibrate:
+        photos = {"held-out support": model.held_out_logits(), "validation": chosen.validation}
+        if held_out is not None and not any(photos.values()):
+            photos = {"folds": LabelledLogits(held_out.logits, held_out.labels)}
+        selection |= calibration(photos)
     return selection
 
 

@@ -68,8 +68,9 @@ class RunResults:
         validation_accuracy: Validation accuracy of each candidate, as a fraction; empty if there is
             no readable validation image.
         validation_unreadable: "path: reason" of every validation image that cannot be read.
-        temperature: Divisor of the logits that calibrates the probabilities; 1 if none was fitted.
-        temperature_fitted_on: "validation" or "folds"; None if no temperature was fitted.
+        temperature: Divisor of the logits that calibrates the probabilities; 1 if none helps.
+        temperature_fitted_on: Names of the photos, joined by " and ": "held-out support",
+            "validation" or "folds"; None if there were too few.
         fitted_ece_before: ECE of the images that the temperature was fitted on, at temperature 1,
             as a fraction.
         fitted_ece_after: ECE of the same images at the fitted temperature, as a fraction.

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods import METHODS, method_named
+from fgvpl_jax.methods import METHODS, SELECTION_RULES, method_named
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.visual_prompt import ATTENTION_MAPS
 
@@ -56,6 +56,7 @@ def check_config(config: ConfigDict) -> None:
     _check_choice("cache_refresh", config.cache_refresh, CACHE_REFRESH)
     _check_choice("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     _check_choice("attention_map", config.attention_map, ATTENTION_MAPS)
+    _check_choice("selection_rule", config.selection_rule, SELECTION_RULES)
     _check_encoder_settings(config)
     if not 0 <= config.seed < MOST_SEEDS:
         raise UserError(f"seed is {config.seed}: give 0 or more, below {MOST_SEEDS}")

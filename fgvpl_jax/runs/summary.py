@@ -29,6 +29,8 @@ def summary_lines(results: RunResults) -> list[str]:
             f"temperature {results.temperature:.3f}, fitted on "
             f"{results.temperature_fitted_on}: calibration error there "
             f"{results.fitted_ece_before:.3f} before, {results.fitted_ece_after:.3f} after"
+            if results.temperature != 1
+            else f"temperature 1: no other one clearly helps on {results.temperature_fitted_on}"
         )
     if results.mask_iou is not None:
         iou = results.mask_iou

@@ -12,9 +12,8 @@ from fgvpl_jax.displays.figures import confusion_figure
 from fgvpl_jax.displays.mask_pictures import MaskPictures
 from fgvpl_jax.displays.training_logs import TensorBoardLog, TrainingLog, WandbLog
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods import Method
+from fgvpl_jax.methods import LabelledLogits, Method
 from fgvpl_jax.runs.run import Run
-from fgvpl_jax.runs.selection import Labelled
 from fgvpl_jax.runs.settings import plain
 from fgvpl_jax.training import is_writer
 
@@ -76,7 +75,7 @@ class TrainingMonitor:
             for log in self._logs:
                 log.picture("train/object_masks", picture, number)
 
-    def on_validation(self, validation: Labelled | None) -> None:
+    def on_validation(self, validation: LabelledLogits | None) -> None:
         """Logs accuracy and confusion matrix of the trained model on the validation images."""
         names = self._run.dataset.class_names
         if not self._logs or validation is None:

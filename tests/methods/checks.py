@@ -53,3 +53,34 @@ def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05)
 def unit(x):
     x = np.asarray(x, np.float64)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class FewShot:
+    """Few-shot features whose augmented passes are noisy copies of the plain ones."""
+
+    def __init__(self, features, labels, validation=None):
+        self.labels, self._features, self._validation = np.asarray(labels), features, validation
+
+    def plain(self):
+        return self._features
+
+    def augmented(self, epoch):
+        noise = np.random.default_rng(epoch).normal(size=self._features.shape)
+        return (self._features + 0.3 * noise).astype(np.float32)
+
+    def validation(self):
+        return self._validation
+
+    def without(self, place):
+        """Returns a copy without one image, which keeps the noise of the others."""
+        rest = FewShot(np.delete(self._features, place, 0), np.delete(self.labels, place))
+        rest.augmented = lambda epoch: np.delete(self.augmented(epoch), place, 0)
+        return rest
+
+
+def clustered(labels, dim=16, spread=1.0, seed=0):
+    """Returns features around one centre per class."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(max(labels) + 1, dim))
+    noise = rng.normal(size=(len(labels), dim))
+    return (centres[np.asarray(labels)] + spread * noise).astype(np.float32)

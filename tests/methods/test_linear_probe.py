@@ -6,7 +6,14 @@ import pytest
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import linear_probe
-from fgvpl_jax.methods.linear_probe import LinearProbe, choose_c, gradient_norm, solve
+from fgvpl_jax.methods.linear_probe import (
+    LIKELY_CS,
+    LinearProbe,
+    choose_c,
+    gradient_norm,
+    most_likely_c,
+    solve,
+)
 
 
 def problem(num_classes, seed=0, per_class=8, dim=6):
@@ -94,7 +101,7 @@ class FewShot:
 
 def test_without_validation_c_is_one(clip, text_features):
     features, labels = problem(3, dim=16)
-    probe = LinearProbe(clip, text_features)
+    probe = LinearProbe(clip, text_features, "accuracy")
     probe.initialise(FewShot(features, labels, None))
     facts = probe.facts()
     assert 0 < facts.pop("gradient_norm") <= 1e-6
@@ -105,7 +112,7 @@ def test_without_validation_c_is_one(clip, text_features):
 
 
 def test_one_class_is_refused(clip, text_features):
-    probe = LinearProbe(clip, text_features)
+    probe = LinearProbe(clip, text_features, "accuracy")
     with pytest.raises(UserError, match="two classes"):
         probe.initialise(FewShot(np.ones((2, 16), np.float32), np.zeros(2, int), None))
 
@@ -114,7 +121,20 @@ def test_a_solver_that_stops_early_is_reported(clip, text_features, monkeypatch,
     monkeypatch.setattr(linear_probe, "MAX_ITERATIONS", 2)
     monkeypatch.setattr(linear_probe, "MAX_NEWTON_STEPS", 1)
     features, labels = problem(3, dim=16)
-    probe = LinearProbe(clip, text_features)
+    probe = LinearProbe(clip, text_features, "accuracy")
     probe.initialise(FewShot(features, labels, None))
     assert probe.facts()["gradient_norm"] > 1e-3
     assert "with C = 1 after at most 3 steps" in caplog.text
+
+
+def test_by_likelihood_c_is_the_nearest_to_one_that_is_not_clearly_worse(monkeypatch):
+    """The margin of a fake solver is the same for all C up to 10, and on the wrong side above."""
+
+    def fake(features, labels, c, num_classes):
+        return np.array([[-1.0, 1.0]]) * (1.0 if 1 < c <= 10 else -1.0), np.zeros(2)
+
+    monkeypatch.setattr(linear_probe, "solve", fake)
+    queries, truth = np.array([[-1.0], [-2.0], [1.0], [2.0]] * 5), np.array([0, 0, 1, 1] * 5)
+    assert most_likely_c(np.zeros((2, 1)), np.array([0, 1]), queries, truth) == 10
+    monkeypatch.setattr(linear_probe, "solve", lambda *_: (np.zeros((1, 2)), np.zeros(2)))
+    assert most_likely_c(np.zeros((2, 1)), np.array([0, 1]), queries, truth) == LIKELY_CS[0] == 1

@@ -127,7 +127,9 @@ def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
     assert ("object_share" in json.loads(as_json(answer))) == METHODS[name].finds_objects
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "tar"])
+@pytest.mark.parametrize(
+    "name", ["linear_probe", "svm", "gda", "kernel_ridge", "tip_adapter", "tar"]
+)
 def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
     write_photo_folders(tmp_path / "photos", 4)
     tiny_config.method = name
@@ -170,6 +172,13 @@ def test_a_config_without_numbers_uses_the_recipe_of_the_method(tiny_config):
     [
         ("zero_shot", 0, 0),
         ("linear_probe", 0, 0),
+        ("svm", 0, 0),
+        ("gda", 0, 0),
+        ("kernel_ridge", 0, 0),
+        ("kernel_ridge_plain", 0, 0),
+        ("lp_plus_plus", 0, 0),
+        ("clap", 0, 0),
+        ("rla", 0, 0),
         ("clip_adapter", 200, 50),
         ("coop", 200, 50),
         ("tip_adapter", 0, 0),

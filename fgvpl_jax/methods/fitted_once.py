@@ -1,0 +1,83 @@
+"""Methods that are fitted in one go, and that know their logits of held-out support images."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.methods.held_out import LabelledLogits, SelectionRule, has_companion
+from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures
+from fgvpl_jax.variables import Frozen, Trainable
+
+NUM_PASSES = 10  # augmented passes over the support images, those of Tip-Adapter
+# A class without an image is never predicted: its score is this far below the lowest other score.
+ABSENT_CLASS_MARGIN = 30.0
+FOLDS = 5  # fits for held-out logits where leave-one-out would take long
+
+
+class FittedOnce(FeatureMethod):
+    """A method on frozen features that trains for no epoch.
+
+    Attributes:
+        labels: Classes [s] of the support images.
+        held_out: Logits [s, k] of the support images, each from a fit without it.
+        rule: Value of `config.selection_rule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        text_features: Float[Array, "k e"],
+        labels: Int[np.ndarray, "s"],
+        rule: str,
+    ):
+        super().__init__(clip, text_features)
+        self.labels = Frozen(jnp.asarray(labels, jnp.int32))
+        self.held_out = Trainable(jnp.zeros((len(labels), text_features.shape[0])))
+        self.rule = rule
+
+    def held_out_logits(self) -> LabelledLogits:
+        """Returns logits of the support images that have a companion; see `Method`."""
+        labels = np.asarray(self.labels[...])
+        known = has_companion(labels)
+        return LabelledLogits(np.asarray(self.held_out[...])[known], labels[known])
+
+    def selection_rule(self, validation_labels: Int[np.ndarray, "v"]) -> SelectionRule:
+        """Returns the run's rule for these validation images."""
+        return SelectionRule(self.rule, np.asarray(self.labels[...]), validation_labels)
+
+    def zero_shot(self, features: Float64[np.ndarray, "*b e"]) -> Float64[np.ndarray, "*b k"]:
+        """Returns zero-shot CLIP's logits of unit features, in float64."""
+        weights = np.asarray(self.text_features[...], np.float64)
+        return float(self.logit_scale[...]) * features @ weights.T
+
+
+def unit(features: Float[np.ndarray, "*b e"]) -> Float64[np.ndarray, "*b e"]:
+    """Returns features of unit length, in float64; a zero vector stays zero."""
+    exact = features.astype(np.float64)
+    return exact / np.maximum(np.linalg.norm(exact, axis=-1, keepdims=True), 1e-12)
+
+
+def unit_views(few_shot: FewShotFeatures, num_passes: int) -> Float64[np.ndarray, "s r e"]:
+    """Returns unit features of each support image: the plain view first, then augmented ones."""
+    views = [few_shot.plain(), *(few_shot.augmented(epoch) for epoch in range(num_passes))]
+    return unit(np.stack(views, axis=1))
+
+
+def validation_of(
+    few_shot: FewShotFeatures,
+) -> tuple[Float[np.ndarray, "v e"], Int[np.ndarray, "v"]]:
+    """Returns features and labels of the validation images; empty arrays without any."""
+    found = few_shot.validation()
+    if found is not None:
+        return found
+    return np.empty((0, few_shot.plain().shape[1]), np.float32), np.empty(0, np.int64)
+
+
+def folds_of(labels: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
+    """Returns each image's fold; -1, which is never held out, for the only image of a class."""
+    folds = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        folds[places] = np.arange(len(places)) % FOLDS
+    return np.where(has_companion(labels), folds, -1)

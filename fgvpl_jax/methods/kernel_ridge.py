@@ -1,0 +1,194 @@
+"""Kernel ridge regression of what zero-shot CLIP gets wrong, as in ProKeR."""
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float64, Int
+from ml_collections import ConfigDict
+from scipy.special import softmax
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.methods.fitted_once import NUM_PASSES, FittedOnce, unit, unit_views, validation_of
+from fgvpl_jax.methods.held_out import HeldOutLogits
+from fgvpl_jax.methods.interface import FewShotFeatures, Task
+from fgvpl_jax.recognition import normalize
+from fgvpl_jax.variables import Trainable
+
+# With more keys than this, augmented views are left out, and β and λ keep their first values: every
+# further pair of values would take minutes.
+MOST_KEYS = 4096
+
+
+class Settings(NamedTuple):
+    """Values that are chosen.
+
+    Attributes:
+        sharpness: β of the kernel.
+        regularisation: λ.
+        weight: Factor of the regression in the logits.
+    """
+
+    sharpness: float
+    regularisation: float
+    weight: float
+
+
+FIRST = Settings(sharpness=1.0, regularisation=0.1, weight=10.0)
+SHARPNESS_STEPS = (-1, 0, 1)  # exponents of 2
+REGULARISATION_STEPS = (-1, 0, 1)  # exponents of 10
+WEIGHT_STEPS = (-2, -1, 0, 1, 2)  # exponents of sqrt(10)
+
+
+class Fit(NamedTuple):
+    """A solved regression.
+
+    Attributes:
+        coefficients: A of (K + λI) A = R.
+        left_out: Value at each image's plain view, from a regression without any view of it.
+    """
+
+    coefficients: Float64[np.ndarray, "n k"]
+    left_out: Float64[np.ndarray, "s k"]
+
+
+class KernelRidge(FittedOnce):
+    """Logits = scale · f·wᵀ + weight · K(f, keys) A, with f a unit vector.
+
+    The kernel is Gaussian: K(f, g) = exp(-β (1 - f·g)). A solves (K + λI) A = R. R is one-hot
+    labels minus zero-shot CLIP's probabilities. The keys are the support images under the
+    evaluation transform and in ten augmented passes.
+
+    Attributes:
+        keys: Unit vectors [n, e].
+        coefficients: A, [n, k].
+        settings: β, λ and the weight, [3].
+    """
+
+    name = "kernel_ridge"
+    title = "Kernel ridge (ProKeR)"
+    adds_to_zero_shot = True
+
+    def __init__(
+        self,
+        clip: CLIP,
+        text_features: Float[Array, "k e"],
+        labels: Int[np.ndarray, "s"],
+        rule: str,
+    ):
+        super().__init__(clip, text_features, labels, rule)
+        num_classes, dim = text_features.shape
+        num_keys = len(labels) * (1 + num_passes(len(labels)))
+        self.keys = Trainable(jnp.zeros((num_keys, dim)))
+        self.coefficients = Trainable(jnp.zeros((num_keys, num_classes)))
+        self.settings = Trainable(jnp.zeros(3))
+
+    @classmethod
+    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "KernelRidge":
+        """Builds the model; see `Method.build`."""
+        return cls(clip, task.text_features, task.support_labels, config.selection_rule)
+
+    def initialise(self, few_shot: FewShotFeatures) -> None:
+        """Chooses β, λ and the weight, and solves."""
+        views = unit_views(few_shot, num_passes(len(few_shot.labels)))
+        features, validation_labels = validation_of(few_shot)
+        queries, keys = unit(features), views.reshape(-1, views.shape[-1])
+        num_classes = self.coefficients.shape[1]
+        targets = np.eye(num_classes)[np.repeat(few_shot.labels, views.shape[1])]
+        text = HeldOutLogits(self.zero_shot(views[:, 0]), self.zero_shot(queries))
+        if self.adds_to_zero_shot:
+            targets -= softmax(self.zero_shot(keys), axis=1)
+        else:
+            text = HeldOutLogits(*(np.zeros_like(logits) for logits in text))
+        steps = [(0,), (0,)] if len(keys) > MOST_KEYS else [SHARPNESS_STEPS, REGULARISATION_STEPS]
+        fits = {}
+        for sharpness_step, step in product(*steps):
+            settings = settings_at(sharpness_step, step, 0)
+            fit = solve(keys, targets, settings, views.shape[1])
+            values = gaussian(queries, keys, settings.sharpness) @ fit.coefficients
+            fits[sharpness_step, step] = (fit, HeldOutLogits(fit.left_out, values))
+
+        def logits(sharpness_step: int, step: int, weight_step: int) -> HeldOutLogits:
+            weight = settings_at(sharpness_step, step, weight_step).weight
+            parts = zip(text, fits[sharpness_step, step][1], strict=True)
+            return HeldOutLogits(*(plain + weight * values for plain, values in parts))
+
+        rule = self.selection_rule(validation_labels)
+        candidates = sorted(
+            product(*steps, WEIGHT_STEPS if self.adds_to_zero_shot else (0,)),
+            key=lambda candidate: sum(map(abs, candidate)),
+        )
+        chosen = candidates[rule.choose([rule.losses(logits(*one)) for one in candidates])]
+        self.keys.set_value(jnp.asarray(keys, jnp.float32))
+        self.coefficients.set_value(jnp.asarray(fits[chosen[:2]][0].coefficients, jnp.float32))
+        self.settings.set_value(jnp.asarray(settings_at(*chosen), jnp.float32))
+        self.held_out.set_value(jnp.asarray(logits(*chosen).support, jnp.float32))
+
+    def facts(self) -> dict[str, Any]:
+        """Returns β, λ and the weight."""
+        sharpness, regularisation, weight = map(float, self.settings[...])
+        return {
+            "kernel_sharpness": sharpness,
+            "kernel_regularisation": regularisation,
+            "kernel_weight": weight,
+        }
+
+    def contributions(
+        self, features: Float[Array, "b e"], support: None
+    ) -> dict[str, Float[Array, "b k"]]:
+        """Returns the terms of zero-shot CLIP and of the regression."""
+        sharpness, _, weight = self.settings[...]
+        kernel = jnp.exp(-sharpness * (1 - normalize(features) @ self.keys[...].T))
+        values = weight * (kernel @ self.coefficients[...])
+        return {"image_text": self.text_logits(features), "image_cache": values}
+
+
+def num_passes(num_images: int) -> int:
+    """Returns the number of augmented passes, such that all keys are at most `MOST_KEYS`."""
+    return min(NUM_PASSES, max(MOST_KEYS // num_images - 1, 0))
+
+
+def settings_at(sharpness_step: int, regularisation_step: int, weight_step: int) -> Settings:
+    """Returns the settings that are some steps away from the first ones."""
+    return Settings(
+        sharpness=FIRST.sharpness * 2.0**sharpness_step,
+        regularisation=FIRST.regularisation * 10.0**regularisation_step,
+        weight=FIRST.weight * 10.0 ** (weight_step / 2),
+    )
+
+
+def gaussian(
+    queries: Float64[np.ndarray, "q e"], keys: Float64[np.ndarray, "n e"], sharpness: float
+) -> Float64[np.ndarray, "q n"]:
+    """Returns exp(-β (1 - query·key)) for unit vectors."""
+    return np.exp(-sharpness * (1 - queries @ keys.T))
+
+
+def solve(
+    keys: Float64[np.ndarray, "n e"],
+    targets: Float64[np.ndarray, "n k"],
+    settings: Settings,
+    num_views: int,
+) -> Fit:
+    """Solves the regression and, exactly, those without one image each.
+
+    With the inverse G of K + λI, a regression without the views v of an image has the values
+    R_v - (G_vv)⁻¹ A_v at them.
+
+    Args:
+        keys: Views of the support images, those of an image next to each other, the plain one
+            first.
+        targets: R.
+        settings: β and λ.
+        num_views: Number of views of an image.
+    """
+    kernel = gaussian(keys, keys, settings.sharpness)
+    inverse = np.linalg.inv(kernel + settings.regularisation * np.eye(len(keys)))
+    coefficients = inverse @ targets
+    num_images = len(keys) // num_views
+    images = np.arange(num_images)
+    blocks = inverse.reshape(num_images, num_views, num_images, num_views)[images, :, images]
+    residuals = np.linalg.solve(blocks, coefficients.reshape(num_images, num_views, -1))
+    return Fit(coefficients, targets[::num_views] - residuals[:, 0])

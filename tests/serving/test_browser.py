@@ -142,6 +142,19 @@ def test_layers_are_switched_by_mouse_and_keyboard(open_page, red):
     assert not mask.is_visible()
 
 
+def test_the_evidence_is_shown_on_request(open_page, classifier, red):
+    page = open_page()
+    upload(page, red)
+    answer_for(page, red.name)
+    assert page.locator(".fg-layer-evidence").count() == 0
+    page.get_by_role("button", name="Why? Show the evidence").click()
+    page.wait_for_selector(".fg-layer-evidence")
+    assert page.locator(".fg-layer-evidence").is_visible()
+    (expected,) = classifier.predict(red, top_k=1)
+    described = page.locator(".fg-layer-evidence").get_attribute("alt")
+    assert described.startswith(f"Evidence for {expected.class_names[0]}: strongest")
+
+
 def test_pictures_and_fields_have_names_for_users_who_cannot_see_them(open_page, red):
     page = open_page()
     upload(page, red)

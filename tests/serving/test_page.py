@@ -6,8 +6,9 @@ import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
+from fgvpl_jax.inference.classifier import ObjectLocation  # noqa: E402
 from fgvpl_jax.serving import page_events  # noqa: E402
-from fgvpl_jax.serving.service import Service  # noqa: E402
+from fgvpl_jax.serving.service import Limits, Service  # noqa: E402
 
 
 class SlowService(Service):
@@ -49,3 +50,29 @@ def test_an_answer_that_was_overtaken_is_not_shown(monkeypatch, tmp_path):
         assert events._newest == {}
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_button_adds_evidence_to_the_answer(classifier, photos_dir, monkeypatch, found):
+    if not found:
+        monkeypatch.setattr(ObjectLocation, "object_found", property(lambda self: False))
+    service = Service(classifier, Limits(), batch_sizes=(1,))
+    events = page_events.PageEvents(service)
+    photo = str(photos_dir / "test" / "red_square" / "000.png")
+    request = gr.Request(session_hash="one")
+
+    async def both():
+        plain = await events.recognise_photo(photo, None, request)
+        return plain, await events.explain_photo(photo, None, request)
+
+    try:
+        plain, explained = asyncio.run(both())
+    finally:
+        service.close()
+    (expected,) = classifier.predict(photo, top_k=1)
+    assert "fg-layer-evidence" not in plain
+    assert "fg-layer-evidence" in explained
+    assert f"Evidence for {expected.class_names[0]}: strongest" in explained
+    for html in (plain, explained):
+        assert ("No object stands out" in html) == (not found)
+    assert events._newest == {}

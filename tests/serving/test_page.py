@@ -1,6 +1,8 @@
 """The page's events, without a browser."""
 
 import asyncio
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,6 +48,63 @@ def test_an_answer_that_was_overtaken_is_not_shown(monkeypatch, tmp_path):
         assert answers == [gr.skip(), "answer for b", "answer for c"]
         cleared = await events.recognise_photo(None, None, gr.Request(session_hash="one"))
         assert cleared == ""
+        assert events._newest == {}
+
+    asyncio.run(check())
+
+
+class SlowEvidence:
+    """Explains a photo when its gate opens, and records how many calls run together."""
+
+    def __init__(self):
+        self.gates = {name: threading.Event() for name in "ab"}
+        self.started, self.running, self.most_running = [], 0, 0
+
+    def evidence_in(self, crop, class_name, added):
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.started.append(crop)
+        assert self.gates[crop].wait(60)
+        self.running -= 1
+        return f"{class_name} in {crop}"
+
+
+class QuickService(Service):
+    """Answers at once, with the name of the photo as its crop."""
+
+    def __init__(self):
+        self.classifier = SlowEvidence()
+
+    async def recognise(self, data, name, top_k, added, *, with_square):
+        response = SimpleNamespace(prediction=SimpleNamespace(class_names=("x",)))
+        return SimpleNamespace(crop=name, response=response)
+
+
+def test_evidence_that_waited_for_another_users_does_not_replace_a_newer_answer(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        page_events, "answer_html", lambda photo, *others: f"{photo.crop}: {others[-1]}"
+    )
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"")
+    service = QuickService()
+    events = page_events.PageEvents(service)
+    one, two = gr.Request(session_hash="one"), gr.Request(session_hash="two")
+
+    async def check():
+        first = asyncio.create_task(events.explain_photo(str(tmp_path / "a"), None, one))
+        while service.classifier.started != ["a"]:
+            await asyncio.sleep(0.001)
+        waiting = asyncio.create_task(events.explain_photo(str(tmp_path / "b"), None, two))
+        while events._newest.keys() != {"one", "two"}:
+            await asyncio.sleep(0.001)
+        assert await events.recognise_photo(str(tmp_path / "c"), None, two) == "c: None"
+        for gate in service.classifier.gates.values():
+            gate.set()
+        assert await first == "a: x in a"
+        assert await waiting == gr.skip()
+        assert service.classifier.most_running == 1
         assert events._newest == {}
 
     asyncio.run(check())

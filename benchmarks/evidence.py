@@ -49,18 +49,18 @@ def main(workdir: str, photos: Sequence[Path], most: int) -> dict[str, Any]:
 def judge(classifier: Classifier, photo: Path, rng: np.random.Generator) -> dict[str, float]:
     """Returns the probability of the predicted class after each way of hiding."""
     crop = classifier.crop(photo, photo.name)
-    colour, grid = mean_colour(classifier.clip.image_encoder), classifier.clip.vision.grid
+    vision, colour = classifier.clip.vision, mean_colour(classifier.clip.image_encoder)
     (prediction,) = classifier.predict(crop, top_k=1)
     label = classifier.class_names.index(prediction.class_names[0])
-    rankings = {"evidence": evidence_map(classifier.inference, crop, label, colour, grid)}
+    rankings = {"evidence": evidence_map(classifier.inference, crop, label, colour, vision)}
     if prediction.location is not None:
         rankings["attention_map"] = prediction.location.attention_map
     for draw in range(RANDOM_DRAWS):
-        rankings[f"random {draw}"] = rng.random(grid)
+        rankings[f"random {draw}"] = rng.random(vision.grid)
     crops = []
     for values in rankings.values():
         high = highest(values)
-        crops += [filled(crop, high, colour), filled(crop, ~high, colour)]
+        crops += [filled(crop, mask, vision.config.patch_size, colour) for mask in (high, ~high)]
     after = probabilities(classifier, crops, label)
     judged = {"unhidden": prediction.probabilities[0]}
     for way, values in (("hide", after[::2]), ("show", after[1::2])):

@@ -45,7 +45,7 @@ class LastLayer(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the device returns for a batch.
+    """Results of the device for a batch.
 
     Attributes:
         maps: Maps by name.

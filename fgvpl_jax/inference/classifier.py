@@ -226,7 +226,7 @@ class Classifier:
                 crop,
                 names.index(class_name),
                 mean_colour(self.clip.image_encoder),
-                self.clip.vision.grid,
+                self.clip.vision,
                 None if added is None else added.on_device,
             ),
         )

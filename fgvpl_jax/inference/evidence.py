@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fgvpl_jax.clip import ImageEncoder
+from fgvpl_jax.clip import ImageEncoder, VisionTower
 from fgvpl_jax.inference.programs import AddedClassArrays, Inference, padded_batch
 
 WINDOW_SHARE = 3 / 8  # of the grid's side
@@ -18,8 +18,9 @@ class ClassEvidence(NamedTuple):
 
     Attributes:
         class_name: The class.
-        map: For each patch, what hiding it takes from the class's log probability, on average over
-            the windows that hide it; negative where hiding makes the class more probable.
+        map: Mean loss of the class's log probability over the windows that hide a patch, each
+            divided by the window's number of patches; negative where hiding makes the class more
+            probable.
     """
 
     class_name: str
@@ -52,14 +53,14 @@ def mean_colour(encoder: ImageEncoder) -> UInt8[np.ndarray, "3"]:
 def filled(
     crop: UInt8[np.ndarray, "H W 3"],
     patches: Bool[np.ndarray, "gh gw"],
+    patch_size: int,
     colour: UInt8[np.ndarray, "3"],
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the crop with some patches filled with a colour."""
-    rows, columns = (
-        np.arange(length) * count // length
-        for length, count in zip(crop.shape[:2], patches.shape, strict=True)
-    )
-    return np.where(patches[np.ix_(rows, columns)][..., None], colour, crop)
+    pixels = patches.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+    result = crop.copy()  # pixels beyond whole patches stay, because the tower ignores them
+    result[: pixels.shape[0], : pixels.shape[1]][pixels] = colour
+    return result
 
 
 def evidence_map(
@@ -67,24 +68,24 @@ def evidence_map(
     crop: UInt8[np.ndarray, "H W 3"],
     label: int,
     colour: UInt8[np.ndarray, "3"],
-    grid: tuple[int, int],
+    vision: VisionTower,
     added: AddedClassArrays | None = None,
 ) -> Float[np.ndarray, "gh gw"]:
     """Returns the evidence in one crop for one class; see `ClassEvidence`.
 
-    The classifier predicts the crop once as it is and once for each of at most 100 windows, filled
-    with one colour.
+    The classifier predicts the crop once as it is and once with each window filled with one colour.
+    Most grids have 49 to 100 windows.
 
     Args:
         inference: The device programs.
         crop: The crop that the model sees.
         label: Index of the class, among the trained and the added classes.
         colour: Colour of hidden patches.
-        grid: Patch rows and columns of the crop.
+        vision: Tower whose patches are hidden.
         added: Further classes.
     """
-    windows = hiding_windows(grid)
-    hidden = [crop, *(filled(crop, window, colour) for window in windows)]
+    windows, patch_size = hiding_windows(vision.grid), vision.config.patch_size
+    hidden = [crop, *(filled(crop, window, patch_size, colour) for window in windows)]
     log_probabilities = []
     for start in range(0, len(hidden), BATCH_SIZE):
         batch = hidden[start : start + BATCH_SIZE]

@@ -28,8 +28,9 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
             can read.
         **settings: Fields of the config, such as `clip`, `shots`, `seed`, `epochs` or
             `data={"templates": ("a photo of a {}.",)}`. `data={"root": …, "source": …}` sets where
-            a benchmark is stored. `shots` defaults to 16 for a benchmark and, for your own photos,
-            to None, which takes all; `selection_rule` defaults to "accuracy" and "likelihood".
+            a benchmark is stored. For a benchmark, `shots` defaults to 16, `attention_map` to
+            "product" and `selection_rule` to "accuracy"; for your own photos, to None (all photos),
+            "border_contrast" and "likelihood".
     Returns:
         The classifier; its `results` hold the estimated accuracy.
     Raises:

@@ -26,7 +26,7 @@ class PhotoResult(NamedTuple):
         photo: File of the photo.
         result: The prediction, or the error if the photo cannot be read.
         overlay: File of the overlay picture, if one was drawn.
-        evidence: Evidence for one class, if it was wanted.
+        evidence: Evidence for one class; None if it was not computed.
     """
 
     photo: Path

@@ -31,9 +31,9 @@ def benchmark_config(name: str) -> ConfigDict:
 def folder_config() -> ConfigDict:
     """Returns the settings for your own photos, without their location.
 
-    They differ from the paper's in three: all photos are training photos, the object mask is cut
-    from the map that finds objects on photographs, and values are chosen by likelihood, because few
-    photos say little by their accuracy.
+    They differ from the paper's in three ways: all photos are training photos, the object mask is
+    cut from the map that finds objects on photographs, and values are chosen by likelihood, because
+    the accuracy on few photos is too coarse.
     """
     config = get_config()
     config.benchmark = "folder"
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     config.weight_decay = placeholder(float)
 
     # How values such as λ are chosen: by the "accuracy" on the validation images, as the methods'
-    # authors do, or by the "likelihood" of held-out photos, which few photos suffice for.
+    # authors do, or by the "likelihood" of held-out photos, for which few photos suffice.
     config.selection_rule = "accuracy"
     config.cv_folds = 4  # folds of the cross-validated estimate, without a test split
     config.calibrate = True  # fit a temperature on the validation images or, without, on the folds

@@ -104,7 +104,7 @@ def problem_html(message: str) -> str:
 
 
 def layers_of(prediction: Prediction, evidence: ClassEvidence | None = None) -> list[Layer]:
-    """Returns evidence, attention map and object mask, as far as there are such."""
+    """Returns the evidence, if it is given, and the attention map and mask of an object."""
     layers = []
     if evidence is not None:
         layers.append(

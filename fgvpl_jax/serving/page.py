@@ -151,13 +151,8 @@ def connect_events(
     }
     # Not `change`, which fires twice for an upload.
     gr.on([photo_tab.photo.upload, photo_tab.photo.clear], **recognise)
-    # One at a time, because the evidence takes about a hundred predictions.
     photo_tab.explain.click(
-        events.explain_photo,
-        [photo_tab.photo, session],
-        photo_tab.answer,
-        api_visibility="private",
-        concurrency_limit=1,
+        events.explain_photo, [photo_tab.photo, session], photo_tab.answer, **settings
     )
     if photo_tab.picked is not None:
         photo_tab.picked.then(**recognise)

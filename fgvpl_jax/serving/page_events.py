@@ -47,6 +47,8 @@ class PageEvents:
         self._service = service
         # The newest call of each open page that has one running.
         self._newest: dict[str | None, object] = {}
+        # Not a limit of Gradio's queue, where a call would wait before it counts as the newest.
+        self._one_evidence = asyncio.Lock()
 
     async def recognise_photo(
         self, file: str | None, session: Session | None, request: gr.Request
@@ -88,9 +90,10 @@ class PageEvents:
         evidence = None
         if with_evidence:
             best = photo.response.prediction.class_names[0]
-            evidence = await to_thread.run_sync(
-                self._service.classifier.evidence_in, photo.crop, best, added_in(session)
-            )
+            async with self._one_evidence:  # it takes about a hundred predictions
+                evidence = await to_thread.run_sync(
+                    self._service.classifier.evidence_in, photo.crop, best, added_in(session)
+                )
         # In a thread, because it decodes training photos.
         return await to_thread.run_sync(answer_html, photo, self._service, names, squares, evidence)
 

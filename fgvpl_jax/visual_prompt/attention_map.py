@@ -16,8 +16,8 @@ class RollOut(NamedTuple):
     """Variant of the attention roll-out.
 
     Attributes:
-        residual: Share r of the identity in (1 - r)·A + r·I, which takes the place of each layer's
-            A. Eq. 6 has 0; 0.5 follows a token along the layer's residual connection.
+        residual: Share r of the identity in (1 - r)·A + r·I, which replaces each layer's A.
+            Eq. 6 has 0; 0.5 follows a token along the layer's residual connection.
         num_layers: Number of layers that are rolled out, counted down from L-1; None for all.
     """
 

@@ -33,7 +33,7 @@ class ImageFeatures(NamedTuple):
         image: Class token of the original branch, projected: f(x).
         object: Class token of the fine-grained branch, projected: f_O(x).
         object_patches: Mean over the object mask of the original branch's projected patch tokens.
-        attention_map: Significance of each patch, row-major (Eq. 7).
+        attention_map: Significance of each patch, row-major (Eq. 7), or its border contrast.
         object_mask: True for the patches of the object, row-major; at least one per image, and all
             of them where no object stands out.
     """
@@ -155,7 +155,7 @@ class FGImageEncoder(nnx.Module):
     def _find_object(
         self, entering: Sequence[Float[Array, "b t d"]], attentions: Sequence[Any]
     ) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
-        """Returns the map and the mask (Eqs. 5-7 and Otsu's threshold)."""
+        """Returns the chosen map (Eqs. 5-7 or the border contrast) and its mask."""
         grid, connectivity = self.vision.grid, self.connectivity
         if self.map_name == BORDER_CONTRAST:
             contrast = middle_contrast(self.vision, entering[middle(self.vision)])

@@ -9,7 +9,7 @@ import pytest
 import fgvpl_jax as fg
 from fgvpl_jax.data import load_shapes
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.evidence import hiding_windows, mean_colour
+from fgvpl_jax.inference.evidence import filled, hiding_windows, mean_colour
 from fgvpl_jax.inference.predict import PREDICTED, as_json, predict_files
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.runs.experiment import train_and_evaluate
@@ -32,6 +32,15 @@ def test_windows_hide_every_patch_about_equally_often(grid):
 def test_windows_of_a_small_grid():
     hidden = hiding_windows((1, 4)).astype(int)[:, 0]  # windows of one row and two columns
     assert hidden.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
+
+
+def test_pixels_beyond_whole_patches_move_no_patch():
+    crop, patches = np.zeros((11, 11, 3), np.uint8), np.array([[False, True], [False, False]])
+    hidden = filled(crop, patches, 4, np.array([1, 2, 3], np.uint8))
+    expected = crop.copy()
+    expected[:4, 4:8] = (1, 2, 3)
+    np.testing.assert_array_equal(hidden, expected)
+    assert not crop.any()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,15 @@
 """The page's events, without a browser."""
 
 import asyncio
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
-from fgvpl_jax.inference.classifier import ObjectLocation  # noqa: E402
 from fgvpl_jax.serving import page_events  # noqa: E402
-from fgvpl_jax.serving.service import Limits, Service  # noqa: E402
+from fgvpl_jax.serving.service import Service  # noqa: E402
 
 
 class SlowService(Service):
@@ -52,27 +53,58 @@ def test_an_answer_that_was_overtaken_is_not_shown(monkeypatch, tmp_path):
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("found", [True, False])
-def test_the_button_adds_evidence_to_the_answer(classifier, photos_dir, monkeypatch, found):
-    if not found:
-        monkeypatch.setattr(ObjectLocation, "object_found", property(lambda self: False))
-    service = Service(classifier, Limits(), batch_sizes=(1,))
+class SlowEvidence:
+    """Explains a photo when its gate opens, and records how many calls run together."""
+
+    def __init__(self):
+        self.gates = {name: threading.Event() for name in "ab"}
+        self.started, self.running, self.most_running = [], 0, 0
+
+    def evidence_in(self, crop, class_name, added):
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.started.append(crop)
+        assert self.gates[crop].wait(60)
+        self.running -= 1
+        return f"{class_name} in {crop}"
+
+
+class QuickService(Service):
+    """Answers at once, with the name of the photo as its crop."""
+
+    def __init__(self):
+        self.classifier = SlowEvidence()
+
+    async def recognise(self, data, name, top_k, added, *, with_square):
+        response = SimpleNamespace(prediction=SimpleNamespace(class_names=("x",)))
+        return SimpleNamespace(crop=name, response=response)
+
+
+def test_evidence_that_waited_for_another_users_does_not_replace_a_newer_answer(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        page_events, "answer_html", lambda photo, *others: f"{photo.crop}: {others[-1]}"
+    )
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"")
+    service = QuickService()
     events = page_events.PageEvents(service)
-    photo = str(photos_dir / "test" / "red_square" / "000.png")
-    request = gr.Request(session_hash="one")
+    one, two = gr.Request(session_hash="one"), gr.Request(session_hash="two")
 
-    async def both():
-        plain = await events.recognise_photo(photo, None, request)
-        return plain, await events.explain_photo(photo, None, request)
+    async def check():
+        first = asyncio.create_task(events.explain_photo(str(tmp_path / "a"), None, one))
+        while service.classifier.started != ["a"]:
+            await asyncio.sleep(0.001)
+        waiting = asyncio.create_task(events.explain_photo(str(tmp_path / "b"), None, two))
+        while events._newest.keys() != {"one", "two"}:
+            await asyncio.sleep(0.001)
+        assert await events.recognise_photo(str(tmp_path / "c"), None, two) == "c: None"
+        for gate in service.classifier.gates.values():
+            gate.set()
+        assert await first == "a: x in a"
+        assert await waiting == gr.skip()
+        assert service.classifier.most_running == 1
+        assert events._newest == {}
 
-    try:
-        plain, explained = asyncio.run(both())
-    finally:
-        service.close()
-    (expected,) = classifier.predict(photo, top_k=1)
-    assert "fg-layer-evidence" not in plain
-    assert "fg-layer-evidence" in explained
-    assert f"Evidence for {expected.class_names[0]}: strongest" in explained
-    for html in (plain, explained):
-        assert ("No object stands out" in html) == (not found)
-    assert events._newest == {}
+    asyncio.run(check())

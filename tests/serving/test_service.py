@@ -1,6 +1,7 @@
 """Added classes, the page's parts, and methods with fewer results to show."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS, AddedClasses
+from fgvpl_jax.inference.classifier import ObjectLocation
+from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.serving import server
-from fgvpl_jax.serving.answer_view import answer_html, place_of, problem_html
+from fgvpl_jax.serving.answer_view import answer_html, layers_of, place_of, problem_html
 from fgvpl_jax.serving.page import build_page
 from fgvpl_jax.serving.service import Limits, Service
 
@@ -171,6 +174,29 @@ def test_a_place_is_described_in_words(corner, words):
     assert place_of(weights > 0) == words
 
 
+def test_the_evidence_for_an_added_class_is_shown_first(service, photos):
+    added, squares = asyncio.run(service.with_class(None, "lawn", photos))
+    photo = asyncio.run(service.recognise(photos[0][1], "x", 3, added, with_square=True))
+    evidence = service.classifier.evidence_in(photo.crop, "lawn", added)
+    names = [layer.name for layer in layers_of(photo.response.prediction, evidence)]
+    assert names == ["evidence", "attention", "object"]
+    html = answer_html(photo, service, ("lawn",), squares, evidence)
+    assert "Evidence for lawn: strongest" in html
+    assert "fg-layer-evidence" not in answer_html(photo, service, ("lawn",), squares)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_the_page_says_when_no_object_stands_out(service, photos, found):
+    photo = asyncio.run(service.recognise(photos[0][1], "x", 3, with_square=True))
+    mask = np.ones((4, 4), bool)
+    mask[0, 0] = not found
+    prediction = replace(photo.response.prediction, location=ObjectLocation(np.eye(4), mask))
+    photo = replace(photo, response=replace(photo.response, prediction=prediction))
+    html = answer_html(photo, service, (), ())
+    assert ("No object stands out" in html) != found
+    assert ("because nothing stands out" in html) != found
+
+
 def test_the_page_shows_only_what_the_method_has(make_classifier, photos, service):
     zero_shot = Service(make_classifier("zero_shot"), Limits(), (1,))
     photo = asyncio.run(zero_shot.recognise(photos[0][1], "x", 3, with_square=True))
@@ -180,6 +206,9 @@ def test_the_page_shows_only_what_the_method_has(make_classifier, photos, servic
     for part in ("fg-layer", "similar", "training photos"):
         assert part not in html
     assert set(photo.response.prediction.contributions) == {"image"}
+    evidence = ClassEvidence("a <class>", np.eye(4))
+    assert [layer.name for layer in layers_of(photo.response.prediction, evidence)] == ["evidence"]
+    assert "Evidence for a &lt;class&gt;: " in answer_html(photo, zero_shot, (), (), evidence)
     labels = lambda page: {b.label for b in page.blocks.values() if hasattr(b, "label")}  # noqa: E731
     assert "New class" not in labels(build_page(zero_shot, ()))
     assert "New class" in labels(build_page(service, ()))

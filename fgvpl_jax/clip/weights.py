@@ -77,8 +77,8 @@ def read_tensors(files: list[Path]) -> Tensors:
     Args:
         files: Weight files from `weight_files`.
     Raises:
-        UserError: If a file is damaged or repeats a tensor, or a tensor is not floating point or
-            not finite. Known buffers are skipped.
+        UserError: If a file is damaged or repeats a tensor, or a tensor is not floating point, not
+            finite, or a matrix of zeros alone. Known buffers are skipped.
     """
     tensors: Tensors = {}
     for file in files:
@@ -102,6 +102,12 @@ def read_tensors(files: list[Path]) -> Tensors:
     bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if bad:
         raise UserError(f"{files[0].parent}: {len(bad)} tensors hold NaN or infinity: {bad[:3]}")
+    empty = [name for name, value in tensors.items() if value.ndim > 1 and not value.any()]
+    if empty:
+        raise UserError(
+            f"{files[0].parent}: {len(empty)} matrices are filled with zeros, as by an unfinished "
+            f"download: {empty[:3]}: download the weights again"
+        )
     return tensors
 
 

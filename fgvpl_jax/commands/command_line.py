@@ -193,7 +193,8 @@ def check_data(workdir: str, arguments: list[str]) -> int:
 
     expand_user(CONFIG.value.data.root or "")  # refuses the home folder of an unknown user
     lines, problems = checking.check_data(CONFIG.value, Workdir(workdir))
-    print("\n".join(lines))
+    for line in lines:
+        print(printable(line).replace("\n", r"\x0a"))
     for problem in problems:
         complain(problem)
     return MISTAKE if problems else 0

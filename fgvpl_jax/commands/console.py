@@ -29,9 +29,16 @@ def quieten_libraries() -> None:
     logging.set_verbosity(logging.WARNING)  # orbax logs every file at INFO
     for logger in (logging.get_absl_logger(), getLogger("asyncio")):
         logger.addFilter(_is_not_from_orbax)
+        logger.addFilter(_make_printable)
     sys.unraisablehook = _hide_late_writes
     # transformers warns when PyTorch is absent.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _make_printable(record: LogRecord) -> bool:
+    """Escapes control characters, because warnings name files of the user's folder."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def _is_not_from_orbax(record: LogRecord) -> bool:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fgvpl_jax.errors import UserError
@@ -17,12 +17,17 @@ KEPT = re.compile(
     r"|EXPLAIN_CACHE_MISSES|LOG|DEBUG_LOG_MODULES|DUMP_IR|TRACEBACK_FILTERING)"
 )
 PRECISION = "JAX_DEFAULT_MATMUL_PRECISION"
+# Variables that change numbers on purpose, such as by flags that trade accuracy for speed.
+CHANGING = (PRECISION, "XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+# Variables that say which devices jax uses.
+DEVICES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
 
 
 def import_jax() -> None:
     """Imports jax with its own defaults for every setting that could change a result.
 
-    Prints one line about the variables that are not used, and one if the precision is another.
+    Prints one line about the variables that are not used, and one for each that is used although it
+    may change numbers.
 
     Raises:
         UserError: If a variable has a value that jax does not know.
@@ -42,12 +47,16 @@ def import_jax() -> None:
     if ours:
         settings = ", ".join(f"{name}={unused[name]}" for name in ours)
         print(f"note: not used, as results could depend on it: {settings}", file=sys.stderr)
-    if os.environ.get(PRECISION):
+    for setting in _settings(CHANGING):
         print(
-            f"note: {PRECISION}={os.environ[PRECISION]}: compare the results only with runs of the "
-            "same precision",
+            f"note: {setting} may change numbers: compare the results only with runs under the "
+            "same setting",
             file=sys.stderr,
         )
+
+
+def _settings(names: Sequence[str]) -> list[str]:
+    return [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
 
 
 @contextmanager
@@ -69,7 +78,7 @@ def check_devices() -> None:
     """Makes jax find its devices, now and not after the data are read.
 
     Raises:
-        UserError: If there are none of the kind that a variable names.
+        UserError: If it finds none, such as none of the kind that a variable names.
     """
     import jax
 
@@ -77,7 +86,13 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or "no such device was found").splitlines()[0]
+        set_here = ", ".join(_settings(DEVICES))
+        if not set_here:
+            raise UserError(
+                f"jax cannot use the devices of this machine ({reason}): correct its installation, "
+                "or set JAX_PLATFORMS=cpu"
+            ) from error
         raise UserError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} cannot be used ({reason}): unset the "
-            "variable, or name a kind that this machine has, such as cpu"
+            f"{set_here} cannot be used ({reason}): unset the variable, or set what this machine "
+            "has, such as JAX_PLATFORMS=cpu"
         ) from error

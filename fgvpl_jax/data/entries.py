@@ -46,7 +46,7 @@ class Reason(Enum):
     UNFINISHED = "unfinished downloads (download them again)"
     ARCHIVE = "archives (unpack them)"
     SPECIAL = "pipes, sockets and devices"
-    VISITED = "links to folders that are read already"
+    VISITED = "links to folders that are read already, or contain the link"
     THUMBNAIL = "thumbnails that a program made"
     SYSTEM = "files and folders of the operating system"
     HIDDEN = "hidden files and folders (their names begin with a dot)"
@@ -121,14 +121,15 @@ class Entries:
     def photos(self, folder: Path) -> list[Path]:
         """Returns the photos at any depth below a folder, in path order.
 
-        Links to folders are followed, but each folder is visited only once, because a link may
-        point to a folder that contains it.
+        Links to folders are followed, but each folder is visited only once, and no folder that
+        contains this one: its photos may be those of other classes.
 
         Raises:
             UserError: If a folder cannot be listed.
         """
         found: list[Path] = []
-        seen = set()
+        seen = {os.path.realpath(parent) for parent in folder.absolute().parents}
+        seen.update(str(parent) for parent in Path(os.path.realpath(folder)).parents)
         for name, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unlisted):
             place = Path(name)
             real = os.path.realpath(place)

@@ -19,6 +19,9 @@ from fgvpl_jax.data.entries import (
 from fgvpl_jax.data.split_names import split_role, split_roles
 from fgvpl_jax.data.splits import Dataset, Split, make_split, one_spelling, same_name
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import expand_user
+
+MOST_SHOWN = 300  # characters of a path in a message
 
 
 def load_folder(root: str) -> Dataset:
@@ -33,8 +36,8 @@ def load_folder(root: str) -> Dataset:
         root: Folder that holds the class folders or the split folders.
     Raises:
         UserError: If there is no such folder, a folder cannot be listed, a class has no image, two
-            folders have the same class name, a split has a class that `train` lacks, or `train` is
-            missing or is next to folders other than splits.
+            folders have the same class name, a split has a class that `train` lacks, `train` is
+            missing or is next to folders other than splits, or each class holds its own splits.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
@@ -45,7 +48,7 @@ def load_folder(root: str) -> Dataset:
     splits = split_folders(base, entries)
     if not splits:
         classes = at_least_two(class_folders(base, entries), base)
-        warn_of_equal_layouts(list(classes.values()), entries)
+        check_equal_layouts(list(classes.values()), entries)
         photos = read_classes(base, list(classes.values()), entries)
         described = "none, all photos are for training"
         return Dataset(tuple(classes), photos, None, None, described, skipped=entries.skipped)
@@ -131,16 +134,28 @@ def common_folders(folders: Sequence[Path], entries: Entries) -> list[str]:
     return sorted(set.intersection(*names))
 
 
-def warn_of_equal_layouts(folders: Sequence[Path], entries: Entries) -> None:
-    """Logs a warning if the class folders look like splits whose names are not known."""
+def check_equal_layouts(folders: Sequence[Path], entries: Entries) -> None:
+    """Logs a warning if the class folders look like splits whose names are not known.
+
+    Raises:
+        UserError: If each class folder holds its own splits.
+    """
     common = common_folders(folders, entries)
-    if len(common) > 1:
-        logging.warning(
-            "each of the folders %s holds the folders %s: if they are splits rather than classes, "
-            "rename them train, val and test",
-            ", ".join(folder.name for folder in folders[:5]),
-            ", ".join(common[:5]),
+    if len(common) < 2:
+        return
+    names, held = ", ".join(folder.name for folder in folders[:5]), ", ".join(common[:5])
+    if len(set(split_roles(common).values())) > 1:
+        raise UserError(
+            f"each of the folders {names} holds the folders {held}: move the photos of each split "
+            f"and class into a folder such as train/{folders[0].name}, because splits come first"
         )
+    logging.warning(
+        "each of the folders %s holds the folders %s: if %s are splits rather than classes, rename "
+        "them train, val and test",
+        names,
+        held,
+        names,
+    )
 
 
 def has_loose_photos(place: Path) -> bool:
@@ -240,9 +255,9 @@ def photos_at(place: str | Path) -> list[Path]:
     Raises:
         UserError: If the file or folder does not exist, or the folder holds no image.
     """
-    path = Path(place).expanduser()
-    if not path.exists():
-        raise UserError(f"there is no file or folder {place}")
+    path = expand_user(place)
+    if not os.path.exists(path):  # pathlib raises an error for a name that is too long
+        raise UserError(f"there is no file or folder {str(place)[:MOST_SHOWN]}")
     if not path.is_dir():
         return [path]
     entries = Entries(path)

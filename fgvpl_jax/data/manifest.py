@@ -14,8 +14,9 @@ from fgvpl_jax.files import parse_json
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
 COLUMNS = ("path", "label", "split")
 SEPARATORS = (",", ";", "\t")
-# Spellings in which programs write that a label is missing; no class has such a name.
+# Spellings in which pandas, R and spreadsheets write that a label is missing.
 MISSING = {"NaN", "nan", "NaT", "None", "null", "NULL", "<NA>", "#N/A", "undefined"}
+MISSING |= {"NA", "N/A", "n/a", "#NA", "#REF!", "#VALUE!", "#NAME?", "-nan", "-NaN"}
 MOST_SHOWN = 80  # characters of a value in a message
 
 

@@ -42,9 +42,10 @@ def split_roles(names: Sequence[str]) -> dict[str, str]:
 
 def role_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
     """Returns the role that one word of a name says, and the other words that matter."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))  # BirdsTrain
+    folded = apart.casefold()
     words = [word for word in re.split(r"[\W\d_]+", folded) if word and word not in FILLERS]
-    if words[:2] == ["held", "out"]:
+    if words[:2] in (["held", "out"], ["hold", "out"]):
         words[:2] = ["holdout"]
     said = [word for word in words if word in ROLE_OF]
     if len(said) != 1:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -118,7 +119,8 @@ def class_name(raw: str) -> str:
 def same_name(name: str) -> str:
     """Returns a form that is equal for all spellings of one class name."""
     visible = "".join(letter for letter in name if not is_invisible(letter))
-    return unicodedata.normalize("NFKC", visible).casefold()
+    folded = unicodedata.normalize("NFKC", visible).casefold()
+    return re.sub(r"^(\d+)\.0+$", r"\1", folded)  # programs write the label 1 as 1.0, too
 
 
 def is_invisible(letter: str) -> bool:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from fgvpl_jax.data import UnreadableImage, as_photo, decode_image, photos_at
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import expand_user
 
 Photo = (
     str
@@ -51,7 +50,7 @@ def named_photos(images: object) -> list[tuple[str, Any]]:
         if isinstance(image, str | os.PathLike) and not isinstance(image, Image.Image):
             if image == "":
                 raise UserError(f"{name} is an empty path: {TAKEN}")
-            named += [(str(file), file) for file in photos_at(expand_user(os.fspath(image)))]
+            named += [(str(file), file) for file in photos_at(os.fspath(image))]
         elif _is_array(image):
             named.append((name, _checked_array(image, name)))
         elif _is_photo(image):

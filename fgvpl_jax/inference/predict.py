@@ -43,7 +43,7 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
     """
     if not arguments:
         raise UserError("no photo to predict: name at least one file or folder")
-    return [photo for argument in arguments for photo in photos_at(expand_user(argument))]
+    return [photo for argument in arguments for photo in photos_at(argument)]
 
 
 def predict_files(

@@ -68,3 +68,11 @@ def test_an_unfinished_download_is_named(checkpoint):
     (checkpoint / WEIGHTS).symlink_to("/no/such/blob")
     with pytest.raises(UserError, match=r"to the end: model.safetensors, model.safetensors.inc"):
         load_clip(checkpoint)
+
+
+def test_a_file_of_full_size_that_ends_with_zeros_is_named(checkpoint):
+    content = (checkpoint / WEIGHTS).read_bytes()
+    kept = len(content) // 2
+    (checkpoint / WEIGHTS).write_bytes(content[:kept] + bytes(len(content) - kept))
+    with pytest.raises(UserError, match="matrices are filled with zeros, as by an unfinished"):
+        load_clip(checkpoint)

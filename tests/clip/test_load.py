@@ -170,7 +170,7 @@ def add(tensors):
 
 
 def misshape(tensors):
-    tensors["text_projection.weight"] = np.zeros((16, 25), np.float32)
+    tensors["text_projection.weight"] = np.ones((16, 25), np.float32)
 
 
 def widen(tensors):

@@ -69,6 +69,11 @@ def test_no_variable_changes_a_result(tiny_clip_dir, photos_dir, tmp_path):
     [
         ({"JAX_PLATFORMS": "garbage"}, "JAX_PLATFORMS=garbage cannot be used"),
         ({"JAX_PLATFORMS": "rocm"}, "JAX_PLATFORMS=rocm cannot be used"),
+        (
+            {"JAX_PLATFORMS": "", "JAX_PLATFORM_NAME": "garbage"},
+            "JAX_PLATFORM_NAME=garbage cannot be used",
+        ),
+        ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX_NUM_CPU_DEVICES=0 cannot be used"),
         ({"JAX_NUM_CPU_DEVICES": "two"}, "correct the variable or unset it"),
         ({"JAX_DEFAULT_MATMUL_PRECISION": "some"}, "correct the variable or unset it"),
         (
@@ -95,8 +100,10 @@ def test_a_wrong_variable_is_refused_in_one_line(
     assert not (tmp_path / "W").exists()
 
 
-def test_another_precision_is_used_and_reported(tiny_clip_dir, photos_dir, tmp_path):
-    variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+def test_settings_that_change_numbers_are_used_and_reported(tiny_clip_dir, photos_dir, tmp_path):
+    fast = "--xla_cpu_enable_fast_math=true"
+    variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_FLAGS": fast}
     done = train(tiny_clip_dir, photos_dir, tmp_path / "W", variables)
     assert done.returncode == 0, done.stderr
-    assert "note: JAX_DEFAULT_MATMUL_PRECISION=highest: compare" in done.stderr
+    assert "note: JAX_DEFAULT_MATMUL_PRECISION=highest may change numbers" in done.stderr
+    assert f"note: XLA_FLAGS={fast} may change numbers" in done.stderr

@@ -1,6 +1,7 @@
 """A closed, full or unread output ends no run, and loses no result."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,25 @@ def test_the_command_says_that_output_was_lost():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     lost = "some of the output could not be written (No space left on device)"
     assert done.stderr == f"error: {lost}\n"
+
+
+def test_control_characters_in_the_names_of_files_are_escaped(photos_dir, tmp_path):
+    shutil.copytree(photos_dir / "train", tmp_path / "photos")
+    (next((tmp_path / "photos").iterdir()) / "x\x1b[31m\nerror: y").touch()
+    command = [sys.executable, "run.py", "--mode=data", "--config=configs/folder.py"]
+    command += [f"--config.data.root={tmp_path / 'photos'}", f"--workdir={tmp_path / 'W'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert r"x\x1b[31m\x0aerror: y" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_control_characters_in_warnings_are_escaped():
+    program = """
+from absl import logging
+from fgvpl_jax.commands.console import quieten_libraries
+quieten_libraries()
+logging.warning("skipped %s", "x\x1b[31m")
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.stderr.endswith("skipped x\\x1b[31m\n")

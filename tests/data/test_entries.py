@@ -168,6 +168,24 @@ def test_links_to_folders_that_are_read_already_are_named(root):
     assert load_folder(str(root)).skipped == {Reason.VISITED: ("a/loop/",)}
 
 
+def test_a_link_to_the_folder_of_all_classes_brings_no_photos_of_other_classes(root):
+    (root / "a" / "deep").mkdir()
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "deep" / "up").symlink_to(root)
+    dataset = load_folder(str(root))
+    assert dataset.train.keys == ("a/1.png", "b/1.png")
+    assert dataset.skipped == {Reason.VISITED: ("a/deep/up/", "a/up/")}
+
+
+def test_a_class_that_is_a_link_may_hold_a_link_upwards(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "photos" / "2.png")
+    save(elsewhere / "3.png")
+    (elsewhere / "photos" / "up").symlink_to("..")
+    (root / "c").symlink_to(elsewhere / "photos")
+    assert load_folder(str(root)).train.keys == ("a/1.png", "b/1.png", "c/2.png")
+
+
 def test_photos_of_a_folder_to_predict_are_chosen_alike(root, caplog):
     save(root / "a" / "no ending", "JPEG")
     save(root / "a" / "@eaDir" / "1.png")

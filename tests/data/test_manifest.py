@@ -95,6 +95,7 @@ def test_blank_lines_are_counted(photos):
             "path,label\na 1.png,Cat\nc.png,cat\n",
             "line 3 has the classes 'Cat' and 'cat', which are one name",
         ),
+        ("path,label\na 1.png,1\nc.png,1.0\nd.png,2\n", "line 3 has the classes '1' and '1.0'"),
         ("path,label,split\na 1.png,x,train\nc.png,y,train\nd.png,z,test\n", r"lacks: \['z'\]"),
     ],
 )
@@ -166,6 +167,9 @@ def test_the_usual_separators_are_read(photos, separator, start):
         ('" "', "needs a path, a label"),
         ('"nan"', "the label is 'nan', which is no class name"),
         ('"None"', "which is no class name"),
+        ('"NA"', "which is no class name"),
+        ('"N/A"', "which is no class name"),
+        ('"#REF!"', "which is no class name"),
         ("\"['x']\"", "which is no class name"),
     ],
 )

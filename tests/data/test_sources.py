@@ -220,6 +220,8 @@ def test_split_folders(tmp_path):
         ("train2017", "test2017"),
         ("TrainSet", "held-out"),
         ("birds_train", "birds_test"),
+        ("BirdsTrain", "BirdsTest"),
+        ("train", "hold-out"),
         ("Birds-Training-Images", "Birds-Testing-Images"),
     ],
 )
@@ -305,6 +307,10 @@ def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory)
         (["train/a/1.png", "later/a/1.png", "train/b/1.png", "later/b/1.png"], "'later'.*next to"),
         (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] next to test, train"),
         (["train/1.png", "test/1.png"], "train has 0 class"),
+        (
+            [f"{name}/{split}/1.png" for name in ("a", "b") for split in ("Train", "test")],
+            "a, b holds the folders test, train: move .* train/a",
+        ),
         (["val/a/1.png", "Test/a/1.png"], "has Test, val, but no folder train"),
         (["test/a/1.png", "testing/a/1.png"], "has test, testing, but no folder train"),
     ],
@@ -337,7 +343,7 @@ def test_classes_that_look_like_splits_are_reported(tmp_path, caplog):
         for name in ("red", "green"):
             touch_image(tmp_path / place / name / "1.png")
     assert load_folder(str(tmp_path)).class_names == ("first", "second")
-    assert "first, second holds the folders green, red: if they are splits" in caplog.text
+    assert "first, second holds the folders green, red: if first, second are splits" in caplog.text
 
 
 def test_a_nested_split_folder_is_entered(tmp_path):

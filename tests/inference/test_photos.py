@@ -60,6 +60,8 @@ def test_every_form_of_a_photo_is_the_same_image(photo, form, several):
         ([[1, 2], [3, 4]], "image 0 is of type list"),
         ("", "an empty path"),
         ("/no/such/photo.jpg", "there is no file or folder /no/such/photo.jpg"),
+        ("https://x.org/photo.jpg", "there is no file or folder https://x.org/photo.jpg"),
+        ("aGVsbG8" * 1000, "there is no file or folder aGVsbG8"),
         ("~nobody_here/photo.jpg", "~nobody_here has no home folder"),
         (np.zeros((4, 4, 3)), r"float64 \[4, 4, 3\]: give"),
         (np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\]: give"),

@@ -90,7 +90,7 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_trained_on_all_photos(
     assert results.counts == ImageCounts(train=18, validation=0, test=0)
     low, high = results.cv_interval
     assert low <= results.cv_accuracy <= high
-    assert results.temperature == 1.0  # 18 photos are too few to fit a temperature
+    assert 1 < results.temperature < 4  # two epochs of noise: flatter is likelier, but few photos
     assert results.choices["cache_logit_weight"] == 1.0
     stored = stored_results(tmp_path / "W")
     again = experiment.evaluate(workdir)

@@ -20,6 +20,7 @@ class PhotoTab(NamedTuple):
 
     photo: gr.Image
     answer: gr.HTML
+    evidence_class: gr.Dropdown
     explain: gr.Button
     picked: Any
 
@@ -59,7 +60,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
     ) as page:
         session = gr.State(None, time_to_live=KEPT_SECONDS)
         gr.HTML(ENVIRONMENT.get_template("intro.html.j2").render(classifier=classifier))
-        photo_tab = add_photo_tab(examples)
+        photo_tab = add_photo_tab(examples, classifier.class_names)
         photos_tab = add_photos_tab(service.limits.photos_at_once)
         class_tab = add_class_tab() if classifier.uses_cache else None
         connect_events(PageEvents(service), session, photo_tab, photos_tab, class_tab)
@@ -67,7 +68,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
     return page
 
 
-def add_photo_tab(examples: Sequence[Path]) -> PhotoTab:
+def add_photo_tab(examples: Sequence[Path], class_names: Sequence[str]) -> PhotoTab:
     """Adds the tab that shows the answer for one photo."""
     with gr.Tab("One photo"), gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -93,8 +94,16 @@ def add_photo_tab(examples: Sequence[Path]) -> PhotoTab:
                 ).load_input_event
         with gr.Column(scale=2, min_width=300):
             answer = gr.HTML(elem_id="answer", js_on_load=None)
-            explain = gr.Button("Why? Show the evidence", elem_id="explain")
-    return PhotoTab(photo, answer, explain, picked)
+            with gr.Row():
+                evidence_class = gr.Dropdown(
+                    list(class_names),
+                    value=None,
+                    label="Evidence for (empty: the most probable class)",
+                    allow_custom_value=True,  # an added class
+                    elem_id="evidence-class",
+                )
+                explain = gr.Button("Why? Show the evidence", elem_id="explain")
+    return PhotoTab(photo, answer, evidence_class, explain, picked)
 
 
 def add_photos_tab(photos_at_once: int) -> PhotosTab:
@@ -152,7 +161,10 @@ def connect_events(
     # Not `change`, which fires twice for an upload.
     gr.on([photo_tab.photo.upload, photo_tab.photo.clear], **recognise)
     photo_tab.explain.click(
-        events.explain_photo, [photo_tab.photo, session], photo_tab.answer, **settings
+        events.explain_photo,
+        [photo_tab.photo, photo_tab.evidence_class, session],
+        photo_tab.answer,
+        **settings,
     )
     if photo_tab.picked is not None:
         photo_tab.picked.then(**recognise)

@@ -57,10 +57,18 @@ class PageEvents:
         return await self._if_newest(self._answer(file, session), request)
 
     async def explain_photo(
-        self, file: str | None, session: Session | None, request: gr.Request
+        self,
+        file: str | None,
+        class_name: str | None,
+        session: Session | None,
+        request: gr.Request,
     ) -> Any:
-        """Returns the answer with the evidence for its class; see `recognise_photo`."""
-        return await self._if_newest(self._answer(file, session, with_evidence=True), request)
+        """Returns the answer with the evidence for a class; see `recognise_photo`.
+
+        Without a `class_name`, the class is the most probable one.
+        """
+        answer = self._answer(file, session, with_evidence=True, class_name=class_name)
+        return await self._if_newest(answer, request)
 
     async def _if_newest(self, answer: Coroutine[Any, Any, str], request: gr.Request) -> Any:
         call = self._newest[request.session_hash] = object()
@@ -71,7 +79,12 @@ class PageEvents:
         return html
 
     async def _answer(
-        self, file: str | None, session: Session | None, *, with_evidence: bool = False
+        self,
+        file: str | None,
+        session: Session | None,
+        *,
+        with_evidence: bool = False,
+        class_name: str | None = None,
     ) -> str:
         if file is None:
             return ""
@@ -89,11 +102,14 @@ class PageEvents:
         squares = session.squares if session else ()
         evidence = None
         if with_evidence:
-            best = photo.response.prediction.class_names[0]
-            async with self._one_evidence:  # it takes about a hundred predictions
-                evidence = await to_thread.run_sync(
-                    self._service.classifier.evidence_in, photo.crop, best, added_in(session)
-                )
+            wanted = class_name or photo.response.prediction.class_names[0]
+            try:
+                async with self._one_evidence:  # it takes about a hundred predictions
+                    evidence = await to_thread.run_sync(
+                        self._service.classifier.evidence_in, photo.crop, wanted, added_in(session)
+                    )
+            except UserError as error:
+                return problem_html(str(error))
         # In a thread, because it decodes training photos.
         return await to_thread.run_sync(answer_html, photo, self._service, names, squares, evidence)
 

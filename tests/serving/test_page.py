@@ -9,7 +9,7 @@ import pytest
 gr = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
 from fgvpl_jax.serving import page_events  # noqa: E402
-from fgvpl_jax.serving.service import Service  # noqa: E402
+from fgvpl_jax.serving.service import Limits, Service  # noqa: E402
 
 
 class SlowService(Service):
@@ -93,10 +93,10 @@ def test_evidence_that_waited_for_another_users_does_not_replace_a_newer_answer(
     one, two = gr.Request(session_hash="one"), gr.Request(session_hash="two")
 
     async def check():
-        first = asyncio.create_task(events.explain_photo(str(tmp_path / "a"), None, one))
+        first = asyncio.create_task(events.explain_photo(str(tmp_path / "a"), None, None, one))
         while service.classifier.started != ["a"]:
             await asyncio.sleep(0.001)
-        waiting = asyncio.create_task(events.explain_photo(str(tmp_path / "b"), None, two))
+        waiting = asyncio.create_task(events.explain_photo(str(tmp_path / "b"), None, None, two))
         while events._newest.keys() != {"one", "two"}:
             await asyncio.sleep(0.001)
         assert await events.recognise_photo(str(tmp_path / "c"), None, two) == "c: None"
@@ -108,3 +108,25 @@ def test_evidence_that_waited_for_another_users_does_not_replace_a_newer_answer(
         assert events._newest == {}
 
     asyncio.run(check())
+
+
+def test_the_page_shows_evidence_for_any_class(classifier, photos_dir):
+    service = Service(classifier, Limits(), batch_sizes=(1,))
+    events = page_events.PageEvents(service)
+    photo = str(photos_dir / "test" / "red_square" / "000.png")
+    request = gr.Request(session_hash="one")
+
+    async def explained():
+        return [
+            await events.explain_photo(photo, name, None, request)
+            for name in (None, classifier.class_names[2], "zebra")
+        ]
+
+    try:
+        best, other, unknown = asyncio.run(explained())
+    finally:
+        service.close()
+    (expected,) = classifier.predict(photo, top_k=1)
+    assert f"Evidence for {expected.class_names[0]}: strongest" in best
+    assert f"Evidence for {classifier.class_names[2]}: strongest" in other
+    assert "there is no class" in unknown

@@ -98,7 +98,7 @@ def add_photo_tab(examples: Sequence[Path], class_names: Sequence[str]) -> Photo
                 evidence_class = gr.Dropdown(
                     list(class_names),
                     value=None,
-                    label="Evidence for (empty: the most probable class)",
+                    label="Evidence for (if blank, the most probable class)",
                     allow_custom_value=True,  # an added class
                     elem_id="evidence-class",
                 )

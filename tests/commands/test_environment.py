@@ -51,6 +51,7 @@ def train(tiny_clip_dir, photos_dir, workdir, variables, *arguments):
     )
 
 
+@pytest.mark.slow  # trains in several processes
 def test_no_variable_changes_a_result(tiny_clip_dir, photos_dir, tmp_path):
     plain = train(tiny_clip_dir, photos_dir, tmp_path / "plain", {})
     assert plain.returncode == 0, plain.stderr

@@ -18,7 +18,7 @@ class Group(Enum):
 
 
 class Kind(NamedTuple):
-    """What a file is.
+    """Kind of a file, by its content.
 
     Attributes:
         group: Group of the kind.

@@ -2,11 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Float64, Int
+from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.held_out import LabelledLogits, SelectionRule, has_companion
-from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures
+from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
 from fgvpl_jax.variables import Frozen, Trainable
 
 NUM_PASSES = 10  # augmented passes over the support images, those of Tip-Adapter
@@ -35,6 +37,11 @@ class FittedOnce(FeatureMethod):
         self.labels = Frozen(jnp.asarray(labels, jnp.int32))
         self.held_out = Trainable(jnp.zeros((len(labels), text_features.shape[0])))
         self.rule = rule
+
+    @classmethod
+    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "FittedOnce":
+        """Builds the model; see `Method.build`."""
+        return cls(clip, task.text_features, task.support_labels, config.selection_rule)
 
     def held_out_logits(self) -> LabelledLogits:
         """Returns logits of the support images that have a companion; see `Method`."""

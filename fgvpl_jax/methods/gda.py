@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float64, Int
-from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fitted_once import (
@@ -20,7 +18,7 @@ from fgvpl_jax.methods.fitted_once import (
     validation_of,
 )
 from fgvpl_jax.methods.held_out import ACCURACY, HeldOutLogits
-from fgvpl_jax.methods.interface import FewShotFeatures, Task
+from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable
 
@@ -61,11 +59,6 @@ class GDA(FittedOnce):
         self.bias = Trainable(jnp.zeros(num_classes))
         self.alpha = Trainable(jnp.ones(()))
         self.ridge = Trainable(jnp.ones(()))
-
-    @classmethod
-    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "GDA":
-        """Builds the model; see `Method.build`."""
-        return cls(clip, task.text_features, task.support_labels, config.selection_rule)
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Chooses α, and τ if the rule is the likelihood; then fits.

@@ -5,15 +5,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float64, Int
-from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fitted_once import NUM_PASSES, FittedOnce, unit, unit_views, validation_of
 from fgvpl_jax.methods.held_out import HeldOutLogits
-from fgvpl_jax.methods.interface import FewShotFeatures, Task
+from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable
 
@@ -84,11 +82,6 @@ class KernelRidge(FittedOnce):
         self.keys = Trainable(jnp.zeros((num_keys, dim)))
         self.coefficients = Trainable(jnp.zeros((num_keys, num_classes)))
         self.settings = Trainable(jnp.zeros(3))
-
-    @classmethod
-    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "KernelRidge":
-        """Builds the model; see `Method.build`."""
-        return cls(clip, task.text_features, task.support_labels, config.selection_rule)
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Chooses β, λ and the weight, and solves."""

@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fitted_once import NUM_PASSES, FittedOnce, folds_of, unit_views
-from fgvpl_jax.methods.interface import FewShotFeatures, Task
+from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable
 
@@ -21,7 +19,7 @@ STEPS = 300
 
 
 class Problem(NamedTuple):
-    """What an adapter is fitted to.
+    """Data that an adapter is fitted to.
 
     Attributes:
         views: Unit features of the support images, one pass after the other.
@@ -55,13 +53,6 @@ class LinearAdapter(FittedOnce):
     ):
         super().__init__(clip, text_features, labels, rule)
         self.matrix = Trainable(self.initial(text_features, jnp.asarray(clip.logit_scale)))
-
-    @classmethod
-    def build(
-        cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs
-    ) -> "LinearAdapter":
-        """Builds the model; see `Method.build`."""
-        return cls(clip, task.text_features, task.support_labels, config.selection_rule)
 
     @staticmethod
     def initial(

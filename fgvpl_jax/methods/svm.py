@@ -2,14 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
-from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, FittedOnce, folds_of
-from fgvpl_jax.methods.interface import FewShotFeatures, Task
+from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.variables import Frozen, Trainable
 
 
@@ -59,11 +57,6 @@ class SVM(FittedOnce):
         self.members = Frozen(jnp.asarray(np.stack(padded), jnp.int32))
         self.is_member = Frozen(jnp.asarray([np.arange(most) < len(group) for group in groups]))
         self.present = Frozen(jnp.asarray(present, jnp.int32))
-
-    @classmethod
-    def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "SVM":
-        """Builds the model; see `Method.build`."""
-        return cls(clip, task.text_features, task.support_labels, config.selection_rule)
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Fits the classifier, and five more for the logits of held-out images.

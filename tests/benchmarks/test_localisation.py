@@ -288,7 +288,7 @@ def test_gradient_weights_are_those_of_central_differences(clip):
 
 
 def test_the_probe_is_trained_on_other_photos():
-    """Where the truth of one half contradicts that of the other, the probe is wrong everywhere."""
+    """The probe is wrong everywhere if the truth of one half contradicts the other half's."""
     rng = np.random.default_rng(0)
     covered = rng.integers(0, 2, (8, 16)).astype(float)
     tokens = rng.normal(scale=0.1, size=(8, 16, 3))

@@ -1,4 +1,4 @@
-"""What a failed download leaves is named, with its path and what to do."""
+"""A file that a failed download left is named, with its path and what to do."""
 
 import gzip
 import pickle

@@ -52,7 +52,7 @@ def test_the_scale_of_logits_does_not_matter_to_the_likelihood():
 
 
 def test_smoothed_losses_by_hand():
-    """Of N = 2 photos and k = 2 classes, the targets are 3/4 and 1/4."""
+    """With N = 2 photos and k = 2 classes, the targets are 3/4 and 1/4."""
     logits = np.array([[np.log(4.0), 0.0], [0.0, 0.0]])
     expected = [-(0.75 * np.log(2 / 3) + 0.25 * np.log(1 / 3)), np.log(2)]
     np.testing.assert_allclose(smoothed_losses(logits, np.array([0, 1]))(2.0), expected)

@@ -6,7 +6,6 @@ from jaxtyping import Float, Float64, Int
 from fgvpl_jax.evaluation.metrics import log_softmax
 from fgvpl_jax.methods.held_out import best_temperature, smoothed_losses
 
-TEMPERATURES = (1e-3, 1e4)
 # Standard deviation of log T about 0 that is assumed before any photo is seen.
 PRIOR_DEVIATION = 0.5
 FOLDS = 5
@@ -47,9 +46,7 @@ def fit_temperature(logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N
         labels: True classes.
     """
     losses = smoothed_losses(logits, labels)
-    return best_temperature(
-        lambda t: losses(t).sum() + np.log(t) ** 2 / (2 * PRIOR_DEVIATION**2), TEMPERATURES
-    )
+    return best_temperature(lambda t: losses(t).sum() + np.log(t) ** 2 / (2 * PRIOR_DEVIATION**2))
 
 
 def log_likelihoods(

@@ -82,15 +82,17 @@ def predict_files(
     results = classifier.predict_each(photos, top_k)
     for number, (photo, result) in enumerate(zip(photos, results, strict=True)):
         overlay = evidence = None
-        if evidence_for is not None and isinstance(result, Prediction):
-            wanted = result.class_names[0] if evidence_for == PREDICTED else evidence_for
-            evidence = classifier.evidence(photo, wanted)
-        if folder is not None and isinstance(result, Prediction):
-            # Numbered, because photos from several folders may have the same name.
-            overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
+        explained = evidence_for is not None or folder is not None
+        if explained and isinstance(result, Prediction):
             # Decoded again, because a batch of large photos might not fit into memory.
-            picture = overlay_of(decode_image(photo), result, classifier.support, evidence)
-            picture.save(overlay)
+            image = decode_image(photo)
+            if evidence_for is not None:
+                wanted = result.class_names[0] if evidence_for == PREDICTED else evidence_for
+                evidence = classifier.evidence(image, wanted)
+            if folder is not None:
+                # Numbered, because photos from several folders may have the same name.
+                overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
+                overlay_of(image, result, classifier.support, evidence).save(overlay)
         yield PhotoResult(photo, result, overlay, evidence)
 
 

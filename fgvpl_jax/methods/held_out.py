@@ -69,7 +69,7 @@ class SelectionRule:
         if not len(labels):
             return np.empty(0)
         losses = smoothed_losses(logits, labels)
-        return losses(best_temperature(lambda t: losses(t).sum(), TEMPERATURES))
+        return losses(best_temperature(lambda t: losses(t).sum()))
 
     def choose(self, losses: Sequence[Float64[np.ndarray, "N"]]) -> int:
         """Returns the index of the chosen candidate, from what `losses` returned for each."""
@@ -112,7 +112,7 @@ def smoothed_losses(
     return lambda temperature: -(targets * log_softmax(exact / temperature, axis=1)).sum(axis=1)
 
 
-def best_temperature(loss: Callable[[float], float], bounds: tuple[float, float]) -> float:
+def best_temperature(loss: Callable[[float], float]) -> float:
     """Returns the temperature with the lowest loss, searched on a logarithmic scale."""
-    found = minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=np.log(bounds))
+    found = minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=np.log(TEMPERATURES))
     return float(np.exp(found.x))

@@ -84,10 +84,10 @@ class LinearAdapter(FittedOnce):
         labels, folds = few_shot.labels, folds_of(few_shot.labels)
         self.matrix.set_value(self._fitted(views, labels))
         held_out = np.zeros(self.held_out.shape, np.float32)
+        problem = self._problem(views, labels)
         for fold in range(folds.max() + 1):
             out = folds == fold
             matrix = self._fitted(views[:, ~out], labels[~out])
-            problem = self._problem(views, labels)
             held_out[out] = self.adapter_logits(matrix, jnp.asarray(views[0, out]), problem)
         self.held_out.set_value(jnp.asarray(held_out))
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fgvpl_jax.evaluation import helpful_temperature, score
-from fgvpl_jax.evaluation.calibration import TEMPERATURES, fit_temperature
+from fgvpl_jax.evaluation.calibration import fit_temperature
 from fgvpl_jax.evaluation.metrics import log_softmax
+from fgvpl_jax.methods.held_out import TEMPERATURES
 
 
 def drawn(count, num_classes, seed, scale=2.0):

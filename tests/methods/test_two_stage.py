@@ -85,7 +85,7 @@ def first_stage(clip, images, num_steps):
     pixels = jnp.asarray((pixels - clip.image_mean) / clip.image_std)
 
     def features(flat):
-        vision, text = nnx.merge(graphdef, state)
+        vision, text = nnx.merge(graphdef, state, copy=True)
         for norm, values in zip(norms_of(vision, text), jnp.split(flat, sizes), strict=True):
             norm.set_value(values)
         return vision(pixels), text(jnp.asarray(texts))
@@ -140,7 +140,8 @@ def test_the_stages_are_those_of_a_float64_recomputation(clip, text_features, im
         image_features, texts = first_stage(clip, images, 3)
         np.testing.assert_array_equal(classifiers[0], classifiers[1])
         np.testing.assert_array_equal(norms[2], norms[4])  # the towers are frozen
-        np.testing.assert_allclose(classifiers[2], unit(texts), rtol=1e-8, atol=1e-10)
+        # The learning rates are float32.
+        np.testing.assert_allclose(classifiers[2], unit(texts), rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(trained.features(images), image_features, rtol=1e-6, atol=1e-8)
         scale = float(clip.logit_scale)
         expected = second_stage(image_features, unit(texts), scale, 2)

@@ -28,7 +28,8 @@ class BothTowers(PixelMethod):
         learning_rate: Learning rate of the recipe.
         adapted_encoder: The image encoder with trained variables.
         adapted_text: The text tower with trained variables.
-        token_ids: Token ids [k, c] of the first template with each class name.
+        texts: Token embeddings [k, c, d] of the first template with each class name.
+        ends: Position [k] of each text's end-of-text token.
     """
 
     iterations_per_shot: ClassVar[int]
@@ -50,8 +51,11 @@ class BothTowers(PixelMethod):
             [template.replace("{}", n.replace("_", " ")) for n in class_names]
         )
         # Under causal attention, tokens after the end of the longest text affect no text feature.
-        longest = int(np.asarray(clip.text.ends(jnp.asarray(token_ids))).max()) + 1
-        self.token_ids = Frozen(jnp.asarray(token_ids[:, :longest]))
+        ends = np.asarray(clip.text.ends(jnp.asarray(token_ids)))
+        token_ids = token_ids[:, : int(ends.max()) + 1]
+        # Embedded once, so that an export holds no table of all tokens.
+        self.texts = Frozen(clip.text.token_embedding[...][jnp.asarray(token_ids)])
+        self.ends = Frozen(jnp.asarray(ends, jnp.int32))
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
@@ -70,7 +74,7 @@ class BothTowers(PixelMethod):
 
     def adapted_text_features(self) -> Float[Array, "k e"]:
         """Returns the adapted text tower's features of the classes as unit vectors."""
-        return normalize(self.adapted_text(self.token_ids[...]))
+        return normalize(self.adapted_text.encode(self.texts[...], self.ends[...]))
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Returns scaled cosines of both adapted towers' features."""

@@ -120,7 +120,7 @@ def test_the_manifest_describes_the_export(exported):
     assert tuple(manifest["class_names"]) == classifier.class_names
     assert manifest["fgvpl_jax"] == fg.__version__
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
-    # CoOp's names are embedded once, so the text tower's table of tokens is left out.
+    # Texts are embedded once, so the text tower's table of tokens is left out.
     table = classifier.clip.text.token_embedding.shape
     assert table not in [array.shape for array in weights]
     with zipfile.ZipFile(file) as archive:

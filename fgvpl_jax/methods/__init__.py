@@ -7,6 +7,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.clap import CLAP
 from fgvpl_jax.methods.clip_adapter import ClipAdapter
 from fgvpl_jax.methods.clip_lora import ClipLoRA
+from fgvpl_jax.methods.clip_svd import ClipSVD
 from fgvpl_jax.methods.coop import CoOp
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
@@ -22,6 +23,7 @@ from fgvpl_jax.methods.svm import SVM
 from fgvpl_jax.methods.tar import TAR
 from fgvpl_jax.methods.tip_adapter import TipAdapter
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
+from fgvpl_jax.methods.two_stage import TwoStage
 from fgvpl_jax.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -41,6 +43,8 @@ METHODS: dict[str, type[Method]] = {
         TipAdapter,
         TipAdapterF,
         ClipLoRA,
+        ClipSVD,
+        TwoStage,
         FVP,
         TAR,
         FGVPL,

@@ -4,21 +4,18 @@ import math
 from typing import TypeVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear
-from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
-from fgvpl_jax.recognition import normalize
-from fgvpl_jax.variables import Frozen, Trainable
+from fgvpl_jax.methods.both_towers import BothTowers, first_template, layers_of
+from fgvpl_jax.methods.interface import Task
+from fgvpl_jax.variables import Trainable
 
 RANK = 2
 ALPHA = 1.0
-BATCH_SIZE = 32
-ITERATIONS_PER_SHOT = 500
 
 ModuleT = TypeVar("ModuleT", ImageEncoder, TextTower)
 
@@ -47,17 +44,13 @@ class LoRALinear(nnx.Module):
         return self.base(x) + ALPHA / math.sqrt(RANK) * update
 
 
-class ClipLoRA(PixelMethod):
-    """Scaled cosines of both adapted towers' features, without the dropout (0.25) of its paper.
-
-    Attributes:
-        adapted_encoder: The image encoder with updates.
-        adapted_text: The text tower with updates.
-        token_ids: Token ids [k, c] of the first template with each class name.
-    """
+class ClipLoRA(BothTowers):
+    """Scaled cosines of both adapted towers' features, without the dropout (0.25) of its paper."""
 
     name = "clip_lora"
     title = "CLIP-LoRA"
+    iterations_per_shot = 500
+    learning_rate = 2e-4
 
     def __init__(
         self,
@@ -68,48 +61,20 @@ class ClipLoRA(PixelMethod):
         *,
         rngs: nnx.Rngs,
     ):
-        super().__init__(clip, text_features)
-        self.adapted_encoder = with_updates(clip.image_encoder, rngs)
-        self.adapted_text = with_updates(clip.text, rngs)
-        token_ids = clip.tokenize(
-            [template.replace("{}", n.replace("_", " ")) for n in class_names]
-        )
-        # Under causal attention, tokens after the end of the longest text affect no text feature.
-        longest = int(np.asarray(clip.text.ends(jnp.asarray(token_ids))).max()) + 1
-        self.token_ids = Frozen(jnp.asarray(token_ids[:, :longest]))
+        adapted_encoder = with_updates(clip.image_encoder, rngs)
+        adapted_text = with_updates(clip.text, rngs)
+        super().__init__(clip, class_names, template, text_features, adapted_encoder, adapted_text)
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ClipLoRA":
         """Builds the model; see `Method.build`."""
-        template = config.data.templates[0]
-        return cls(clip, task.class_names, template, task.text_features, rngs=rngs)
-
-    @classmethod
-    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
-        """Returns the recipe: 500 iterations per shot, rounded up to whole epochs."""
-        steps_per_epoch = math.ceil(num_images / BATCH_SIZE)
-        return Recipe(
-            epochs=math.ceil(ITERATIONS_PER_SHOT * shots / steps_per_epoch),
-            batch_size=BATCH_SIZE,
-            learning_rate=2e-4,
-            weight_decay=0.01,
-        )
-
-    def features(self, inputs: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Returns the adapted image tower's raw features."""
-        return self.adapted_encoder(inputs)
-
-    def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Returns scaled cosines of both adapted towers' features."""
-        class_weights = normalize(self.adapted_text(self.token_ids[...]))
-        return self.cosine_logits(features, class_weights)
+        return cls(clip, task.class_names, first_template(config), task.text_features, rngs=rngs)
 
 
 def with_updates(module: ModuleT, rngs: nnx.Rngs) -> ModuleT:
     """Returns a copy of a frozen module whose query, key and value layers have updates."""
     copy = nnx.clone(module)
-    layers = copy.vision.layers if isinstance(copy, ImageEncoder) else copy.layers
-    for layer in layers:
+    for layer in layers_of(copy):
         attention = layer.attention
         for part in ("query", "key", "value"):
             setattr(attention, part, LoRALinear(getattr(attention, part), rngs=rngs))

@@ -216,6 +216,15 @@ class Method(nnx.Module):
         """Returns the logits of inputs."""
         return self.logits(self.features(inputs), support, **choices)
 
+    def training_logits(
+        self, inputs: Array, support: Any, *args: Any, **choices: Any
+    ) -> Float[Array, "b k"]:
+        """Returns the logits that a training step's loss is computed from."""
+        return self(inputs, support, *args, **choices)
+
+    def after_step(self) -> None:
+        """Changes trainable variables after a training step, in addition to the optimizer."""
+
     def text_logits(self, image_features: Float[Array, "b e"]) -> Float[Array, "b k"]:
         """Returns scaled cosines with the zero-shot weights."""
         return self.cosine_logits(image_features, self.text_features[...])

@@ -20,9 +20,10 @@ CACHE_SIZE = 32
 
 
 @lru_cache(CACHE_SIZE)
-def cosine(learning_rate: float, total_steps: int) -> optax.Schedule:
-    """Returns a schedule, from a step counted from 0 to its rate: a cosine decay to 0."""
-    return optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps)
+def cosine(learning_rate: float, total_steps: int, final_rate: float = 0.0) -> optax.Schedule:
+    """Returns a schedule, from a step counted from 0 to its rate: a cosine to `final_rate`."""
+    alpha = final_rate / learning_rate if learning_rate else 0.0
+    return optax.cosine_decay_schedule(learning_rate, decay_steps=total_steps, alpha=alpha)
 
 
 @lru_cache(CACHE_SIZE)

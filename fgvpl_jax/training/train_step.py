@@ -223,7 +223,8 @@ def optimisation_step(
 
         def loss_of(trainable: nnx.State) -> tuple[Float[Array, ""], StepMetrics]:
             model = nnx.merge(graphdef, trainable, frozen)
-            logits = model(inputs, support, **choices, **own_places(model, part))
+            places = own_places(model, part)
+            logits = model.training_logits(inputs, support, **choices, **places)
             return weighted_loss(logits, part, total_weight)
 
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
@@ -231,7 +232,9 @@ def optimisation_step(
 
     gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    model = nnx.merge(graphdef, optax.apply_updates(state.trainable, updates), frozen)
+    model.after_step()
+    _, trainable, _ = split_model(model)
     return TrainState(trainable, optimizer_state), metrics
 
 

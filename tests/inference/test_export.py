@@ -34,10 +34,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 # A method that looks for objects in pixels, one that reads frozen features and has its own cache,
-# one whose logits have the shape of its classes, and one that needs a part of the text tower.
+# one whose logits have the shape of its classes, one that needs a part of the text tower, and two
+# with towers of their own.
 @pytest.fixture(
     scope="module",
-    params=["fg_vpl", "tip_adapter_f", "svm", pytest.param("coop", marks=pytest.mark.slow)],
+    params=[
+        *("fg_vpl", "tip_adapter_f", "svm"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "clip_svd", "two_stage")),
+    ],
 )
 def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):
     from tests.conftest import make_tiny_config
@@ -116,7 +120,7 @@ def test_the_manifest_describes_the_export(exported):
     assert tuple(manifest["class_names"]) == classifier.class_names
     assert manifest["fgvpl_jax"] == fg.__version__
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
-    # CoOp's names are embedded once, so the text tower's table of tokens is left out.
+    # Texts are embedded once, so the text tower's table of tokens is left out.
     table = classifier.clip.text.token_embedding.shape
     assert table not in [array.shape for array in weights]
     with zipfile.ZipFile(file) as archive:

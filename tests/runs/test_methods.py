@@ -129,7 +129,8 @@ def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
 
 
 @pytest.mark.parametrize(
-    "name", ["linear_probe", "svm", "gda", "kernel_ridge", "tip_adapter", "tar"]
+    "name",
+    ["linear_probe", "svm", "gda", "kernel_ridge", "tip_adapter", "tar", "clip_svd", "two_stage"],
 )
 def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
     write_photo_folders(tmp_path / "photos", 4)
@@ -165,6 +166,8 @@ def test_a_config_without_numbers_uses_the_recipe_of_the_method(tiny_config):
     assert resolved("tip_adapter_f", "eurosat") == (100, 256, 1e-3, 0.01)
     assert resolved("tip_adapter_f", "dtd") == (20, 256, 1e-3, 0.01)
     assert resolved("clip_lora", "dtd") == (1500, 32, 2e-4, 0.01)  # nine images make one step
+    assert resolved("clip_svd", "dtd") == (600, 32, 5e-4, 0.01)
+    assert resolved("two_stage", "dtd") == (900, 32, 2e-4, 0.01)
     assert resolved("zero_shot", "dtd", epochs=7)[0] == 0
 
 
@@ -187,6 +190,8 @@ def test_a_config_without_numbers_uses_the_recipe_of_the_method(tiny_config):
         ("fvp", 400, 50),
         ("tar", 400, 50),
         ("fg_vpl", 400, 50),
+        ("clip_svd", 640, 7),
+        ("two_stage", 960, 10),
         ("clip_lora", 1600, 16),  # 8,000 steps; an epoch has 5 or 500
     ],
 )

@@ -104,6 +104,22 @@ def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("num_steps", [5, 7, 8])
+def test_two_stages_are_resumed_in_either_stage(tiny_config, tmp_path, monkeypatch, num_steps):
+    """Of twelve steps, seven belong to the first stage, which ends within an epoch."""
+    tiny_config.method = "two_stage"
+    whole = run(tiny_config, tmp_path / "whole")
+    monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 0.0)
+    monkeypatch.setattr(batch_sources, "slowest", signal_after_spans(num_steps))
+    with pytest.raises(Interrupted), handling_signals():
+        run(tiny_config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoints" / str(num_steps)).exists()
+    resumed = run(tiny_config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
 def test_a_signal_during_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.resident_gb = 0.0
     tiny_config.batch_size = 2  # six steps per epoch, in spans of 1, 2 and 3

@@ -8,9 +8,11 @@ import pytest
 from jax.sharding import Mesh
 
 from fgvpl_jax.methods.clip_lora import ClipLoRA
+from fgvpl_jax.methods.clip_svd import ClipSVD
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
+from fgvpl_jax.methods.two_stage import TwoStage
 from fgvpl_jax.training import loop
 from fgvpl_jax.training.microbatches import default_microbatch
 from tests.whole_runs import metrics, run
@@ -49,6 +51,8 @@ def test_a_microbatch_on_a_cpu_fits_in_the_processor_caches(method, grid, images
         (FGVPL, "cpu", 2, 160),
         (FGVPL, "cpu", 1, 16_000),
         (ClipLoRA, "cpu", 1, 160),
+        (ClipSVD, "cpu", 1, 160),
+        (TwoStage, "cpu", 1, 160),
         (TipAdapterF, "cpu", 1, 160),
     ],
 )

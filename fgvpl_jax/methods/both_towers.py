@@ -1,0 +1,91 @@
+"""What the methods share that train weights of both towers: the texts, the logits, the recipe."""
+
+import math
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
+from fgvpl_jax.clip.layers import TransformerLayer
+from fgvpl_jax.methods.interface import PixelMethod, Recipe
+from fgvpl_jax.recognition import normalize
+from fgvpl_jax.variables import Frozen
+
+BATCH_SIZE = 32
+# Rate that the cosine of 2SFS and CLIP-SVD ends at.
+FINAL_RATE = 1e-6
+
+
+class BothTowers(PixelMethod):
+    """Scaled cosines of the features of two adapted towers.
+
+    Attributes:
+        iterations_per_shot: Number of steps of the recipe for each image of a class.
+        learning_rate: Learning rate of the recipe.
+        adapted_encoder: The image encoder with trained variables.
+        adapted_text: The text tower with trained variables.
+        texts: Token embeddings [k, c, d] of the first template with each class name.
+        ends: Position [k] of each text's end-of-text token.
+    """
+
+    iterations_per_shot: ClassVar[int]
+    learning_rate: ClassVar[float]
+
+    def __init__(
+        self,
+        clip: CLIP,
+        class_names: tuple[str, ...],
+        template: str,
+        text_features: Float[Array, "k e"],
+        adapted_encoder: ImageEncoder,
+        adapted_text: TextTower,
+    ):
+        super().__init__(clip, text_features)
+        self.adapted_encoder = adapted_encoder
+        self.adapted_text = adapted_text
+        token_ids = clip.tokenize(
+            [template.replace("{}", n.replace("_", " ")) for n in class_names]
+        )
+        # Under causal attention, tokens after the end of the longest text affect no text feature.
+        ends = np.asarray(clip.text.ends(jnp.asarray(token_ids)))
+        token_ids = token_ids[:, : int(ends.max()) + 1]
+        # Embedded once, so that an export holds no table of all tokens.
+        self.texts = Frozen(clip.text.token_embedding[...][jnp.asarray(token_ids)])
+        self.ends = Frozen(jnp.asarray(ends, jnp.int32))
+
+    @classmethod
+    def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
+        """Returns the recipe: a number of iterations per shot, rounded up to whole epochs."""
+        steps_per_epoch = math.ceil(num_images / BATCH_SIZE)
+        return Recipe(
+            epochs=math.ceil(cls.iterations_per_shot * shots / steps_per_epoch),
+            batch_size=BATCH_SIZE,
+            learning_rate=cls.learning_rate,
+            weight_decay=0.01,
+        )
+
+    def features(self, inputs: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
+        """Returns the adapted image tower's raw features."""
+        return self.adapted_encoder(inputs)
+
+    def adapted_text_features(self) -> Float[Array, "k e"]:
+        """Returns the adapted text tower's features of the classes as unit vectors."""
+        return normalize(self.adapted_text.encode(self.texts[...], self.ends[...]))
+
+    def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
+        """Returns scaled cosines of both adapted towers' features."""
+        return self.cosine_logits(features, self.adapted_text_features())
+
+
+def first_template(config: ConfigDict) -> str:
+    """Returns the template whose texts the text tower reads in training."""
+    return config.data.templates[0]
+
+
+def layers_of(tower: ImageEncoder | TextTower) -> nnx.List[TransformerLayer]:
+    """Returns the transformer layers of a tower."""
+    return tower.vision.layers if isinstance(tower, ImageEncoder) else tower.layers

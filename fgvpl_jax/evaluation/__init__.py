@@ -2,6 +2,7 @@
 
 from fgvpl_jax.evaluation.calibration import helpful_temperature
 from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, Selection
+from fgvpl_jax.evaluation.learning_curve import LearningCurve, learning_curve
 from fgvpl_jax.evaluation.mask_iou import MaskIoU, mask_iou
 from fgvpl_jax.evaluation.metrics import Scores, score
 from fgvpl_jax.evaluation.saved_predictions import (
@@ -12,12 +13,14 @@ from fgvpl_jax.evaluation.saved_predictions import (
 
 __all__ = [
     "Evaluator",
+    "LearningCurve",
     "MaskIoU",
     "Predictions",
     "SavedPredictions",
     "Scores",
     "Selection",
     "helpful_temperature",
+    "learning_curve",
     "mask_iou",
     "read_saved_predictions",
     "score",

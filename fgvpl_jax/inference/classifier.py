@@ -120,7 +120,7 @@ class Classifier:
         backbone = asdict(self.clip.identity)
         provenance = Provenance(saved.method, saved.class_names, backbone, saved.seed)
         with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
-            epoch = restore_model(model, checkpoints, data_mesh())
+            epoch = restore_model(model, checkpoints, data_mesh()).epoch
         if epoch != config.epochs:  # the last checkpoint was damaged, and must be trained again
             raise unfinished(workdir)
         kind = ShapesSplit if config.data.source == "shapes" else Split

@@ -14,6 +14,7 @@ from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.runs.default_config import benchmark_config, folder_config
 from fgvpl_jax.runs.experiment import train_and_evaluate
 from fgvpl_jax.runs.settings import flatten
+from fgvpl_jax.runs.summary import more_photos_lines
 from fgvpl_jax.runs.workdir import Workdir
 
 
@@ -39,12 +40,14 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
     config = config_for(data, settings)
     run = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
     try:
-        train_and_evaluate(config, run)
+        results = train_and_evaluate(config, run)
     except BaseException:
         if workdir is None:
             with suppress(OSError):  # the folder stays if it holds anything
                 run.path.rmdir()
         raise
+    for line in more_photos_lines(results):
+        print(line)
     return Classifier(run)
 
 

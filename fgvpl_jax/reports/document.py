@@ -55,6 +55,11 @@ class Section:
     is_folded: bool = False
 
 
+def figure_picture(figure: Figure, stem: str, caption: str) -> Picture:
+    """Returns a figure as a picture of the report."""
+    return Picture(f"{stem}.svg", caption, figure)
+
+
 def write_document(title: str, sections: Sequence[Section], folder: Path) -> None:
     """Writes `report.html`, `report.md`, and the sections' pictures and CSV files.
 

@@ -1,5 +1,6 @@
 """Groups runs by benchmark and backbone, method and settings, shots and seed."""
 
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -94,6 +95,15 @@ class Panel:
     def title(self) -> str:
         """Heading of the panel."""
         return f"{benchmark_label(self.benchmark)}, {self.backbone}"
+
+    def file_stem(self, kind: str) -> str:
+        """Returns the name, without ending, of the panel's files of one kind."""
+        return f"{kind}_{self.benchmark}_{self.backbone}".replace(os.sep, "-")
+
+    def seconds(self, key: Row, shots: int | None) -> Spread | None:
+        """Returns the spread of a row's training seconds over the seeds; None without a run."""
+        found = [r.results.train_seconds for r in self.records if (r.row, r.shots) == (key, shots)]
+        return spread(found) if found else None
 
 
 def rows_of(panels: Sequence[Panel]) -> list[Row]:

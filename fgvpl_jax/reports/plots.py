@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from fgvpl_jax.displays.figures import BASELINE, INK, figure_style, shortened
 from fgvpl_jax.displays.labels import FG_VPL, ZERO_SHOT, benchmark_label, method_label, shots_label
+from fgvpl_jax.evaluation import LearningCurve
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row, drawn_rows
 from fgvpl_jax.reports.per_class import Reliability
 
@@ -58,7 +60,9 @@ MARKERS = {
     "fg_vpl": "o",
 }
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 PANELS_A_LINE = 3
+LEAST_SECONDS = 0.01  # where a faster fit is drawn on the logarithmic axis
 
 
 def accuracy_figure(panels: Sequence[Panel]) -> Figure:
@@ -92,6 +96,71 @@ def accuracy_figure(panels: Sequence[Panel]) -> Figure:
             ax.set_xlabel("training images per class")
             ax.set_ylabel("test accuracy (%)")
         _legend(figure, axes[0], keys)
+    return figure
+
+
+def time_figure(panels: Sequence[Panel]) -> Figure:
+    """Returns accuracy against training seconds in a plot per benchmark, a line per method.
+
+    A line has a point for each number of shots, in order; the point at the most shots is largest.
+    """
+    keys = drawn_rows(panels)
+    figure, axes = _grid_of(len(panels), height=3.4)
+    with matplotlib.rc_context(rc=figure_style()):
+        for ax, panel in zip(axes, panels, strict=True):
+            ax.axhline(panel.zero_shot, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
+            for key in keys:
+                row = panel.row(key)
+                points = (
+                    []
+                    if row is None
+                    else [
+                        (max(seconds.mean, LEAST_SECONDS), accuracy.mean)
+                        for n in panel.shots
+                        if (accuracy := row.spread(n)) and (seconds := panel.seconds(key, n))
+                    ]
+                )
+                if points:
+                    style = _line_style(key, keys)
+                    names = ("color", "marker", "linestyle", "zorder")
+                    shared: dict[str, Any] = {name: style[name] for name in names}
+                    ax.plot(*zip(*points, strict=True), linewidth=0.9, markersize=3.5, **shared)
+                    ax.plot(*points[-1], markersize=7.5, **shared)
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.set_title(benchmark_label(panel.benchmark))
+            ax.set_xlabel("training seconds")
+            ax.set_ylabel("test accuracy (%)")
+        _legend(figure, axes[0], keys)
+    return figure
+
+
+def learning_figure(curves: Mapping[str, LearningCurve]) -> Figure:
+    """Returns held-out accuracy against photos per class, a line for each of the named curves.
+
+    A dashed line leads to the accuracy that is expected with twice as many photos.
+    """
+    figure, (ax,) = _grid_of(1, height=2.9)
+    ticks: set[float] = set()
+    with matplotlib.rc_context(rc=figure_style()):
+        # The expected accuracies are drawn next to each other.
+        places = np.geomspace(0.94, 1.06, len(curves)) if len(curves) > 1 else np.ones(1)
+        colours = cycle(CURVE_COLOURS)
+        for (label, curve), place, colour in zip(curves.items(), places, colours, strict=False):
+            photos, accuracies = list(curve.photos_per_class), 100 * np.array(curve.accuracies)
+            ax.plot(photos, accuracies, "o-", color=colour, markersize=4, label=label)
+            end, (low, high) = 2 * curve.photos * place, curve.twice_interval
+            dashes = [photos[-1], end], [accuracies[-1], 100 * curve.twice]
+            ax.plot(*dashes, "--", color=colour, linewidth=1.0)
+            ax.vlines(end, 100 * low, 100 * high, color=colour, linewidth=1.2)
+            ax.plot(end, 100 * curve.twice, "o", color=colour, markerfacecolor="white")
+            ticks |= {*photos[:-1], curve.photos, 2 * curve.photos}
+        ax.set_xscale("log")
+        ax.minorticks_off()
+        ax.set_xticks(sorted(ticks), [f"{tick:.3g}" for tick in sorted(ticks)])
+        ax.set_xlabel("photos per class")
+        ax.set_ylabel("accuracy on held-out photos (%)")
+        ax.legend(loc="lower right")
     return figure
 
 

@@ -1,6 +1,5 @@
 """Builds the sections of the report from the runs; `document` writes them."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,8 +11,9 @@ from fgvpl_jax.displays.labels import FG_VPL, benchmark_label, shots_label
 from fgvpl_jax.evaluation import SavedPredictions
 from fgvpl_jax.reports import plots, tables
 from fgvpl_jax.reports.csv_files import CsvFile
-from fgvpl_jax.reports.document import Picture, Section
+from fgvpl_jax.reports.document import Section, figure_picture
 from fgvpl_jax.reports.example_pictures import draw_examples
+from fgvpl_jax.reports.learning_section import learning_section
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row
 from fgvpl_jax.reports.per_class import (
     class_accuracies,
@@ -23,6 +23,7 @@ from fgvpl_jax.reports.per_class import (
 )
 from fgvpl_jax.reports.records import RunRecord
 from fgvpl_jax.reports.tables import Table
+from fgvpl_jax.reports.time_section import time_section
 from fgvpl_jax.reports.verdicts import Verdict
 
 MOST_CLASSES_DRAWN = 40
@@ -58,7 +59,12 @@ def report_sections(
         verdicts: Comparisons of each panel's methods.
         left_out: A line for each run that was found but is not in the report.
     """
-    sections = [accuracy_section(panels, averages), gains_section(panels)]
+    sections = [
+        accuracy_section(panels, averages),
+        gains_section(panels),
+        time_section(panels),
+        *learning_section(panels),
+    ]
     settings = [table for panel in panels for table in tables.setting_tables(panel)]
     if settings:
         sections.append(Section("Settings", tables=settings))
@@ -185,7 +191,7 @@ def add_class_accuracies(
     order = np.argsort(accuracies[key], kind="stable")
     rows = [[names[c], *(f"{column[c]:.1f}" for column in accuracies.values())] for c in order]
     columns = ["class", *(ResultRow(*other).label for other in confusions)]
-    csv_file = CsvFile(f"{file_stem('per_class', panel)}.csv", columns, rows)
+    csv_file = CsvFile(f"{panel.file_stem('per_class')}.csv", columns, rows)
     section.csv_files.append(csv_file)
     section.tables.append(
         Table(
@@ -215,7 +221,7 @@ def add_confusions(
         names: Class names in label order.
     """
     label, shots = ResultRow(*key).label, shots_label(panel.most_shots)
-    stem = file_stem("confusion", panel)
+    stem = panel.file_stem("confusion")
     section.csv_files.append(
         CsvFile(
             f"{stem}.csv",
@@ -256,7 +262,7 @@ def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
             means = [np.mean([getattr(results, name) for results in found]) for name in scores]
             rows.append([row.label, *means])
     columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]
-    section.csv_files.append(CsvFile(f"{file_stem('calibration', panel)}.csv", columns, rows))
+    section.csv_files.append(CsvFile(f"{panel.file_stem('calibration')}.csv", columns, rows))
     section.tables.append(
         Table(
             f"Calibration at {shots_label(shots)}, mean over seeds",
@@ -274,7 +280,7 @@ def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
         section.pictures.append(
             figure_picture(
                 draw_reliability(ResultRow(*key).label, saved),
-                file_stem("reliability", panel),
+                panel.file_stem("reliability"),
                 f"Reliability at {shots_label(shots)}, all seeds; on the dashed line "
                 "confidence equals accuracy.",
             )
@@ -343,13 +349,3 @@ def shown_row(panel: Panel) -> Row:
         (found.mean, row.key) for row in panel.rows if (found := row.spread(panel.most_shots))
     ]
     return max(at_most, key=lambda pair: pair[0])[1]
-
-
-def file_stem(kind: str, panel: Panel) -> str:
-    """Returns the name, without ending, of a panel's files of one kind."""
-    return f"{kind}_{panel.benchmark}_{panel.backbone}".replace(os.sep, "-")
-
-
-def figure_picture(figure: Figure, stem: str, caption: str) -> Picture:
-    """Returns a figure as a picture of the report."""
-    return Picture(f"{stem}.svg", caption, figure)

@@ -29,6 +29,7 @@ from fgvpl_jax.runs.cross_validation import (
     cross_validate,
     read_held_out,
 )
+from fgvpl_jax.runs.more_photos import learning_curve_of
 from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.run import Run
@@ -117,7 +118,7 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
     """
     config, few_shot = run.config, run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
-    model = restored_model(run)
+    model, train_seconds = restored_model(run)
     evaluator, cache = run.evaluator(model, few_shot.support)
     chosen = choose_on_validation(evaluator, run)
     if monitor is not None:
@@ -145,7 +146,8 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
         facts=model.facts(),
         **selection,
         **scores,
-        train_seconds=sum_of_seconds(run.workdir.metrics_file, config.epochs),
+        learning_curve=learning_curve_of(run),
+        train_seconds=round(train_seconds, 2),
         wall_seconds=round(time.monotonic() - started, 1),
     )
     write_support(run, cache)
@@ -153,21 +155,23 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
     return results
 
 
-def restored_model(run: Run) -> Method:
+def restored_model(run: Run) -> tuple[Method, float]:
     """Returns the model at the end of its training.
 
+    Returns:
+        The model, and the seconds that its training took: all epochs, or one fit.
     Raises:
         UserError: If the newest checkpoint is of an earlier epoch.
     """
     model = run.new_model(run.few_shot.support)
     with Checkpoints(run.workdir.checkpoints, run.provenance) as checkpoints:
-        epoch = restore_model(model, checkpoints, run.mesh)
-    if epoch != run.config.epochs:
+        progress = restore_model(model, checkpoints, run.mesh)
+    if progress.epoch != run.config.epochs:
         raise UserError(
-            f"{run.workdir.path} is trained for {epoch} of {run.config.epochs} epochs: "
+            f"{run.workdir.path} is trained for {progress.epoch} of {run.config.epochs} epochs: "
             "finish its training with the same config"
         )
-    return model
+    return model, progress.seconds + sum_of_seconds(run.workdir.metrics_file, progress.epoch)
 
 
 def write_support(run: Run, cache: VisualCache | None) -> None:
@@ -216,7 +220,7 @@ def selection_of(
 
 def sum_of_seconds(metrics_file: Path, epochs: int) -> float:
     """Returns the duration of all epochs, including those before an interruption."""
-    return round(math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs)), 1)
+    return math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs))
 
 
 def test_scores(

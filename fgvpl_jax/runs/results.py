@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fgvpl_jax.clip import Identity
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import MaskIoU
+from fgvpl_jax.evaluation import LearningCurve, MaskIoU
 from fgvpl_jax.files import read_json
 from fgvpl_jax.methods import METHODS, Choices
 from fgvpl_jax.runs.default_config import get_config
@@ -95,7 +95,12 @@ class RunResults:
         unreadable: "path: reason" of every test image that cannot be read.
         mask_iou: Mean IoU of the object masks with the true masks, from 0 to 1; None if the method
             has no masks or the data has no true ones.
+        learning_curve: Held-out accuracy of a quick classifier by the number of photos, and what
+            twice as many would bring; None if each class has fewer than four photos, with more than
+            20,000 photos, and in a job of several processes.
         train_seconds: Duration of all epochs, in seconds, including those before an interruption.
+            Of a method that trains for no epoch, duration of its fit, including the choices that
+            belong to it. Decoding and encoding photos for the fit is not counted.
         wall_seconds: Duration of the last command, in seconds.
     """
 
@@ -134,6 +139,7 @@ class RunResults:
     cv_interval: tuple[float, float] | None = None
     unreadable: tuple[str, ...]
     mask_iou: MaskIoU | None = None
+    learning_curve: LearningCurve | None = None
     train_seconds: float
     wall_seconds: float
 
@@ -182,11 +188,14 @@ class RunResults:
         return cls.from_json(read_json(workdir.results_file), workdir.results_file)
 
 
+NESTED = (Identity, ImageCounts, MaskIoU, LearningCurve)  # types that are objects in the file
+
+
 def _to_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    if isinstance(value, MaskIoU):
-        return value._asdict()
+    if isinstance(value, MaskIoU | LearningCurve):
+        return {name: _to_json(one) for name, one in value._asdict().items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -223,7 +232,7 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
         if len(kinds) == len(value):
             pairs = zip(value, kinds, strict=True)
             return tuple(_converted(one, kind, name) for one, kind in pairs)
-    if origin is None and kind in (Identity, ImageCounts, MaskIoU) and isinstance(value, dict):
+    if origin is None and kind in NESTED and isinstance(value, dict):
         hints = get_type_hints(kind)
         if kind is Identity:  # runs before small files had a hash are known by their weights alone
             value = {"small_files_sha256": "", **value}

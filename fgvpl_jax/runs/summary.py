@@ -7,6 +7,8 @@ MOST_NAMED = 5
 # Everything that some method chooses on validation; the linear probe reports its own as a fact.
 CHOSEN = ("cache_logit_weight", "alpha", "beta", "inverse_regularisation")
 
+LEAST_GAIN = 0.01  # a smaller gain from twice as many photos hardly helps
+
 
 def summary_lines(results: RunResults) -> list[str]:
     """Returns the most important results as lines of text."""
@@ -39,7 +41,23 @@ def summary_lines(results: RunResults) -> list[str]:
             f"{iou.everything:.3f}, centred box of equal area {iou.centred_box:.3f}, random "
             f"patches of equal area {iou.random:.3f})"
         )
+    lines += more_photos_lines(results)
     return lines + (_fold_lines(results) if results.test_accuracy is None else _test_lines(results))
+
+
+def more_photos_lines(results: RunResults) -> list[str]:
+    """Returns a line that says what twice as many photos would bring; empty if it is not known."""
+    curve = results.learning_curve
+    if curve is None:
+        return []
+    low, high = curve.twice_interval
+    expected = (
+        f"about {curve.twice:.0%} ({low:.0%} to {high:.0%}) instead of {curve.now:.0%}, by a quick "
+        "classifier on held-out photos"
+    )
+    if curve.twice - curve.now < LEAST_GAIN:
+        return [f"more photos would hardly help: with twice as many, {expected}"]
+    return [f"with twice as many photos, {expected}"]
 
 
 def _fold_lines(results: RunResults) -> list[str]:

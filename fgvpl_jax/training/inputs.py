@@ -5,6 +5,7 @@ features under the evaluation transform, and features of each augmented epoch. T
 (seed, epoch, place) alone, as the pixels do.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -284,10 +285,12 @@ class FewShotInputs:
 
     Attributes:
         labels: Classes of the support images.
+        seconds: Time that reading, decoding and encoding took so far.
     """
 
     def __init__(self, inputs: Inputs, support: Split, validation: Split | None, batch_size: int):
         self.labels = support.labels
+        self.seconds = 0.0
         self._inputs = inputs
         self._support = support
         self._validation = validation
@@ -295,27 +298,29 @@ class FewShotInputs:
 
     def augmented(self, epoch: int) -> np.ndarray:
         """Returns inputs of the support images as augmented in epoch `epoch`, from 0."""
-        return _gather(self._inputs.epoch(self._support, self._batch_size, epoch))[0]
+        return self._gather(self._inputs.epoch(self._support, self._batch_size, epoch))[0]
 
     def plain(self) -> np.ndarray:
         """Returns inputs of the support images under the evaluation transform."""
-        return _gather(self._inputs.evaluation(self._support, self._batch_size, strict=True))[0]
+        batches = self._inputs.evaluation(self._support, self._batch_size, strict=True)
+        return self._gather(batches)[0]
 
     def validation(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns inputs and labels of the readable validation images; None if there are none."""
         if self._validation is None:
             return None
-        inputs, labels = _gather(self._inputs.evaluation(self._validation, self._batch_size))
+        inputs, labels = self._gather(self._inputs.evaluation(self._validation, self._batch_size))
         return (inputs, labels) if len(labels) else None
 
-
-def _gather(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs and labels of the real images, in the split's order."""
-    rows, labels, places = [], [], []
-    for batch in batches:
-        real = batch.weights > 0
-        rows.append(batch.inputs[real])
-        labels.append(batch.labels[real])
-        places.append(batch.indices[real])
-    order = np.argsort(np.concatenate(places))
-    return np.concatenate(rows)[order], np.concatenate(labels)[order]
+    def _gather(self, batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns inputs and labels of the real images, in the split's order."""
+        started = time.monotonic()
+        rows, labels, places = [], [], []
+        for batch in batches:
+            real = batch.weights > 0
+            rows.append(batch.inputs[real])
+            labels.append(batch.labels[real])
+            places.append(batch.indices[real])
+        order = np.argsort(np.concatenate(places))
+        self.seconds += time.monotonic() - started
+        return np.concatenate(rows)[order], np.concatenate(labels)[order]

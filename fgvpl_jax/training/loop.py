@@ -104,11 +104,16 @@ def train(
         Interrupted: If a signal asked to stop; the steps that were running are done and saved.
     """
     config, mesh = setup.config, setup.mesh
+    seconds = 0.0
     if checkpoints.latest_step is None:
         size = batch_size_for(mesh, config.batch_size, len(support))
-        model.initialise(FewShotInputs(setup.inputs, support, setup.validation, size))
+        few_shot = FewShotInputs(setup.inputs, support, setup.validation, size)
+        started = time.monotonic()
+        model.initialise(few_shot)
+        jax.block_until_ready(nnx.state(model))
+        seconds = time.monotonic() - started - few_shot.seconds
     if not config.epochs:
-        keep_initialised_model(model, checkpoints, metrics_file, mesh)
+        keep_initialised_model(model, checkpoints, metrics_file, mesh, seconds)
         return
     graphdef, trainable, frozen = split_model(model)
     trainable, frozen = replicate(mesh, (trainable, frozen))

@@ -8,6 +8,7 @@ import numpy as np
 
 from fgvpl_jax.clip import Identity
 from fgvpl_jax.data import BENCHMARKS
+from fgvpl_jax.evaluation import LearningCurve
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs.default_config import benchmark_config, get_config
 from fgvpl_jax.runs.results import ONLY_WITH_TEST_SPLIT, ONLY_WITHOUT_TEST_SPLIT, ImageCounts
@@ -62,6 +63,9 @@ def write_run(
         choices=METHODS[settings.method].starting_choices(settings),
         validation_accuracy={"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
         zero_shot_accuracy=zero_shot,
+        learning_curve=LearningCurve(
+            (1.0, 2.0, 3.0), (0.4, 0.5, 0.55), 4.0, 0.6, 0.66, (0.5, 0.8), (-0.01, 0.12)
+        ),
         **(NO_TEST_SPLIT if accuracy is None else {"test_accuracy": accuracy}),
     )
     results.write(workdir)

@@ -74,10 +74,12 @@ def test_the_page_is_self_contained_and_shows_names_as_text(runs, tmp_path):
     assert "script" not in page.tags
     assert EVIL in page.text
     assert "&lt;script&gt;" in source
-    assert page.tags.count("img") == 7
+    assert page.tags.count("img") == 10
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     assert not re.search(r"https?://", re.sub(r"data:[^\"]*", "", source))
     for heading in ("Accuracy", "Points above zero-shot CLIP", "Is the difference real?"):
+        assert heading in page.text
+    for heading in ("Training time", "Would more photos help?"):
         assert heading in page.text
     assert "No pictures: the model of" in page.text
 
@@ -90,7 +92,7 @@ def test_figures_can_be_read_and_are_the_same_for_the_same_runs(runs, tmp_path):
     assert all(stem.endswith("_my clip v1.5 (old)") for stem in stems)
     assert stems == {file.stem for file in first.glob("*.svg")}
     assert {stem.partition("_")[0] for stem in stems} == {
-        *("accuracy", "gains", "confusion", "reliability"),
+        *("accuracy", "gains", "time", "learning", "confusion", "reliability"),
     }
     for stem in stems:
         with Image.open(first / f"{stem}.png") as image:
@@ -108,7 +110,7 @@ def test_markdown_links_to_its_pictures_and_keeps_its_columns(runs, tmp_path):
     assert "a \\| b" in text
     for address in re.findall(r"\]\((\S+)\)\n", text + "\n"):
         assert (out / unquote(address)).is_file()
-    assert text.count("![") == text.count("my%20clip%20v1.5%20%28old%29.svg") == 7
+    assert text.count("![") == text.count("my%20clip%20v1.5%20%28old%29.svg") == 10
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table

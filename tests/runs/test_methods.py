@@ -1,6 +1,7 @@
 """Every method trains, resumes, is evaluated and predicts."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,10 @@ from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.files import read_json
 from fgvpl_jax.inference.predict import as_json, predict_files
 from fgvpl_jax.methods import METHODS
+from fgvpl_jax.methods.gda import GDA
 from fgvpl_jax.runs import data_loading, default_config, experiment, prepare, settings
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import FeatureInputs
 from tests.conftest import write_photo_folders
 from tests.whole_runs import interruption_in_epoch, metrics
 
@@ -81,6 +84,26 @@ def events(monkeypatch):
     monkeypatch.setattr(Split, "image", read)
     monkeypatch.setattr(experiment, "selection_of", selected)
     return found
+
+
+def test_the_time_of_a_fit_is_counted_without_that_of_reading(tiny_config, tmp_path, monkeypatch):
+    evaluation = FeatureInputs.evaluation
+
+    def slow_fit(model, few_shot):
+        few_shot.plain()
+        time.sleep(0.3)
+
+    def slow_reading(*args, **options):
+        time.sleep(1)
+        yield from evaluation(*args, **options)
+
+    monkeypatch.setattr(GDA, "initialise", slow_fit)
+    monkeypatch.setattr(FeatureInputs, "evaluation", slow_reading)
+    tiny_config.method = "gda"
+    workdir = Workdir(tmp_path / "W")
+    seconds = experiment.train_and_evaluate(tiny_config, workdir).train_seconds
+    assert 0.3 <= seconds < 1
+    assert experiment.evaluate(workdir).train_seconds == seconds
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import MaskIoU
+from fgvpl_jax.evaluation import LearningCurve, MaskIoU
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.runs.results import ONLY_WITH_TEST_SPLIT, SPREAD, RunResults
@@ -21,6 +21,7 @@ WITH_TEST = made_up_results(
     method="fg_vpl",
     choices={"cache_logit_weight": 2.0},
     mask_iou=MaskIoU(0.5, 0.1, 0.2, 0.3),
+    learning_curve=LearningCurve((1.0, 2.5), (0.5, 0.6), 3.0, 0.6, 0.7, (0.6, 0.8), (0.0, 0.2)),
     unreadable=("a.jpg: not an image",),
 )
 WITHOUT_TEST = replace(
@@ -98,6 +99,7 @@ def test_no_choice_of_a_method_has_the_name_of_a_field():
         (WITH_TEST, ("counts", "tests"), 1, r"the field counts\.tests is unknown"),
         (WITH_TEST, ("backbone", "sha256"), 3, r"the field backbone\.sha256 is 3"),
         (WITH_TEST, ("mask_iou", "random"), "x", r"the field mask_iou\.random is 'x'"),
+        (WITH_TEST, ("learning_curve", "now"), None, r"the field learning_curve\.now is missing"),
         (WITH_TEST, ("epochs",), 1.5, r"the field epochs is 1\.5"),
         (WITH_TEST, ("seed",), True, "the field seed is True"),
         (WITH_TEST, ("test_accuracy",), "0.5", "the field test_accuracy is '0.5'"),

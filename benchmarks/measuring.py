@@ -57,6 +57,7 @@ SHAPES = {
 # The paper's values of the arguments that FGVPL takes.
 FG_VPL_SETTINGS: dict[str, Any] = {
     "num_prompts": defaults.NUM_PROMPTS,
+    "prompt_layer": defaults.PROMPT_LAYER,
     "attention_map": defaults.ATTENTION_MAP,
     "connectivity": defaults.CONNECTIVITY,
     "text_residual_ratio": defaults.TEXT_RESIDUAL_RATIO,

@@ -6,6 +6,8 @@ here. Methods take the settings of the paper as required arguments.
 
 # Section 3.1
 NUM_PROMPTS = 1  # m of Eq. 2
+PROMPT_LAYER = 1  # first layer that reads the prompt, from 1
+AUGMENTED_PASSES = 10  # distinct passes where the prompt joins above layer 1
 ATTENTION_MAP = "product"  # Eq. 6; the other maps are in `visual_prompt.ATTENTION_MAPS`
 OWN_PHOTOS_ATTENTION_MAP = "border_contrast"  # docs/ablations.md has the comparison
 CONNECTIVITY = 2  # when finding the largest area: 2 = 8 neighbours, 1 = 4 neighbours

@@ -3,7 +3,7 @@
 from benchmarks.measuring import FG_VPL_SETTINGS
 
 FVP_NAMES = (
-    *("num_prompts", "attention_map", "connectivity", "object_logit_weight"),
+    *("num_prompts", "prompt_layer", "attention_map", "connectivity", "object_logit_weight"),
     *("compute_dtype", "rematerialise"),
 )
 TAR_NAMES = ("text_residual_ratio", "leave_one_out")

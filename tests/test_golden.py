@@ -127,6 +127,7 @@ def method(request, tmp_path_factory):
             clip,
             text_features,
             num_prompts=case.num_prompts,
+            prompt_layer=1,
             attention_map="product",
             connectivity=case.connectivity,
             text_residual_ratio=case.text_residual_ratio,

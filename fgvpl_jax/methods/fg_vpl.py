@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
+from fgvpl_jax.methods.interface import Choices, Recipe, Task
+from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
@@ -30,19 +31,15 @@ class SupportFeatures(NamedTuple):
     object: Float[Array, "b e"] | None
 
 
-class FGVPL(PixelMethod):
+class FGVPL(PromptedMethod):
     """The fine-grained image encoder and the two-pathway head over one set of classes.
 
     Attributes:
-        encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
         head: Head of section 3.2; its adapters p and q are trained.
     """
 
     name = "fg_vpl"
     title = "FG-VPL"
-    finds_objects = True
-    tunable_encoder = True
-    passes_are_cheap = True
     uses_cache = True
 
     def __init__(
@@ -51,6 +48,7 @@ class FGVPL(PixelMethod):
         text_features: Float[Array, "k e"],
         *,
         num_prompts: int,
+        prompt_layer: int,
         attention_map: str,
         connectivity: int,
         text_residual_ratio: float,
@@ -65,6 +63,7 @@ class FGVPL(PixelMethod):
         self.encoder = FGImageEncoder(
             clip.vision,
             num_prompts,
+            prompt_layer=prompt_layer,
             attention_map=attention_map,
             connectivity=connectivity,
             compute_dtype=compute_dtype,
@@ -87,6 +86,7 @@ class FGVPL(PixelMethod):
             clip,
             task.text_features,
             num_prompts=config.num_prompts,
+            prompt_layer=config.prompt_layer,
             attention_map=config.attention_map,
             connectivity=config.connectivity,
             text_residual_ratio=config.text_residual_ratio,
@@ -112,10 +112,6 @@ class FGVPL(PixelMethod):
     def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
         """Returns the λ of the config's grid."""
         return cache_weight_grid(config)
-
-    def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
-        """Returns raw features, attention maps and object masks."""
-        return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def kept_features(self, features: ImageFeatures) -> SupportFeatures:
         """Returns the features that a cache keeps of its images."""

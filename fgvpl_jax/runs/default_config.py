@@ -58,6 +58,12 @@ def get_config() -> ConfigDict:
 
     # Section 3.1
     config.num_prompts = defaults.NUM_PROMPTS
+    # First layer that reads the prompt, from 1, where the paper's prompt joins, to the last. Above
+    # 1, training reads the tokens that enter that layer, of some augmented passes, and runs no
+    # layer below it.
+    config.prompt_layer = defaults.PROMPT_LAYER
+    # Different augmented passes over the photos, which epochs repeat if prompt_layer is above 1
+    config.augmented_passes = defaults.AUGMENTED_PASSES
     # Map that the object mask is cut from: the "product" of the layers' attention (Eq. 6), its
     # variants "residual", "last_3_residual" and "last", or "border_contrast", which is not in the
     # paper and is the default for your own photos.

@@ -24,7 +24,10 @@ AMOUNTS = (
     "learning_rate",
     "weight_decay",
 )
-POSITIVE = ("shots", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
+POSITIVE = (
+    *("shots", "batch_size", "eval_batch_size", "checkpoint_every_epochs"),
+    *("prompt_layer", "augmented_passes"),
+)
 
 # Locations may change between two commands on one run. Their content may not: the backbone is
 # compared by its hash, the drawn images by their names.

@@ -63,6 +63,7 @@ FG_VPL_SETTINGS: dict[str, Any] = {
     "text_residual_ratio": defaults.TEXT_RESIDUAL_RATIO,
     "object_logit_weight": defaults.OBJECT_LOGIT_WEIGHT,
     "object_query": defaults.OBJECT_QUERY,
+    "cache_votes": defaults.CACHE_VOTES,
     "leave_one_out": False,
     "compute_dtype": None,
     "rematerialise": False,

@@ -16,6 +16,7 @@ CONNECTIVITY = 2  # when finding the largest area: 2 = 8 neighbours, 1 = 4 neigh
 TEXT_RESIDUAL_RATIO = 0.05  # alpha of Eq. 10
 OBJECT_LOGIT_WEIGHT = 0.5  # beta of Eq. 19
 CACHE_LOGIT_WEIGHT = 1.0  # lambda of Eq. 19
+CACHE_VOTES = "sum"  # Eq. 18; "mean" makes lambda independent of the number of photos
 OBJECT_QUERY = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
 
 # Predictions

@@ -133,6 +133,7 @@ def method(request, tmp_path_factory):
             text_residual_ratio=case.text_residual_ratio,
             object_logit_weight=case.object_logit_weight,
             object_query=object_query,
+            cache_votes="sum",
             leave_one_out=False,
             compute_dtype=None,
             rematerialise=False,

@@ -54,6 +54,7 @@ class FGVPL(PromptedMethod):
         text_residual_ratio: float,
         object_logit_weight: float,
         object_query: str,
+        cache_votes: str,
         leave_one_out: bool,
         compute_dtype: str | None,
         rematerialise: bool,
@@ -75,6 +76,7 @@ class FGVPL(PromptedMethod):
             text_residual_ratio,
             object_logit_weight,
             object_query=object_query,
+            cache_votes=cache_votes,
             rngs=rngs,
         )
         self.leave_one_out = leave_one_out
@@ -92,6 +94,7 @@ class FGVPL(PromptedMethod):
             text_residual_ratio=config.text_residual_ratio,
             object_logit_weight=config.object_logit_weight,
             object_query=config.object_query,
+            cache_votes=config.cache_votes,
             compute_dtype=config.compute_dtype,
             rematerialise=config.rematerialise,
             leave_one_out=config.cache_leave_one_out,

@@ -77,6 +77,9 @@ def get_config() -> ConfigDict:
     config.cache_logit_weight = defaults.CACHE_LOGIT_WEIGHT  # lambda of Eq. 19, in training
     # Lambda for evaluation is chosen from these on the validation split; () keeps the one above.
     config.cache_logit_weight_grid = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    # Add up the votes of a class's photos, "sum", or multiply their "mean" by 16, so that lambda
+    # means the same for any number of photos: the sum over one is too small for the lambda above.
+    config.cache_votes = defaults.CACHE_VOTES
     config.cache_refresh = "epoch"  # compute the cache's features every "epoch", or "once"
     config.cache_leave_one_out = False  # in training, compare no image with itself
     # A photo's object feature in Eq. 16: from the "class_token" (f_O) or the "object_patches"

@@ -57,11 +57,13 @@ SHAPES = {
 # The paper's values of the arguments that FGVPL takes.
 FG_VPL_SETTINGS: dict[str, Any] = {
     "num_prompts": defaults.NUM_PROMPTS,
+    "prompt_layer": defaults.PROMPT_LAYER,
     "attention_map": defaults.ATTENTION_MAP,
     "connectivity": defaults.CONNECTIVITY,
     "text_residual_ratio": defaults.TEXT_RESIDUAL_RATIO,
     "object_logit_weight": defaults.OBJECT_LOGIT_WEIGHT,
     "object_query": defaults.OBJECT_QUERY,
+    "cache_votes": defaults.CACHE_VOTES,
     "leave_one_out": False,
     "compute_dtype": None,
     "rematerialise": False,

@@ -59,12 +59,15 @@ def is_literal(value):
 def test_these_settings_have_a_default():
     assert sorted(NAMES) == [
         "attention_map",
+        "augmented_passes",
         "cache_logit_weight",
+        "cache_votes",
         "connectivity",
         "num_prompts",
         "object_logit_weight",
         "object_query",
         "own_photos_attention_map",
+        "prompt_layer",
         "text_residual_ratio",
         "top_k",
     ]

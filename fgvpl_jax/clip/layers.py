@@ -104,6 +104,35 @@ class Attention(nnx.Module):
         mixed = (weights @ value).swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
+    def from_class_token(
+        self, tokens: Float[Array, "b t d"], key_mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b 1 d"]:
+        """Returns the first token's update without computing the key or value of any token.
+
+        The kernel of the keys is applied to the query and that of the values to the weighted mean
+        of the tokens, for each head. This takes 8·d² + 4·h·t·d FLOPs instead of 4·(t + 1)·d², and
+        equals the call with one query up to rounding. The keys' bias changes no weight.
+
+        Args:
+            tokens: Normalised tokens.
+            key_mask: False for tokens that the first one may not attend to; None for no such
+                token.
+        """
+        query, dtype = self._heads(self.query(tokens[:, :1])), tokens.dtype
+        query = query[:, :, 0] * (1 / math.sqrt(query.shape[-1]))
+        by_head = (tokens.shape[-1], self.num_heads, -1)
+        key, value = (
+            linear.kernel[...].astype(dtype).reshape(by_head) for linear in (self.key, self.value)
+        )
+        # All heads read the same tokens, so they are the queries of a single head.
+        queries = jnp.einsum("bhc,dhc->bhd", query, key)[:, None]
+        mask = None if key_mask is None else key_mask[:, None]
+        mixed = attention_weights(queries, tokens[:, None], mask)[:, 0] @ tokens
+        values = jnp.einsum("bhd,dhc->bhc", mixed, value).reshape(len(tokens), 1, -1)
+        if self.value.bias is not None:
+            values += self.value.bias[...].astype(dtype)
+        return self.out(values)
+
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None
     ) -> tuple[Float[Array, "b h q c"], Float[Array, "b h t c"]]:
@@ -205,9 +234,18 @@ class TransformerLayer(nnx.Module):
             past = jnp.tril(jnp.ones((1, length, length), bool))[:, :num_queries]
             mask = past if mask is None else mask & past
         update, weights = self.attention(self.norm1(tokens), mask, num_queries)
-        tokens = tokens[:, :num_queries] + update
+        return self._after_attention(tokens[:, :num_queries] + update), weights
+
+    def class_token(
+        self, tokens: Float[Array, "b t d"], key_mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b 1 d"]:
+        """Returns the first token after the block; see `Attention.from_class_token`."""
+        update = self.attention.from_class_token(self.norm1(tokens), key_mask)
+        return self._after_attention(tokens[:, :1] + update)
+
+    def _after_attention(self, tokens: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
         hidden = ACTIVATIONS[self.activation](self.fc1(self.norm2(tokens)))
-        return tokens + self.fc2(hidden), weights
+        return tokens + self.fc2(hidden)
 
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"]

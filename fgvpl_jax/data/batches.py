@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt8
+from jaxtyping import Float32, Int, Int32
 from PIL import Image
 
 from fgvpl_jax.data.image_cache import CHECKSUM, CacheEntry, ImageCache, checksum
@@ -29,7 +29,8 @@ class Batch(NamedTuple):
     """Images of one step, or CLIP's features of them, padded to the batch size.
 
     Attributes:
-        inputs: Pixels as bytes, which the device normalises, or features; whichever the method
+        inputs: Pixels as bytes, which the device normalises, [b, H, W, 3], or what was computed
+            from them: features, [b, e], or a tuple of arrays with b rows; whichever the method
             reads.
         labels: Class of each image; 0 for padding.
         weights: 1 for a real image, 0 for padding and for an unreadable image.
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
         unreadable: A line for each image of the batch that cannot be decoded: "path: reason".
     """
 
-    inputs: UInt8[np.ndarray, "b H W 3"] | Float32[np.ndarray, "b e"]
+    inputs: Any
     labels: Int32[np.ndarray, "b"]
     weights: Float32[np.ndarray, "b"]
     indices: Int32[np.ndarray, "b"]

@@ -18,6 +18,7 @@ from fgvpl_jax.methods.kernel_ridge import KernelRidge
 from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
 from fgvpl_jax.methods.linear_probe import LinearProbe
 from fgvpl_jax.methods.lp_plus_plus import LPPlusPlus
+from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.methods.rla import RLA
 from fgvpl_jax.methods.svm import SVM
 from fgvpl_jax.methods.tar import TAR
@@ -58,6 +59,7 @@ __all__ = [
     "Choices",
     "LabelledLogits",
     "Method",
+    "PromptedMethod",
     "Recipe",
     "Task",
     "method_named",

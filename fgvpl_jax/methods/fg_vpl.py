@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
+from fgvpl_jax.methods.interface import Choices, Recipe, Task
+from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
@@ -30,19 +31,15 @@ class SupportFeatures(NamedTuple):
     object: Float[Array, "b e"] | None
 
 
-class FGVPL(PixelMethod):
+class FGVPL(PromptedMethod):
     """The fine-grained image encoder and the two-pathway head over one set of classes.
 
     Attributes:
-        encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
         head: Head of section 3.2; its adapters p and q are trained.
     """
 
     name = "fg_vpl"
     title = "FG-VPL"
-    finds_objects = True
-    tunable_encoder = True
-    passes_are_cheap = True
     uses_cache = True
 
     def __init__(
@@ -51,11 +48,13 @@ class FGVPL(PixelMethod):
         text_features: Float[Array, "k e"],
         *,
         num_prompts: int,
+        prompt_layer: int,
         attention_map: str,
         connectivity: int,
         text_residual_ratio: float,
         object_logit_weight: float,
         object_query: str,
+        cache_votes: str,
         leave_one_out: bool,
         compute_dtype: str | None,
         rematerialise: bool,
@@ -65,6 +64,7 @@ class FGVPL(PixelMethod):
         self.encoder = FGImageEncoder(
             clip.vision,
             num_prompts,
+            prompt_layer=prompt_layer,
             attention_map=attention_map,
             connectivity=connectivity,
             compute_dtype=compute_dtype,
@@ -76,6 +76,7 @@ class FGVPL(PixelMethod):
             text_residual_ratio,
             object_logit_weight,
             object_query=object_query,
+            cache_votes=cache_votes,
             rngs=rngs,
         )
         self.leave_one_out = leave_one_out
@@ -87,11 +88,13 @@ class FGVPL(PixelMethod):
             clip,
             task.text_features,
             num_prompts=config.num_prompts,
+            prompt_layer=config.prompt_layer,
             attention_map=config.attention_map,
             connectivity=config.connectivity,
             text_residual_ratio=config.text_residual_ratio,
             object_logit_weight=config.object_logit_weight,
             object_query=config.object_query,
+            cache_votes=config.cache_votes,
             compute_dtype=config.compute_dtype,
             rematerialise=config.rematerialise,
             leave_one_out=config.cache_leave_one_out,
@@ -112,10 +115,6 @@ class FGVPL(PixelMethod):
     def candidates(cls, config: ConfigDict) -> Sequence[Choices]:
         """Returns the λ of the config's grid."""
         return cache_weight_grid(config)
-
-    def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
-        """Returns raw features, attention maps and object masks."""
-        return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def kept_features(self, features: ImageFeatures) -> SupportFeatures:
         """Returns the features that a cache keeps of its images."""

@@ -2,29 +2,26 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
-from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
+from fgvpl_jax.methods.interface import Recipe, Task
+from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.variables import Frozen
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
 
 
-class FVP(PixelMethod):
+class FVP(PromptedMethod):
     """Logits = scale · f·wᵀ + β · scale · f_O·wᵀ (path 1 of Eq. 19 with the plain text weights).
 
     Attributes:
-        encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
         object_logit_weight: β.
     """
 
     name = "fvp"
     title = "FVP alone"
-    finds_objects = True
-    tunable_encoder = True
-    passes_are_cheap = True
 
     def __init__(
         self,
@@ -32,6 +29,7 @@ class FVP(PixelMethod):
         text_features: Float[Array, "k e"],
         *,
         num_prompts: int,
+        prompt_layer: int,
         attention_map: str,
         connectivity: int,
         object_logit_weight: float,
@@ -43,6 +41,7 @@ class FVP(PixelMethod):
         self.encoder = FGImageEncoder(
             clip.vision,
             num_prompts,
+            prompt_layer=prompt_layer,
             attention_map=attention_map,
             connectivity=connectivity,
             compute_dtype=compute_dtype,
@@ -58,6 +57,7 @@ class FVP(PixelMethod):
             clip,
             task.text_features,
             num_prompts=config.num_prompts,
+            prompt_layer=config.prompt_layer,
             attention_map=config.attention_map,
             connectivity=config.connectivity,
             object_logit_weight=config.object_logit_weight,
@@ -70,10 +70,6 @@ class FVP(PixelMethod):
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
         """Returns FG-VPL's recipe."""
         return fg_vpl_recipe(benchmark)
-
-    def features(self, inputs: UInt8[Array, "b H W 3"]) -> ImageFeatures:
-        """Returns raw features, attention maps and object masks."""
-        return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def contributions(
         self, features: ImageFeatures, support: None

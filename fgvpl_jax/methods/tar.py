@@ -35,11 +35,14 @@ class TAR(FeatureMethod):
         text_features: Float[Array, "k e"],
         *,
         text_residual_ratio: float,
+        cache_votes: str,
         leave_one_out: bool,
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
-        self.pathways = TwoPathways(text_features.shape[1], text_residual_ratio, rngs=rngs)
+        self.pathways = TwoPathways(
+            text_features.shape[1], text_residual_ratio, cache_votes=cache_votes, rngs=rngs
+        )
         self.leave_one_out = leave_one_out
 
     @classmethod
@@ -49,6 +52,7 @@ class TAR(FeatureMethod):
             clip,
             task.text_features,
             text_residual_ratio=config.text_residual_ratio,
+            cache_votes=config.cache_votes,
             leave_one_out=config.cache_leave_one_out,
             rngs=rngs,
         )

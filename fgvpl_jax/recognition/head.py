@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from fgvpl_jax.defaults import (
     CACHE_LOGIT_WEIGHT,
+    CACHE_VOTES,
     OBJECT_LOGIT_WEIGHT,
     OBJECT_QUERY,
     TEXT_RESIDUAL_RATIO,
@@ -28,6 +29,7 @@ class TwoPathways(nnx.Module):
             objects.
         text_residual_ratio: α; an array in the frozen state, so that changing it causes no
             retracing.
+        cache_votes: How path 2 combines the votes of a class, "sum" or "mean".
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class TwoPathways(nnx.Module):
         dim: int,
         text_residual_ratio: float = TEXT_RESIDUAL_RATIO,
         *,
+        cache_votes: str = CACHE_VOTES,
         rngs: nnx.Rngs,
     ):
+        self.cache_votes = cache_votes
         self.text_adapter = FeatureAdapter(dim, rngs=rngs)
         self.visual_adapter = FeatureAdapter(dim, rngs=rngs)
         self.text_residual_ratio = Frozen(jnp.asarray(text_residual_ratio, jnp.float32))
@@ -83,6 +87,7 @@ class TwoPathways(nnx.Module):
             cache,
             class_weights.shape[0],
             adapter=self.visual_adapter,
+            combine=self.cache_votes,
             own_places=own_places,
         )
         return path1, cache_logit_weight * path2
@@ -104,11 +109,12 @@ class TwoPathwayHead(TwoPathways):
         object_logit_weight: float = OBJECT_LOGIT_WEIGHT,
         *,
         object_query: str = OBJECT_QUERY,
+        cache_votes: str = CACHE_VOTES,
         rngs: nnx.Rngs,
     ):
         if object_query not in OBJECT_QUERIES:
             raise UserError(f"object_query is {object_query!r}: choose one of {OBJECT_QUERIES}")
-        super().__init__(dim, text_residual_ratio, rngs=rngs)
+        super().__init__(dim, text_residual_ratio, cache_votes=cache_votes, rngs=rngs)
         self.object_logit_weight = Frozen(jnp.asarray(object_logit_weight, jnp.float32))
         self.object_query = object_query
 

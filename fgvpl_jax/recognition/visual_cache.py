@@ -8,8 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from fgvpl_jax import defaults
+
 # The two object features that path 2 can use as the query (Eq. 16).
 OBJECT_QUERIES = ("class_token", "object_patches")
+# How the votes of a class's photos are combined: added up, as in the paper, or averaged and
+# multiplied by `VOTES_OF_MEAN`, so that λ means the same for any number of photos.
+VOTE_RULES = ("sum", "mean")
+VOTES_OF_MEAN = 16.0  # the number of photos for which both are the same
 # Number of keys that are adapted and compared at a time. At k = 1,000 their one-hot labels take
 # 32 MiB. Of the benchmarks, only ImageNet with 16 shots has more keys.
 CHUNK = 8192
@@ -41,6 +47,7 @@ def class_votes(
     num_classes: int,
     *,
     adapter: Adapter,
+    combine: str = defaults.CACHE_VOTES,
     own_places: Int[Array, "b"] | None = None,
 ) -> Float[Array, "b k"]:
     """Returns the sum of phi(cosine) over each class's images (Eqs. 17-18), phi(a) = exp(-(1 - a)).
@@ -59,6 +66,7 @@ def class_votes(
         cache: Labels and validity of the cached images.
         num_classes: Number of classes k.
         adapter: Adapter q of Eqs. 13-16, which maps raw features to unit vectors.
+        combine: "sum", or "mean" for each class's mean times 16.
         own_places: Index of each query's own image in the cache, -1 if it is not there. That image
             does not vote for the query and is not counted. None where queries are not in the
             cache, and in the paper, whose training lets an image match itself.
@@ -103,6 +111,8 @@ def class_votes(
     if own_places is not None:
         own = jax.nn.one_hot(cache.labels[own_places], num_classes, dtype=adapted.dtype)
         counts -= own * jnp.where(own_places >= 0, voters[own_places], 0.0)[:, None]
+    if combine == "mean":
+        return totals * (VOTES_OF_MEAN / jnp.maximum(counts, 1.0))
     present = jnp.count_nonzero(counts, axis=1, keepdims=True)
     mean_count = counts.sum(axis=1, keepdims=True) / jnp.maximum(present, 1).astype(counts.dtype)
     return totals * (mean_count / jnp.maximum(counts, 1.0))

@@ -58,6 +58,12 @@ def get_config() -> ConfigDict:
 
     # Section 3.1
     config.num_prompts = defaults.NUM_PROMPTS
+    # First layer that reads the prompt, from 1, where the paper's prompt joins, to the last. Above
+    # 1, training reads the tokens that enter that layer, of some augmented passes, and runs no
+    # layer below it.
+    config.prompt_layer = defaults.PROMPT_LAYER
+    # Different augmented passes over the photos, which epochs repeat if prompt_layer is above 1
+    config.augmented_passes = defaults.AUGMENTED_PASSES
     # Map that the object mask is cut from: the "product" of the layers' attention (Eq. 6), its
     # variants "residual", "last_3_residual" and "last", or "border_contrast", which is not in the
     # paper and is the default for your own photos.
@@ -71,6 +77,9 @@ def get_config() -> ConfigDict:
     config.cache_logit_weight = defaults.CACHE_LOGIT_WEIGHT  # lambda of Eq. 19, in training
     # Lambda for evaluation is chosen from these on the validation split; () keeps the one above.
     config.cache_logit_weight_grid = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    # Add up the votes of a class's photos, "sum", or multiply their "mean" by 16, so that lambda
+    # means the same for any number of photos: the sum over one is too small for the lambda above.
+    config.cache_votes = defaults.CACHE_VOTES
     config.cache_refresh = "epoch"  # compute the cache's features every "epoch", or "once"
     config.cache_leave_one_out = False  # in training, compare no image with itself
     # A photo's object feature in Eq. 16: from the "class_token" (f_O) or the "object_patches"

@@ -11,7 +11,7 @@ from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
-from fgvpl_jax.methods import method_named
+from fgvpl_jax.methods import PromptedMethod, method_named
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.settings import check_config, check_jax_settings, with_recipe
@@ -27,9 +27,13 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     """
     check_jax_settings()
     check_config(config)
-    if method_named(config.method).reads_features and jax.process_count() > 1:
+    method = method_named(config.method)
+    reads_tokens = issubclass(method, PromptedMethod) and config.prompt_layer > 1
+    if (method.reads_features or reads_tokens) and jax.process_count() > 1:
+        name = f"prompt_layer={config.prompt_layer}" if reads_tokens else config.method
         raise UserError(
-            f"{config.method} reads features that one process computes, and this job has "
+            f"{name} reads {'tokens' if reads_tokens else 'features'} that one process computes, "
+            "and this job has "
             f"{jax.process_count()} processes: start a single one, which may use several devices"
         )
     dataset = load_dataset(config)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import Dataset, FewShot, ImageCache, Split
 from fgvpl_jax.evaluation import Evaluator
-from fgvpl_jax.methods import Method, Task, method_named
+from fgvpl_jax.methods import Method, PromptedMethod, Task, method_named
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import (
@@ -19,10 +19,12 @@ from fgvpl_jax.training import (
     Inputs,
     PixelInputs,
     Provenance,
+    TokenInputs,
     TrainingSetup,
     make_cache_builder,
     process_share,
     replicate,
+    resident_bytes,
     split_model,
 )
 
@@ -73,10 +75,29 @@ class Run:
         task = Task(self.dataset.class_names, self.text_features, support.labels)
         return build_model(self.config, self.clip, task)
 
+    @cached_property
+    def training_inputs(self) -> Inputs:
+        """Few-shot images as training reads them: with a prompt above layer 1, its tokens."""
+        config = self.config
+        if config.prompt_layer == 1:
+            return self.inputs
+        model = self.new_model(self.few_shot.support)
+        if not isinstance(model, PromptedMethod):
+            return self.inputs
+        return TokenInputs(
+            model,
+            self.clip,
+            config.seed,
+            self.image_cache,
+            num_passes=config.augmented_passes,
+            max_bytes=resident_bytes(config),
+            mesh=self.mesh,
+        )
+
     @property
     def training_setup(self) -> TrainingSetup:
         """Settings, inputs and devices for `train`."""
-        return TrainingSetup(self.config, self.few_shot.validation, self.inputs, self.mesh)
+        return TrainingSetup(self.config, self.few_shot.validation, self.training_inputs, self.mesh)
 
     def evaluator(self, model: Method, support: Split) -> tuple[Evaluator, VisualCache | None]:
         """Returns an evaluator of a trained model, and the visual cache of the support images.

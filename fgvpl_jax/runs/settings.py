@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import METHODS, SELECTION_RULES, method_named
+from fgvpl_jax.recognition import VOTE_RULES
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.visual_prompt import ATTENTION_MAPS
 
@@ -24,7 +25,10 @@ AMOUNTS = (
     "learning_rate",
     "weight_decay",
 )
-POSITIVE = ("shots", "batch_size", "eval_batch_size", "checkpoint_every_epochs")
+POSITIVE = (
+    *("shots", "batch_size", "eval_batch_size", "checkpoint_every_epochs"),
+    *("prompt_layer", "augmented_passes"),
+)
 
 # Locations may change between two commands on one run. Their content may not: the backbone is
 # compared by its hash, the drawn images by their names.
@@ -54,6 +58,7 @@ def check_config(config: ConfigDict) -> None:
     """
     method_named(config.method)
     _check_choice("cache_refresh", config.cache_refresh, CACHE_REFRESH)
+    _check_choice("cache_votes", config.cache_votes, VOTE_RULES)
     _check_choice("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     _check_choice("attention_map", config.attention_map, ATTENTION_MAPS)
     _check_choice("selection_rule", config.selection_rule, SELECTION_RULES)

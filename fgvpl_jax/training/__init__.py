@@ -28,7 +28,8 @@ from fgvpl_jax.training.processes import (
     wait_for_all,
 )
 from fgvpl_jax.training.restoring import restore_model
-from fgvpl_jax.training.setup import TrainingSetup, make_cache_builder
+from fgvpl_jax.training.setup import TrainingSetup, make_cache_builder, resident_bytes
+from fgvpl_jax.training.token_inputs import TokenInputs
 from fgvpl_jax.training.train_step import PROGRAMS_KEPT, TrainState, make_train_step, split_model
 from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
 
@@ -44,6 +45,7 @@ __all__ = [
     "PixelInputs",
     "Progress",
     "Provenance",
+    "TokenInputs",
     "TrainState",
     "TrainingSetup",
     "VisualCacheBuilder",
@@ -60,6 +62,7 @@ __all__ = [
     "process_share",
     "read_metrics",
     "replicate",
+    "resident_bytes",
     "restore_model",
     "same_backbone",
     "split_batch",

@@ -131,6 +131,33 @@ def _encode(
     return nnx.merge(graphdef, state)(images)
 
 
+def backbone_identity(clip: CLIP) -> list[Any]:
+    """Returns everything in the backbone that features depend on, as JSON data.
+
+    Its hash covers the weights alone.
+    """
+    return [
+        clip.identity.sha256,
+        repr(clip.vision.config),
+        *(repr(np.asarray(x).tolist()) for x in (clip.image_mean, clip.image_std)),
+        float(clip.rescale_factor),
+    ]
+
+
+def identify_plain(pixels: PixelInputs, split: Split) -> list[Any] | None:
+    """Returns the identity of a split's images under the evaluation transform; see `identify`."""
+    return None if pixels.image_cache is None else identify(split, pixels.transform)
+
+
+def identify_augmented(pixels: PixelInputs, split: Split) -> list[Any] | None:
+    """Returns the identity of a split's images as they are augmented; see `identify`."""
+
+    def augment(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        return pixels.augment(image, np.random.default_rng(0))
+
+    return None if pixels.image_cache is None else identify(split, augment)
+
+
 class FeatureInputs:
     """Supplies CLIP's frozen image features, raw; only for jobs of one process.
 
@@ -151,13 +178,7 @@ class FeatureInputs:
         self._augmented_images: dict[Split, list[Any] | None] = {}
         dim = clip.vision.config.embed_dim
         self._record = np.dtype([("feature", np.float32, (dim,)), ("readable", np.bool_)])
-        # Everything in the backbone that features depend on: its hash covers the weights alone.
-        self._backbone = [
-            clip.identity.sha256,
-            repr(clip.vision.config),
-            *(repr(np.asarray(x).tolist()) for x in (clip.image_mean, clip.image_std)),
-            float(clip.rescale_factor),
-        ]
+        self._backbone = backbone_identity(clip)
 
     def epoch(
         self,
@@ -175,7 +196,7 @@ class FeatureInputs:
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
-        entry = self._entry(split, self._images(split, self.pixels.transform))
+        entry = self._entry(split, identify_plain(self.pixels, split))
         kept = None if entry is None else entry.read_checked()
         # Images that could not be read are tried again, so that they are named.
         if kept is not None and kept["readable"].all():
@@ -211,17 +232,10 @@ class FeatureInputs:
         return features
 
     def _images_to_augment(self, split: Split) -> list[Any] | None:
-        """Calls `_images` once per run: it reads every file's status and transforms probes."""
+        """Identifies the images once per run: this reads every file's status."""
         if split not in self._augmented_images:
-
-            def augment(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-                return self.pixels.augment(image, np.random.default_rng(0))
-
-            self._augmented_images[split] = self._images(split, augment)
+            self._augmented_images[split] = identify_augmented(self.pixels, split)
         return self._augmented_images[split]
-
-    def _images(self, split: Split, transform: Transform) -> list[Any] | None:
-        return None if self.image_cache is None else identify(split, transform)
 
     def _entry(
         self, split: Split, images: list[Any] | None, *which: str | int

@@ -26,7 +26,7 @@ from fgvpl_jax.training.batch_sources import (
     StepCall,
 )
 from fgvpl_jax.training.checkpoints import Checkpoints, Progress
-from fgvpl_jax.training.inputs import FewShotInputs
+from fgvpl_jax.training.inputs import FewShotInputs, PixelInputs
 from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.metrics_file import (
     EpochMetrics,
@@ -177,7 +177,7 @@ def batch_source(
     batch_size = min(config.batch_size, len(support))
     microbatch = config.microbatch or default_microbatch(model, mesh, len(support))
     layout = batch_layout(mesh, batch_size, microbatch)
-    if isinstance(model, PixelMethod):
+    if isinstance(setup.inputs, PixelInputs) and isinstance(model, PixelMethod):
         photos = decode_resident(support, resident_bytes(config))
         if photos is not None:
             size = model.image_encoder.vision.config.image_size

@@ -66,7 +66,8 @@ class VisualCacheBuilder:
         self.mesh = mesh
         batches = list(inputs.evaluation(support, batch_size, strict=True))
         self._inputs: list[Any] = [batch.inputs for batch in batches]
-        if sum(rows.nbytes for rows in self._inputs) * process_share().count <= max_bytes:
+        num_bytes = sum(column.nbytes for column in jax.tree.leaves(self._inputs))
+        if num_bytes * process_share().count <= max_bytes:
             self._inputs = [split_batch(mesh, rows) for rows in self._inputs]
         places = np.concatenate([to_host(split_batch(mesh, batch.indices)) for batch in batches])
         self._order = np.argsort(np.where(places == PADDING, len(places), places), kind="stable")
@@ -83,7 +84,7 @@ class VisualCacheBuilder:
         """
         features: list[tuple[Any, ...]] = []
         for rows in self._inputs:
-            if not isinstance(rows, jax.Array):
+            if not isinstance(jax.tree.leaves(rows)[0], jax.Array):
                 jax.block_until_ready(features[-2:-1])  # keep at most two batches on the device
                 rows = split_batch(self.mesh, rows)
             features.append(self._support_features(trainable, frozen, rows))

@@ -1,13 +1,19 @@
 """Section 3.1: finding the object, and image features that attend to it."""
 
 from fgvpl_jax.visual_prompt.attention_map import attention_map
-from fgvpl_jax.visual_prompt.encoder import ATTENTION_MAPS, FGImageEncoder, ImageFeatures
+from fgvpl_jax.visual_prompt.encoder import (
+    ATTENTION_MAPS,
+    FGImageEncoder,
+    ImageFeatures,
+    TokensBelow,
+)
 from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
 
 __all__ = [
     "ATTENTION_MAPS",
     "FGImageEncoder",
     "ImageFeatures",
+    "TokensBelow",
     "attention_map",
     "largest_component",
     "object_mask",

@@ -1,6 +1,7 @@
 """Attention roll-out: the significance of each image patch for the class token."""
 
 from collections.abc import Sequence
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -41,9 +42,6 @@ def attention_map(
 ) -> Float[Array, "b n"]:
     """Returns the significance of each image patch for the class token (Eqs. 5-7 of FG-VPL).
 
-    Only the class row of A_{L-1} · … · A_2 · A_1 (Eq. 6, per head) is needed, so a row vector is
-    multiplied from the top layer down: O(l·h·t²) per image instead of O(l·h·t³).
-
     Args:
         attentions: Row-stochastic self-attention weights of layers 1..L-1, first layer first.
         num_prompts: Number of prompt tokens at the end of the sequence; their columns are dropped.
@@ -64,45 +62,85 @@ def attention_map(
             f"{num_tokens} tokens less the class token and {num_prompts} prompts leave "
             f"{num_patches} patches: need at least 1, and no negative number of prompts"
         )
-    *lower, top = (jax.lax.stop_gradient(weights) for weights in attentions)
-    row = _with_residual(top[:, :, 0].astype(jnp.float32), _class_token_row(num_tokens), residual)
-    for weights in reversed(lower):
-        row = _one_layer_down(row, weights, residual)
-    return row[..., 1 : 1 + num_patches].sum(axis=1)
+    return class_token_row(attentions, residual)[..., 1 : 1 + num_patches].sum(axis=1)
 
 
-def recomputed_attention_map(
-    queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
-    num_prompts: int = NUM_PROMPTS,
-    *,
+def class_token_row(
+    attentions: Sequence[Float[Array, "b h t t"]],
     residual: float = 0.0,
-) -> Float[Array, "b n"]:
-    """Returns the `attention_map`, recomputing each layer's attention weights when it needs them.
+    row: Float[Array, "b h t"] | None = None,
+) -> Float[Array, "b h t"]:
+    """Returns the class token's row of the product of attention weights, for each head.
+
+    Only the class row of A_{L-1} · … · A_2 · A_1 (Eq. 6, per head) is needed, so a row vector is
+    multiplied from the top layer down: O(l·h·t²) per image instead of O(l·h·t³).
+
+    Args:
+        attentions: Weights of at least one layer, first layer first.
+        residual: See `RollOut`.
+        row: Row of the product of the layers above these; None if there is no layer above.
+    """
+    lower = [jax.lax.stop_gradient(weights) for weights in attentions]
+    if row is None:
+        row = _class_token_row_of(lower.pop()[:, :, 0], residual)
+    return reduce(partial(_one_layer_down, residual=residual), reversed(lower), row)
+
+
+def recomputed_class_token_row(
+    queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
+    residual: float = 0.0,
+    row: Float[Array, "b h t"] | None = None,
+) -> Float[Array, "b h t"]:
+    """Returns the `class_token_row`, recomputing each layer's weights when it needs them.
 
     This keeps 2·l·t·d numbers per image until the roll-out (twice that while they are stacked) and
     the weights of one layer at a time, instead of all l·h·t² weights.
 
     Args:
-        queries_and_keys: Queries and keys of layers 1..L-1 (at least one), from
+        queries_and_keys: Queries and keys of at least one layer, first layer first, from
             `Attention.queries_and_keys`.
-        num_prompts: Number of prompt tokens at the end of the sequence; their columns are dropped.
         residual: See `RollOut`.
-    Returns:
-        The scores that `attention_map` returns.
+        row: Row of the product of the layers above these; None if there is no layer above.
     """
-    *lower, (queries, keys) = jax.lax.stop_gradient(list(queries_and_keys))
-    row = attention_weights(queries[:, :, :1], keys)[:, :, 0].astype(jnp.float32)
-    row = _with_residual(row, _class_token_row(row.shape[-1]), residual)
+    lower = jax.lax.stop_gradient(list(queries_and_keys))
+    if row is None:
+        queries, keys = lower.pop()
+        row = _class_token_row_of(attention_weights(queries[:, :, :1], keys)[:, :, 0], residual)
     if lower:
         # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
-        row, _ = jax.lax.scan(
+        return jax.lax.scan(
             lambda row, layer: (_one_layer_down(row, attention_weights(*layer), residual), None),
             row,
             stacked,
             reverse=True,
-        )
-    return row[..., 1 : row.shape[-1] - num_prompts].sum(axis=1)
+        )[0]
+    return row
+
+
+def patch_columns(
+    attentions: Sequence[Float[Array, "b h t t"]], residual: float = 0.0
+) -> Float[Array, "b h t n"]:
+    """Returns the patches' columns of the product of attention weights without a prompt.
+
+    `class_token_row` of these and any higher layers is the row of the higher ones times this.
+
+    Args:
+        attentions: Weights of at least one layer, first layer first.
+        residual: See `RollOut`.
+    """
+    first, *above = (weights.astype(jnp.float32) for weights in attentions)
+    identity = jnp.eye(first.shape[-1], dtype=jnp.float32)
+    product = ((1 - residual) * first + residual * identity if residual else first)[..., 1:]
+    for weights in above:
+        below = jnp.matmul(weights, product, precision=jax.lax.Precision.HIGHEST)
+        product = (1 - residual) * below + residual * product if residual else below
+    return product
+
+
+def _class_token_row_of(row: Float[Array, "b h t"], residual: float) -> Float[Array, "b h t"]:
+    class_token = (jnp.arange(row.shape[-1]) == 0).astype(jnp.float32)[None, None]
+    return _with_residual(row.astype(jnp.float32), class_token, residual)
 
 
 def _one_layer_down(
@@ -117,7 +155,3 @@ def _with_residual(
     below: Float[Array, "b h t"], row: Float[Array, "#b #h t"], residual: float
 ) -> Float[Array, "b h t"]:
     return (1 - residual) * below + residual * row if residual else below
-
-
-def _class_token_row(num_tokens: int) -> Float[Array, "1 1 t"]:
-    return (jnp.arange(num_tokens) == 0).astype(jnp.float32)[None, None]

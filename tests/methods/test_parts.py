@@ -39,7 +39,14 @@ def cache():
 
 
 def test_tar_is_eq_19_without_its_object_terms(clip, text_features, cache):
-    model = TAR(clip, text_features, text_residual_ratio=0.3, leave_one_out=False, rngs=nnx.Rngs(0))
+    model = TAR(
+        clip,
+        text_features,
+        text_residual_ratio=0.3,
+        cache_votes="sum",
+        leave_one_out=False,
+        rngs=nnx.Rngs(0),
+    )
     rng = np.random.default_rng(3)
     features = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
     head = TwoPathwayHead(16, 0.3, 0.0, rngs=nnx.Rngs(0))

@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 
 from fgvpl_jax import attention_map
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.visual_prompt.attention_map import recomputed_attention_map
+from fgvpl_jax.visual_prompt.attention_map import recomputed_class_token_row
 
 
 def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
     scores = rng.normal(scale=sharpness, size=(layers, batch, heads, tokens, tokens))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def recomputed_attention_map(pairs, num_prompts=1, residual=0.0):
+    row = recomputed_class_token_row(pairs, residual)
+    return row[..., 1 : row.shape[-1] - num_prompts].sum(axis=1)
 
 
 def full_product(attentions, num_prompts):

@@ -1,0 +1,35 @@
+"""Base of the methods that use the fine-grained image encoder."""
+
+from typing import ClassVar
+
+from jaxtyping import Array, UInt8
+
+from fgvpl_jax.methods.interface import PixelMethod
+from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures, TokensBelow
+
+
+class PromptedMethod(PixelMethod):
+    """A method whose features are those of the fine-grained image encoder.
+
+    Attributes:
+        encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
+    """
+
+    finds_objects: ClassVar[bool] = True
+    tunable_encoder: ClassVar[bool] = True
+    passes_are_cheap: ClassVar[bool] = True
+    encoder: FGImageEncoder
+
+    def features(self, inputs: UInt8[Array, "b H W 3"] | TokensBelow) -> ImageFeatures:
+        """Returns raw features, attention maps and object masks.
+
+        Args:
+            inputs: Pixels, or what `below_prompt` returned for them.
+        """
+        if isinstance(inputs, TokensBelow):
+            return self.encoder(inputs)
+        return self.encoder(self.image_encoder.normalize_pixels(inputs))
+
+    def below_prompt(self, inputs: UInt8[Array, "b H W 3"]) -> TokensBelow:
+        """Returns what the layers below the prompt compute, which no training changes."""
+        return self.encoder.below_prompt(self.image_encoder.normalize_pixels(inputs))

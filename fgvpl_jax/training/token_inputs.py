@@ -1,0 +1,238 @@
+"""Supplies the tokens that enter the prompt's layer, in place of the photos.
+
+The layers below the prompt are frozen, so their tokens are computed once for all epochs and runs.
+They are kept in the image cache's folder by the rules of frozen features, and memory-mapped.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, UInt8
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.data import PADDING, Batch, ImageCache, Split, epoch_rows
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods.prompted import PromptedMethod
+from fgvpl_jax.training.inputs import (
+    EXTRACTION_BATCH_SIZE,
+    PixelInputs,
+    backbone_identity,
+    identify_augmented,
+    identify_plain,
+    one_behind,
+)
+from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.visual_prompt import TokensBelow
+
+TOKEN_FORMAT = 1  # increases when records, or the computation of tokens, change
+# Tokens of this many images are computed at once.
+TOKEN_BATCH_SIZE = EXTRACTION_BATCH_SIZE // 4
+
+
+@partial(jax.jit, static_argnums=0)
+def _below_prompt(
+    graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
+) -> TokensBelow:
+    return nnx.merge(graphdef, state).below_prompt(images)
+
+
+class TokenInputs:
+    """Supplies tokens of the few-shot images; only for jobs of one process.
+
+    Epoch e has the crops and the order of epoch e mod `num_passes`, so that the tokens of that many
+    passes are all that training reads.
+
+    Args:
+        model: Model whose encoder reads the tokens.
+        clip: Its backbone.
+        seed: Seed of the run.
+        image_cache: Cache whose folder keeps the tokens as well.
+        num_passes: Number of different augmented passes over the images.
+        max_bytes: Memory that tokens may take that no file keeps; beyond it, they are computed
+            again for every epoch.
+        mesh: Devices.
+    """
+
+    def __init__(
+        self,
+        model: PromptedMethod,
+        clip: CLIP,
+        seed: int,
+        image_cache: ImageCache | None,
+        *,
+        num_passes: int,
+        max_bytes: int,
+        mesh: Mesh,
+    ):
+        self.pixels = PixelInputs(clip, seed, image_cache)
+        self.seed = seed
+        self.image_cache = image_cache
+        self.num_passes = num_passes
+        self.mesh = mesh
+        self._max_bytes = max_bytes
+        graphdef, state = nnx.split(model)
+        self._tokens: Callable[[Array], TokensBelow] = partial(
+            _below_prompt, graphdef, replicate(mesh, state)
+        )
+        size = clip.image_size
+        shapes = jax.eval_shape(self._tokens, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
+        self._record = np.dtype(
+            [
+                (name, shape.dtype, shape.shape[1:])
+                for name, shape in shapes._asdict().items()
+                if shape is not None
+            ]
+        )
+        encoder = model.encoder
+        self._identity = [
+            *backbone_identity(clip),
+            *(encoder.layers_below, encoder.map_name, str(encoder.compute_dtype)),
+        ]
+        self._in_memory: dict[tuple[Split, int | None], np.ndarray] = {}
+        self._augmented_images: dict[Split, list[Any] | None] = {}
+
+    def epoch(
+        self,
+        split: Split,
+        batch_size: int,
+        epoch: int,
+        *,
+        first_batch: int = 0,
+        num_rows: int | None = None,
+    ) -> Iterator[Batch]:
+        """Returns one augmented epoch; see `Inputs.epoch`."""
+        number = epoch % self.num_passes
+        kept = self._kept(split, number)
+        if kept is None:
+            return self._computed(
+                self.pixels.epoch(
+                    split, batch_size, number, first_batch=first_batch, num_rows=num_rows
+                )
+            )
+        rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=number, num_rows=num_rows)
+        places = np.argsort(self._order(split, number))
+        return (_token_batch(kept, places, split.labels, row) for row in rows[first_batch:])
+
+    def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
+        """Returns all images in order; see `Inputs.evaluation`. All of them must be readable."""
+        kept = self._kept(split, None)
+        if kept is None:
+            return self._computed(self.pixels.evaluation(split, batch_size, strict=True))
+        rows = np.arange(len(split))
+        rows = np.pad(rows, (0, -len(split) % batch_size), constant_values=PADDING)
+        places = np.arange(len(split))
+        return (
+            _token_batch(kept, places, split.labels, row) for row in rows.reshape(-1, batch_size)
+        )
+
+    def _kept(self, split: Split, number: int | None) -> np.ndarray | None:
+        """Returns the records of a pass, computed at first; None if nothing can keep them.
+
+        Records are in the order in which the images are read. `number` is None for the evaluation
+        transform.
+        """
+        if (split, number) in self._in_memory:
+            return self._in_memory[split, number]
+        batches = partial(self._pass, split, number)
+        images = self._images(split, number)
+        if self.image_cache is not None and images is not None:
+            which = [] if number is None else ["augmented", self.seed, number]
+            identity = ["tokens", TOKEN_FORMAT, *self._identity, *images, *which]
+            entry = self.image_cache.place(identity, self._record, len(split))
+            if (kept := entry.read_checked()) is None:
+                with entry.recording() as append:
+                    for columns in batches():
+                        append(*columns)
+                kept = entry.read()
+            if kept is not None:
+                self._in_memory[split, number] = kept  # a memory map
+                return kept
+        num_bytes = len(split) * self._record.itemsize * (1 + self.num_passes)
+        if num_bytes > self._max_bytes:
+            return None
+        kept = np.empty(len(split), self._record)
+        first = 0
+        for columns in batches():
+            last = first + len(columns[0])
+            for name, column in zip(self._record.names or (), columns, strict=True):
+                kept[name][first:last] = column
+            first = last
+        self._in_memory[split, number] = kept
+        return kept
+
+    def _images(self, split: Split, number: int | None) -> list[Any] | None:
+        """Returns the identity of the images that a pass reads."""
+        if self.image_cache is None:
+            return None
+        if number is None:
+            return identify_plain(self.pixels, split)
+        if split not in self._augmented_images:
+            self._augmented_images[split] = identify_augmented(self.pixels, split)
+        return self._augmented_images[split]
+
+    def _order(self, split: Split, number: int) -> Int[np.ndarray, "s"]:
+        """Returns the places of the images in the order in which a pass reads them."""
+        return epoch_rows(len(split), len(split), seed=self.seed, epoch=number)[0]
+
+    def _pass(self, split: Split, number: int | None) -> Iterator[list[np.ndarray]]:
+        """Yields the columns of the records of a pass."""
+        size = batch_size_for(self.mesh, TOKEN_BATCH_SIZE, len(split))
+        pixels = (
+            self.pixels.evaluation(split, size, strict=True)
+            if number is None
+            else self.pixels.epoch(split, size, number)
+        )
+        for batch in self._computed(pixels):
+            real = batch.indices != PADDING
+            columns = [column[real] for column in batch.inputs if column is not None]
+            check_range(columns[0])
+            yield columns
+
+    def _computed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        dispatched = (
+            (batch, self._tokens(split_batch(self.mesh, batch.inputs))) for batch in batches
+        )
+        for batch, tokens in one_behind(dispatched):
+            yield batch._replace(inputs=jax.tree.map(np.asarray, tokens))
+
+
+def check_range(tokens: np.ndarray) -> None:
+    """Refuses a backbone whose tokens exceed the range of float16.
+
+    Raises:
+        UserError: If a token is not finite.
+    """
+    if not np.isfinite(tokens).all():
+        raise UserError(
+            "a token of this backbone is beyond the largest float16 number, in which tokens are "
+            "kept: set prompt_layer to 1"
+        )
+
+
+def _token_batch(
+    kept: np.ndarray,
+    places: Int[np.ndarray, "s"],
+    labels: Int[np.ndarray, "s"],
+    row: Int[np.ndarray, "b"],
+) -> Batch:
+    """Returns the images of a row, whose records are at these places; rows of padding are 0."""
+    real = row != PADDING
+
+    def column(name: str) -> np.ndarray:
+        values = np.asarray(kept[name][places[row]])
+        values[~real] = 0
+        return values
+
+    decided = "significance" in (kept.dtype.names or ())
+    return Batch(
+        TokensBelow(column("tokens"), column("significance") if decided else None),
+        np.where(real, labels[row], 0).astype(np.int32),
+        real.astype(np.float32),
+        row.astype(np.int32),
+        (),
+    )

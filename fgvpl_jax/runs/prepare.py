@@ -11,7 +11,7 @@ from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
-from fgvpl_jax.methods import method_named
+from fgvpl_jax.methods import AUTO, method_named
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.settings import check_config, check_jax_settings, with_recipe
@@ -27,7 +27,8 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     """
     check_jax_settings()
     check_config(config)
-    if method_named(config.method).reads_features and jax.process_count() > 1:
+    reads_features = config.method == AUTO or method_named(config.method).reads_features
+    if reads_features and jax.process_count() > 1:
         raise UserError(
             f"{config.method} reads features that one process computes, and this job has "
             f"{jax.process_count()} processes: start a single one, which may use several devices"
@@ -45,7 +46,8 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         clip, dataset.class_names, config.data.templates, image_cache
     )
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
-    run.new_model(few_shot.support)  # refuses values that only the model can check
+    if config.method != AUTO:
+        run.new_model(few_shot.support)  # refuses values that only the model can check
     return run
 
 

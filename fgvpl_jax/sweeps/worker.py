@@ -7,7 +7,6 @@ resumes it from its last checkpoint.
 """
 
 import gc
-import shutil
 import tempfile
 import time
 import traceback
@@ -109,8 +108,7 @@ class Worker:
                     self._run(cell, workdir, progress, output)
                     results = RunResults.read(workdir)
                     if not cell.keeps_model:
-                        shutil.rmtree(workdir.checkpoints, ignore_errors=True)
-                        workdir.support_file.unlink(missing_ok=True)
+                        workdir.remove_model()
             except WorkdirInUse:
                 progress.status = Status.ELSEWHERE
             except Exception as error:  # any error fails only this cell; the others may be sound

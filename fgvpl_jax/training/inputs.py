@@ -170,7 +170,7 @@ class FeatureInputs:
         """Returns one augmented epoch; see `Inputs.epoch`."""
         features = self._augmented(split, epoch)
         rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=epoch, num_rows=num_rows)
-        return (_feature_batch(features, split.labels, places) for places in rows[first_batch:])
+        return (feature_batch(features, split.labels, places) for places in rows[first_batch:])
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
@@ -181,7 +181,7 @@ class FeatureInputs:
             rows = np.arange(len(split))
             rows = np.pad(rows, (0, -len(split) % batch_size), constant_values=PADDING)
             for places in rows.reshape(-1, batch_size):
-                yield _feature_batch(kept["feature"], split.labels, places)
+                yield feature_batch(kept["feature"], split.labels, places)
             return
         batches = self._encoded(self.pixels.evaluation(split, batch_size, strict=strict))
         if entry is None or kept is not None:
@@ -238,7 +238,7 @@ class FeatureInputs:
             yield batch._replace(inputs=np.asarray(features))
 
 
-def _feature_batch(
+def feature_batch(
     features: Float32[np.ndarray, "s e"],
     labels: Int[np.ndarray, "s"],
     places: Int[np.ndarray, "b"],
@@ -295,21 +295,21 @@ class FewShotInputs:
 
     def augmented(self, epoch: int) -> np.ndarray:
         """Returns inputs of the support images as augmented in epoch `epoch`, from 0."""
-        return _gather(self._inputs.epoch(self._support, self._batch_size, epoch))[0]
+        return gather(self._inputs.epoch(self._support, self._batch_size, epoch))[0]
 
     def plain(self) -> np.ndarray:
         """Returns inputs of the support images under the evaluation transform."""
-        return _gather(self._inputs.evaluation(self._support, self._batch_size, strict=True))[0]
+        return gather(self._inputs.evaluation(self._support, self._batch_size, strict=True))[0]
 
     def validation(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns inputs and labels of the readable validation images; None if there are none."""
         if self._validation is None:
             return None
-        inputs, labels = _gather(self._inputs.evaluation(self._validation, self._batch_size))
+        inputs, labels = gather(self._inputs.evaluation(self._validation, self._batch_size))
         return (inputs, labels) if len(labels) else None
 
 
-def _gather(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
+def gather(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
     """Returns inputs and labels of the real images, in the split's order."""
     rows, labels, places = [], [], []
     for batch in batches:

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from fgvpl_jax.displays.live_table import duration
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, problem_of
 from fgvpl_jax.files import read_json
 from fgvpl_jax.runs.candidates import (
     PhotoFolds,
@@ -142,8 +142,9 @@ def predict(candidate: Run, folds: PhotoFolds, record: Record, budget: float) ->
     started = time.monotonic()
     try:
         found = predict_seconds(candidate, folds)
-    except UserError as error:
-        attempt.note = f"failed: {error}"
+    except Exception as error:  # any error fails only this method
+        attempt.note = f"failed: {problem_of(error)}"
+        print(f"{attempt.method}: {attempt.note}")
     else:
         attempt.predicted_seconds = round(found.folds + found.final, 3)
         attempt.final_seconds = round(found.final, 3)
@@ -158,8 +159,8 @@ def carry_out_attempt(candidate: Run, folds: PhotoFolds, record: Record, attempt
     started = time.monotonic() - attempt.seconds  # time before an interruption counts
     try:
         found = held_out_photos(candidate, folds)
-    except UserError as error:
-        attempt.note = f"failed: {error}"
+    except Exception as error:  # any error fails only this method
+        attempt.note = f"failed: {problem_of(error)}"
         print(f"{attempt.method}: {attempt.note}")
     else:
         attempt.finished = True

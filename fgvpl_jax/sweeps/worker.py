@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import Identity, identity_of
 from fgvpl_jax.data import Dataset, few_shot_record
 from fgvpl_jax.displays.live_table import CellProgress, Status, live_table
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, problem_of
 from fgvpl_jax.files import expand_user, read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
@@ -211,12 +211,6 @@ def progress_of(cell: Cell, folder: Path) -> CellProgress:
         epochs=cell.config.epochs,
         metrics_file=Workdir(folder).metrics_file,
     )
-
-
-def problem_of(error: Exception) -> str:
-    """Describes an error in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _age(file: Path) -> int | None:

@@ -21,3 +21,7 @@ OBJECT_QUERY = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
 
 # Predictions
 TOP_K = 5  # most probable classes that a prediction names
+
+# method="auto"
+MINUTES = 5.0  # time for trying methods
+UNCOMPARED_METHOD = "kernel_ridge"  # taken where no class has two photos to compare methods with

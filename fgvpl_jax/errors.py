@@ -1,4 +1,4 @@
-"""The one error type for mistakes that the user can correct."""
+"""The one error type for mistakes that the user can correct, and errors in one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,9 @@ class UserError(ValueError):
     The command line prints only the message and exits with code 2. In a program it is an ordinary
     `ValueError`.
     """
+
+
+def problem_of(error: Exception) -> str:
+    """Describes an error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

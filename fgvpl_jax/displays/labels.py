@@ -1,6 +1,6 @@
 """Display names of methods and benchmarks, and their order in the paper."""
 
-from fgvpl_jax.methods import METHODS
+from fgvpl_jax.methods import AUTO, METHODS
 
 ZERO_SHOT, FG_VPL = "zero_shot", "fg_vpl"
 
@@ -21,6 +21,8 @@ BENCHMARKS = {
 
 def method_label(method: str) -> str:
     """Returns a method's name in tables; for an unknown method, the name itself."""
+    if method == AUTO:
+        return "Auto"
     return METHODS[method].title if method in METHODS else method
 
 

@@ -288,6 +288,7 @@ class Evaluator:
             desc=name,
             unit="image",
             mininterval=1.0,
+            delay=1.0,  # the folds of quick methods would fill the screen
             disable=not is_writer(),
         ) as progress:
             for batch in self._inputs.evaluation(split, size):

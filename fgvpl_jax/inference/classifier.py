@@ -1,29 +1,26 @@
 """A trained run as a classifier, which predicts photos' classes and explains its predictions."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fgvpl_jax.clip import load_clip
-from fgvpl_jax.data import ShapesSplit, Split, UnreadableImage
+from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.defaults import TOP_K
+from fgvpl_jax.displays.labels import method_label
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.added_classes import AddedClasses
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
+from fgvpl_jax.inference.final_model import load_final_model, unfinished
 from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
-from fgvpl_jax.methods import Task
-from fgvpl_jax.recognition import VisualCache, class_text_features
+from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.runs.results import RunResults
-from fgvpl_jax.runs.run import build_model
 from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
 
 BATCH_SIZE = 64
 
@@ -100,6 +97,7 @@ class Classifier:
         clip: The backbone.
         uses_cache: Whether its predictions have similar photos, and classes can be added.
         title: The method's name in tables.
+        members: The methods that "auto" chose; empty for another method.
         inference: The device programs.
     """
 
@@ -111,35 +109,16 @@ class Classifier:
         self.workdir = workdir.path
         self.results = RunResults.read(workdir)
         self.clip = load_clip(config.clip if clip is None else clip)
-        saved = Checkpoints.read_provenance(workdir.checkpoints)
-        self.class_names = tuple(saved.class_names)
-        text_features = class_text_features(self.clip, self.class_names, config.data.templates)
-        support = read_arrays(workdir.support_file)
-        task = Task(self.class_names, text_features, support["labels"])
-        model = build_model(config, self.clip, task)
-        backbone = asdict(self.clip.identity)
-        provenance = Provenance(saved.method, saved.class_names, backbone, saved.seed)
-        with Checkpoints(workdir.checkpoints, provenance) as checkpoints:
-            epoch = restore_model(model, checkpoints, data_mesh()).epoch
-        if epoch != config.epochs:  # the last checkpoint was damaged, and must be trained again
-            raise unfinished(workdir)
-        kind = ShapesSplit if config.data.source == "shapes" else Split
-        keys = tuple(str(key) for key in support["keys"])
-        self.support = kind(Path(str(support["root"])), keys, support["labels"])
-        cache = None
-        if model.uses_cache:
-            cache = VisualCache(
-                jnp.asarray(support["image"]),
-                jnp.asarray(support["object"]) if "object" in support else None,
-                jnp.asarray(support["labels"]),
-                jnp.ones(len(keys), bool),
-            )
+        loaded = load_final_model(workdir, self.results, self.clip)
+        model, cache, self.class_names = loaded.model, loaded.cache, loaded.class_names
+        self.support = loaded.support
         self.inference = Inference(
             model, self.clip.image_encoder, cache, self.results.choices, self.results.temperature
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
-        self.title = model.title
+        self.title = method_label(self.results.method)
+        self.members = self.results.members
         self._templates = config.data.templates
 
     def predict(self, images: Photo | Iterable[Photo], top_k: int = TOP_K) -> list[Prediction]:
@@ -313,11 +292,6 @@ class Classifier:
         assert added is not None
         photo = added.photos[number]
         return Similar(place, photo.name, added.class_names[photo.label], similarity)
-
-
-def unfinished(workdir: Workdir) -> UserError:
-    """Returns the error for a run that cannot be used yet."""
-    return UserError(f"the run in {workdir.path} is not finished: train it to its last epoch first")
 
 
 def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Classifier:

@@ -52,7 +52,11 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+# Value of `config.method` that stands for the best of these methods, or the best mix of them.
+AUTO = "auto"
+
 __all__ = [
+    "AUTO",
     "FGVPL",
     "METHODS",
     "SELECTION_RULES",
@@ -73,5 +77,5 @@ def method_named(name: str) -> type[Method]:
         UserError: If no method has that name.
     """
     if name not in METHODS:
-        raise UserError(f"method is {name!r}: choose one of {', '.join(METHODS)}")
+        raise UserError(f"method is {name!r}: choose one of {', '.join(METHODS)}, {AUTO}")
     return METHODS[name]

@@ -165,7 +165,8 @@ def ridge_of(ridge: float, trace: float, num_views: int) -> float:
 def biases(squares: Float64[np.ndarray, "k"], present: np.ndarray) -> Float64[np.ndarray, "k"]:
     """Returns log(1/k) - ½ μ P μᵀ of each class, and a low value for a class without an image."""
     bias = -np.log(len(squares)) - squares / 2
-    bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
+    if present.any():
+        bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
     return bias
 
 

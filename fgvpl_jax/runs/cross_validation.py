@@ -10,6 +10,7 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
+from fgvpl_jax.data import Split
 from fgvpl_jax.data.near_copies import (
     MOST_PHOTOS,
     first_copies,
@@ -19,6 +20,7 @@ from fgvpl_jax.data.near_copies import (
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
+from fgvpl_jax.methods import Method
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
 from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
@@ -165,26 +167,37 @@ def predict_fold(run: Run, held_out: Bool[np.ndarray, "s"], folder: Path) -> Hel
     """
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
-    model = run.new_model(rest)
-    with (
-        Checkpoints(folder / "checkpoints", run.provenance, to_train=True) as checkpoints,
-        epoch_progress(run.config.epochs) as show_epoch,
-    ):
-        train(
-            model,
-            rest,
-            run.training_setup,
-            checkpoints=checkpoints,
-            metrics_file=folder / "metrics.jsonl",
-            on_epoch=(show_epoch,),
-        )
-    evaluator, _ = run.evaluator(model, rest)
+    evaluator, _ = run.evaluator(trained_on(run, rest, folder), rest)
     predictions = evaluator.predict(
         support.select(np.flatnonzero(held_out).tolist()),
         choose_on_validation(evaluator, run).choices,
         name="held out",
     )
     return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)
+
+
+def trained_on(run: Run, support: Split, folder: Path) -> Method:
+    """Returns the model of a run, trained on some of its support images.
+
+    Args:
+        run: The run.
+        support: Images to train on.
+        folder: Folder of the checkpoints, from which an interrupted training resumes.
+    """
+    model = run.new_model(support)
+    with (
+        Checkpoints(folder / "checkpoints", run.provenance, to_train=True) as checkpoints,
+        epoch_progress(run.config.epochs) as show_epoch,
+    ):
+        train(
+            model,
+            support,
+            run.training_setup,
+            checkpoints=checkpoints,
+            metrics_file=folder / "metrics.jsonl",
+            on_epoch=(show_epoch,),
+        )
+    return model
 
 
 def stratified_folds(

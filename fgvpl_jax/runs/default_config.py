@@ -47,7 +47,8 @@ def folder_config() -> ConfigDict:
 def get_config() -> ConfigDict:
     """Returns the paper's settings, without data."""
     config = ConfigDict()
-    config.method = "fg_vpl"  # a key of fgvpl_jax.methods.METHODS
+    config.method = "fg_vpl"  # a key of fgvpl_jax.methods.METHODS, or "auto" for the best of them
+    config.minutes = defaults.MINUTES  # time in which "auto" tries methods; others do not use it
     config.clip = "openai/clip-vit-base-patch16"  # a hub id or a local directory
     config.benchmark = ""
     config.shots = 16  # training images per class; None takes all

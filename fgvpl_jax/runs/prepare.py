@@ -11,7 +11,7 @@ from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
-from fgvpl_jax.methods import PromptedMethod, method_named
+from fgvpl_jax.methods import AUTO, PromptedMethod, method_named
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.settings import check_config, check_jax_settings, with_recipe
@@ -27,9 +27,12 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     """
     check_jax_settings()
     check_config(config)
-    method = method_named(config.method)
-    reads_tokens = issubclass(method, PromptedMethod) and config.prompt_layer > 1
-    if (method.reads_features or reads_tokens) and jax.process_count() > 1:
+    method = None if config.method == AUTO else method_named(config.method)
+    reads_features = method is None or method.reads_features
+    reads_tokens = (
+        method is not None and issubclass(method, PromptedMethod) and config.prompt_layer > 1
+    )
+    if (reads_features or reads_tokens) and jax.process_count() > 1:
         name = f"prompt_layer={config.prompt_layer}" if reads_tokens else config.method
         raise UserError(
             f"{name} reads {'tokens' if reads_tokens else 'features'} that one process computes, "
@@ -49,7 +52,8 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         clip, dataset.class_names, config.data.templates, image_cache
     )
     run = Run(config, workdir, dataset, few_shot, clip, text_features, data_mesh(), image_cache)
-    run.new_model(few_shot.support)  # refuses values that only the model can check
+    if config.method != AUTO:
+        run.new_model(few_shot.support)  # refuses values that only the model can check
     return run
 
 

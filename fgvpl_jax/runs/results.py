@@ -44,15 +44,47 @@ class ImageCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One method that a run with the method "auto" tried, or did not try.
+
+    Attributes:
+        method: Name of the method.
+        predicted_seconds: Predicted time for its folds and its final training; None for a method
+            that is fitted in one go.
+        seconds: Time that it took; 0 if it was not tried.
+        nll: NLL of the held-out photos at the temperature that suits the method best, in nats.
+        accuracy: Share of the held-out photos that are classified correctly.
+        weight: Weight of its probabilities in the final classifier; 0 for a method that lost.
+        temperature: Divisor of its logits in a mix.
+        choices: Its values chosen on validation, if it is part of the final classifier.
+        note: Reason why it was not tried, or why it failed.
+    """
+
+    method: str
+    predicted_seconds: float | None = None
+    seconds: float = 0.0
+    nll: float | None = None
+    accuracy: float | None = None
+    weight: float = 0.0
+    temperature: float | None = None
+    choices: Choices = field(default_factory=dict)
+    note: str = ""
+
+
+# Types of the objects within the JSON object.
+PARTS = (Identity, ImageCounts, MaskIoU, LearningCurve, Tried)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResults:
     """The results of a run, in the order of `results.json`.
 
     Accuracies and calibration errors (ECE, 15 bins) are fractions from 0 to 1; NLL, the negative
     log-likelihood per image, is in nats. A run without a test split has the `cv_` scores of
-    cross-validation instead of the `test_` scores.
+    cross-validation instead of the `test_` scores; a run with the method "auto" has both.
 
     Attributes:
-        method: Name of the method, a key of `fgvpl_jax.methods.METHODS`.
+        method: Name of the method, a key of `fgvpl_jax.methods.METHODS`, or "auto".
         benchmark: Name of the benchmark, from the config.
         backbone: Name and content hashes of the CLIP backbone.
         shots: Training images per class; None if the run takes all images.
@@ -98,9 +130,12 @@ class RunResults:
         learning_curve: Held-out accuracy of a quick classifier by the number of photos, and what
             twice as many would bring; None if each class has fewer than four photos, with more than
             20,000 photos, and in a job of several processes.
+        tried: The methods that "auto" tried, in order; None for other methods.
+        reason: Reason why these methods make up the final classifier of "auto".
         train_seconds: Duration of all epochs, in seconds, including those before an interruption.
             Of a method that trains for no epoch, duration of its fit, including the choices that
-            belong to it. Decoding and encoding photos for the fit is not counted.
+            belong to it. Decoding and encoding photos for the fit is not counted. For "auto",
+            duration of everything that was tried.
         wall_seconds: Duration of the last command, in seconds.
     """
 
@@ -140,8 +175,15 @@ class RunResults:
     unreadable: tuple[str, ...]
     mask_iou: MaskIoU | None = None
     learning_curve: LearningCurve | None = None
+    tried: tuple[Tried, ...] | None = None
+    reason: str | None = None
     train_seconds: float
     wall_seconds: float
+
+    @property
+    def members(self) -> tuple[Tried, ...]:
+        """The methods that make up the final classifier of "auto"; empty for other methods."""
+        return tuple(one for one in self.tried or () if one.weight)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object of `results.json`."""
@@ -188,15 +230,12 @@ class RunResults:
         return cls.from_json(read_json(workdir.results_file), workdir.results_file)
 
 
-NESTED = (Identity, ImageCounts, MaskIoU, LearningCurve)  # types that are objects in the file
-
-
 def _to_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, MaskIoU | LearningCurve):
         return {name: _to_json(one) for name, one in value._asdict().items()}
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_to_json, value)) if isinstance(value, tuple) else value
 
 
 def _from_json(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +246,7 @@ def _from_json(content: Mapping[str, Any]) -> dict[str, Any]:
         required |= {*ONLY_WITH_TEST_SPLIT}
     else:
         required |= {*ONLY_WITHOUT_TEST_SPLIT}
-    method = METHODS.get(str(content.get("method")))
+    method = METHODS.get(_chosen_method(content))
     chosen = {} if method is None else method.starting_choices(get_config())
     for name in (*hints, *chosen):
         if name in {*required, *chosen} and name not in content:
@@ -218,6 +257,13 @@ def _from_json(content: Mapping[str, Any]) -> dict[str, Any]:
         n: value for n, value in content.items() if n not in hints and n not in chosen
     }
     return arguments
+
+
+def _chosen_method(content: Mapping[str, Any]) -> str:
+    """Returns the method whose choices are the run's: its own, or the only one of "auto"."""
+    tried = content.get("tried") or ()
+    members = [one["method"] for one in tried if isinstance(one, dict) and one.get("weight")]
+    return str(members[0] if len(members) == 1 else content.get("method"))
 
 
 def _converted(value: Any, kind: Any, name: str) -> Any:
@@ -232,7 +278,7 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
         if len(kinds) == len(value):
             pairs = zip(value, kinds, strict=True)
             return tuple(_converted(one, kind, name) for one, kind in pairs)
-    if origin is None and kind in NESTED and isinstance(value, dict):
+    if origin is None and kind in PARTS and isinstance(value, dict):
         hints = get_type_hints(kind)
         if kind is Identity:  # runs before small files had a hash are known by their weights alone
             value = {"small_files_sha256": "", **value}

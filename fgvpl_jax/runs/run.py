@@ -42,6 +42,7 @@ class Run:
         text_features: Unit vectors of the class names in the config's templates.
         mesh: Devices of the run.
         image_cache: Cache of decoded images; None if the config has none.
+        shared_features: Features that the methods of "auto" share; None for other runs.
     """
 
     config: ConfigDict
@@ -52,6 +53,7 @@ class Run:
     text_features: Float[Array, "k e"]
     mesh: Mesh
     image_cache: ImageCache | None
+    shared_features: FeatureInputs | None = None
 
     @property
     def provenance(self) -> Provenance:
@@ -66,7 +68,13 @@ class Run:
     @cached_property
     def inputs(self) -> Inputs:
         """Images as the method reads them: frozen features or pixels."""
-        if method_named(self.config.method).reads_features:
+        return self.inputs_of(method_named(self.config.method))
+
+    def inputs_of(self, method: Method | type[Method]) -> Inputs:
+        """Returns images as another method reads them."""
+        if method.reads_features:
+            if self.shared_features is not None:
+                return self.shared_features
             return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
         return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
 

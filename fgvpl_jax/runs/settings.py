@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from fgvpl_jax import defaults
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.methods import METHODS, SELECTION_RULES, method_named
+from fgvpl_jax.methods import AUTO, METHODS, SELECTION_RULES, method_named
 from fgvpl_jax.recognition import VOTE_RULES
 from fgvpl_jax.runs.default_config import get_config
 from fgvpl_jax.visual_prompt import ATTENTION_MAPS
@@ -56,7 +57,9 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: If a value is one that no run can have; names the field.
     """
-    method_named(config.method)
+    if config.method != AUTO:
+        method_named(config.method)
+    _check_minutes(config)
     _check_choice("cache_refresh", config.cache_refresh, CACHE_REFRESH)
     _check_choice("cache_votes", config.cache_votes, VOTE_RULES)
     _check_choice("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
@@ -77,8 +80,7 @@ def check_config(config: ConfigDict) -> None:
     _check_at_least(0, "data.image_cache_gb", config.data.image_cache_gb)
     _check_at_least(0, "data.resident_gb", config.data.resident_gb)
     # The recipe of a method that trains nothing has 0 epochs, whatever the config says.
-    trains = method_named(config.method).recipe(config.benchmark, 1, 1).epochs > 0
-    if trains:
+    if config.method == AUTO or method_named(config.method).recipe(config.benchmark, 1, 1).epochs:
         _check_at_least(1, "epochs", config.epochs)
 
 
@@ -114,9 +116,20 @@ def _check_at_least(least: int, name: str, value: int | float | None) -> None:
         raise UserError(f"{name} is {value}: give {least} or more")
 
 
+def _check_minutes(config: ConfigDict) -> None:
+    """Refuses minutes that are no time, or that the method would ignore."""
+    if not 0 < config.minutes < math.inf:
+        raise UserError(f"minutes is {config.minutes}: give a number above 0")
+    if config.method != AUTO and config.minutes != defaults.MINUTES:
+        raise UserError(
+            f"minutes is {config.minutes}, which {config.method} does not use: leave it at "
+            f"{defaults.MINUTES}, or set method to {AUTO!r}"
+        )
+
+
 def _check_encoder_settings(config: ConfigDict) -> None:
     """Refuses settings that the method would ignore."""
-    if method_named(config.method).tunable_encoder:
+    if config.method == AUTO or method_named(config.method).tunable_encoder:
         return
     defaults = get_config()
     for name in ENCODER_SETTINGS:
@@ -132,7 +145,8 @@ def _check_encoder_settings(config: ConfigDict) -> None:
 def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> ConfigDict:
     """Returns the config with the method's own recipe for the fields that it leaves at None.
 
-    A method that trains nothing has 0 epochs, whatever the config says.
+    A method that trains nothing has 0 epochs, whatever the config says. The fields of "auto" stay,
+    because each method that it tries has its own recipe.
 
     Args:
         config: Config of a run.
@@ -140,8 +154,10 @@ def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> Config
         num_classes: Number of classes.
     """
     shots = config.shots or math.ceil(num_images / num_classes)
-    recipe = method_named(config.method).recipe(config.benchmark, shots, num_images)
     resolved = config.copy_and_resolve_references()
+    if config.method == AUTO:
+        return resolved
+    recipe = method_named(config.method).recipe(config.benchmark, shots, num_images)
     for name, value in recipe._asdict().items():
         if resolved[name] is None or not recipe.epochs:
             resolved[name] = value

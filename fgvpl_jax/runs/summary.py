@@ -1,7 +1,11 @@
 """Summarises the results of a run in a few lines."""
 
-from fgvpl_jax.methods import method_named
-from fgvpl_jax.runs.results import RunResults
+import math
+from collections.abc import Sequence
+
+from fgvpl_jax.displays.labels import method_label
+from fgvpl_jax.displays.live_table import duration
+from fgvpl_jax.runs.results import RunResults, Tried
 
 MOST_NAMED = 5
 # Everything that some method chooses on validation; the linear probe reports its own as a fact.
@@ -42,6 +46,7 @@ def summary_lines(results: RunResults) -> list[str]:
             f"patches of equal area {iou.random:.3f})"
         )
     lines += more_photos_lines(results)
+    lines += tried_lines(results)
     return lines + (_fold_lines(results) if results.test_accuracy is None else _test_lines(results))
 
 
@@ -60,10 +65,44 @@ def more_photos_lines(results: RunResults) -> list[str]:
     return [f"with twice as many photos, {expected}"]
 
 
+def tried_lines(results: RunResults) -> list[str]:
+    """Returns the table of the methods that "auto" tried, best first, and why it chose the winner.
+
+    Empty for other methods.
+    """
+    if results.tried is None:
+        return []
+    rows = [("method", "held-out NLL", "accuracy", "time", "weight")]
+    rows += [tried_cells(one) for one in best_first(results.tried)]
+    lines = ["methods tried, compared on held-out photos:"]
+    lines += [f"  {a:20}{b:>12}  {c:>9}  {d:>10}  {e}" for a, b, c, d, e in rows]
+    lines.append(f"chosen: {results.reason}")
+    if results.cv_interval is not None and results.test_accuracy is not None:
+        low, high = results.cv_interval
+        lines.append(
+            f"estimate from held-out photos, each without a say in the choice: "
+            f"{results.cv_accuracy:.2%}; 95% interval {low:.1%} to {high:.1%}"
+        )
+    return lines
+
+
+def best_first(tried: Sequence[Tried]) -> list[Tried]:
+    """Returns the methods by their held-out NLL; those without one come last."""
+    return sorted(tried, key=lambda one: math.inf if one.nll is None else one.nll)
+
+
+def tried_cells(one: Tried) -> tuple[str, str, str, str, str]:
+    """Returns a method, its held-out NLL and accuracy, its time, and its weight or the note."""
+    if one.nll is None or one.accuracy is None:
+        return one.method, "", "", duration(one.seconds) if one.seconds else "", one.note
+    weight = f"{one.weight:.2f}" if one.weight else ""
+    return one.method, f"{one.nll:.3f}", f"{one.accuracy:.1%}", duration(one.seconds), weight
+
+
 def _fold_lines(results: RunResults) -> list[str]:
     assert results.cv_interval is not None
     low, high = results.cv_interval
-    title = method_named(results.method).title
+    title = method_label(results.method)
     return [
         _scores(results, "zero_shot", "zero-shot CLIP", "held-out photos"),
         _scores(results, "cv", title, "held-out photos")
@@ -75,7 +114,7 @@ def _fold_lines(results: RunResults) -> list[str]:
 
 def _test_lines(results: RunResults) -> list[str]:
     images = f"{results.test_images_read} test images"
-    line = _scores(results, "test", method_named(results.method).title, images)
+    line = _scores(results, "test", method_label(results.method), images)
     if results.temperature_fitted_on is not None:
         line += (
             f"; with the temperature NLL {results.test_nll_tempered:.3f}, ECE "

@@ -1,5 +1,6 @@
 """The folder of one run: its files, its stored config, and its lock."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,19 @@ class Workdir:
         self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
         self.folds = self.path / "cv"
+        # Only in the folder of a run with the method "auto".
+        self.candidates = self.path / "candidates"
+        self.record_file = self.candidates / "tried.json"
+
+    def candidate(self, method: str) -> "Workdir":
+        """Returns the folder of one of the methods that a run with the method "auto" tries."""
+        return Workdir(self.candidates / method)
+
+    def remove_model(self) -> None:
+        """Removes all checkpoints and visual caches; results and predictions stay."""
+        for folder in (self, *(Workdir(path) for path in self.candidates.glob("*/"))):
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            folder.support_file.unlink(missing_ok=True)
 
     def stored_config(self) -> ConfigDict:
         """Returns the resolved config of the run in this folder.
@@ -110,7 +124,7 @@ class Workdir:
                 message names, or a run without its config.
         """
         if not self.config_file.exists():
-            for leftover in (self.checkpoints, self.folds):
+            for leftover in (self.checkpoints, self.folds, self.candidates):
                 if leftover.exists():
                     raise UserError(
                         f"{leftover} belongs to a run without its config.json: choose another "

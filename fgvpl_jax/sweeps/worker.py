@@ -7,7 +7,6 @@ resumes it from its last checkpoint.
 """
 
 import gc
-import shutil
 import tempfile
 import time
 import traceback
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import Identity, identity_of
 from fgvpl_jax.data import Dataset, few_shot_record
 from fgvpl_jax.displays.live_table import CellProgress, Status, live_table
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, problem_of
 from fgvpl_jax.files import expand_user, read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
@@ -109,8 +108,7 @@ class Worker:
                     self._run(cell, workdir, progress, output)
                     results = RunResults.read(workdir)
                     if not cell.keeps_model:
-                        shutil.rmtree(workdir.checkpoints, ignore_errors=True)
-                        workdir.support_file.unlink(missing_ok=True)
+                        workdir.remove_model()
             except WorkdirInUse:
                 progress.status = Status.ELSEWHERE
             except Exception as error:  # any error fails only this cell; the others may be sound
@@ -213,12 +211,6 @@ def progress_of(cell: Cell, folder: Path) -> CellProgress:
         epochs=cell.config.epochs,
         metrics_file=Workdir(folder).metrics_file,
     )
-
-
-def problem_of(error: Exception) -> str:
-    """Describes an error in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _age(file: Path) -> int | None:

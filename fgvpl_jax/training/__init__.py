@@ -29,6 +29,7 @@ from fgvpl_jax.training.processes import (
 )
 from fgvpl_jax.training.restoring import restore_model
 from fgvpl_jax.training.setup import TrainingSetup, make_cache_builder, resident_bytes
+from fgvpl_jax.training.shared_features import SharedFeatures
 from fgvpl_jax.training.token_inputs import TokenInputs
 from fgvpl_jax.training.train_step import PROGRAMS_KEPT, TrainState, make_train_step, split_model
 from fgvpl_jax.training.visual_cache_builder import VisualCacheBuilder
@@ -45,6 +46,7 @@ __all__ = [
     "PixelInputs",
     "Progress",
     "Provenance",
+    "SharedFeatures",
     "TokenInputs",
     "TrainState",
     "TrainingSetup",

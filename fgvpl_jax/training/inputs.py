@@ -192,7 +192,7 @@ class FeatureInputs:
         """Returns one augmented epoch; see `Inputs.epoch`."""
         features = self._augmented(split, epoch)
         rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=epoch, num_rows=num_rows)
-        return (_feature_batch(features, split.labels, places) for places in rows[first_batch:])
+        return (feature_batch(features, split.labels, places) for places in rows[first_batch:])
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
@@ -203,7 +203,7 @@ class FeatureInputs:
             rows = np.arange(len(split))
             rows = np.pad(rows, (0, -len(split) % batch_size), constant_values=PADDING)
             for places in rows.reshape(-1, batch_size):
-                yield _feature_batch(kept["feature"], split.labels, places)
+                yield feature_batch(kept["feature"], split.labels, places)
             return
         batches = self._encoded(self.pixels.evaluation(split, batch_size, strict=strict))
         if entry is None or kept is not None:
@@ -253,7 +253,7 @@ class FeatureInputs:
             yield batch._replace(inputs=np.asarray(features))
 
 
-def _feature_batch(
+def feature_batch(
     features: Float32[np.ndarray, "s e"],
     labels: Int[np.ndarray, "s"],
     places: Int[np.ndarray, "b"],
@@ -327,14 +327,19 @@ class FewShotInputs:
         return (inputs, labels) if len(labels) else None
 
     def _gather(self, batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns inputs and labels of the real images, in the split's order."""
         started = time.monotonic()
-        rows, labels, places = [], [], []
-        for batch in batches:
-            real = batch.weights > 0
-            rows.append(batch.inputs[real])
-            labels.append(batch.labels[real])
-            places.append(batch.indices[real])
-        order = np.argsort(np.concatenate(places))
+        gathered = gather(batches)
         self.seconds += time.monotonic() - started
-        return np.concatenate(rows)[order], np.concatenate(labels)[order]
+        return gathered
+
+
+def gather(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs and labels of the real images, in the split's order."""
+    rows, labels, places = [], [], []
+    for batch in batches:
+        real = batch.weights > 0
+        rows.append(batch.inputs[real])
+        labels.append(batch.labels[real])
+        places.append(batch.indices[real])
+    order = np.argsort(np.concatenate(places))
+    return np.concatenate(rows)[order], np.concatenate(labels)[order]

@@ -1,0 +1,113 @@
+"""A mix of trained methods, which adds up their probabilities."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.methods.interface import Choices, FeatureMethod, Method, PixelMethod
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.variables import Frozen
+
+
+class Member(NamedTuple):
+    """A trained method within a mix.
+
+    Attributes:
+        model: The trained model.
+        cache: Its visual cache; None for a method without one.
+        choices: Its values chosen on validation, such as λ.
+        temperature: Divisor of its logits.
+        weight: Weight of its probabilities.
+    """
+
+    model: Method
+    cache: VisualCache | None
+    choices: Choices
+    temperature: float
+    weight: float
+
+
+class Part(nnx.Module):
+    """A `Member` whose numbers are variables."""
+
+    def __init__(self, member: Member):
+        self.model = member.model
+        self.cache = Frozen(member.cache)
+        self.choices = Frozen({n: jnp.float32(value) for n, value in member.choices.items()})
+        self.temperature = Frozen(jnp.float32(member.temperature))
+        self.weight = Frozen(jnp.float32(member.weight))
+
+    def log_probabilities(self, features: Any) -> Float[Array, "b k"]:
+        """Returns the logarithms of the method's probabilities."""
+        choices = self.choices.get_value()
+        logits = self.model.logits(features, self.cache.get_value(), **choices)
+        return jax.nn.log_softmax(logits / self.temperature[...])
+
+
+class FeatureMixture(FeatureMethod):
+    """Logits = log Σ weight · softmax(logits of a member / its temperature); reads features.
+
+    Attributes:
+        parts: The members.
+    """
+
+    def __init__(self, clip: CLIP, text_features: Float[Array, "k e"], members: Sequence[Member]):
+        super().__init__(clip, text_features)
+        self.parts = nnx.List([Part(member) for member in members])
+
+    def features(self, inputs: Float[Array, "b e"]) -> Any:
+        """Returns the features of each member."""
+        return [part.model.features(inputs) for part in self.parts]
+
+    def logits(self, features: Any, support: None) -> Float[Array, "b k"]:
+        """Returns the logarithms of the mixed probabilities."""
+        return mixed(self.parts, features)
+
+
+class PixelMixture(PixelMethod):
+    """`FeatureMixture` for members of which one reads pixels.
+
+    Attributes:
+        parts: The members.
+    """
+
+    def __init__(self, clip: CLIP, text_features: Float[Array, "k e"], members: Sequence[Member]):
+        super().__init__(clip, text_features)
+        self.parts = nnx.List([Part(member) for member in members])
+
+    def features(self, inputs: Any) -> Any:
+        """Returns the features of each member."""
+        frozen = self.image_encoder(inputs)
+        models = [part.model for part in self.parts]
+        return [model.features(frozen if model.reads_features else inputs) for model in models]
+
+    def logits(self, features: Any, support: None) -> Float[Array, "b k"]:
+        """Returns the logarithms of the mixed probabilities."""
+        return mixed(self.parts, features)
+
+
+def mixed(parts: Sequence[Part], features: Sequence[Any]) -> Float[Array, "b k"]:
+    """Returns the logarithms of the parts' mixed probabilities."""
+    pairs = zip(parts, features, strict=True)
+    own = jnp.stack([part.log_probabilities(found) for part, found in pairs])
+    weights = jnp.stack([part.weight[...] for part in parts])
+    return jax.nn.logsumexp(own, axis=0, b=weights[:, None, None])
+
+
+def mixture(
+    clip: CLIP, text_features: Float[Array, "k e"], members: Sequence[Member]
+) -> FeatureMixture | PixelMixture:
+    """Returns the mix of some trained methods.
+
+    Args:
+        clip: The backbone.
+        text_features: Zero-shot weights.
+        members: The methods; their weights sum to 1.
+    """
+    only_features = all(member.model.reads_features for member in members)
+    return (FeatureMixture if only_features else PixelMixture)(clip, text_features, members)

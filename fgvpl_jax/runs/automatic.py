@@ -1,0 +1,310 @@
+"""The method "auto": tries methods while time allows, and keeps the best one or a mix of them."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from fgvpl_jax import defaults
+from fgvpl_jax.data import few_shot_record
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.evaluation import Evaluator
+from fgvpl_jax.methods import AUTO, LabelledLogits, Method
+from fgvpl_jax.methods.mixture import Member, mixture
+from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.runs.candidates import (
+    HeldOutPhotos,
+    candidate_run,
+    held_out_photos,
+    photo_folds,
+)
+from fgvpl_jax.runs.copies import warn_of_copies
+from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, trained_on
+from fgvpl_jax.runs.measuring import fold_scores, test_scores, write_support
+from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
+from fgvpl_jax.runs.results import ImageCounts, RunResults, Tried
+from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.selection import Chosen, calibration, choose_on_validation
+from fgvpl_jax.runs.training_monitor import LogTargets
+from fgvpl_jax.runs.trying import Attempt, Record, try_methods
+from fgvpl_jax.training import PixelInputs, SharedFeatures, replicate, split_model
+
+READING_BATCH_SIZE = 64
+
+
+def train_auto(run: Run, started: float, targets: LogTargets) -> RunResults:
+    """Tries methods, trains the best, evaluates, and writes `results.json`.
+
+    Args:
+        run: Run with the method "auto".
+        started: `time.monotonic()` when the command began.
+        targets: Must be none.
+    """
+    if targets != LogTargets():
+        raise UserError(
+            f"{AUTO} trains several models and logs none of them: leave --tensorboard and --wandb "
+            "out, or choose one method"
+        )
+    workdir = run.workdir
+    if not workdir.config_file.exists():
+        workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
+        workdir.write_config(run.config, asdict(run.clip.identity))
+    run, unreadable = with_shared_features(run)
+    choose_folds(run)
+    record = Record(workdir)
+    try_methods(run, photo_folds(run), record)
+    results = measure_auto(run, record, unreadable, started)
+    warn_of_copies(run)
+    return results
+
+
+def evaluate_auto(run: Run, started: float) -> RunResults:
+    """Measures a run with the method "auto" again; tries no further method."""
+    record = Record(run.workdir)
+    if not record.is_complete:
+        raise UserError(
+            f"{run.workdir.path} has not tried all methods yet: finish its training with the same "
+            "config"
+        )
+    run, unreadable = with_shared_features(run)
+    return measure_auto(run, record, unreadable, started)
+
+
+def with_shared_features(run: Run) -> tuple[Run, tuple[str, ...]]:
+    """Returns the run with features for all methods, without validation images that are unreadable.
+
+    Returns:
+        The run, and "path: reason" of every unreadable validation image.
+    """
+    validation = run.few_shot.validation
+    unreadable: list[str] = []
+    readable: list[int] = []
+    if validation is not None:
+        pixels = PixelInputs(run.clip, run.config.seed, run.image_cache)
+        for batch in pixels.evaluation(validation, READING_BATCH_SIZE):
+            unreadable += batch.unreadable
+            readable += batch.indices[batch.weights > 0].tolist()
+        validation = validation.select(readable) if readable else None
+    few_shot = replace(run.few_shot, validation=validation)
+    features = SharedFeatures(
+        run.clip,
+        run.config.seed,
+        run.image_cache,
+        run.mesh,
+        support=few_shot.support,
+        validation=validation,
+        max_bytes=int(run.config.data.resident_gb * 1e9),
+    )
+    return replace(run, few_shot=few_shot, shared_features=features), tuple(unreadable)
+
+
+class Comparison(NamedTuple):
+    """What the held-out photos say about the methods that were tried.
+
+    Attributes:
+        photos: Held-out logits of each method.
+        logits: The same, of all methods.
+        mix: The chosen method, or the chosen mix.
+        reason: Reason for the choice.
+        estimate: Logits of each photo by what is chosen without its fold.
+    """
+
+    photos: dict[str, HeldOutPhotos]
+    logits: Float[np.ndarray, "c N k"]
+    mix: Mix
+    reason: str
+    estimate: HeldOut
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each method of the final classifier."""
+        weights = zip(self.photos, self.mix.weights.tolist(), strict=True)
+        return {name: weight for name, weight in weights if weight}
+
+
+def compare(run: Run, record: Record) -> Comparison:
+    """Chooses one of the methods that were tried, or a mix of them.
+
+    Raises:
+        UserError: If all methods failed.
+    """
+    folds = photo_folds(run)
+    photos = {
+        name: held_out_photos(candidate_run(run, name), folds)
+        for name, attempt in record.attempts.items()
+        if attempt.finished
+    }
+    if not photos:
+        notes = [f"{one.method} {one.note}" for one in record.attempts.values()]
+        raise UserError(f"none of the methods could be trained: {'; '.join(notes)}")
+    logits = np.stack([one.logits for one in photos.values()])
+    first = next(iter(photos.values()))
+    mix = choose_mix(logits, first.labels, first.folds)
+    if folds.can_compare:
+        reason = reason_for(mix, [*photos])
+        own = out_of_fold_log_probabilities(logits, first.labels, first.folds)
+    else:
+        usual = defaults.UNCOMPARED_METHOD
+        usual = usual if usual in photos else next(iter(photos))
+        mix = mix._replace(weights=np.array([float(name == usual) for name in photos]))
+        reason = f"{usual} is taken because no class has two photos, by which methods are compared"
+        own = photos[usual].logits
+    estimate = HeldOut(own, first.zero_shot_logits, first.labels)
+    return Comparison(photos, logits, mix, reason, estimate)
+
+
+def reason_for(mix: Mix, names: list[str]) -> str:
+    """Returns the reason for a choice in one sentence."""
+    best = int(mix.losses.argmin())
+    gain = f"{mix.gain:+.3f} ± {mix.gain_error:.3f} nats per photo"
+    lowest = f"{names[best]} has the lowest held-out NLL, {mix.losses[best]:.3f}"
+    if (mix.weights > 0).sum() == 1:
+        return f"{lowest}; a mix is not clearly better ({gain})"
+    parts = [f"{w:.2f} {name}" for name, w in zip(names, mix.weights, strict=True) if w]
+    return f"{lowest}; the mix {' + '.join(parts)} is clearly better ({gain})"
+
+
+class Final(NamedTuple):
+    """A method of the final classifier, trained on all support images.
+
+    Attributes:
+        run: Its run.
+        model: Its model.
+        evaluator: Its evaluator.
+        cache: Its visual cache; None without one.
+        chosen: Its values chosen on validation.
+    """
+
+    run: Run
+    model: Method
+    evaluator: Evaluator
+    cache: VisualCache | None
+    chosen: Chosen
+
+
+def trained_on_all(run: Run) -> Final:
+    """Trains a candidate on all support images, or restores it; keeps what predictions need."""
+    support = run.few_shot.support
+    if not run.workdir.config_file.exists():
+        run.workdir.write_config(run.config, asdict(run.clip.identity))
+    model = trained_on(run, support, run.workdir.path)
+    evaluator, cache = run.evaluator(model, support)
+    write_support(run, cache)
+    return Final(run, model, evaluator, cache, choose_on_validation(evaluator, run))
+
+
+def evaluator_of_mix(run: Run, members: Sequence[Member]) -> Evaluator:
+    """Returns the evaluator of a mix of trained methods."""
+    model = mixture(run.clip, run.text_features, members)
+    graphdef, trainable, frozen = split_model(model)
+    trainable, frozen = replicate(run.mesh, (trainable, frozen))
+    return Evaluator(
+        graphdef,
+        trainable,
+        frozen,
+        None,
+        inputs=run.inputs_of(model),
+        batch_size=run.config.eval_batch_size,
+        mesh=run.mesh,
+    )
+
+
+def measure_auto(
+    run: Run, record: Record, unreadable: tuple[str, ...], started: float
+) -> RunResults:
+    """Chooses among the methods that were tried, then reads the test split once.
+
+    Args:
+        run: Run with shared features.
+        record: The methods that were tried.
+        unreadable: "path: reason" of every unreadable validation image.
+        started: `time.monotonic()` when the command began.
+    """
+    found = compare(run, record)
+    finals = {name: trained_on_all(candidate_run(run, name)) for name in found.weights}
+    tried = tuple(
+        tried_method(attempt, found, finals.get(name)) for name, attempt in record.attempts.items()
+    )
+    only = next(iter(finals.values())) if len(finals) == 1 else None
+    own = found.mix.log_probabilities(found.logits)
+    selection: dict[str, Any] = {"choices": {}, "validation_accuracy": {}, "temperature": 1.0}
+    facts: dict[str, Any] = {}
+    if only is not None:
+        own = found.photos[only.run.config.method].logits
+        selection["choices"] = only.chosen.choices
+        selection["validation_accuracy"] = only.chosen.accuracies
+        facts = only.model.facts()
+    if run.config.calibrate:
+        selection |= calibration({"folds": LabelledLogits(own, found.estimate.labels)})
+    scores = fold_scores(found.estimate)
+    if run.dataset.test is not None:
+        members = [member_of(one, finals[one.method]) for one in tried if one.weight]
+        evaluator = only.evaluator if only else evaluator_of_mix(run, members)
+        scores |= test_scores(evaluator, run, selection["choices"], selection["temperature"])
+    results = RunResults(
+        method=AUTO,
+        benchmark=run.config.benchmark,
+        backbone=run.clip.identity,
+        shots=run.config.shots,
+        seed=run.config.seed,
+        epochs=max(final.run.config.epochs for final in finals.values()),
+        num_classes=len(run.dataset.class_names),
+        split_protocol=run.dataset.split_protocol,
+        counts=ImageCounts(
+            train=len(run.few_shot.support),
+            validation=len(run.few_shot.validation or ()) + len(unreadable),
+            test=len(run.dataset.test or ()),
+        ),
+        facts=facts,
+        **selection,
+        validation_unreadable=unreadable,
+        **scores,
+        tried=tried,
+        reason=found.reason,
+        train_seconds=round(math.fsum(one.seconds for one in tried), 1),
+        wall_seconds=round(time.monotonic() - started, 1),
+    )
+    results.write(run.workdir)
+    return results
+
+
+def tried_method(attempt: Attempt, found: Comparison, final: Final | None) -> Tried:
+    """Returns the row of a method in the results.
+
+    Args:
+        attempt: What was recorded.
+        found: The comparison.
+        final: The trained method if it is part of the final classifier.
+    """
+    row = Tried(
+        method=attempt.method,
+        predicted_seconds=attempt.predicted_seconds,
+        seconds=round(attempt.measuring_seconds + attempt.seconds, 1),
+        note=attempt.note,
+    )
+    if not attempt.finished:
+        return row
+    photos, place = found.photos[attempt.method], [*found.photos].index(attempt.method)
+    row = replace(
+        row,
+        nll=float(found.mix.losses[place]),
+        accuracy=float((photos.logits.argmax(axis=1) == photos.labels).mean()),
+    )
+    if final is None:
+        return row
+    return replace(
+        row,
+        weight=float(found.mix.weights[place]),
+        temperature=float(found.mix.temperatures[place]),
+        choices=final.chosen.choices,
+    )
+
+
+def member_of(row: Tried, final: Final) -> Member:
+    """Returns a trained method as a member of the mix."""
+    assert row.temperature is not None
+    return Member(final.model, final.cache, row.choices, row.temperature, row.weight)

@@ -1,0 +1,128 @@
+"""Chooses the best method, or a mix of methods, by the likelihood of held-out photos."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+from scipy.special import log_softmax, logsumexp
+
+from fgvpl_jax.methods.held_out import best_temperature, smoothed_losses
+
+# A mix must beat the best method by this many standard errors of the paired difference.
+STANDARD_ERRORS = 1.0
+EM_STEPS = 200
+LEAST_WEIGHT = 0.05  # a method with less weight in a mix is left out
+# A temperature is fitted on fewer photos, evenly spread, if all have more logits than this.
+MOST_LOGITS = 2**20
+
+
+class Mix(NamedTuple):
+    """A classifier made of the methods that were tried.
+
+    Attributes:
+        weights: Weight of each method's probabilities; they sum to 1, and a single method has 1.
+        temperatures: Divisor of each method's logits.
+        losses: Mean loss of each method on the photos that the mix was chosen with.
+        gain: Gain in log-likelihood per photo of the best mix over the best method, each chosen
+            without the photo's fold.
+        gain_error: Standard error of the gain.
+    """
+
+    weights: Float64[np.ndarray, "c"]
+    temperatures: Float64[np.ndarray, "c"]
+    losses: Float64[np.ndarray, "c"]
+    gain: float
+    gain_error: float
+
+    def log_probabilities(self, logits: Float[np.ndarray, "c N k"]) -> Float64[np.ndarray, "N k"]:
+        """Returns the logarithms of the mixed probabilities."""
+        used = np.flatnonzero(self.weights)
+        own = tempered(logits[used], self.temperatures[used])
+        return logsumexp(own, axis=0, b=self.weights[used, None, None])
+
+
+def choose_mix(
+    logits: Float[np.ndarray, "c N k"], labels: Int[np.ndarray, "N"], folds: Int[np.ndarray, "N"]
+) -> Mix:
+    """Returns the method with the lowest loss, or a mix if it is clearly better.
+
+    Losses are those of `smoothed_losses`, at the temperature that suits each method best. The
+    weights of a mix maximise the likelihood. Whether it is better is judged on each fold, with the
+    weights and the best method of the other folds.
+
+    Args:
+        logits: Logits of each method for photos that it was not trained on.
+        labels: Classes of the photos.
+        folds: Folds of the photos.
+    """
+    temperatures, columns = [], []
+    step = -(-logits[0].size // MOST_LOGITS)
+    for own in logits:
+        temperatures.append(suitable_temperature(own[::step], labels[::step]))
+        columns.append(smoothed_losses(own, labels)(temperatures[-1]))
+    losses, divisors = np.stack(columns), np.array(temperatures)
+    true = tempered(logits, divisors)[:, np.arange(len(labels)), labels]
+    gains = np.zeros(len(labels))
+    for fold in np.unique(folds):
+        out = folds == fold
+        if not out.all():
+            best = losses[:, ~out].mean(axis=1).argmin()
+            weights = likeliest_weights(true[:, ~out])
+            gains[out] = logsumexp(true[:, out], axis=0, b=weights[:, None]) - true[best, out]
+    gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
+    means = losses.mean(axis=1)
+    weights = np.eye(len(logits))[means.argmin()]
+    if gain > STANDARD_ERRORS * error:
+        weights = likeliest_weights(true)
+    return Mix(weights, divisors, means, gain, error)
+
+
+def out_of_fold_log_probabilities(
+    logits: Float[np.ndarray, "c N k"], labels: Int[np.ndarray, "N"], folds: Int[np.ndarray, "N"]
+) -> Float64[np.ndarray, "N k"]:
+    """Returns log-probabilities by what `choose_mix` chooses without each photo's fold."""
+    found = np.empty(logits.shape[1:])
+    for fold in np.unique(folds):
+        out = folds == fold
+        rest = out if out.all() else ~out
+        mix = choose_mix(logits[:, rest], labels[rest], folds[rest])
+        found[out] = mix.log_probabilities(logits[:, out])
+    return found
+
+
+def held_out_scores(
+    logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]
+) -> tuple[float, float]:
+    """Returns the loss of a method, as `choose_mix` compares it, and its accuracy."""
+    loss = smoothed_losses(logits, labels)(suitable_temperature(logits, labels)).mean()
+    return float(loss), float((logits.argmax(axis=1) == labels).mean())
+
+
+def suitable_temperature(logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]) -> float:
+    """Returns the temperature at which the loss is lowest."""
+    losses = smoothed_losses(logits, labels)
+    return best_temperature(lambda temperature: losses(temperature).sum())
+
+
+def tempered(
+    logits: Float[np.ndarray, "c N k"], temperatures: Float64[np.ndarray, "c"]
+) -> Float64[np.ndarray, "c N k"]:
+    """Returns the log-probabilities of each method at its temperature."""
+    return log_softmax(logits.astype(np.float64) / temperatures[:, None, None], axis=2)
+
+
+def likeliest_weights(true: Float64[np.ndarray, "c N"]) -> Float64[np.ndarray, "c"]:
+    """Returns the weights of the mix under which the photos' classes are most likely.
+
+    Expectation-maximisation from equal weights. Methods of little weight are left out.
+
+    Args:
+        true: Log-probability of each photo's class by each method.
+    """
+    scaled = np.exp(true - true.max(axis=0))
+    weights = np.full(len(true), 1 / len(true))
+    for _ in range(EM_STEPS):
+        shares = weights[:, None] * scaled
+        weights = (shares / shares.sum(axis=0)).mean(axis=1)
+    weights = np.where(weights < LEAST_WEIGHT, 0, weights)
+    return weights / weights.sum()

@@ -1,0 +1,96 @@
+"""Features of the few-shot images that several methods and folds read, computed once."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32, Int
+
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.data import PADDING, Batch, ImageCache, Split
+from fgvpl_jax.training.inputs import (
+    EXTRACTION_BATCH_SIZE,
+    FeatureInputs,
+    feature_batch,
+    gather,
+)
+from fgvpl_jax.training.mesh import batch_size_for
+
+
+class SharedFeatures(FeatureInputs):
+    """Supplies features of the few-shot images, and of any part of them, from memory.
+
+    A part gets the rows of the whole: an image is augmented the same way in every fold.
+
+    Args:
+        clip: The backbone.
+        seed: Seed of the run.
+        image_cache: Cache whose folder keeps the features as well; None keeps no features there.
+        mesh: Devices.
+        support: The support images.
+        validation: The validation images, all of them readable; None without any.
+        max_bytes: Bytes that augmented features may take.
+
+    Attributes:
+        pass_seconds: Time of the latest augmented pass that was computed; 0 before the first.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        seed: int,
+        image_cache: ImageCache | None,
+        mesh: Mesh,
+        *,
+        support: Split,
+        validation: Split | None,
+        max_bytes: int,
+    ):
+        super().__init__(clip, seed, image_cache, mesh)
+        wholes = [support] if validation is None else [support, validation]
+        self._wholes = [(whole, {key: i for i, key in enumerate(whole.keys)}) for whole in wholes]
+        self._plain: dict[Split, Float32[np.ndarray, "N e"]] = {}
+        self._passes: dict[int, Float32[np.ndarray, "s e"]] = {}
+        self._most_passes = max_bytes // (len(support) * self._record.itemsize)
+        self.pass_seconds = 0.0
+
+    def num_missing(self, epochs: int) -> int:
+        """Returns how many of the first passes are not in memory."""
+        return sum(epoch not in self._passes for epoch in range(epochs))
+
+    def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
+        """Returns all images in order; see `Inputs.evaluation`."""
+        found = self._find(split)
+        if found is None:
+            yield from super().evaluation(split, batch_size, strict=strict)
+            return
+        whole, places = found
+        if whole not in self._plain:
+            size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(whole))
+            self._plain[whole] = gather(super().evaluation(whole, size, strict=True))[0]
+        features = self._plain[whole][places]
+        rows = np.pad(np.arange(len(split)), (0, -len(split) % batch_size), constant_values=PADDING)
+        for batch in rows.reshape(-1, batch_size):
+            yield feature_batch(features, split.labels, batch)
+
+    def _augmented(self, split: Split, epoch: int) -> Float32[np.ndarray, "s e"]:
+        found = self._find(split)
+        if found is None or found[0] is not self._wholes[0][0]:
+            return super()._augmented(split, epoch)
+        support, places = found
+        features = self._passes.get(epoch)
+        if features is None:
+            started = time.monotonic()
+            features = super()._augmented(support, epoch)
+            self.pass_seconds = time.monotonic() - started
+            if len(self._passes) < self._most_passes:
+                self._passes[epoch] = features
+        return features[places]
+
+    def _find(self, split: Split) -> tuple[Split, Sequence[int] | Int[np.ndarray, "n"]] | None:
+        """Returns the whole that a split is part of, and its rows there; None for other splits."""
+        for whole, rows in self._wholes:
+            if split.root == whole.root and all(key in rows for key in split.keys):
+                return whole, np.array([rows[key] for key in split.keys], np.int64)
+        return None

@@ -23,8 +23,8 @@ ModuleT = TypeVar("ModuleT", ImageEncoder, TextTower)
 # U [in, r], singular values [r] in descending order, and Vᵀ [r, out] of a kernel.
 Factors = tuple[Array, Array, Array]
 
-# Factors of a backbone's matrices, in the order of `matrices_of`. A large backbone takes a minute
-# to decompose, and every fold of an estimate needs the same factors.
+# Factors of a backbone's matrices, in the order of `matrices_of`. B/16 takes 38 seconds of
+# one core to decompose, and every fold of an estimate needs the same factors.
 _factors: WeakKeyDictionary[CLIP, tuple[list[Factors], list[Factors]]] = WeakKeyDictionary()
 
 

@@ -176,11 +176,11 @@ class Method(nnx.Module):
         """
         return None
 
-    def features(self, inputs: Array) -> Any:
+    def features(self, inputs: Any) -> Any:
         """Returns the features that logits are computed from, the same for all choices."""
         raise NotImplementedError
 
-    def support_features(self, inputs: Array) -> tuple:
+    def support_features(self, inputs: Any) -> tuple:
         """Returns the first fields of a `VisualCache` of these images."""
         return self.kept_features(self.features(inputs))
 
@@ -212,7 +212,7 @@ class Method(nnx.Module):
         """Returns plain CLIP's logits of the same images (Eq. 1)."""
         raise NotImplementedError
 
-    def __call__(self, inputs: Array, support: Any, **choices: Any) -> Float[Array, "b k"]:
+    def __call__(self, inputs: Any, support: Any, **choices: Any) -> Float[Array, "b k"]:
         """Returns the logits of inputs."""
         return self.logits(self.features(inputs), support, **choices)
 

@@ -35,9 +35,10 @@ TOKEN_BATCH_SIZE = EXTRACTION_BATCH_SIZE // 4
 
 
 @partial(jax.jit, static_argnums=0)
-def _below_prompt(
+def below_prompt(
     graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
 ) -> TokensBelow:
+    """Returns what a model's layers below the prompt compute of pixels."""
     return nnx.merge(graphdef, state).below_prompt(images)
 
 
@@ -77,7 +78,7 @@ class TokenInputs:
         self._max_bytes = max_bytes
         graphdef, state = nnx.split(model)
         self._tokens: Callable[[Array], TokensBelow] = partial(
-            _below_prompt, graphdef, replicate(mesh, state)
+            below_prompt, graphdef, replicate(mesh, state)
         )
         size = clip.image_size
         shapes = jax.eval_shape(self._tokens, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))

@@ -17,6 +17,7 @@ from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.mesh import replicated, split_rows
 from fgvpl_jax.training.resident import Crops, EpochDraw, rows_of_step
 from fgvpl_jax.variables import Frozen, Trainable
+from fgvpl_jax.visual_prompt import TokensBelow
 
 Tree = TypeVar("Tree")
 
@@ -36,15 +37,20 @@ class StepBatch(NamedTuple):
     """The part of a batch that goes to the device.
 
     Attributes:
-        inputs: Pixels or features, whichever the method reads, or the crops to take of resident
-            photos.
+        inputs: Pixels, features or tokens, whichever the method reads, or the crops to take of
+            resident photos.
         labels: True classes.
         weights: 1 for a real image, 0 for padding.
         places: Places in the support set, and so in its cache; -1 for padding. None if no image
             needs its own place.
     """
 
-    inputs: UInt8[Array | np.ndarray, "b H W 3"] | Float[Array | np.ndarray, "b e"] | Crops
+    inputs: (
+        UInt8[Array | np.ndarray, "b H W 3"]
+        | Float[Array | np.ndarray, "b e"]
+        | TokensBelow
+        | Crops
+    )
     labels: Int[Array | np.ndarray, "b"]
     weights: Float[Array | np.ndarray, "b"]
     places: Int[Array | np.ndarray, "b"] | None = None
@@ -205,7 +211,7 @@ def optimisation_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     num_passes: int,
-    read: Callable[[Any], Array],
+    read: Callable[[Any], Any],
     state: TrainState,
     frozen: nnx.State,
     support: VisualCache | None,

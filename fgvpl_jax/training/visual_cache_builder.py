@@ -24,7 +24,7 @@ def compile_support_features(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     """Returns one compiled program per model structure, whatever sets are encoded with it."""
 
     @jax.jit
-    def support_features(trainable: nnx.State, frozen: nnx.State, inputs: Array) -> Any:
+    def support_features(trainable: nnx.State, frozen: nnx.State, inputs: Any) -> Any:
         return nnx.merge(graphdef, trainable, frozen).support_features(inputs)
 
     return support_features

@@ -124,6 +124,20 @@ def test_equal_counts_are_the_papers_plain_sum():
     np.testing.assert_allclose(with_cache, expected, rtol=1e-5)
 
 
+def test_mean_votes_are_the_sum_over_sixteen_photos():
+    rng = np.random.default_rng(6)
+    summed = TwoPathwayHead(DIM, rngs=nnx.Rngs(0))
+    mean = TwoPathwayHead(DIM, cache_votes="mean", rngs=nnx.Rngs(0))
+    features, text = make_features(rng, 4), make_text(rng, 2)
+    one = make_cache(rng, [0, 1])
+    sixteen = VisualCache(*(jnp.repeat(x, 16, axis=0) for x in one))
+    unequal = VisualCache(*(jnp.repeat(x, jnp.array([1, 5]), axis=0) for x in one))
+    expected = summed(features, text, sixteen, logit_scale=2.0)
+    for cache in (one, sixteen, unequal):
+        logits = mean(features, text, cache, logit_scale=2.0)
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), padding=st.integers(0, 3))
 def test_order_and_padding_of_the_support_set_do_not_matter(seed, padding):

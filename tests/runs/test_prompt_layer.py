@@ -1,0 +1,47 @@
+"""Runs whose prompt joins above layer 1."""
+
+import numpy as np
+import pytest
+
+import fgvpl_jax as fg
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import PixelInputs
+from tests.whole_runs import interruption_in_epoch, metrics, run, stored_results, without_times
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "attention_map"), [("fg_vpl", 3, "product"), ("fvp", 2, "border_contrast")]
+)
+def test_a_run_trains_from_kept_tokens_resumes_and_predicts(
+    tiny_config, tmp_path, photos_dir, monkeypatch, method, layer, attention_map
+):
+    tiny_config.method, tiny_config.prompt_layer = method, layer
+    tiny_config.attention_map, tiny_config.augmented_passes = attention_map, 2
+    tiny_config.data.image_cache_gb = 1
+    tiny_config.data.image_cache_dir = str(tmp_path / "cache")
+    results = run(tiny_config, tmp_path / "whole")
+    # All tokens are kept now, so nothing is augmented again.
+    monkeypatch.setattr(PixelInputs, "epoch", lambda *_, **__: pytest.fail("read pixels"))
+    with interruption_in_epoch(4):
+        run(tiny_config, tmp_path / "cut")
+    resumed = run(tiny_config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(results)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+    classifier = fg.load_classifier(tmp_path / "whole")
+    photos = sorted((photos_dir / "test").rglob("*.jpg"))
+    with np.load(Workdir(tmp_path / "whole").predictions_file) as saved:
+        right = saved["labels"] == saved["logits"].argmax(axis=1)
+    assert right.mean() == stored_results(tmp_path / "whole")["test_accuracy"]
+    prediction = classifier.predict(photos[:1])[0]
+    assert prediction.location is not None
+
+
+def test_a_prompt_above_the_last_layer_is_refused_before_anything_is_written(tiny_config, tmp_path):
+    tiny_config.prompt_layer = 9
+    with pytest.raises(UserError, match="prompt_layer is 9: give 1 to 3"):
+        run(tiny_config, tmp_path / "W")
+    tiny_config.prompt_layer = 0
+    with pytest.raises(UserError, match="prompt_layer is 0: give 1 or more"):
+        run(tiny_config, tmp_path / "W")

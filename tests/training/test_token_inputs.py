@@ -1,0 +1,144 @@
+"""Kept tokens: what they equal, where they are kept, and when they are computed again."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fgvpl_jax import load_clip
+from fgvpl_jax.data import ImageCache, Split, load_folder, random_crop_and_flip, train_batches
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods import FVP
+from fgvpl_jax.training import TokenInputs, VisualCacheBuilder, data_mesh, split_model
+from fgvpl_jax.training.token_inputs import check_range
+from tests.conftest import write_photo_folders
+from tests.method_settings import FVP_SETTINGS
+
+SEED, PASSES = 5, 2
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_dir):
+    return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_photo_folders(tmp_path / "photos", 3)
+    return load_folder(str(tmp_path / "photos")).train
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ImageCache(tmp_path / "cache", 10**9)
+
+
+def model_of(clip, **settings):
+    text = jnp.eye(3, clip.vision.config.embed_dim)
+    settings = FVP_SETTINGS | {"prompt_layer": 2} | settings
+    return FVP(clip, text, **settings, rngs=nnx.Rngs(0))
+
+
+def inputs_of(clip, cache, max_bytes=10**9, **settings):
+    return TokenInputs(
+        model_of(clip, **settings),
+        clip,
+        SEED,
+        cache,
+        num_passes=PASSES,
+        max_bytes=max_bytes,
+        mesh=data_mesh(),
+    )
+
+
+def record_decoding(monkeypatch):
+    """Returns a list that collects the index of every decoded image."""
+    calls, image = [], Split.image
+    monkeypatch.setattr(Split, "image", lambda split, i: calls.append(i) or image(split, i))
+    return calls
+
+
+def assert_same_batches(ours, expected):
+    for one, other in zip(ours, expected, strict=True):
+        for name in ("labels", "weights", "indices"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        for name in ("tokens", "significance"):
+            values = [np.asarray(getattr(batch.inputs, name)) for batch in (one, other)]
+            np.testing.assert_array_equal(*(x[other.weights > 0] for x in values))
+
+
+@pytest.mark.parametrize(("kept", "max_bytes"), [(True, 0), (False, 10**9), (False, 0)])
+def test_an_epoch_has_the_tokens_of_its_pixels_and_repeats(
+    clip, photos, cache, monkeypatch, tmp_path, kept, max_bytes
+):
+    inputs = inputs_of(clip, cache if kept else None, max_bytes)
+    below = model_of(clip).below_prompt
+    augment = random_crop_and_flip(clip.image_size)
+    epochs = [list(inputs.epoch(photos, 4, epoch, num_rows=6)) for epoch in range(2 * PASSES)]
+    for epoch in range(PASSES):
+        pixels = train_batches(photos, 4, augment=augment, seed=SEED, epoch=epoch, num_rows=6)
+        for batch, of_pixels in zip(epochs[epoch], pixels, strict=True):
+            np.testing.assert_array_equal(batch.indices, of_pixels.indices)
+            np.testing.assert_array_equal(batch.labels, of_pixels.labels)
+            real = batch.weights > 0
+            expected = below(jnp.asarray(of_pixels.inputs))
+            assert batch.inputs.tokens.dtype == np.float16
+            for ours, other in zip(batch.inputs, expected, strict=True):
+                np.testing.assert_allclose(ours[real], other[real], rtol=2e-3, atol=2e-3)
+        assert_same_batches(epochs[epoch + PASSES], epochs[epoch])
+    calls = record_decoding(monkeypatch)
+    again = inputs if max_bytes else inputs_of(clip, cache if kept else None, max_bytes)
+    assert_same_batches(again.epoch(photos, 4, PASSES, first_batch=1, num_rows=6), epochs[0][1:])
+    assert bool(calls) == (not kept and not max_bytes)
+    assert (tmp_path / "cache").exists() == kept
+
+
+def test_evaluation_has_the_tokens_of_the_checkpoints_own_transform(clip, photos, cache):
+    inputs = inputs_of(clip, cache)
+    images = np.stack([clip.resize_and_crop(photos.image(i)) for i in range(len(photos))])
+    expected = model_of(clip).below_prompt(jnp.asarray(images)).tokens
+    for _ in range(2):
+        batches = list(inputs.evaluation(photos, 4, strict=True))
+        found = np.concatenate([batch.inputs.tokens[batch.weights > 0] for batch in batches])
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+        assert [batch.indices.tolist() for batch in batches][-1] == [8, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"prompt_layer": 3}, {"attention_map": "last_3_residual"}, {"compute_dtype": "bfloat16"}],
+)
+def test_tokens_are_computed_again_for_other_settings(clip, photos, cache, monkeypatch, other):
+    list(inputs_of(clip, cache).epoch(photos, 9, 0))
+    calls = record_decoding(monkeypatch)
+    list(inputs_of(clip, cache).epoch(photos, 9, 0))
+    assert not calls
+    list(inputs_of(clip, cache, **other).epoch(photos, 9, 0))
+    assert len(calls) == 9
+
+
+@pytest.mark.parametrize("max_bytes", [0, 10**9])
+def test_a_visual_cache_of_tokens_is_that_of_photos(clip, photos, cache, max_bytes):
+    graphdef, trainable, frozen = split_model(model_of(clip))
+    inputs = inputs_of(clip, cache)
+
+    def support_features(self, images):
+        features = self.features(images)
+        return features.image, features.object_patches
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FVP, "support_features", support_features)
+        found = [
+            VisualCacheBuilder(
+                graphdef, photos, inputs=one, batch_size=4, max_bytes=max_bytes, mesh=data_mesh()
+            )(trainable, frozen)
+            for one in (inputs, inputs.pixels)
+        ]
+    for ours, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0.01, atol=0.01)
+
+
+def test_tokens_beyond_float16_are_refused():
+    check_range(np.ones(3, np.float16))
+    with pytest.raises(UserError, match="set prompt_layer to 1"):
+        check_range(np.array([1, np.inf], np.float16))

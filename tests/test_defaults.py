@@ -61,12 +61,14 @@ def test_these_settings_have_a_default():
         "attention_map",
         "cache_logit_weight",
         "connectivity",
+        "minutes",
         "num_prompts",
         "object_logit_weight",
         "object_query",
         "own_photos_attention_map",
         "text_residual_ratio",
         "top_k",
+        "uncompared_method",
     ]
 
 

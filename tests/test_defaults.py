@@ -63,6 +63,7 @@ def test_these_settings_have_a_default():
         "cache_logit_weight",
         "cache_votes",
         "connectivity",
+        "minutes",
         "num_prompts",
         "object_logit_weight",
         "object_query",
@@ -70,6 +71,7 @@ def test_these_settings_have_a_default():
         "prompt_layer",
         "text_residual_ratio",
         "top_k",
+        "uncompared_method",
     ]
 
 

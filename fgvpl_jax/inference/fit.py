@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.data import BENCHMARKS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.methods import AUTO
 from fgvpl_jax.runs.default_config import benchmark_config, folder_config
 from fgvpl_jax.runs.experiment import train_and_evaluate
 from fgvpl_jax.runs.settings import flatten
@@ -31,7 +32,7 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
             `data={"templates": ("a photo of a {}.",)}`. `data={"root": …, "source": …}` sets where
             a benchmark is stored. For a benchmark, `shots` defaults to 16, `attention_map` to
             "product" and `selection_rule` to "accuracy"; for your own photos, to None (all photos),
-            "border_contrast" and "likelihood".
+            "border_contrast" and "likelihood". With `minutes`, `method` defaults to "auto".
     Returns:
         The classifier; its `results` hold the estimated accuracy.
     Raises:
@@ -62,6 +63,8 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
             f"data is of type {type(data).__name__}: give the path of a folder or list, or the "
             "name of a benchmark"
         )
+    if "minutes" in settings:
+        settings = {"method": AUTO, **settings}
     config = benchmark_config(str(data)) if data in BENCHMARKS else folder_config()
     fields = flatten(config.to_dict())
     unknown = flatten(settings).keys() - fields.keys()

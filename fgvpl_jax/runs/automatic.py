@@ -163,9 +163,9 @@ def reason_for(mix: Mix, names: list[str]) -> str:
     gain = f"{mix.gain:+.3f} ± {mix.gain_error:.3f} nats per photo"
     lowest = f"{names[best]} has the lowest held-out NLL, {mix.losses[best]:.3f}"
     if (mix.weights > 0).sum() == 1:
-        return f"{lowest}; a mix is not clearly better ({gain})"
+        return f"{lowest}; no mix is as good ({gain})"
     parts = [f"{w:.2f} {name}" for name, w in zip(names, mix.weights, strict=True) if w]
-    return f"{lowest}; the mix {' + '.join(parts)} is clearly better ({gain})"
+    return f"{lowest}; the mix {' + '.join(parts)} is at least as good ({gain})"
 
 
 class Final(NamedTuple):

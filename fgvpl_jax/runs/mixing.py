@@ -8,7 +8,9 @@ from scipy.special import log_softmax, logsumexp
 
 from fgvpl_jax.methods.held_out import best_temperature, smoothed_losses
 
-# A mix must beat the best method by this many standard errors of the paired difference.
+# The best method is kept alone if it beats the mix by more than this many standard errors of the
+# paired difference. Otherwise a mix is the better hedge: on EuroSAT at 4 shots it is 1.4 ± 0.4
+# points more accurate than the best method by held-out photos (docs/auto.md).
 STANDARD_ERRORS = 1.0
 EM_STEPS = 200
 LEAST_WEIGHT = 0.05  # a method with less weight in a mix is left out
@@ -44,10 +46,10 @@ class Mix(NamedTuple):
 def choose_mix(
     logits: Float[np.ndarray, "c N k"], labels: Int[np.ndarray, "N"], folds: Int[np.ndarray, "N"]
 ) -> Mix:
-    """Returns the method with the lowest loss, or a mix if it is clearly better.
+    """Returns the likeliest mix, or the method with the lowest loss if it is clearly better.
 
     Losses are those of `smoothed_losses`, at the temperature that suits each method best. The
-    weights of a mix maximise the likelihood. Whether it is better is judged on each fold, with the
+    weights of a mix maximise the likelihood. Which is better is judged on each fold, with the
     weights and the best method of the other folds.
 
     Args:
@@ -72,7 +74,7 @@ def choose_mix(
     gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
     means = losses.mean(axis=1)
     weights = np.eye(len(logits))[means.argmin()]
-    if gain > STANDARD_ERRORS * error:
+    if gain >= -STANDARD_ERRORS * error:
         weights = likeliest_weights(true)
     return Mix(weights, divisors, means, gain, error)
 

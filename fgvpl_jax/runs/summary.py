@@ -8,6 +8,7 @@ from fgvpl_jax.displays.live_table import duration
 from fgvpl_jax.runs.results import RunResults, Tried
 
 MOST_NAMED = 5
+TRIED_COLUMNS = ("method", "held-out NLL", "accuracy", "time", "weight")
 # Everything that some method chooses on validation; the linear probe reports its own as a fact.
 CHOSEN = ("cache_logit_weight", "alpha", "beta", "inverse_regularisation")
 
@@ -72,7 +73,7 @@ def tried_lines(results: RunResults) -> list[str]:
     """
     if results.tried is None:
         return []
-    rows = [("method", "held-out NLL", "accuracy", "time", "weight")]
+    rows = [TRIED_COLUMNS]
     rows += [tried_cells(one) for one in best_first(results.tried)]
     lines = ["methods tried, compared on held-out photos:"]
     lines += [f"  {a:20}{b:>12}  {c:>9}  {d:>10}  {e}" for a, b, c, d, e in rows]
@@ -80,8 +81,8 @@ def tried_lines(results: RunResults) -> list[str]:
     if results.cv_interval is not None and results.test_accuracy is not None:
         low, high = results.cv_interval
         lines.append(
-            f"estimate from held-out photos, each without a say in the choice: "
-            f"{results.cv_accuracy:.2%}; 95% interval {low:.1%} to {high:.1%}"
+            "estimate from held-out photos, for each of which the choice is repeated without its "
+            f"fold: {results.cv_accuracy:.2%}; 95% interval {low:.1%} to {high:.1%}"
         )
     return lines
 
@@ -108,7 +109,8 @@ def _fold_lines(results: RunResults) -> list[str]:
         _scores(results, "cv", title, "held-out photos")
         + f"; 95% interval of the accuracy {low:.1%} to {high:.1%}",
         "there is no test split: each photo was predicted by a model trained on the other "
-        "folds; the classifier itself was then trained on all",
+        "folds; the classifier itself was then trained on all"
+        + ("" if results.tried is None else "; the choice of methods is repeated for each fold"),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS
+from fgvpl_jax.runs.summary import TRIED_COLUMNS, best_first, tried_cells
 from fgvpl_jax.serving.answer_view import ENVIRONMENT
 from fgvpl_jax.serving.page_events import PageEvents
 from fgvpl_jax.serving.service import Service
@@ -59,7 +60,9 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
         delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as page:
         session = gr.State(None, time_to_live=KEPT_SECONDS)
-        gr.HTML(ENVIRONMENT.get_template("intro.html.j2").render(classifier=classifier))
+        tried = [tried_cells(one) for one in best_first(classifier.results.tried or ())]
+        intro = ENVIRONMENT.get_template("intro.html.j2")
+        gr.HTML(intro.render(classifier=classifier, columns=TRIED_COLUMNS, tried=tried))
         photo_tab = add_photo_tab(examples, classifier.class_names)
         photos_tab = add_photos_tab(service.limits.photos_at_once)
         class_tab = add_class_tab() if classifier.uses_cache else None

@@ -4,13 +4,13 @@ import math
 from typing import TypeVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen, Trainable
@@ -69,14 +69,17 @@ class ClipLoRA(PixelMethod):
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
+        if not clip.vision.attention_layers:
+            raise UserError(
+                f"{self.name} adapts the attention layers of the image tower; "
+                f"{clip.identity.name} is a {clip.vision.kind}: choose a ViT, or another method"
+            )
         self.adapted_encoder = with_updates(clip.image_encoder, rngs)
         self.adapted_text = with_updates(clip.text, rngs)
         token_ids = clip.tokenize(
             [template.replace("{}", n.replace("_", " ")) for n in class_names]
         )
-        # Under causal attention, tokens after the end of the longest text affect no text feature.
-        longest = int(np.asarray(clip.text.ends(jnp.asarray(token_ids))).max()) + 1
-        self.token_ids = Frozen(jnp.asarray(token_ids[:, :longest]))
+        self.token_ids = Frozen(jnp.asarray(clip.text.without_padding(token_ids)))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "ClipLoRA":
@@ -108,7 +111,7 @@ class ClipLoRA(PixelMethod):
 def with_updates(module: ModuleT, rngs: nnx.Rngs) -> ModuleT:
     """Returns a copy of a frozen module whose query, key and value layers have updates."""
     copy = nnx.clone(module)
-    layers = copy.vision.layers if isinstance(copy, ImageEncoder) else copy.layers
+    layers = copy.vision.attention_layers if isinstance(copy, ImageEncoder) else copy.layers
     for layer in layers:
         attention = layer.attention
         for part in ("query", "key", "value"):

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, class_token_tower
 from fgvpl_jax.methods.interface import Choices, PixelMethod, Recipe, Task
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
 from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
@@ -63,7 +63,7 @@ class FGVPL(PixelMethod):
     ):
         super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision,
+            class_token_tower(clip.vision, self.name, clip.identity.name),
             num_prompts,
             attention_map=attention_map,
             connectivity=connectivity,

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, class_token_tower
 from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
 from fgvpl_jax.methods.interface import PixelMethod, Recipe, Task
 from fgvpl_jax.variables import Frozen
@@ -41,7 +41,7 @@ class FVP(PixelMethod):
     ):
         super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision,
+            class_token_tower(clip.vision, self.name, clip.identity.name),
             num_prompts,
             attention_map=attention_map,
             connectivity=connectivity,

@@ -31,10 +31,14 @@ demo: $(INSTALLED)
 test: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS)
 
-# Compares with PyTorch live; `make test` compares with stored results instead. PyTorch is pinned
-# because other releases can install gigabytes of CUDA libraries.
+# Compares live with transformers and OpenCLIP on PyTorch; `make test` compares with stored results
+# instead. PyTorch is pinned because other releases can install gigabytes of CUDA libraries;
+# OpenCLIP's requirements would install another one.
 parity: $(VENV)/developed
 	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/oracles \
+	  torchvision==0.28.0 timm==1.0.31 open-clip-torch==3.3.0
+	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[siglip]' ftfy==6.3.1
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) -m "torch and not slow"
 
 # Tests that take minutes each: real model shapes, tens of thousands of masks, whole training runs.
@@ -102,7 +106,7 @@ $(VENV)/developed: $(INSTALLED)
 lock:
 	printf 'jax[cuda12]\njax[tpu]; sys_platform == "linux"\n' | uv pip compile --quiet --universal \
 	  --python-version 3.11 --extra test --extra lint --extra docs --extra tensorflow --extra video --extra serve \
-	  --extra wandb --extra fuzz --no-annotate \
+	  --extra siglip --extra wandb --extra fuzz --no-annotate \
 	  pyproject.toml - -o constraints.txt
 
 clean:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.measuring import report
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.clip.image_input import ImageProcessor
+from fgvpl_jax.clip.image_input import TransformersProcessor
 from fgvpl_jax.data import ImageCache, Split, Transform, batches, eval_batches
 from fgvpl_jax.data.splits import make_split
 
@@ -57,7 +57,7 @@ def main(num_photos: int) -> dict[str, float]:
         split = draw_photos(Path(folder), num_photos)
         (Path(folder) / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
         vit_b_16 = VisionConfig(width=768, num_layers=12, num_heads=12, mlp_width=3072)
-        transform = ImageProcessor(Path(folder), vit_b_16).resize_and_crop
+        transform = TransformersProcessor(Path(folder), vit_b_16.image_size).resize_and_crop
         seconds = defaultdict(list)
         for number in range(-1, ROUNDS):
             cache = ImageCache(Path(folder) / f"cache_{number}", 10**10)

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fgvpl_jax.clip import ImageEncoder
+from fgvpl_jax.clip import ImageEncoder, class_token_tower
 from fgvpl_jax.clip.layers import ACTIVATIONS, attention_weights
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.visual_prompt import ATTENTION_MAPS, FGImageEncoder, attention_map, object_mask
@@ -71,7 +71,7 @@ def maps_of(
         class_feature: Unit text feature of the photos' class; without it, the two maps that need a
             class are left out.
     """
-    vision = encoder.vision
+    vision = class_token_tower(encoder.vision, "this benchmark")
     pixels = encoder.normalize_pixels(images)
     maps, masks = {}, {}
     for name in ATTENTION_MAPS:
@@ -132,8 +132,9 @@ def patch_evidence(
 ) -> Float[Array, "b n"]:
     """Returns the cosines of a feature with the patches' values of the last layer, projected."""
     merged = seen.values.swapaxes(1, 2).reshape(*seen.tokens.shape)
-    layer = list(encoder.vision.layers)[-1]
-    patches = normalize(encoder.vision.project(layer.attention.out(merged)))[:, 1:]
+    vision = class_token_tower(encoder.vision, "this benchmark")
+    layer = list(vision.layers)[-1]
+    patches = normalize(vision.project(layer.attention.out(merged)))[:, 1:]
     return jnp.einsum("bne,be->bn", patches, normalize(feature))
 
 
@@ -141,7 +142,8 @@ def gradient_weighted(
     encoder: ImageEncoder, seen: LastLayer, feature: Float[Array, "b e"]
 ) -> Float[Array, "b n"]:
     """Returns the last layer's class row times its positive gradient of the cosine with a class."""
-    vision, layer = encoder.vision, list(encoder.vision.layers)[-1]
+    vision = class_token_tower(encoder.vision, "this benchmark")
+    layer = list(vision.layers)[-1]
 
     def cosine(row: Float[Array, "b h t"]) -> Float[Array, ""]:
         mixed = jnp.einsum("bht,bhtc->bhc", row, seen.values).reshape(len(row), -1)

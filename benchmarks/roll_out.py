@@ -19,6 +19,7 @@ from flax import nnx
 
 from benchmarks.measuring import SHAPES, random_model, ratio, report, take_turns
 from fgvpl_jax import attention_map, object_mask
+from fgvpl_jax.clip import class_token_tower
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.visual_prompt import ATTENTION_MAPS
 from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, RollOut
@@ -29,7 +30,8 @@ from fgvpl_jax.visual_prompt.encoder import BORDER_CONTRAST
 def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
     """Times all variants and returns medians and ratios."""
     _, clip = random_model(shape, num_classes=10)
-    config = clip.vision.config
+    vision = class_token_tower(clip.vision, "this benchmark")
+    config = vision.config
     gh, gw = config.grid
     tokens = gh * gw + 2
     rng = np.random.default_rng(0)
@@ -39,7 +41,7 @@ def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
         for _ in range(config.num_layers - 1)
     ]
     images = jnp.asarray(rng.normal(size=(batch, clip.image_size, clip.image_size, 3)), jnp.float32)
-    graphdef, state = nnx.split(clip.vision)
+    graphdef, state = nnx.split(vision)
 
     def below(product: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.matmul(weights, product, precision="highest")
@@ -57,8 +59,8 @@ def main(shape: str, batch: int, dtype: str, rounds: int) -> dict[str, Any]:
 
     roll_outs = {name: jax.jit(partial(map_and_mask, one)) for name, one in ROLL_OUTS.items()}
     contrast = jax.jit(
-        lambda vision, tokens: object_mask(
-            middle_contrast(nnx.merge(graphdef, vision), tokens), (gh, gw)
+        lambda state, tokens: object_mask(
+            middle_contrast(nnx.merge(graphdef, state), tokens), (gh, gw)
         )
     )
     entering = jnp.asarray(rng.normal(size=(batch, tokens, config.width)), dtype)

@@ -21,8 +21,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from benchmarks.measuring import SHAPES, smooth_photo
-from fgvpl_jax.clip.config import VisionConfig, read_config
+from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.clip.convert import LOGIT_SCALE, hugging_face_tensors
+from fgvpl_jax.clip.families.hugging_face_clip import read_sizes
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.data import benchmark_named
 
@@ -81,7 +82,7 @@ def write_clip(folder: Path, vision_config: VisionConfig) -> None:
     config["text_config"]["max_position_embeddings"] = CONTEXT
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
-    _, text_config = read_config(folder)
+    _, text_config = read_sizes(folder / "config.json", config)
     tensors = hugging_face_tensors(
         VisionTower(vision_config, rngs=nnx.Rngs(0)), TextTower(text_config, rngs=nnx.Rngs(1))
     )

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from fgvpl_jax import defaults
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, class_token_tower
 from fgvpl_jax.clip.convert import hugging_face_tensors
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
@@ -46,8 +46,9 @@ class TorchFGVPL(nn.Module):
     def __init__(self, clip: CLIP, model: FGVPL):
         """Copies every parameter from a JAX model and its backbone."""
         super().__init__()
-        self.clip: Any = clip_like(clip.vision, clip.text, "sdpa")
-        self.weighing: Any = clip_like(clip.vision, clip.text, "eager").vision_model.encoder.layers
+        vision = class_token_tower(clip.vision, "this benchmark")
+        self.clip: Any = clip_like(vision, clip.text, "sdpa")
+        self.weighing: Any = clip_like(vision, clip.text, "eager").vision_model.encoder.layers
         self.requires_grad_(False)
         self.last_layer = self.clip.vision_model.encoder.layers[-1]
         self.fine_grained_layer = copy.deepcopy(self.last_layer)
@@ -198,7 +199,7 @@ def clip_like(vision: VisionTower, text: TextTower, attention: str) -> CLIPModel
     sizes["text_config"] |= {
         "vocab_size": text.config.vocab_size,
         "max_position_embeddings": text.config.context_length,
-        "eos_token_id": text.config.eos_token_id,
+        "eos_token_id": text.config.eos_token_id or 2,
     }
     config = CLIPConfig.from_dict({**sizes, "projection_dim": vision.config.embed_dim})
     model = CLIPModel._from_config(config, attn_implementation=attention)

@@ -30,6 +30,7 @@ from benchmarks.measuring import (
     take_turns,
 )
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
+from fgvpl_jax.clip import class_token_tower
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
@@ -54,7 +55,8 @@ def main(
         "train_step": steps(step.function, step),
         "evaluation": partial(evaluation.function, *evaluation.arguments),
     }
-    sizes = matmul_shape(clip.vision.config, batch)
+    config = class_token_tower(clip.vision, "this benchmark").config
+    sizes = matmul_shape(config, batch)
     contestants["xla_matmul"] = xla_matmul(*sizes, dtype)
     if with_torch:
         from benchmarks import torch_reference
@@ -83,8 +85,8 @@ def main(
         "rounds": rounds,
     }
     for name, flops in (
-        ("train_step", train_flops(clip.vision.config)),
-        ("evaluation", evaluation_flops(clip.vision.config)),
+        ("train_step", train_flops(config)),
+        ("evaluation", evaluation_flops(config)),
     ):
         achieved = batch * flops / medians[name]
         result |= {

@@ -25,7 +25,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.convert import LOGIT_SCALE, hugging_face_tensors
-from fgvpl_jax.clip.image_input import ImageProcessor
+from fgvpl_jax.clip.image_input import TransformersProcessor
 from fgvpl_jax.clip.layers import INIT_STD
 from fgvpl_jax.clip.text_input import Tokenizer
 from fgvpl_jax.clip.towers import TextTower, VisionTower
@@ -163,7 +163,7 @@ def main(_: list[str]) -> None:
     out = Path(OUT.value)
     vision_config, text_config = write_small_files(out)
     tokenizer = Tokenizer(out, text_config)
-    ImageProcessor(out, vision_config)  # the written file must fit the tower
+    TransformersProcessor(out, vision_config.image_size)  # the written file must fit the tower
     names = [" ".join(pair) for pair in pretraining_pairs()]
     captions = np.stack([tokenizer([t.format(n) for n in names]) for t in TEMPLATES])
     images, labels = draw_all(NUM_SCENES.value)

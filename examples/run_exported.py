@@ -21,9 +21,14 @@ def prepare(file: str | Path, preparation: dict[str, Any]) -> np.ndarray:
     if photo.has_transparency_data:  # transparency becomes white
         white = Image.new("RGBA", photo.size, "white")
         photo = Image.alpha_composite(white, photo.convert("RGBA"))
-    side, resample = preparation["centre_crop"], Image.Resampling[preparation["filter"].upper()]
+    resample = Image.Resampling[preparation["filter"].upper()]
+    if "both_sides" in preparation:
+        side = preparation["both_sides"]
+        return np.asarray(photo.convert("RGB").resize((side, side), resample))
+    side = preparation["centre_crop"]
     width, height = (int(side * length / min(photo.size)) for length in photo.size)
-    left, top = (width - side) // 2, (height - side) // 2
+    half = round if preparation.get("half_pixels") == "to even" else int
+    left, top = half((width - side) / 2), half((height - side) / 2)
     resized = photo.convert("RGB").resize((width, height), resample)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 

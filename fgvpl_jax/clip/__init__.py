@@ -1,15 +1,17 @@
-"""The frozen two-tower backbone: loads a Hugging Face CLIP and computes features."""
+"""The frozen two-tower backbone: loads a checkpoint and computes features."""
 
 from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.load import CLIP, Identity, identity_of, load_clip
-from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.clip.towers import ImageTower, TextTower, VisionTower, class_token_tower
 
 __all__ = [
     "CLIP",
     "Identity",
     "ImageEncoder",
+    "ImageTower",
     "TextTower",
     "VisionTower",
+    "class_token_tower",
     "identity_of",
     "load_clip",
 ]

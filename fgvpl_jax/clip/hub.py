@@ -3,25 +3,12 @@
 import re
 from pathlib import Path
 
-from fgvpl_jax.clip.weights import MSGPACK, PYTORCH, SAFETENSORS, SHARD_INDEX
+from fgvpl_jax.clip.families import all_small_files, family_of
+from fgvpl_jax.clip.weights import SHARD_INDEX
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# Listed by name, because a pattern such as *.json would also fetch small files of other formats.
-SMALL_FILES = [
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-]
-# Only one format is fetched: the first whose first file the repository has.
-FORMATS = ([SAFETENSORS], [SHARD_INDEX, "model-*.safetensors"], [MSGPACK], [PYTORCH])
 # The repository is listed first with this timeout, because `snapshot_download` waits forever on a
 # network that drops packets.
 TIMEOUT_SECONDS = 10
@@ -44,14 +31,14 @@ def find_checkpoint(path_or_hub_id: str) -> tuple[Path, str | None]:
         return directory, None
     if directory.is_file() or not HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(
-            f"there is no directory {path_or_hub_id!r}: name a folder with a Hugging Face CLIP, "
-            "or a hub id such as openai/clip-vit-base-patch16"
+            f"there is no directory {path_or_hub_id!r}: name a folder with a checkpoint, or a "
+            "hub id such as openai/clip-vit-base-patch16"
         )
     return _fetch(path_or_hub_id)
 
 
 def _fetch(hub_id: str) -> tuple[Path, str]:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     # `Exception` on purpose: no network, no such repository, no access, an impossible name and a
     # full disk each raise a different error, some of them the HTTP library's.
@@ -63,17 +50,27 @@ def _fetch(hub_id: str) -> tuple[Path, str]:
             raise _refusal(hub_id, error) from error
         return directory, directory.name
     files = {sibling.rfilename for sibling in siblings}
-    weights = next((names for names in FORMATS if names[0] in files), None)
+    directory = _download(hub_id, all_small_files())
+    family, _ = family_of(directory, files)
+    # Only one format is fetched: the first whose first file the repository has.
+    weights = next((name for name in family.weight_formats if name in files), None)
     if weights is None:
         raise UserError(
             f"{hub_id} on the hub holds no weights in a supported format; supported are "
-            f"{', '.join(names[0] for names in FORMATS)}"
+            f"{', '.join(family.weight_formats)}"
         )
+    shards = ["model-*.safetensors"] if weights == SHARD_INDEX else []
+    directory = _download(hub_id, [weights, *shards])
+    return directory, directory.name
+
+
+def _download(hub_id: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
     try:
-        directory = Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES, *weights]))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:
         raise _refusal(hub_id, error) from error
-    return directory, directory.name
 
 
 def _refusal(hub_id: str, error: Exception) -> UserError:

@@ -5,12 +5,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from fgvpl_jax.clip.towers import VisionTower
+from fgvpl_jax.clip.towers import ImageTower
 from fgvpl_jax.variables import Frozen
 
 
 class ImageEncoder(nnx.Module):
-    """The checkpoint's normalisation followed by the frozen vision tower.
+    """The checkpoint's normalisation followed by the frozen image tower.
 
     Attributes:
         vision: The tower, shared with its other users.
@@ -18,7 +18,7 @@ class ImageEncoder(nnx.Module):
 
     def __init__(
         self,
-        vision: VisionTower,
+        vision: ImageTower,
         *,
         mean: Float[np.ndarray, "3"],
         std: Float[np.ndarray, "3"],

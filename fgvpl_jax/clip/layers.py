@@ -71,23 +71,28 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with scale 1/sqrt(d/h).
+    """Multi-head attention with scale 1/sqrt(d/h).
 
     Eq. 5 prints sqrt(H), but CLIP's weights were trained with 1/sqrt(d/h).
+
+    Args:
+        width: Width d of the tokens.
+        num_heads: Number of heads h.
+        dim_out: Width of the updates; None for that of the tokens.
+        rngs: Random streams.
     """
 
-    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, *, dim_out: int | None = None, rngs: nnx.Rngs):
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.out = (
-            Linear(width, width, rngs=rngs) for _ in range(4)
-        )
+        self.query, self.key, self.value = (Linear(width, width, rngs=rngs) for _ in range(3))
+        self.out = Linear(width, dim_out or width, rngs=rngs)
 
     def __call__(
         self,
         tokens: Float[Array, "b t d"],
         mask: Bool[Array, "#b #q t"] | None = None,
         num_queries: int | None = None,
-    ) -> tuple[Float[Array, "b q d"], Float[Array, "b h q t"]]:
+    ) -> tuple[Float[Array, "b q e"], Float[Array, "b h q t"]]:
         """Attends from the first `num_queries` tokens to all tokens.
 
         Args:
@@ -98,9 +103,17 @@ class Attention(nnx.Module):
             Updates of the query tokens, and the attention weights, both in the tokens' type. The
             weight of a masked key is exactly 0.
         """
-        query, key = self.queries_and_keys(tokens, num_queries)
+        return self.attend(tokens[:, :num_queries], tokens, mask)
+
+    def attend(
+        self,
+        readers: Float[Array, "b q d"],
+        tokens: Float[Array, "b t d"],
+        mask: Bool[Array, "#b #q t"] | None = None,
+    ) -> tuple[Float[Array, "b q e"], Float[Array, "b h q t"]]:
+        """Attends from other tokens, the readers, to all tokens; see `__call__`."""
         value = self._heads(self.value(tokens))
-        weights = attention_weights(query, key, mask)
+        weights = attention_weights(self._queries(readers), self._heads(self.key(tokens)), mask)
         mixed = (weights @ value).swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
@@ -137,8 +150,11 @@ class Attention(nnx.Module):
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None
     ) -> tuple[Float[Array, "b h q c"], Float[Array, "b h t c"]]:
         """Returns scaled queries, and keys, of normalised tokens for `attention_weights`."""
-        query = self._heads(self.query(tokens[:, :num_queries]))
-        return query * (1 / math.sqrt(query.shape[-1])), self._heads(self.key(tokens))
+        return self._queries(tokens[:, :num_queries]), self._heads(self.key(tokens))
+
+    def _queries(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b h t c"]:
+        query = self._heads(self.query(tokens))
+        return query * (1 / math.sqrt(query.shape[-1]))
 
     # Heads come before tokens, and weights are the left operand of the product with values. In the
     # other order, XLA takes up to 2.6 times as long for a layer's attention on a CPU.

@@ -12,14 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
-from fgvpl_jax.clip.config import read_config
 from fgvpl_jax.clip.convert import build_towers
 from fgvpl_jax.clip.downloads import check_small_file
-from fgvpl_jax.clip.hub import SMALL_FILES, find_checkpoint
+from fgvpl_jax.clip.families import family_of
+from fgvpl_jax.clip.family import Family
+from fgvpl_jax.clip.hub import find_checkpoint
 from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.image_input import ImageProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
-from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.clip.towers import ImageTower, TextTower
 from fgvpl_jax.clip.weights import content_hash, read_tensors, weight_files
 
 
@@ -47,7 +48,7 @@ def _apply(graphdef: nnx.GraphDef, state: nnx.State, inputs: Array) -> Array:
 
 
 class CLIP:
-    """A frozen CLIP; features are raw (not normalised), as transformers returns them.
+    """A frozen two-tower model; features are raw (not normalised), as its own library returns them.
 
     Attributes:
         vision: The image tower.
@@ -64,7 +65,7 @@ class CLIP:
 
     def __init__(
         self,
-        vision: VisionTower,
+        vision: ImageTower,
         text: TextTower,
         logit_scale: float,
         tokenizer: Tokenizer,
@@ -113,12 +114,11 @@ class CLIP:
 
 
 def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
-    """Loads a Hugging Face CLIP from a directory or, by `owner/name`, from the hub.
+    """Loads a two-tower checkpoint from a directory or, by `owner/name`, from the hub.
 
     Args:
-        path_or_hub_id: A hub id, or a directory with config.json, weights (safetensors, sharded
-            safetensors, flax_model.msgpack or, with torch installed, pytorch_model.bin), tokenizer
-            files and preprocessor_config.json (or processor_config.json).
+        path_or_hub_id: A hub id, or a directory with the files of one of the `FAMILIES`: a config,
+            weights, tokenizer files, and the settings of the preparation of photos.
     Returns:
         The frozen model in float32.
     Raises:
@@ -126,15 +126,20 @@ def load_clip(path_or_hub_id: str | os.PathLike[str]) -> CLIP:
     """
     name = os.fspath(path_or_hub_id)
     directory, revision = find_checkpoint(name)
-    for file in small_files(directory):
+    family, config = family_of(directory)
+    for file in small_files(directory, family):
         check_small_file(file)
-    vision_config, text_config = read_config(directory)
-    tokenizer = Tokenizer(directory, text_config)
-    image_processor = ImageProcessor(directory, vision_config)
-    tensors = read_tensors(weight_files(directory))
-    vision, text, logit_scale = build_towers(vision_config, text_config, tensors)
-    identity = _identity(name, directory, revision)
-    return CLIP(vision, text, logit_scale, tokenizer, image_processor, identity)
+    architecture = family.read(directory, config)
+    tensors = read_tensors(weight_files(directory, family.weight_formats))
+    vision, text, logit_scale = build_towers(architecture, tensors)
+    return CLIP(
+        vision,
+        text,
+        logit_scale,
+        architecture.tokenizer,
+        architecture.image_processor,
+        _identity(name, directory, revision, family),
+    )
 
 
 def identity_of(path_or_hub_id: str | os.PathLike[str]) -> Identity:
@@ -144,14 +149,17 @@ def identity_of(path_or_hub_id: str | os.PathLike[str]) -> Identity:
         UserError: If there is no checkpoint.
     """
     name = os.fspath(path_or_hub_id)
-    return _identity(name, *find_checkpoint(name))
+    directory, revision = find_checkpoint(name)
+    family, _ = family_of(directory)
+    return _identity(name, directory, revision, family)
 
 
-def small_files(directory: Path) -> list[Path]:
+def small_files(directory: Path, family: Family) -> list[Path]:
     """Returns the config, tokenizer and image processor files of a checkpoint."""
-    return [directory / file for file in SMALL_FILES if (directory / file).is_file()]
+    return [directory / file for file in family.small_files if (directory / file).is_file()]
 
 
-def _identity(name: str, directory: Path, revision: str | None) -> Identity:
-    hashes = content_hash(weight_files(directory)), content_hash(small_files(directory))
+def _identity(name: str, directory: Path, revision: str | None, family: Family) -> Identity:
+    weights = weight_files(directory, family.weight_formats)
+    hashes = content_hash(weights), content_hash(small_files(directory, family))
     return Identity(name, revision, *hashes)

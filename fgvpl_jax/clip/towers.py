@@ -1,10 +1,14 @@
 """The image tower and the text tower."""
 
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from collections.abc import Sequence
+from typing import ClassVar
 
-from fgvpl_jax.clip.config import LEGACY_EOS_TOKEN_ID, TextConfig, VisionConfig
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from fgvpl_jax.clip.config import ImageConfig, TextConfig, VisionConfig
 from fgvpl_jax.clip.layers import INIT_STD, LayerNorm, Linear, TransformerLayer
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
@@ -14,13 +18,70 @@ def _embedding(rngs: nnx.Rngs, *shape: int) -> Frozen:
     return Frozen(nnx.initializers.normal(INIT_STD)(rngs.params(), shape))
 
 
-class VisionTower(nnx.Module):
-    """CLIP's ViT; every variable is `Frozen`.
+class ImageTower(nnx.Module):
+    """An image tower of any family; every variable is `Frozen`.
+
+    Attributes:
+        kind: What the tower is, for messages.
+        config: Sizes of the tower.
+    """
+
+    kind: ClassVar[str]
+    config: ImageConfig
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of patches per column and per row, (gh, gw)."""
+        return self.config.grid
+
+    @property
+    def attention_layers(self) -> Sequence[TransformerLayer]:
+        """Returns the tower's transformer layers; empty without any."""
+        return ()
+
+    def check(self, pixels: Array) -> None:
+        """Refuses images that the tower does not take.
+
+        Raises:
+            UserError: If the images are of another shape or not floating point.
+        """
+        side = self.config.image_size
+        if pixels.shape[1:] != (side, side, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise UserError(
+                f"images are {pixels.dtype} {list(pixels.shape)}, but this backbone takes float "
+                f"[b, {side}, {side}, 3]: pass them through clip.preprocess"
+            )
+
+    def __call__(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b e"]:
+        """Returns raw features of normalised images of the tower's size."""
+        raise NotImplementedError
+
+
+def embedded_patches(
+    pixels: Float[Array, "b H W 3"], embedding: Linear, config: ImageConfig
+) -> Float[Array, "b n d"]:
+    """Returns each patch's embedding, row-major, in the parameters' type.
+
+    A strided convolution is one matrix product per patch; it ignores the remaining pixels.
+    """
+    gh, gw = config.grid
+    patch = config.patch_size
+    pixels = pixels[:, : gh * patch, : gw * patch].astype(embedding.kernel[...].dtype)
+    b = pixels.shape[0]
+    patches = pixels.reshape(b, gh, patch, gw, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    return embedding(patches.reshape(b, gh * gw, patch * patch * 3))
+
+
+class VisionTower(ImageTower):
+    """CLIP's ViT, whose class token attends to patches.
 
     Attributes:
         layers: The L blocks.
         config: Sizes of the tower.
     """
+
+    kind = "ViT with a class token"
+    config: VisionConfig
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         gh, gw = config.grid
@@ -38,9 +99,9 @@ class VisionTower(nnx.Module):
         self.projection = Linear(config.width, config.embed_dim, use_bias=False, rngs=rngs)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Number of patches per column and per row, (gh, gw)."""
-        return self.config.grid
+    def attention_layers(self) -> Sequence[TransformerLayer]:
+        """Returns the L blocks."""
+        return self.layers
 
     def embed(
         self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
@@ -56,20 +117,9 @@ class VisionTower(nnx.Module):
         Raises:
             UserError: If the images are of another shape or not floating point.
         """
-        side = self.config.image_size
-        if pixels.shape[1:] != (side, side, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
-            raise UserError(
-                f"images are {pixels.dtype} {list(pixels.shape)}, but this backbone takes float "
-                f"[b, {side}, {side}, 3]: pass them through clip.preprocess"
-            )
-        gh, gw = self.grid
-        patch = self.config.patch_size
-        kernel = self.patch_embedding.kernel[...]
-        # A strided convolution is one matrix product per patch; it ignores the remaining pixels.
-        pixels = pixels[:, : gh * patch, : gw * patch].astype(kernel.dtype)
+        self.check(pixels)
+        patches = embedded_patches(pixels, self.patch_embedding, self.config)
         b = pixels.shape[0]
-        patches = pixels.reshape(b, gh, patch, gw, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, gh * gw, patch * patch * 3) @ kernel
         class_token = jnp.broadcast_to(self.class_embedding[...], (b, 1, patches.shape[2]))
         tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...]
         return self.pre_norm(tokens).astype(dtype or tokens.dtype)
@@ -90,8 +140,38 @@ class VisionTower(nnx.Module):
         return self.project(class_token[:, 0])
 
 
+def class_token_tower(
+    vision: ImageTower, needed_by: str, backbone: str = "this backbone"
+) -> VisionTower:
+    """Returns the tower if it is one whose class token attends to patches.
+
+    Args:
+        vision: The image tower.
+        needed_by: Name of what needs such a tower, for the message.
+        backbone: Name of the backbone, for the message.
+    Raises:
+        UserError: If it is another tower.
+    """
+    if not isinstance(vision, VisionTower):
+        raise UserError(
+            f"{needed_by} needs a tower whose class token attends to patches; {backbone} is a "
+            f"{vision.kind}: choose a ViT with a class token, or another method"
+        )
+    return vision
+
+
 class TextTower(nnx.Module):
-    """CLIP's text transformer; every variable is `Frozen`."""
+    """CLIP's text transformer; every variable is `Frozen`.
+
+    Attributes:
+        num_start_tokens: Number of tokens with which the tokenizer begins every text.
+        is_causal: Whether a token attends only to itself and earlier tokens.
+        has_projection_bias: Whether the projection adds a bias.
+    """
+
+    num_start_tokens: ClassVar[int] = 1
+    is_causal: ClassVar[bool] = True
+    has_projection_bias: ClassVar[bool] = False
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -101,7 +181,9 @@ class TextTower(nnx.Module):
             TransformerLayer(config, rngs=rngs) for _ in range(config.num_layers)
         )
         self.final_norm = LayerNorm(config.width, config.layer_norm_eps)
-        self.projection = Linear(config.width, config.embed_dim, use_bias=False, rngs=rngs)
+        self.projection = Linear(
+            config.width, config.embed_dim, use_bias=self.has_projection_bias, rngs=rngs
+        )
 
     def __call__(self, token_ids: Int[Array, "b c"]) -> Float[Array, "b e"]:
         """Returns raw text features: causal attention, pooled at the end of the text.
@@ -118,9 +200,27 @@ class TextTower(nnx.Module):
 
     def ends(self, token_ids: Int[Array, "b c"]) -> Int[Array, "b"]:
         """Returns the position of each text's end token, by the checkpoint's convention."""
-        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+        if self.config.eos_token_id is None:
             return token_ids.argmax(axis=1)  # in that vocabulary end-of-text has the largest id
         return (token_ids == self.config.eos_token_id).argmax(axis=1)
+
+    def fits(self, token_ids: Int[np.ndarray, "b c"], length: int) -> Bool[np.ndarray, "b"]:
+        """Returns whether `length` tokens hold each text, without padding."""
+        return np.asarray(self.ends(jnp.asarray(token_ids))) < length
+
+    def without_padding(
+        self, token_ids: Int[np.ndarray, "b c"], length: int | None = None
+    ) -> Int[np.ndarray, "b t"]:
+        """Returns the tokens that the features of the texts depend on.
+
+        Args:
+            token_ids: Texts that fit into `length` tokens.
+            length: Number of tokens to leave at most; None for the context length.
+        Returns:
+            The texts up to the end of the longest one: under causal attention, later tokens affect
+            no feature.
+        """
+        return token_ids[:, : int(np.asarray(self.ends(jnp.asarray(token_ids))).max()) + 1]
 
     def encode(
         self, embeddings: Float[Array, "b c d"], ends: Int[Array, "b"]
@@ -139,6 +239,6 @@ class TextTower(nnx.Module):
             )
         tokens = embeddings + self.position_embedding[...][:length]
         for layer in self.layers:
-            tokens, _ = layer(tokens, causal=True)
+            tokens, _ = layer(tokens, causal=self.is_causal)
         pooled = jnp.take_along_axis(tokens, ends[:, None, None], axis=1)[:, 0]
         return self.projection(self.final_norm(pooled))

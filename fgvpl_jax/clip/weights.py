@@ -1,4 +1,4 @@
-"""Reads a checkpoint's tensors from any of its formats, under Hugging Face's PyTorch names."""
+"""Reads a checkpoint's tensors from any of its formats, under their PyTorch names."""
 
 import hashlib
 import os
@@ -25,17 +25,21 @@ SHARD_INDEX = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
 PYTORCH = "pytorch_model.bin"
 SUFFIX = ".safetensors"
+# The file that each format of transformers begins with, in order of preference.
+TRANSFORMERS_FORMATS = (SAFETENSORS, SHARD_INDEX, MSGPACK, PYTORCH)
 
 
-def weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path, formats: tuple[str, ...] = TRANSFORMERS_FORMATS) -> list[Path]:
     """Returns the files that hold the weights, in the first format present.
 
+    Args:
+        directory: Folder of the checkpoint.
+        formats: Name of the first file of each format, in order of preference.
     Raises:
         UserError: If no format is present or a shard is missing.
     """
-    if (directory / SAFETENSORS).is_file():
-        return [directory / SAFETENSORS]
-    if (directory / SHARD_INDEX).is_file():
+    name = next((name for name in formats if (directory / name).is_file()), None)
+    if name == SHARD_INDEX:
         shards = [directory / name for name in sorted(set(shard_of_each(directory).values()))]
         # `os.path`, because pathlib raises an error for a name that is too long.
         missing = [shard.name for shard in shards if not os.path.isfile(shard)]
@@ -45,13 +49,12 @@ def weight_files(directory: Path) -> list[Path]:
                 "download them again"
             )
         return shards
-    for name in (MSGPACK, PYTORCH):
-        if (directory / name).is_file():
-            return [directory / name]
-    raise UserError(
-        f"{directory} holds no weights{unfinished_downloads(directory)}: it must have "
-        f"{SAFETENSORS}, {SHARD_INDEX}, {MSGPACK} or {PYTORCH}"
-    )
+    if name is None:
+        raise UserError(
+            f"{directory} holds no weights{unfinished_downloads(directory)}: it must have "
+            f"{', '.join(formats[:-1])} or {formats[-1]}"
+        )
+    return [directory / name]
 
 
 def shard_of_each(directory: Path) -> dict[str, str]:
@@ -135,7 +138,7 @@ def _read_pytorch(file: Path) -> Tensors:
     if find_spec("torch") is None:
         raise UserError(
             f"{file} is a PyTorch pickle: pip install torch to read it, or use the same "
-            f"checkpoint's {SAFETENSORS} or {MSGPACK}"
+            "checkpoint's .safetensors or .msgpack file"
         )
     import torch
 
@@ -177,5 +180,8 @@ READERS: dict[str, Callable[[Path], Tensors]] = {
     ".bin": _read_pytorch,
 }
 
-# Index buffers that older files contain in addition to the weights.
-KNOWN_BUFFERS = re.compile(r"(vision_model|text_model)\.embeddings\.position_ids")
+# Integers that files contain in addition to the weights: positions, and the number of batches that
+# a BatchNorm has seen.
+KNOWN_BUFFERS = re.compile(
+    r"(vision_model|text_model)\.embeddings\.position_ids|visual\..*\.num_batches_tracked"
+)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fgvpl_jax.clip import ImageEncoder, VisionTower
+from fgvpl_jax.clip import ImageEncoder, ImageTower
 from fgvpl_jax.inference.programs import AddedClassArrays, Inference, padded_batch
 
 WINDOW_SHARE = 3 / 8  # of the grid's side
@@ -68,7 +68,7 @@ def evidence_map(
     crop: UInt8[np.ndarray, "H W 3"],
     label: int,
     colour: UInt8[np.ndarray, "3"],
-    vision: VisionTower,
+    vision: ImageTower,
     added: AddedClassArrays | None = None,
 ) -> Float[np.ndarray, "gh gw"]:
     """Returns the evidence in one crop for one class; see `ClassEvidence`.

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
+from fgvpl_jax.clip.image_input import Geometry
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user, written_whole
 from fgvpl_jax.inference.classifier import Classifier
@@ -95,22 +96,28 @@ def describe_preparation(classifier: Classifier) -> dict[str, Any]:
     """Describes how a photo must be prepared for the program.
 
     Raises:
-        UserError: If the backbone needs more than resize and centre crop.
+        UserError: If the backbone needs more than a resize and a centre crop.
     """
     processor = classifier.clip.image_processor
-    if not processor.is_plain:
+    if processor.geometry is None:
         raise UserError(
-            f"the backbone {classifier.clip.identity.name} does not prepare photos by CLIP's "
-            "resize of the shortest side and centre crop, the only preparation that an export can "
-            "describe: predict with the run itself instead"
+            f"the backbone {classifier.clip.identity.name} does not prepare photos by a resize of "
+            "the shortest side and a centre crop, or by a resize to a square, the only "
+            "preparations that an export can describe: predict with the run itself instead"
         )
-    return {
+    side = processor.side
+    preparation = {
         "mode": "RGB",  # upright by EXIF, transparency on white
-        "shortest_side": classifier.clip.image_size,
-        "longer_side": "rounded down",
         "filter": processor.resample.name.lower(),
-        "centre_crop": classifier.clip.image_size,
         "dtype": "uint8",
+    }
+    if processor.geometry is Geometry.SQUASH:
+        return preparation | {"both_sides": side}
+    return preparation | {
+        "shortest_side": side,
+        "longer_side": "rounded down",
+        "centre_crop": side,
+        "half_pixels": "to even" if processor.geometry is Geometry.CROP_TO_EVEN else "down",
     }
 
 

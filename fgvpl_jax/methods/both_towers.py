@@ -1,16 +1,16 @@
 """What the methods share that train weights of both towers: the texts, the logits, the recipe."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import TransformerLayer
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.interface import PixelMethod, Recipe
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen
@@ -47,15 +47,11 @@ class BothTowers(PixelMethod):
         super().__init__(clip, text_features)
         self.adapted_encoder = adapted_encoder
         self.adapted_text = adapted_text
-        token_ids = clip.tokenize(
-            [template.replace("{}", n.replace("_", " ")) for n in class_names]
-        )
-        # Under causal attention, tokens after the end of the longest text affect no text feature.
-        ends = np.asarray(clip.text.ends(jnp.asarray(token_ids)))
-        token_ids = token_ids[:, : int(ends.max()) + 1]
+        texts = [template.replace("{}", n.replace("_", " ")) for n in class_names]
+        token_ids = jnp.asarray(clip.text.without_padding(clip.tokenize(texts)))
         # Embedded once, so that an export holds no table of all tokens.
-        self.texts = Frozen(clip.text.token_embedding[...][jnp.asarray(token_ids)])
-        self.ends = Frozen(jnp.asarray(ends, jnp.int32))
+        self.texts = Frozen(clip.text.token_embedding[...][token_ids])
+        self.ends = Frozen(clip.text.ends(token_ids))
 
     @classmethod
     def recipe(cls, benchmark: str, shots: int, num_images: int) -> Recipe:
@@ -81,11 +77,24 @@ class BothTowers(PixelMethod):
         return self.cosine_logits(features, self.adapted_text_features())
 
 
+def check_has_attention(clip: CLIP, method: str) -> None:
+    """Refuses a backbone whose image tower has no transformer layers, such as a ResNet.
+
+    Raises:
+        UserError: If it has none.
+    """
+    if not clip.vision.attention_layers:
+        raise UserError(
+            f"{method} trains the transformer layers of the image tower; {clip.identity.name} is a "
+            f"{clip.vision.kind}: choose a ViT, or another method"
+        )
+
+
 def first_template(config: ConfigDict) -> str:
     """Returns the template whose texts the text tower reads in training."""
     return config.data.templates[0]
 
 
-def layers_of(tower: ImageEncoder | TextTower) -> nnx.List[TransformerLayer]:
+def layers_of(tower: ImageEncoder | TextTower) -> Sequence[TransformerLayer]:
     """Returns the transformer layers of a tower."""
-    return tower.vision.layers if isinstance(tower, ImageEncoder) else tower.layers
+    return tower.vision.attention_layers if isinstance(tower, ImageEncoder) else tower.layers

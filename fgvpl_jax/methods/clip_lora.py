@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear
-from fgvpl_jax.methods.both_towers import BothTowers, first_template, layers_of
+from fgvpl_jax.methods.both_towers import (
+    BothTowers,
+    check_has_attention,
+    first_template,
+    layers_of,
+)
 from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.variables import Trainable
 
@@ -61,6 +66,7 @@ class ClipLoRA(BothTowers):
         *,
         rngs: nnx.Rngs,
     ):
+        check_has_attention(clip, self.name)
         adapted_encoder = with_updates(clip.image_encoder, rngs)
         adapted_text = with_updates(clip.text, rngs)
         super().__init__(clip, class_names, template, text_features, adapted_encoder, adapted_text)

@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear, TransformerLayer
-from fgvpl_jax.methods.both_towers import FINAL_RATE, BothTowers, first_template, layers_of
+from fgvpl_jax.methods.both_towers import (
+    FINAL_RATE,
+    BothTowers,
+    check_has_attention,
+    first_template,
+    layers_of,
+)
 from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.methods.optimizers import cosine
 from fgvpl_jax.variables import Frozen, Trainable
@@ -68,6 +74,7 @@ class ClipSVD(BothTowers):
         template: str,
         text_features: Float[Array, "k e"],
     ):
+        check_has_attention(clip, self.name)
         image_factors, text_factors = factors_of(clip)
         adapted_encoder = decomposed(clip.image_encoder, image_factors)
         adapted_text = decomposed(clip.text, text_factors)

@@ -1,7 +1,6 @@
 """CoOp: learnt word vectors before the class name, read by the frozen text tower."""
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -48,7 +47,7 @@ class CoOp(CoOpLoop):
     Attributes:
         context: Learnt vectors [16, d], shared by all classes; d is the text tower's width.
         text: The frozen text tower.
-        start: Embedding [d] of the start-of-text token.
+        start: Embeddings of the tokens that begin every text.
         names: Embeddings [k, c, d] of class name, full stop and end of text, padded.
         ends: Position [k] of each text's end-of-text token.
     """
@@ -72,19 +71,20 @@ class CoOp(CoOpLoop):
         self.text = clip.text
         # CoOp's code ends the sentence with a full stop.
         token_ids = clip.tokenize([name.replace("_", " ") + "." for name in class_names])
-        ends = np.asarray(clip.text.ends(jnp.asarray(token_ids)))
-        longest = int(ends.max()) + 1
-        if NUM_CONTEXT + longest > clip.text.config.context_length:
+        room = clip.text.config.context_length - NUM_CONTEXT
+        fits = clip.text.fits(token_ids, room)
+        if not fits.all():
             raise UserError(
                 f"{NUM_CONTEXT} context vectors and the class name "
-                f"{class_names[int(ends.argmax())]!r} exceed this backbone's "
+                f"{class_names[int(fits.argmin())]!r} exceed this backbone's "
                 f"{clip.text.config.context_length} tokens: shorten the name"
             )
-        # Under causal attention, tokens after the end of the longest text affect no text feature.
-        embeddings = clip.text.token_embedding[...][jnp.asarray(token_ids[:, :longest])]
-        self.start = Frozen(embeddings[0, 0])
-        self.names = Frozen(embeddings[:, 1:])
-        self.ends = Frozen(jnp.asarray(ends + NUM_CONTEXT, jnp.int32))
+        kept = jnp.asarray(clip.text.without_padding(token_ids, room))
+        embeddings = clip.text.token_embedding[...][kept]
+        num_start = clip.text.num_start_tokens
+        self.start = Frozen(embeddings[0, :num_start])
+        self.names = Frozen(embeddings[:, num_start:])
+        self.ends = Frozen(jnp.asarray(clip.text.ends(kept) + NUM_CONTEXT, jnp.int32))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "CoOp":
@@ -94,7 +94,7 @@ class CoOp(CoOpLoop):
     def class_weights(self) -> Float[Array, "k e"]:
         """Returns the features of the learnt texts as unit vectors."""
         names = self.names[...]
-        beginning = jnp.concatenate([self.start[...][None], self.context[...]])
+        beginning = jnp.concatenate([self.start[...], self.context[...]])
         beginning = jnp.broadcast_to(beginning, (len(names), *beginning.shape))
         embeddings = jnp.concatenate([beginning, names], axis=1)
         return normalize(self.text.encode(embeddings, self.ends[...]))

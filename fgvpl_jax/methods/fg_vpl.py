@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, class_token_tower
 from fgvpl_jax.methods.interface import Choices, Recipe, Task
 from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
@@ -62,7 +62,7 @@ class FGVPL(PromptedMethod):
     ):
         super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision,
+            class_token_tower(clip.vision, self.name, clip.identity.name),
             num_prompts,
             prompt_layer=prompt_layer,
             attention_map=attention_map,

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, class_token_tower
 from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
 from fgvpl_jax.methods.interface import Recipe, Task
 from fgvpl_jax.methods.prompted import PromptedMethod
@@ -39,7 +39,7 @@ class FVP(PromptedMethod):
     ):
         super().__init__(clip, text_features)
         self.encoder = FGImageEncoder(
-            clip.vision,
+            class_token_tower(clip.vision, self.name, clip.identity.name),
             num_prompts,
             prompt_layer=prompt_layer,
             attention_map=attention_map,

@@ -14,7 +14,12 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import LayerNorm
-from fgvpl_jax.methods.both_towers import FINAL_RATE, BothTowers, first_template
+from fgvpl_jax.methods.both_towers import (
+    FINAL_RATE,
+    BothTowers,
+    check_has_attention,
+    first_template,
+)
 from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.methods.optimizers import CACHE_SIZE, adamw, cosine
 from fgvpl_jax.recognition import normalize
@@ -76,6 +81,7 @@ class TwoStage(BothTowers):
         *,
         first_steps: int,
     ):
+        check_has_attention(clip, self.name)
         adapted_encoder = with_trained_norms(clip.image_encoder)
         adapted_text = with_trained_norms(clip.text)
         super().__init__(clip, class_names, template, text_features, adapted_encoder, adapted_text)

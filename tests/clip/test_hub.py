@@ -16,6 +16,7 @@ from flax.serialization import msgpack_serialize
 from fgvpl_jax import load_clip
 from fgvpl_jax.errors import UserError
 from tests.clip.checkpoints import same, take_weights, to_flax_layout
+from tests.tiny_backbones import write_tiny_backbone
 
 ROOT = Path(__file__).parents[2]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -134,6 +135,25 @@ def test_one_format_is_fetched(checkpoint, tmp_path, weights):
     gone = {"HF_ENDPOINT": hub.url} if "safetensors" in weights else {"HF_HUB_OFFLINE": "1"}
     done = find_elsewhere("someone/tiny-clip", home, **gone)
     assert done.stdout.split() == [directory, REVISION], done.stderr
+
+
+def test_of_a_repository_with_two_forms_the_supported_one_is_fetched(tmp_path):
+    """Checks a repository like timm's, which also holds an image tower in timm's own form."""
+    directory = tmp_path / "clip"
+    write_tiny_backbone(directory, "resnet")
+    (directory / "config.json").write_text(json.dumps({"architecture": "resnet50_clip"}))
+    for name in ("model.safetensors", "open_clip_pytorch_model.bin"):
+        (directory / name).write_bytes(b"not to be fetched")
+    hub = Hub(directory, "timm/tiny-resnet")
+    done = find_elsewhere("timm/tiny-resnet", tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr
+    found, revision = done.stdout.split()
+    assert revision == REVISION
+    assert same(load_clip(found), load_clip(directory))
+    assert "open_clip_model.safetensors" in hub.sent
+    assert hub.sent.isdisjoint({"model.safetensors", "open_clip_pytorch_model.bin"})
+    hub.server.shutdown()
+    hub.server.server_close()
 
 
 def test_a_repository_that_is_not_there_or_has_no_weights(checkpoint, tmp_path):

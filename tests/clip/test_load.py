@@ -276,7 +276,7 @@ def remove(*names):
         (remove("vocab.json"), "no tokenizer"),
         (remove("preprocessor_config.json"), r"no preprocessor_config\.json"),
         (write("config.json", "{"), "not JSON"),
-        (set_config(model_type="siglip"), "model_type 'siglip'"),
+        (set_config(model_type="blip"), "model_type 'blip'"),
         (other_vocabulary, r"514 tokens.*600"),
         (other_end, r"ends texts with token 513.*5"),
         (other_crop, r"40 x 40.*image_size 32"),

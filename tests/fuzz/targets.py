@@ -23,8 +23,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save
 
-from fgvpl_jax.clip import config as clip_config
 from fgvpl_jax.clip import weights
+from fgvpl_jax.clip.families import read_config_file
+from fgvpl_jax.clip.families.hugging_face_clip import read_sizes
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
 from fgvpl_jax.data.entries import reason_to_skip_file
@@ -165,7 +166,7 @@ def weight_targets(place: Path) -> dict[str, Target]:
 def clip_target(place: Path) -> dict[str, Target]:
     def read(data: bytes) -> None:
         write(place / "config.json", data)
-        vision, text = clip_config.read_config(place)
+        vision, text = read_sizes(place / "config.json", read_config_file(place / "config.json"))
         assert 1 <= vision.num_layers <= 512
         assert 1 <= vision.patch_size <= vision.image_size <= 2048
         assert 1 <= text.num_layers <= 512
@@ -177,12 +178,9 @@ def clip_target(place: Path) -> dict[str, Target]:
         tiny_config(vision_config={"num_channels": 1}),
     )
     seeds = tuple(json.dumps(config).encode() for config in configs)
-    functions = ("read_config", "_towers", "_transformer", "_side")
-    return {
-        "config.json": Target(
-            seeds, mutations.mutate_json, read, {"fgvpl_jax/clip/config.py": functions}
-        )
-    }
+    functions = ("parse_config", "vision_config", "text_config", "_transformer", "_side")
+    covers = {"fgvpl_jax/clip/families/transformers_files.py": functions}
+    return {"config.json": Target(seeds, mutations.mutate_json, read, covers)}
 
 
 def data_targets(place: Path) -> dict[str, Target]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tests.tiny_clip import random_tensors, tiny_config
 
 DIRECTORY = Path(__file__).parent
-CLIP_FILE, FG_VPL_FILE = "clip.npz", "fg_vpl.npz"
+CLIP_FILE, FG_VPL_FILE, BACKBONES_FILE = "clip.npz", "fg_vpl.npz", "backbones.npz"
 
 TEXTS = ["a photo of a dog.", "x", "two words, and more!"]
 CLASS_NAMES = ["dog", "table_lamp", "Ferris wheel", "forest"]
@@ -133,6 +134,13 @@ def case_inputs(case: Case) -> Inputs:
 def clip_pixels(config: dict[str, Any]) -> np.ndarray:
     side = config["vision_config"]["image_size"]
     return np.random.default_rng(SEED).normal(size=(3, side, side, 3)).astype(np.float32)
+
+
+def backbone_inputs(side: int) -> tuple[np.ndarray, Image.Image]:
+    """Returns normalised images of a backbone's size, and a photo of an odd shape."""
+    rng = np.random.default_rng(SEED)
+    pixels = rng.normal(size=(3, side, side, 3)).astype(np.float32)
+    return pixels, Image.fromarray(rng.integers(0, 256, (45, 70, 3), np.uint8))
 
 
 def checksum(arrays: Iterable[np.ndarray]) -> str:

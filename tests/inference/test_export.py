@@ -152,7 +152,7 @@ def test_a_failed_export_is_explained(exported, tmp_path, monkeypatch):
     classifier, file = exported
     with pytest.raises(UserError, match="exists already"):
         export_classifier(classifier, file)
-    monkeypatch.setattr(classifier.clip.image_processor, "is_plain", False)
+    monkeypatch.setattr(classifier.clip.image_processor, "geometry", None)
     with pytest.raises(UserError, match="does not prepare photos by"):
         export_classifier(classifier, tmp_path / "W.fgvpl")
     assert not list(tmp_path.iterdir())

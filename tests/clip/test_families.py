@@ -1,0 +1,174 @@
+"""Every family of checkpoints: features equal to its own library's, and errors that name damage.
+
+The golden values come from `tests/golden/write_backbones.py`.
+"""
+
+import json
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fgvpl_jax import load_clip
+from fgvpl_jax.clip import class_token_tower, identity_of
+from fgvpl_jax.errors import UserError
+from tests.clip.checkpoints import edit_json, parameters
+from tests.comparison import BOUND, relative_error
+from tests.golden.inputs import (
+    BACKBONES_FILE,
+    DIRECTORY,
+    SEED,
+    TEXTS,
+    backbone_inputs,
+    checksum,
+)
+from tests.tiny_backbones import KINDS, random_tensors, weights_name, write_tiny_backbone
+from tests.tiny_clip import write_tiny_clip
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def backbone(kind, tmp_path):
+    directory = tmp_path / "backbone"
+    write_tiny_backbone(directory, kind, SEED)
+    return directory
+
+
+def test_features_equal_the_golden_values(kind, backbone):
+    clip = load_clip(backbone)
+    pixels, photo = backbone_inputs(clip.image_size)
+    with np.load(DIRECTORY / BACKBONES_FILE) as arrays:
+        expected = {name: arrays[f"{kind}/{name}"] for name in GOLDEN}
+    drawn = checksum([*random_tensors(backbone, SEED).values(), pixels])
+    assert str(expected["checksum"]) == drawn, "run python -m tests.golden.write_backbones"
+    np.testing.assert_array_equal(clip.tokenize(TEXTS), expected["token_ids"])
+    errors = {
+        "image_features": relative_error(clip.encode_image(pixels), expected["image_features"]),
+        "text_features": relative_error(
+            clip.encode_text(expected["token_ids"]), expected["text_features"]
+        ),
+    }
+    print(kind, {name: f"{error:.1e}" for name, error in errors.items()})
+    assert max(errors.values()) <= BOUND
+    assert clip.logit_scale == pytest.approx(float(expected["logit_scale"]), rel=1e-6)
+    np.testing.assert_allclose(clip.preprocess(photo), expected["photo"], atol=2e-6)
+
+
+GOLDEN = ("checksum", "token_ids", "image_features", "text_features", "logit_scale", "photo")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_files_become_float32(backbone, dtype):
+    file = backbone / weights_name(backbone)
+    full = parameters(load_clip(backbone))
+    save_file({name: value.astype(dtype) for name, value in load_file(file).items()}, file)
+    for ours, expected in zip(parameters(load_clip(backbone)), full, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, np.asarray(expected).astype(dtype).astype(np.float32))
+
+
+def test_wrong_tensors_are_named(backbone):
+    file = backbone / weights_name(backbone)
+    tensors = load_file(file)
+    names = sorted(tensors)[:: max(1, len(tensors) // 4)][:5]
+    others = {key: value for key, value in tensors.items() if key not in names}
+    listed = re.escape(", ".join(names))
+    save_file(others, file)
+    with pytest.raises(UserError, match=rf"lacks tensors \({len(names)}\): {listed}"):
+        load_clip(backbone)
+    save_file(others | {name: np.ones((3, 5), np.float32) for name in names}, file)
+    listed = ".*".join(rf"{re.escape(name)} \(3, 5\), expected" for name in names)
+    with pytest.raises(UserError, match=listed):
+        load_clip(backbone)
+    save_file(tensors | {"visual.other": np.ones(3, np.float32)}, file)
+    with pytest.raises(UserError, match=r"no place for \(1\): visual\.other"):
+        load_clip(backbone)
+
+
+def test_a_truncated_file_is_refused_in_one_line(backbone):
+    file = backbone / weights_name(backbone)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{file.name} is not complete") as error:
+        load_clip(backbone)
+    assert "\n" not in str(error.value)
+
+
+def test_the_hashes_are_of_the_contents(backbone, kind, tmp_path):
+    identity = identity_of(backbone)
+    write_tiny_backbone(tmp_path / "other", kind, SEED + 1)
+    other = identity_of(tmp_path / "other")
+    assert load_clip(backbone).identity == identity
+    assert other.sha256 != identity.sha256
+    assert other.small_files_sha256 == identity.small_files_sha256
+
+
+def test_the_config_decides_the_activation(tmp_path):
+    write_tiny_backbone(tmp_path, "open_clip", SEED)
+    pixels, _ = backbone_inputs(32)
+    before = load_clip(tmp_path).encode_image(pixels)
+    change = {"quick_gelu": True}
+    edit_json(tmp_path / "open_clip_config.json", lambda c: c["model_cfg"].update(change))
+    assert relative_error(load_clip(tmp_path).encode_image(pixels), before) > 1e-3
+
+
+def set_part(part, **values):
+    def change(content):
+        model = content["model_cfg"]
+        {"model": model, "preparation": content["preprocess_cfg"]}.get(
+            part, model.get(f"{part}_cfg")
+        ).update(values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_part("vision", timm_model_name="eva02"), "vision_cfg sets timm_model_name to 'eva02'"),
+        (set_part("vision", no_ln_pre=True), "vision_cfg sets no_ln_pre to True"),
+        (set_part("vision", image_size=[32, 16]), r"\[32, 16\] is not the size of a square"),
+        (set_part("vision", norm_kwargs={"bias": False}), r"norm_kwargs has \['bias'\]"),
+        (set_part("vision", width=33), "a width of 33 cannot be split into 2"),
+        (set_part("text", hf_model_name="roberta"), "text_cfg sets hf_model_name to 'roberta'"),
+        (set_part("text", tokenizer_kwargs={"clean": "x"}), "text_cfg sets tokenizer_kwargs"),
+        (set_part("text", vocab_size=600), "514 tokens.* 600"),
+        (set_part("model", multimodal_cfg={}), "model_cfg sets multimodal_cfg to {}"),
+        (set_part("model", embed_dim="wide"), "embed_dim"),
+        (set_part("model", text_cfg=3), "it has no text_cfg"),
+        (set_part("preparation", resize_mode="longest"), "resize_mode 'longest'"),
+        (set_part("preparation", std=[1, 0, 1]), r"std \[1\. 0\. 1\.\]"),
+        (set_part("preparation", mean="grey"), "does not describe a CLIP: ValueError"),
+        (lambda content: content.clear(), "it has no model_cfg"),
+    ],
+)
+def test_configs_that_would_be_computed_wrongly_are_refused(tmp_path, change, message):
+    write_tiny_backbone(tmp_path, "open_clip", SEED)
+    edit_json(tmp_path / "open_clip_config.json", change)
+    with pytest.raises(UserError, match=message):
+        load_clip(tmp_path)
+
+
+def test_a_folder_with_two_forms_is_read_in_the_one_that_has_weights(tmp_path):
+    """Checks timm's and LAION's repositories, which hold more than one form of a model."""
+    write_tiny_backbone(tmp_path, "open_clip", SEED)
+    weights = load_clip(tmp_path).identity.sha256
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16"}))
+    (tmp_path / "model.safetensors").write_bytes(b"timm's image tower")
+    assert load_clip(tmp_path).identity.sha256 == weights
+    (tmp_path / "model.safetensors").unlink()
+    write_tiny_clip(tmp_path)
+    assert load_clip(tmp_path).identity.sha256 != weights
+    (tmp_path / "model.safetensors").unlink()
+    assert load_clip(tmp_path).identity.sha256 == weights
+
+
+def test_a_tower_that_a_method_cannot_take_is_refused_by_name(tmp_path):
+    write_tiny_clip(tmp_path)
+    clip = load_clip(tmp_path)
+    assert class_token_tower(clip.vision, "fg_vpl") is clip.vision

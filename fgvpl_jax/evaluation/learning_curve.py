@@ -32,7 +32,6 @@ class LearningCurve(NamedTuple):
         now: Estimated accuracy with all photos.
         twice: Estimated accuracy with twice as many photos per class.
         twice_interval: Lower and upper end of the 90% interval of `twice`.
-        gain_interval: Lower and upper end of the 90% interval of `twice` minus `now`.
     """
 
     photos_per_class: tuple[float, ...]
@@ -41,7 +40,6 @@ class LearningCurve(NamedTuple):
     now: float
     twice: float
     twice_interval: tuple[float, float]
-    gain_interval: tuple[float, float]
 
 
 def learning_curve(
@@ -182,7 +180,6 @@ def extrapolate(
         return [float(value) for value in found]
 
     low, middle, high = quantiles(twice)
-    least, _, most = quantiles(twice - now)
     return LearningCurve(
         photos_per_class=tuple(means.tolist()),
         accuracies=tuple(accuracies.tolist()),
@@ -190,7 +187,6 @@ def extrapolate(
         now=quantiles(now)[1],
         twice=middle,
         twice_interval=(low, high),
-        gain_interval=(least, most),
     )
 
 

@@ -71,22 +71,37 @@ class SelectionRule:
         losses = smoothed_losses(logits, labels)
         return losses(best_temperature(lambda t: losses(t).sum()))
 
-    def choose(self, losses: Sequence[Float64[np.ndarray, "N"]]) -> int:
-        """Returns the index of the chosen candidate, from what `losses` returned for each."""
+    def choose(
+        self,
+        losses: Sequence[Float64[np.ndarray, "N"]],
+        standard_errors: float = STANDARD_ERRORS,
+    ) -> int:
+        """Returns the index of the chosen candidate, from what `losses` returned for each.
+
+        Args:
+            losses: Losses of each candidate.
+            standard_errors: Number of standard errors within which likelihoods count as equal.
+        """
         if not len(losses[0]):
             return 0
         if self.name == ACCURACY:
             return int(np.argmin([loss.sum() for loss in losses]))
-        return first_of_the_best(np.stack(losses))
+        return first_of_the_best(np.stack(losses), standard_errors)
 
 
-def first_of_the_best(losses: Float[np.ndarray, "c N"]) -> int:
+def first_of_the_best(
+    losses: Float[np.ndarray, "c N"], standard_errors: float = STANDARD_ERRORS
+) -> int:
     """Returns the first candidate whose mean loss is within a standard error of the lowest.
 
     The standard error is that of the mean of the paired differences.
+
+    Args:
+        losses: Loss of each candidate at each photo.
+        standard_errors: Number of standard errors that count as equal.
     """
     above = losses - losses[losses.mean(axis=1).argmin()]
-    allowed = STANDARD_ERRORS * above.std(axis=1) / np.sqrt(losses.shape[1]) + ROUNDING
+    allowed = standard_errors * above.std(axis=1) / np.sqrt(losses.shape[1]) + ROUNDING
     return int((above.mean(axis=1) <= allowed).argmax())
 
 

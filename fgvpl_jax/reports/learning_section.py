@@ -31,11 +31,10 @@ def learning_section(panels: Sequence[Panel]) -> list[Section]:
             [
                 *(label, f"{curve.photos:g}", f"{curve.now:.1%}", f"{curve.twice:.1%}"),
                 *(f"{low:.1%} to {high:.1%}" for low, high in [curve.twice_interval]),
-                *(f"{100 * low:+.1f} to {100 * high:+.1f}" for low, high in [curve.gain_interval]),
             ]
             for label, curve in curves.items()
         ]
-        section.tables.append(Table(panel.title, [*columns, "interval of the gain"], rows))
+        section.tables.append(Table(panel.title, columns, rows))
         caption = (
             f"Accuracy on held-out photos by photos per class, {panel.title}; dashed: expected "
             "with twice as many, with its 90% interval."

@@ -153,7 +153,7 @@ def compare(run: Run, record: Record) -> Comparison:
         mix = mix._replace(weights=np.array([float(name == usual) for name in photos]))
         reason = f"{usual} is taken because no class has two photos, by which methods are compared"
         own = photos[usual].logits
-    estimate = HeldOut(own, first.zero_shot_logits, first.labels)
+    estimate = HeldOut(own, first.zero_shot_logits, first.labels, choices=None)
     return Comparison(photos, logits, mix, reason, estimate)
 
 

@@ -1,6 +1,7 @@
 """Estimates the accuracy by cross-validation where there is no test split."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,10 @@ from fgvpl_jax.data.near_copies import (
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
-from fgvpl_jax.methods import Method
+from fgvpl_jax.methods import Choices, Method, method_named
+from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.runs.run import Run
-from fgvpl_jax.runs.selection import choose_on_validation
+from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
 from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
 
 CONFIDENCE = 0.95
@@ -32,14 +34,31 @@ class HeldOut(NamedTuple):
     """Logits of every support image, from a model that was not trained on it.
 
     Attributes:
-        logits: Logits of the trained models.
+        logits: Logits of the trained models, with the choices of the other folds.
         zero_shot_logits: Logits of plain CLIP.
         labels: True classes.
+        choices: Choices by all folds together; None where validation images choose.
     """
 
     logits: Float[np.ndarray, "N k"]
     zero_shot_logits: Float[np.ndarray, "N k"]
     labels: Int[np.ndarray, "N"]
+    choices: Choices | None
+
+
+class FoldLogits(NamedTuple):
+    """Logits of the images of one fold, as its file holds them.
+
+    Attributes:
+        logits: Logits with each of the candidates that the folds choose from; a file of an earlier
+            version has no first axis.
+        zero_shot_logits: Logits of plain CLIP.
+        labels: True classes.
+    """
+
+    logits: Float[np.ndarray, "c n k"]
+    zero_shot_logits: Float[np.ndarray, "n k"]
+    labels: Int[np.ndarray, "n"]
 
 
 def cross_validate(run: Run) -> None:
@@ -102,8 +121,54 @@ def read_held_out(run: Run) -> HeldOut:
     for file in held_out_files(run):
         if not file.exists():
             raise UserError(f"{file} is missing: train again with the same config and workdir")
-        parts.append(HeldOut(**read_arrays(file)))
-    return HeldOut(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts.append(FoldLogits(**read_arrays(file)))
+    return chosen_by_folds(parts, candidates_of_folds(run), run.config.selection_rule)
+
+
+def chosen_by_folds(
+    parts: Sequence[FoldLogits], candidates: Sequence[Choices], rule: str
+) -> HeldOut:
+    """Chooses each fold's candidate by the photos of the other folds, and one by all photos.
+
+    No photo of a fold chooses the candidate that predicts it, so the choice does not flatter the
+    estimate.
+
+    Args:
+        parts: Logits of all folds.
+        candidates: The candidates of their logits; a single one leaves no choice.
+        rule: Value of `config.selection_rule`.
+    """
+    labels = np.concatenate([part.labels for part in parts])
+    zero_shot_logits = np.concatenate([part.zero_shot_logits for part in parts])
+    if len(candidates) == 1:
+        logits = [part.logits.reshape(part.zero_shot_logits.shape) for part in parts]
+        return HeldOut(np.concatenate(logits), zero_shot_logits, labels, None)
+
+    def best(chosen_from: Sequence[FoldLogits]) -> int:
+        truth = np.concatenate([part.labels for part in chosen_from])
+        selection = SelectionRule(rule, np.empty(0, np.int64), truth)
+        columns = np.concatenate([part.logits for part in chosen_from], axis=1)
+        nothing = np.empty((0, columns.shape[2]))
+        return selection.choose([selection.losses(HeldOutLogits(nothing, c)) for c in columns])
+
+    logits = [part.logits[best([other for other in parts if other is not part])] for part in parts]
+    return HeldOut(np.concatenate(logits), zero_shot_logits, labels, candidates[best(parts)])
+
+
+def candidates_of_folds(run: Run) -> Sequence[Choices]:
+    """Returns the candidates that the folds choose from: one where validation images choose.
+
+    It is also one for a method with very many candidates, whose logits would take too much space,
+    and for folds of an earlier version.
+    """
+    method, config = method_named(run.config.method), run.config
+    start, candidates = method.starting_choices(config), method.candidates(config)
+    if run.few_shot.validation is not None or len(candidates) > MOST_REPORTED:
+        return [start]
+    files = [file for file in held_out_files(run) if file.exists()]
+    if any(read_arrays(file)["logits"].ndim == 2 for file in files):
+        return [start]
+    return nearest_first(candidates, start) if config.selection_rule == LIKELIHOOD else candidates
 
 
 def choose_folds(run: Run) -> None:
@@ -159,21 +224,22 @@ def held_out_files(run: Run) -> list[Path]:
     return [run.workdir.folds / f"fold_{i + 1}" / "held_out.npz" for i in range(count)]
 
 
-def predict_fold(run: Run, held_out: Bool[np.ndarray, "s"], folder: Path) -> HeldOut:
+def predict_fold(run: Run, held_out: Bool[np.ndarray, "s"], folder: Path) -> FoldLogits:
     """Trains on the support images outside the fold and predicts those inside.
 
     Values such as λ are chosen for each fold as for the final model: on the validation images,
-    which are in no fold.
+    which are in no fold. Without validation images, the fold is predicted with all candidates.
     """
     support = run.few_shot.support
     rest = support.select(np.flatnonzero(~held_out).tolist())
     evaluator, _ = run.evaluator(trained_on(run, rest, folder), rest)
-    predictions = evaluator.predict(
-        support.select(np.flatnonzero(held_out).tolist()),
-        choose_on_validation(evaluator, run).choices,
-        name="held out",
-    )
-    return HeldOut(predictions.logits, predictions.zero_shot_logits, predictions.labels)
+    candidates = candidates_of_folds(run)
+    if len(candidates) == 1:
+        candidates = [choose_on_validation(evaluator, run).choices]
+    fold = support.select(np.flatnonzero(held_out).tolist())
+    found = [evaluator.predict(fold, choices, name="held out") for choices in candidates]
+    logits = np.stack([predictions.logits for predictions in found])
+    return FoldLogits(logits, found[0].zero_shot_logits, found[0].labels)
 
 
 def trained_on(run: Run, support: Split, folder: Path) -> Method:

@@ -115,6 +115,8 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
     model, train_seconds = restored_model(run)
     evaluator, cache = run.evaluator(model, few_shot.support)
     chosen = choose_on_validation(evaluator, run)
+    if held_out is not None and held_out.choices is not None:
+        chosen = chosen._replace(choices=held_out.choices)
     if monitor is not None:
         monitor.on_validation(chosen.validation)
     selection = selection_of(chosen, model, run, held_out)

@@ -64,4 +64,6 @@ def test_a_candidate_within_one_standard_error_of_the_best_counts_as_equal(gap, 
     best = rng.normal(size=100) ** 2
     noise = rng.normal(size=100)
     noise -= noise.mean()
-    assert first_of_the_best(np.stack([best + gap + noise, best, best + 2 + noise])) == chosen
+    losses = np.stack([best + gap + noise, best, best + 2 + noise])
+    assert first_of_the_best(losses) == chosen
+    assert first_of_the_best(losses, standard_errors=0.0) == 1

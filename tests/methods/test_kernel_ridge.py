@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn.kernel_ridge import KernelRidge as Reference
 
 from fgvpl_jax.methods import kernel_ridge
-from fgvpl_jax.methods.kernel_ridge import KernelRidge, num_passes
+from fgvpl_jax.methods.kernel_ridge import KernelRidge, num_passes, solve
 from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
 from tests.methods.checks import FewShot, clustered, unit
 
@@ -60,6 +60,22 @@ def test_held_out_logits_are_those_of_regressions_without_each_image(
             model, few_shot.without(place), unit(few_shot.plain()[place : place + 1])
         )
         np.testing.assert_allclose(found.logits[place], expected[0], rtol=1e-3, atol=1e-3)
+
+
+def test_by_likelihood_more_regularisation_is_tried(
+    clip, text_features, method, few_shot, monkeypatch
+):
+    tried = []
+
+    def spy(keys, targets, settings, num_views):
+        tried.append(settings.regularisation)
+        return solve(keys, targets, settings, num_views)
+
+    monkeypatch.setattr(kernel_ridge, "solve", spy)
+    method(clip, text_features, LABELS, "accuracy").initialise(few_shot)
+    assert sorted({*tried}) == pytest.approx([0.01, 0.1, 1.0])
+    method(clip, text_features, LABELS, "likelihood").initialise(few_shot)
+    assert max(tried) == pytest.approx(100)
 
 
 def test_without_held_out_photos_the_first_values_stay(clip, text_features, method):

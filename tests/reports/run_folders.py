@@ -63,9 +63,7 @@ def write_run(
         choices=METHODS[settings.method].starting_choices(settings),
         validation_accuracy={"cache_logit_weight 1": 0.25, "cache_logit_weight 2": 0.75},
         zero_shot_accuracy=zero_shot,
-        learning_curve=LearningCurve(
-            (1.0, 2.0, 3.0), (0.4, 0.5, 0.55), 4.0, 0.6, 0.66, (0.5, 0.8), (-0.01, 0.12)
-        ),
+        learning_curve=LearningCurve((1.0, 2.0, 3.0), (0.4, 0.5, 0.55), 4.0, 0.6, 0.66, (0.5, 0.8)),
         **(NO_TEST_SPLIT if accuracy is None else {"test_accuracy": accuracy}),
     )
     results.write(workdir)

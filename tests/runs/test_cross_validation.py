@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from fgvpl_jax.data import load_shapes
 from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.runs import cross_validation, experiment
-from fgvpl_jax.runs.cross_validation import accuracy_interval, stratified_folds
+from fgvpl_jax.runs.cross_validation import (
+    FoldLogits,
+    accuracy_interval,
+    chosen_by_folds,
+    stratified_folds,
+)
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 from tests.conftest import write_photo_folders
@@ -91,11 +96,43 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_trained_on_all_photos(
     low, high = results.cv_interval
     assert low <= results.cv_accuracy <= high
     assert 1 < results.temperature < 4  # two epochs of noise: flatter is likelier, but few photos
-    assert results.choices["cache_logit_weight"] == 1.0
+    assert results.choices["cache_logit_weight"] in folder_config.cache_logit_weight_grid
     stored = stored_results(tmp_path / "W")
     again = experiment.evaluate(workdir)
     assert len(sizes) == 3  # the folds are not trained again
     assert without_times(again.to_json()) == without_times(stored)
+
+
+def made_up_folds(rng, right):
+    """Returns three folds of 12 photos; candidate i is right about a photo with chance right[i]."""
+    parts = []
+    for _ in range(3):
+        labels = rng.integers(0, 4, 12)
+        guesses = [np.where(rng.random(12) < p, labels, (labels + 1) % 4) for p in right]
+        parts.append(FoldLogits(3 * np.eye(4)[guesses], np.zeros((12, 4)), labels))
+    return parts
+
+
+@pytest.mark.parametrize("rule", ["accuracy", "likelihood"])
+def test_the_folds_choose_and_no_photo_chooses_its_own_candidate(rule):
+    candidates = [{"cache_logit_weight": value} for value in (1.0, 0.5, 4.0)]
+    parts = made_up_folds(np.random.default_rng(0), (0.5, 0.3, 0.95))
+    found = chosen_by_folds(parts, candidates, rule)
+    assert found.choices == candidates[2]
+    np.testing.assert_array_equal(found.logits, np.concatenate([part.logits[2] for part in parts]))
+    # In the last fold the first candidate would be best, which only the other folds may know.
+    labels = parts[2].labels
+    wrong = 3 * np.eye(4)[[labels, labels, (labels + 1) % 4]]
+    parts[2] = parts[2]._replace(logits=wrong)
+    assert (chosen_by_folds(parts, candidates, rule).logits[24:].argmax(axis=1) != labels).all()
+
+
+def test_a_fold_of_an_earlier_version_leaves_no_choice():
+    parts = made_up_folds(np.random.default_rng(0), (0.5,))
+    old = [part._replace(logits=part.logits[0]) for part in parts]
+    found = chosen_by_folds(old, [{"cache_logit_weight": 1.0}], "likelihood")
+    assert found.choices is None
+    np.testing.assert_array_equal(found.logits, np.concatenate([part.logits for part in old]))
 
 
 def test_classes_with_a_single_photo_are_reported(folder_config, tmp_path, monkeypatch, caplog):

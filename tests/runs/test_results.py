@@ -21,7 +21,7 @@ WITH_TEST = made_up_results(
     method="fg_vpl",
     choices={"cache_logit_weight": 2.0},
     mask_iou=MaskIoU(0.5, 0.1, 0.2, 0.3),
-    learning_curve=LearningCurve((1.0, 2.5), (0.5, 0.6), 3.0, 0.6, 0.7, (0.6, 0.8), (0.0, 0.2)),
+    learning_curve=LearningCurve((1.0, 2.5), (0.5, 0.6), 3.0, 0.6, 0.7, (0.6, 0.8)),
     unreadable=("a.jpg: not an image",),
 )
 WITHOUT_TEST = replace(

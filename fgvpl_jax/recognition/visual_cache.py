@@ -106,16 +106,27 @@ def class_votes(
         zeros = jnp.zeros((len(queries), num_classes), adapted.dtype)
         totals = jax.lax.scan(add, zeros, jnp.arange(num_chunks))[0]
 
-    voters = cache.valid.astype(adapted.dtype)
+    return totals * class_factors(cache, num_classes, combine, adapted.dtype, own_places)
+
+
+def class_factors(
+    cache: VisualCache,
+    num_classes: int,
+    combine: str,
+    dtype: jnp.dtype,
+    own_places: Int[Array, "b"] | None,
+) -> Float[Array, "b k"] | Float[Array, "1 k"]:
+    """Returns what the sum of each class's votes is multiplied by; see `class_votes`."""
+    voters = cache.valid.astype(dtype)
     counts = jax.ops.segment_sum(voters, cache.labels, num_classes)[None]
     if own_places is not None:
-        own = jax.nn.one_hot(cache.labels[own_places], num_classes, dtype=adapted.dtype)
+        own = jax.nn.one_hot(cache.labels[own_places], num_classes, dtype=dtype)
         counts -= own * jnp.where(own_places >= 0, voters[own_places], 0.0)[:, None]
     if combine == "mean":
-        return totals * (VOTES_OF_MEAN / jnp.maximum(counts, 1.0))
+        return VOTES_OF_MEAN / jnp.maximum(counts, 1.0)
     present = jnp.count_nonzero(counts, axis=1, keepdims=True)
     mean_count = counts.sum(axis=1, keepdims=True) / jnp.maximum(present, 1).astype(counts.dtype)
-    return totals * (mean_count / jnp.maximum(counts, 1.0))
+    return mean_count / jnp.maximum(counts, 1.0)
 
 
 def interleaved(rows: Shaped[Array, "s *d"], num_chunks: int) -> Shaped[Array, "c n *d"]:

@@ -6,9 +6,13 @@ from jax.sharding import Mesh
 
 from fgvpl_jax.methods import Method
 from fgvpl_jax.methods.interface import PixelMethod
+from fgvpl_jax.methods.prompted import PromptedMethod
 
 # The fastest size on two cores for B/16, L/14 and images of 64 pixels in patches of 8.
 CPU_PATCHES = 512
+# The same where only the last layer's class token is trained on, from kept tokens: parts are as
+# cheap as their comparison with the support images.
+CPU_PATCHES_IN_LAST_LAYER = 2048
 # Every part of a batch is compared with all support images, which takes 8·s·e² FLOPs. With many
 # more images this costs more than parts save; at this bound parts still take 0.9 of the whole
 # batch's time (six layers, width 192).
@@ -34,5 +38,9 @@ def default_microbatch(model: Method, mesh: Mesh, num_support: int) -> int:
         return 0
     if model.uses_cache and num_support > MOST_KEYS_IN_PARTS:
         return 0
-    patches = math.prod(model.image_encoder.vision.config.grid)
-    return 1 << max(1, CPU_PATCHES // patches).bit_length() - 1
+    config = model.image_encoder.vision.config
+    in_last_layer = (
+        isinstance(model, PromptedMethod) and model.encoder.layers_below == config.num_layers - 1
+    )
+    most = CPU_PATCHES_IN_LAST_LAYER if in_last_layer else CPU_PATCHES
+    return 1 << max(1, most // math.prod(config.grid)).bit_length() - 1

@@ -25,14 +25,15 @@ def mesh_on(platform, number=1):
     )
 
 
-def model_of(method, grid=(14, 14)):
+def model_of(method, grid=(14, 14), layers_below=0):
     """Returns a stand-in for a model, with a grid of patches but without arrays."""
-    vision = SimpleNamespace(config=SimpleNamespace(grid=grid))
+    vision = SimpleNamespace(config=SimpleNamespace(grid=grid, num_layers=12))
     return Mock(
         spec=method,
         passes_are_cheap=getattr(method, "passes_are_cheap", None),
         uses_cache=method.uses_cache,
         image_encoder=SimpleNamespace(vision=vision),
+        encoder=SimpleNamespace(layers_below=layers_below),
     )
 
 
@@ -42,6 +43,12 @@ def model_of(method, grid=(14, 14)):
 )
 def test_a_microbatch_on_a_cpu_fits_in_the_processor_caches(method, grid, images):
     assert default_microbatch(model_of(method, grid), mesh_on("cpu"), 1600) == images
+
+
+@pytest.mark.parametrize(("layers_below", "images"), [(10, 2), (11, 8)])
+def test_a_microbatch_of_tokens_is_larger_only_for_the_last_layer(layers_below, images):
+    model = model_of(FGVPL, layers_below=layers_below)
+    assert default_microbatch(model, mesh_on("cpu"), 1600) == images
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def test_a_visual_cache_of_tokens_is_that_of_photos(clip, photos, cache, max_byt
             for one in (inputs, inputs.pixels)
         ]
     for ours, expected in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=0.01, atol=0.01)
+        real = slice(len(photos))  # rows of padding differ
+        np.testing.assert_allclose(ours[real], expected[real], rtol=0.01, atol=0.01)
 
 
 def test_tokens_beyond_float16_are_refused():

@@ -101,6 +101,8 @@ def try_methods(run: Run, folds: PhotoFolds, record: Record) -> None:
     methods is then measured in short trainings, and they run in the order of their predicted time
     if that much is left.
     """
+    if record.is_complete:
+        return
     budget = 60 * run.config.minutes
     candidates = candidate_runs(run)
     for candidate in filter(is_closed_form, candidates):
@@ -123,8 +125,8 @@ def try_methods(run: Run, folds: PhotoFolds, record: Record) -> None:
 
 
 def leave_out(record: Record, attempt: Attempt, why: str) -> None:
-    """Records that a method is not tried, unless its attempt is settled."""
-    if not attempt.is_settled:
+    """Records that a method is not tried, unless its attempt is settled or was interrupted."""
+    if not attempt.is_settled and not attempt.seconds:
         attempt.note = f"not tried: {why}"
         record.write()
         print(f"{attempt.method}: {attempt.note}")

@@ -166,6 +166,16 @@ def test_what_does_not_fit_is_named_with_the_time_it_needs(config, tmp_path, mon
     assert "tar: not tried: needs about 2 h 13 min" in capsys.readouterr().out
 
 
+def test_what_was_begun_is_finished_although_its_time_counts(tmp_path):
+    record = trying.Record(Workdir(tmp_path))
+    begun, new = record.attempt("tar"), record.attempt("fvp")
+    begun.seconds = 60.0
+    for attempt in (begun, new):
+        trying.leave_out(record, attempt, "needs about 3 min")
+    assert (begun.note, new.note) == ("", "not tried: needs about 3 min")
+    assert trying.Record(Workdir(tmp_path)).attempts == record.attempts
+
+
 def test_the_cheapest_method_is_tried_in_any_case(config, tmp_path):
     config.minutes = 1e-6
     results = train(config, tmp_path / "W")

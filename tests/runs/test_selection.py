@@ -74,6 +74,13 @@ def test_your_own_photos_are_chosen_by_likelihood_and_benchmarks_by_accuracy():
     assert config_for("photos", {}).selection_rule == "likelihood"
     assert config_for("photos", {"selection_rule": "accuracy"}).selection_rule == "accuracy"
     assert config_for("eurosat", {}).selection_rule == "accuracy"
+
+
+def test_minutes_alone_mean_auto():
+    config = config_for("photos", {"minutes": 3})
+    assert (config.method, config.minutes) == ("auto", 3.0)
+    assert config_for("photos", {"method": "gda", "minutes": 3}).method == "gda"
+    assert config_for("photos", {}).method == "fg_vpl"
     assert config_named("folder").selection_rule == "likelihood"
 
 

@@ -9,6 +9,7 @@ import pytest
 gr = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
 from fgvpl_jax.serving import page_events  # noqa: E402
+from fgvpl_jax.serving.answer_view import ENVIRONMENT  # noqa: E402
 from fgvpl_jax.serving.service import Limits, Service  # noqa: E402
 
 
@@ -130,3 +131,13 @@ def test_the_page_shows_evidence_for_any_class(classifier, photos_dir):
     assert f"Evidence for {expected.class_names[0]}: strongest" in best
     assert f"Evidence for {classifier.class_names[2]}: strongest" in other
     assert "there is no class" in unknown
+
+
+def test_the_introduction_says_what_auto_tried():
+    template = ENVIRONMENT.get_template("intro.html.j2")
+    results = SimpleNamespace(test_accuracy=None, reason="gda has the lowest NLL")
+    classifier = SimpleNamespace(title="Auto", class_names=("a", "b"), results=results)
+    rows = [("gda", "0.750", "62.5%", "2 min", "1.00")]
+    page = template.render(classifier=classifier, columns=("method",), tried=rows)
+    assert "<p>gda has the lowest NLL.</p>" in page and "<td>62.5%</td>" in page
+    assert "<table>" not in template.render(classifier=classifier, columns=(), tried=[])

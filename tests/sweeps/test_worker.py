@@ -12,6 +12,8 @@ from fgvpl_jax.clip import identity_of
 from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.displays.live_table import Status
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.methods import METHODS
+from fgvpl_jax.runs import candidates
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.settings import with_recipe
@@ -95,6 +97,16 @@ def test_a_sweep_runs_unfinished_cells_and_keeps_one_model(config, named, runs, 
     (folders(tmp_path)["shots=1,seed=2"] / "results.json").unlink()
     sweep.run_sweep(config, tmp_path, named)
     assert runs.done == [*ALL, "shots=1,seed=2"]
+
+
+def test_a_cell_may_choose_its_method(config, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "METHODS", {"gda": METHODS["gda"]})
+    config.grid.method, config.grid.shots, config.grid.minutes = ("auto",), (2, 3), (1.0,)
+    config.grid.seed = (1,)
+    progress = sweep.run_sweep(config, tmp_path, named)
+    assert [cell.problem for cell in progress] == [None, None]
+    models = [Workdir(path).candidate("gda").checkpoints for path in folders(tmp_path).values()]
+    assert sorted(path.exists() for path in models) == [False, True]
 
 
 def test_programs_of_earlier_cells_are_freed(config, named, runs, tmp_path, monkeypatch):

@@ -38,9 +38,9 @@ def default_microbatch(model: Method, mesh: Mesh, num_support: int) -> int:
         return 0
     if model.uses_cache and num_support > MOST_KEYS_IN_PARTS:
         return 0
-    config = model.image_encoder.vision.config
     in_last_layer = (
-        isinstance(model, PromptedMethod) and model.encoder.layers_below == config.num_layers - 1
+        isinstance(model, PromptedMethod)
+        and model.encoder.layers_below == len(model.encoder.vision.layers) - 1
     )
     most = CPU_PATCHES_IN_LAST_LAYER if in_last_layer else CPU_PATCHES
-    return 1 << max(1, most // math.prod(config.grid)).bit_length() - 1
+    return 1 << max(1, most // math.prod(model.image_encoder.vision.grid)).bit_length() - 1

@@ -50,8 +50,9 @@ def learning_curve(
 ) -> LearningCurve | None:
     """Returns the learning curve of GDA on the support images; None with too few of them.
 
-    Each point holds out all other photos of many small training sets. Their classes count in
-    proportion to their photos. GDA's α is the one that is best over all points.
+    A point is the mean over several fits to different photos. Each fit predicts all photos that it
+    was not fitted to. Classes count in proportion to their photos. GDA's α is the one that is best
+    over all points.
 
     Args:
         features: Unit vectors of the images under the evaluation transform.

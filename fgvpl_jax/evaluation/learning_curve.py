@@ -50,8 +50,9 @@ def learning_curve(
 ) -> LearningCurve | None:
     """Returns the learning curve of GDA on the support images; None with too few of them.
 
-    Each point holds out all other photos of many small training sets. Their classes count in
-    proportion to their photos. GDA's α is the one that is best over all points.
+    A point is the mean over several fits to different photos. Each fit predicts all photos that it
+    was not fitted to. Classes count in proportion to their photos. GDA's α is the one that is best
+    over all points.
 
     Args:
         features: Unit vectors of the images under the evaluation transform.
@@ -78,8 +79,8 @@ def learning_curve(
 def sizes_of(counts: Int[np.ndarray, "k"], num_fits: int) -> list[Int[np.ndarray, "k"]]:
     """Returns each point's number of training photos of every class: 1, 2, 4, … or all but few.
 
-    So many photos stay held out that the fits of a point hold out each photo at least once. The
-    only photo of a class is always trained on.
+    Enough photos stay held out that the fits of a point hold out each photo at least once. The only
+    photo of a class is always trained on.
     """
     most = np.maximum(counts - -(-counts // num_fits), np.minimum(counts, 1))
     steps = [2**i for i in range(int(most.max()).bit_length())]
@@ -95,7 +96,7 @@ def share_right(
     num_fits: int,
     seed: int,
 ) -> Float64[np.ndarray, "a N"]:
-    """Returns how often each photo was right when it was held out, for each α; 0 if it never was.
+    """Returns how often each photo was predicted correctly when held out, for each α.
 
     Args:
         features: Unit vectors.
@@ -144,14 +145,14 @@ def extrapolate(
 ) -> LearningCurve:
     """Fits accuracy(n) = a - b n^-c with b at least 0, and extends it to twice the photos.
 
-    The curve is drawn anew for other photos, from a normal distribution with the covariance of the
-    points: these are correlated, because all of them judge the same photos. For each draw and each
-    exponent c, a and b are fitted by least squares, and drawn from the normal distribution of their
-    errors. The exponents are weighted by how well they fit.
+    Curves that other photos might have given are drawn from a normal distribution with the
+    covariance of the points. Points are correlated, because all of them judge the same photos. For
+    each drawn curve and each exponent c, a and b are fitted by least squares and varied by the
+    errors of that fit. The exponents are weighted by how well they fit.
 
     Args:
         means: Photos per class at each point.
-        shares: How often each photo was right at each point.
+        shares: Share of the fits that predict each held-out photo correctly, at each point.
         labels: True classes; each with at least two photos.
         photos: Photos per class that there are.
     """
@@ -195,7 +196,8 @@ def covariance_of_mean(
 ) -> Float64[np.ndarray, "p p"]:
     """Returns the covariance of the mean over photos, for photos drawn from the same classes.
 
-    As if one photo more or less could be right at each point: a few photos may all agree by chance.
+    The variance of one more photo is added to each point, because a few photos may all agree by
+    chance.
     """
     classes, places = np.unique(labels, return_inverse=True)
     means = np.stack([shares[places == i].mean(axis=0) for i in range(len(classes))])

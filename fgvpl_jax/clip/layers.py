@@ -141,7 +141,7 @@ class Attention(nnx.Module):
         queries = jnp.einsum("bhc,dhc->bhd", query, key)[:, None]
         mask = None if key_mask is None else key_mask[:, None]
         mixed = attention_weights(queries, tokens[:, None], mask)[:, 0] @ tokens
-        values = jnp.einsum("bhd,dhc->bhc", mixed, value).reshape(len(tokens), 1, -1)
+        values = jnp.einsum("bhd,dhc->bhc", mixed, value).reshape(tokens.shape[0], 1, -1)
         if self.value.bias is not None:
             values += self.value.bias[...].astype(dtype)
         return self.out(values)

@@ -139,6 +139,8 @@ class TokenInputs:
         """
         if (split, number) in self._in_memory:
             return self._in_memory[split, number]
+        # Folds of a cross-validation come one after the other.
+        self._in_memory = {k: kept for k, kept in self._in_memory.items() if k[0] == split}
         batches = partial(self._pass, split, number)
         images = self._images(split, number)
         if self.image_cache is not None and images is not None:

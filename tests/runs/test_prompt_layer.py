@@ -5,6 +5,7 @@ import pytest
 
 import fgvpl_jax as fg
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.training import PixelInputs
 from tests.whole_runs import interruption_in_epoch, metrics, run, without_times
 
@@ -33,6 +34,7 @@ def test_a_run_trains_from_kept_tokens_resumes_and_predicts(
     right = [p.class_names[0].replace(" ", "_") in p.name.replace(" ", "_") for p in predictions]
     assert np.mean(right) == pytest.approx(results.test_accuracy)
     assert predictions[0].location is not None
+    assert export_classifier(classifier, tmp_path / "W.fgvpl").exists()
 
 
 def test_a_prompt_above_the_last_layer_is_refused_before_anything_is_written(tiny_config, tmp_path):

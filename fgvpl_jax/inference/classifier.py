@@ -97,7 +97,6 @@ class Classifier:
         clip: The backbone.
         uses_cache: Whether its predictions have similar photos, and classes can be added.
         title: The method's name in tables.
-        members: The methods that "auto" chose; empty for another method.
         inference: The device programs.
     """
 
@@ -118,7 +117,6 @@ class Classifier:
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
         self.title = method_label(self.results.method)
-        self.members = self.results.members
         self._templates = config.data.templates
 
     def predict(self, images: Photo | Iterable[Photo], top_k: int = TOP_K) -> list[Prediction]:

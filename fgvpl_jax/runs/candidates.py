@@ -180,7 +180,7 @@ def rows_of(split: Split, chosen: np.ndarray) -> Split:
     return split.select(np.flatnonzero(chosen).tolist())
 
 
-class Prediction(NamedTuple):
+class PredictedSeconds(NamedTuple):
     """Predicted seconds of a candidate's trainings.
 
     Attributes:
@@ -192,7 +192,7 @@ class Prediction(NamedTuple):
     final: float
 
 
-def predict_seconds(run: Run, folds: PhotoFolds) -> Prediction:
+def predict_seconds(run: Run, folds: PhotoFolds) -> PredictedSeconds:
     """Trains a candidate on a few photos, and predicts the time of its trainings from that."""
     support = run.few_shot.support
     batch = min(run.config.batch_size, len(support))
@@ -209,7 +209,7 @@ def predict_seconds(run: Run, folds: PhotoFolds) -> Prediction:
     inputs = run.inputs
     if isinstance(inputs, SharedFeatures):
         total += inputs.num_missing(epochs) * inputs.pass_seconds
-    return Prediction(total, final)
+    return PredictedSeconds(total, final)
 
 
 def measured_seconds(run: Run, count: int) -> tuple[float, float]:

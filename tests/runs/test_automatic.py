@@ -158,7 +158,7 @@ def test_an_interrupted_run_makes_the_same_choices(config, tmp_path):
 
 
 def test_what_does_not_fit_is_named_with_the_time_it_needs(config, tmp_path, monkeypatch, capsys):
-    needed = candidates.Prediction(folds=7000.0, final=1000.0)
+    needed = candidates.PredictedSeconds(folds=7000.0, final=1000.0)
     monkeypatch.setattr(trying, "predict_seconds", lambda *arguments: needed)
     results = train(config, tmp_path / "W")
     assert results.tried[2].note == "not tried: needs about 2 h 13 min"

@@ -3,12 +3,14 @@
 from fgvpl_jax.visual_prompt.attention_map import attention_map
 from fgvpl_jax.visual_prompt.encoder import ATTENTION_MAPS, FGImageEncoder, ImageFeatures
 from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
+from fgvpl_jax.visual_prompt.pooled_encoder import fine_grained_encoder
 
 __all__ = [
     "ATTENTION_MAPS",
     "FGImageEncoder",
     "ImageFeatures",
     "attention_map",
+    "fine_grained_encoder",
     "largest_component",
     "object_mask",
     "otsu_threshold",

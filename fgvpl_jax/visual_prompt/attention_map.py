@@ -67,7 +67,7 @@ def attention_map(
     *lower, top = (jax.lax.stop_gradient(weights) for weights in attentions)
     row = _with_residual(top[:, :, 0].astype(jnp.float32), _class_token_row(num_tokens), residual)
     for weights in reversed(lower):
-        row = _one_layer_down(row, weights, residual)
+        row = one_layer_down(row, weights, residual)
     return row[..., 1 : 1 + num_patches].sum(axis=1)
 
 
@@ -97,7 +97,7 @@ def recomputed_attention_map(
         # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
         row, _ = jax.lax.scan(
-            lambda row, layer: (_one_layer_down(row, attention_weights(*layer), residual), None),
+            lambda row, layer: (one_layer_down(row, attention_weights(*layer), residual), None),
             row,
             stacked,
             reverse=True,
@@ -105,9 +105,10 @@ def recomputed_attention_map(
     return row[..., 1 : row.shape[-1] - num_prompts].sum(axis=1)
 
 
-def _one_layer_down(
+def one_layer_down(
     row: Float[Array, "b h t"], weights: Float[Array, "b h t t"], residual: float
 ) -> Float[Array, "b h t"]:
+    """Returns the row after one more layer, counted down, with its attention weights."""
     # A product and a sum, because GPUs reduce the precision of float32 matrix products.
     below = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
     return _with_residual(below, row, residual)

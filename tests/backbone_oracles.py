@@ -30,7 +30,7 @@ def vary(model: Any) -> Any:
     """Draws the biases, norms and statistics of a random model, which begin at 0 and 1."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if name.endswith(("bias", "running_mean")):
+            if name.endswith(("bias", "running_mean")) or name == "visual.trunk.head.weight":
                 tensor.normal_(std=0.05)
             elif tensor.ndim == 1 and name.endswith(("weight", "running_var")):
                 tensor.uniform_(0.8, 1.2)

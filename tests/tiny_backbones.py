@@ -77,7 +77,25 @@ OPEN_CLIP_KINDS |= {
         {"quick_gelu": True},
         {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "head_width": 64},
     ),
+    "resnet_wide": open_clip_config(
+        None,
+        {"image_size": 160, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32},
+    ),
 }
+# timm's smallest; its sizes follow from its name.
+OPEN_CLIP_KINDS["pe_core"] = open_clip_config(
+    {
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 384,
+            "timm_model_name": "vit_pe_core_tiny_patch16_384",
+            "timm_pool": "map",
+            "timm_proj": None,
+        },
+    },
+    text={"context_length": 32},
+    preparation={"resize_mode": "squash", "interpolation": "bilinear"},
+)
 # model_type and changes of the vision config and text config.
 SIGLIP_KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "siglip": ({}, {}),
@@ -209,4 +227,6 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
         return np.full(shape, 2.3, np.float32)
     if name.endswith(("running_var", "weight")) and len(shape) == 1:  # of a norm
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    return np.asarray(rng.normal(scale=0.3, size=shape), np.float32)
+    # Larger weights of wide layers would make features chaotic, so that rounding shows in them.
+    scale = shape[-1] ** -0.5 if shape and shape[-1] >= 128 else 0.3
+    return np.asarray(rng.normal(scale=scale, size=shape), np.float32)

@@ -2,13 +2,14 @@
 
 from fgvpl_jax.clip.image_encoder import ImageEncoder
 from fgvpl_jax.clip.load import CLIP, Identity, identity_of, load_clip
-from fgvpl_jax.clip.towers import ImageTower, TextTower, VisionTower, class_token_tower
+from fgvpl_jax.clip.towers import ImageTower, PooledTower, TextTower, VisionTower, class_token_tower
 
 __all__ = [
     "CLIP",
     "Identity",
     "ImageEncoder",
     "ImageTower",
+    "PooledTower",
     "TextTower",
     "VisionTower",
     "class_token_tower",

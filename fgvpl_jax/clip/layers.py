@@ -113,7 +113,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "b q e"], Float[Array, "b h q t"]]:
         """Attends from other tokens, the readers, to all tokens; see `__call__`."""
         value = self._heads(self.value(tokens))
-        weights = attention_weights(self._queries(readers), self._heads(self.key(tokens)), mask)
+        weights = attention_weights(self._queries(readers), self._keys(tokens), mask)
         mixed = (weights @ value).swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
@@ -150,11 +150,14 @@ class Attention(nnx.Module):
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None
     ) -> tuple[Float[Array, "b h q c"], Float[Array, "b h t c"]]:
         """Returns scaled queries, and keys, of normalised tokens for `attention_weights`."""
-        return self._queries(tokens[:, :num_queries]), self._heads(self.key(tokens))
+        return self._queries(tokens[:, :num_queries]), self._keys(tokens)
 
     def _queries(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b h t c"]:
         query = self._heads(self.query(tokens))
         return query * (1 / math.sqrt(query.shape[-1]))
+
+    def _keys(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b h t c"]:
+        return self._heads(self.key(tokens))
 
     # Heads come before tokens, and weights are the left operand of the product with values. In the
     # other order, XLA takes up to 2.6 times as long for a layer's attention on a CPU.

@@ -140,6 +140,70 @@ class VisionTower(ImageTower):
         return self.project(class_token[:, 0])
 
 
+class Pooling(nnx.Module):
+    """The attention of one query to all tokens, as the last block of a tower."""
+
+    def __call__(
+        self, tokens: Float[Array, "b t d"], key_mask: Bool[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b h t"]]:
+        """Pools the tokens.
+
+        Args:
+            tokens: All tokens; each can be a key.
+            key_mask: False for tokens that the query may not attend to; None for no such token.
+        Returns:
+            Features, and the query's attention weights.
+        """
+        raise NotImplementedError
+
+    def each(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+        """Returns each token's own feature: that of a query that attends to it alone."""
+        raise NotImplementedError
+
+
+class PooledTower(ImageTower):
+    """A tower whose last block pools cells by the attention of one query.
+
+    Attributes:
+        pooling: The last block.
+        num_readers: Number of tokens before the cells.
+        token_width: Width d of the tokens.
+    """
+
+    num_readers: ClassVar[int]
+    pooling: Pooling
+
+    @property
+    def token_width(self) -> int:
+        """Width d of the tokens."""
+        raise NotImplementedError
+
+    def embed(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b t d"]:
+        """Returns the tokens that enter the first attention layer, or the pooling without any.
+
+        Args:
+            pixels: Normalised images of the tower's size.
+            dtype: Type of the tokens, and so of all that is computed from them; None for the
+                parameters' type.
+        """
+        raise NotImplementedError
+
+    def before_pooling(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Returns the tokens of the last attention layer as the pooling takes them."""
+        return tokens
+
+    def __call__(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b e"]:
+        """Returns raw image features, equal to its own library's; `embed` documents `dtype`."""
+        tokens = self.embed(pixels, dtype)
+        for layer in self.attention_layers:
+            tokens, _ = layer(tokens)
+        return self.pooling(self.before_pooling(tokens))[0]
+
+
 def class_token_tower(
     vision: ImageTower, needed_by: str, backbone: str = "this backbone"
 ) -> VisionTower:

@@ -7,11 +7,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP, class_token_tower
+from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.interface import Choices, Recipe, Task
 from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
-from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
+from fgvpl_jax.visual_prompt import ImageFeatures, fine_grained_encoder
 
 # Section 4.2. "shapes" is this project's own benchmark; few epochs keep its demonstration to
 # minutes.
@@ -61,8 +61,8 @@ class FGVPL(PromptedMethod):
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
-        self.encoder = FGImageEncoder(
-            class_token_tower(clip.vision, self.name, clip.identity.name),
+        self.encoder = fine_grained_encoder(
+            clip.vision,
             num_prompts,
             prompt_layer=prompt_layer,
             attention_map=attention_map,

@@ -5,12 +5,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP, class_token_tower
+from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fg_vpl import fg_vpl_recipe
 from fgvpl_jax.methods.interface import Recipe, Task
 from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.variables import Frozen
-from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures
+from fgvpl_jax.visual_prompt import ImageFeatures, fine_grained_encoder
 
 
 class FVP(PromptedMethod):
@@ -38,8 +38,8 @@ class FVP(PromptedMethod):
         rngs: nnx.Rngs,
     ):
         super().__init__(clip, text_features)
-        self.encoder = FGImageEncoder(
-            class_token_tower(clip.vision, self.name, clip.identity.name),
+        self.encoder = fine_grained_encoder(
+            clip.vision,
             num_prompts,
             prompt_layer=prompt_layer,
             attention_map=attention_map,

@@ -5,7 +5,12 @@ from typing import ClassVar
 from jaxtyping import Array, UInt8
 
 from fgvpl_jax.methods.interface import PixelMethod
-from fgvpl_jax.visual_prompt import FGImageEncoder, ImageFeatures, TokensBelow
+from fgvpl_jax.visual_prompt import (
+    FGImageEncoder,
+    ImageFeatures,
+    PooledFGImageEncoder,
+    TokensBelow,
+)
 
 
 class PromptedMethod(PixelMethod):
@@ -18,7 +23,7 @@ class PromptedMethod(PixelMethod):
     finds_objects: ClassVar[bool] = True
     tunable_encoder: ClassVar[bool] = True
     passes_are_cheap: ClassVar[bool] = True
-    encoder: FGImageEncoder
+    encoder: FGImageEncoder | PooledFGImageEncoder
 
     def features(self, inputs: UInt8[Array, "b H W 3"] | TokensBelow) -> ImageFeatures:
         """Returns raw features, attention maps and object masks.
@@ -27,9 +32,11 @@ class PromptedMethod(PixelMethod):
             inputs: Pixels, or what `below_prompt` returned for them.
         """
         if isinstance(inputs, TokensBelow):
+            assert isinstance(self.encoder, FGImageEncoder)
             return self.encoder(inputs)
         return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def below_prompt(self, inputs: UInt8[Array, "b H W 3"]) -> TokensBelow:
         """Returns what the layers below the prompt compute, which no training changes."""
+        assert isinstance(self.encoder, FGImageEncoder)
         return self.encoder.below_prompt(self.image_encoder.normalize_pixels(inputs))

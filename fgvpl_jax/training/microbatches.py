@@ -40,7 +40,7 @@ def default_microbatch(model: Method, mesh: Mesh, num_support: int) -> int:
         return 0
     in_last_layer = (
         isinstance(model, PromptedMethod)
-        and model.encoder.layers_below == len(model.encoder.vision.layers) - 1
+        and model.encoder.layers_below == len(model.encoder.vision.attention_layers) - 1
     )
     most = CPU_PATCHES_IN_LAST_LAYER if in_last_layer else CPU_PATCHES
     return 1 << max(1, most // math.prod(model.image_encoder.vision.grid)).bit_length() - 1

@@ -8,13 +8,16 @@ from fgvpl_jax.visual_prompt.encoder import (
     TokensBelow,
 )
 from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
+from fgvpl_jax.visual_prompt.pooled_encoder import PooledFGImageEncoder, fine_grained_encoder
 
 __all__ = [
     "ATTENTION_MAPS",
     "FGImageEncoder",
     "ImageFeatures",
+    "PooledFGImageEncoder",
     "TokensBelow",
     "attention_map",
+    "fine_grained_encoder",
     "largest_component",
     "object_mask",
     "otsu_threshold",

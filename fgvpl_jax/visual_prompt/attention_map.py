@@ -83,7 +83,7 @@ def class_token_row(
     lower = [jax.lax.stop_gradient(weights) for weights in attentions]
     if row is None:
         row = _class_token_row_of(lower.pop()[:, :, 0], residual)
-    return reduce(partial(_one_layer_down, residual=residual), reversed(lower), row)
+    return reduce(partial(one_layer_down, residual=residual), reversed(lower), row)
 
 
 def recomputed_class_token_row(
@@ -110,7 +110,7 @@ def recomputed_class_token_row(
         # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
         return jax.lax.scan(
-            lambda row, layer: (_one_layer_down(row, attention_weights(*layer), residual), None),
+            lambda row, layer: (one_layer_down(row, attention_weights(*layer), residual), None),
             row,
             stacked,
             reverse=True,
@@ -143,9 +143,10 @@ def _class_token_row_of(row: Float[Array, "b h t"], residual: float) -> Float[Ar
     return _with_residual(row.astype(jnp.float32), class_token, residual)
 
 
-def _one_layer_down(
+def one_layer_down(
     row: Float[Array, "b h t"], weights: Float[Array, "b h t t"], residual: float
 ) -> Float[Array, "b h t"]:
+    """Returns the row after one more layer, counted down, with its attention weights."""
     # A product and a sum, because GPUs reduce the precision of float32 matrix products.
     below = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
     return _with_residual(below, row, residual)

@@ -56,14 +56,18 @@ def least_contrast(vision: VisionTower) -> Float[Array, ""]:
     Cosines between tokens differ from one backbone to another, so the limit is a share of the
     contrast in a test card: a white disc on black.
     """
-    side = vision.config.image_size
-    along = (np.arange(side) + 0.5) / side - 0.5
-    disc = np.square(along)[:, None] + np.square(along) < CARD_RADIUS**2
-    card = np.where(disc[None, :, :, None], 1.0, -1.0) * np.ones(3)
-    tokens = vision.embed(jnp.asarray(card, jnp.float32))
+    tokens = vision.embed(test_card(vision.config.image_size))
     for layer in list(vision.layers)[: middle(vision)]:
         tokens, _ = layer(tokens)
     return LEAST_SHARE * middle_contrast(vision, tokens).max()
+
+
+def test_card(side: int) -> Float[Array, "1 side side 3"]:
+    """Returns normalised pixels of a white disc on black."""
+    along = (np.arange(side) + 0.5) / side - 0.5
+    disc = np.square(along)[:, None] + np.square(along) < CARD_RADIUS**2
+    card = np.where(disc[None, :, :, None], 1.0, -1.0) * np.ones(3)
+    return jnp.asarray(card, jnp.float32)
 
 
 def _border(grid: tuple[int, int]) -> np.ndarray:

@@ -19,12 +19,19 @@ from tests.comparison import BOUND, relative_error
 from tests.golden.inputs import (
     BACKBONES_FILE,
     DIRECTORY,
+    PHOTO_SAMPLE,
     SEED,
     TEXTS,
     backbone_inputs,
     checksum,
 )
-from tests.tiny_backbones import KINDS, random_tensors, weights_name, write_tiny_backbone
+from tests.tiny_backbones import (
+    KINDS,
+    random_tensors,
+    weights_name,
+    write_small_files,
+    write_tiny_backbone,
+)
 from tests.tiny_clip import write_tiny_clip
 
 
@@ -57,7 +64,7 @@ def test_features_equal_the_golden_values(kind, backbone):
     print(kind, {name: f"{error:.1e}" for name, error in errors.items()})
     assert max(errors.values()) <= BOUND
     assert clip.logit_scale == pytest.approx(float(expected["logit_scale"]), rel=1e-6)
-    np.testing.assert_allclose(clip.preprocess(photo), expected["photo"], atol=2e-6)
+    np.testing.assert_allclose(clip.preprocess(photo)[PHOTO_SAMPLE], expected["photo"], atol=2e-6)
 
 
 GOLDEN = ("checksum", "token_ids", "image_features", "text_features", "logit_scale", "photo")
@@ -150,6 +157,21 @@ def set_part(part, **values):
 def test_configs_that_would_be_computed_wrongly_are_refused(tmp_path, change, message):
     write_tiny_backbone(tmp_path, "open_clip", SEED)
     edit_json(tmp_path / "open_clip_config.json", change)
+    with pytest.raises(UserError, match=message):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 224}, "image_size is 224, but vit_pe_core_tiny_patch16_384 has 384"),
+        ({"timm_proj": "linear"}, "timm_pool and timm_proj must be 'map' and null"),
+        ({"qk_norm": True}, "vision_cfg sets qk_norm to True"),
+    ],
+)
+def test_other_towers_of_perception_encoder_are_refused(tmp_path, values, message):
+    write_small_files(tmp_path, "pe_core")
+    edit_json(tmp_path / "open_clip_config.json", set_part("vision", **values))
     with pytest.raises(UserError, match=message):
         load_clip(tmp_path)
 

@@ -53,6 +53,17 @@ REAL = {
         "vision_cfg": {"image_size": 288, "layers": [4, 6, 10, 6], "width": 80},
         "text_cfg": {"width": 640, "heads": 10, "layers": 12},
     },
+    "PE-Core-B-16": {
+        "embed_dim": 1024,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "vit_pe_core_base_patch16_224",
+            "timm_pool": "map",
+            "timm_proj": None,
+        },
+        "text_cfg": {"context_length": 32, "width": 1024, "heads": 16, "layers": 24},
+    },
 }
 
 

@@ -136,6 +136,10 @@ def clip_pixels(config: dict[str, Any]) -> np.ndarray:
     return np.random.default_rng(SEED).normal(size=(3, side, side, 3)).astype(np.float32)
 
 
+# The pixels of a prepared photo that are compared; all of them would fill the file.
+PHOTO_SAMPLE = np.s_[::7, ::5]
+
+
 def backbone_inputs(side: int) -> tuple[np.ndarray, Image.Image]:
     """Returns normalised images of a backbone's size, and a photo of an odd shape."""
     rng = np.random.default_rng(SEED)

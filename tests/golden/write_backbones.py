@@ -16,7 +16,15 @@ import numpy as np
 
 from fgvpl_jax import load_clip
 from tests import backbone_oracles
-from tests.golden.inputs import BACKBONES_FILE, DIRECTORY, SEED, TEXTS, backbone_inputs, checksum
+from tests.golden.inputs import (
+    BACKBONES_FILE,
+    DIRECTORY,
+    PHOTO_SAMPLE,
+    SEED,
+    TEXTS,
+    backbone_inputs,
+    checksum,
+)
 from tests.tiny_backbones import KINDS, random_tensors, write_tiny_backbone
 
 
@@ -35,7 +43,7 @@ def outputs(kind: str) -> dict[str, np.ndarray]:
             "image_features": image,
             "text_features": text,
             "logit_scale": np.asarray(model.logit_scale.exp().item()),
-            "photo": preprocess(photo),
+            "photo": preprocess(photo)[PHOTO_SAMPLE],
         }
 
 

@@ -8,7 +8,7 @@ from fgvpl_jax.data import BENCHMARKS
 from fgvpl_jax.reports import csv_files
 from fgvpl_jax.reports.find_runs import read_runs
 from fgvpl_jax.reports.panels import averages_of, panels_of, spread
-from fgvpl_jax.reports.paper_numbers import paper_average
+from fgvpl_jax.reports.paper_numbers import paper_accuracy, paper_average
 from fgvpl_jax.reports.tables import (
     average_table,
     backbone_table,
@@ -361,3 +361,10 @@ def test_a_runs_line_has_the_validation_accuracy_of_the_chosen_values(tmp_path):
     with open(tmp_path / "runs.csv", newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["validation_accuracy"], row["test_accuracy"]) == ("0.75", "0.5")
+
+
+def test_the_papers_rows_with_a_resnet():
+    resnet = "resnet50_clip.openai"
+    assert paper_accuracy("imagenet", resnet, "tip_adapter_f", 16) == 65.5
+    assert paper_accuracy("imagenet", resnet, "zero_shot", 1) == 60.3
+    assert paper_accuracy("imagenet", resnet, "fg_vpl", 16) is None  # the paper has none

@@ -12,13 +12,14 @@ from fgvpl_jax.clip.families.hugging_face_clip import HUGGING_FACE_CLIP
 from fgvpl_jax.clip.families.metaclip_2 import METACLIP_2
 from fgvpl_jax.clip.families.open_clip_resnet import OPEN_CLIP_RESNET
 from fgvpl_jax.clip.families.open_clip_vit import OPEN_CLIP_VIT
+from fgvpl_jax.clip.families.pe_core import PE_CORE
 from fgvpl_jax.clip.families.siglip import SIGLIP
 from fgvpl_jax.clip.family import Family
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import parse_json
 
-# A checkpoint that is published in several forms is read in the first one.
-FAMILIES = (HUGGING_FACE_CLIP, METACLIP_2, SIGLIP, OPEN_CLIP_VIT, OPEN_CLIP_RESNET)
+# A checkpoint that is published in several forms, or that several recognise, is read in the first.
+FAMILIES = (HUGGING_FACE_CLIP, METACLIP_2, SIGLIP, PE_CORE, OPEN_CLIP_RESNET, OPEN_CLIP_VIT)
 
 __all__ = ["FAMILIES", "all_small_files", "family_of"]
 

@@ -107,6 +107,7 @@ def read(
     raw: dict[str, Any],
     build: Callable[[dict[str, Any], dict[str, Any]], ImageTower],
     vision_names: Names,
+    vision_off: Mapping[str, tuple[Any, ...]] = VISION_OFF,
 ) -> Architecture:
     """Reads the architecture; see `Family.read`.
 
@@ -115,11 +116,12 @@ def read(
         raw: Content of the config file.
         build: Builds the image tower from `model_cfg` and its `vision_cfg`.
         vision_names: Published names of the image tower's tensors.
+        vision_off: Settings of `vision_cfg`, each with the only values that it may have.
     """
     file = directory / CONFIG_FILE
     try:
         model = _section(raw, "model_cfg", MODEL_KNOWN, MODEL_OFF)
-        vision = _section(model, "vision_cfg", VISION_KNOWN, VISION_OFF)
+        vision = _section(model, "vision_cfg", VISION_KNOWN, vision_off)
         text = text_config(model, _section(model, "text_cfg", TEXT_KNOWN, TEXT_OFF))
         # Built without memory, only to refuse sizes that do not fit each other.
         config = nnx.eval_shape(lambda: build(model, vision)).config

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip.config import UPPER_LIMITS
 from fgvpl_jax.clip.families.open_clip_files import (
@@ -19,7 +19,7 @@ from fgvpl_jax.clip.families.open_clip_files import (
 )
 from fgvpl_jax.clip.family import LINEAR, Family, Layout, Source
 from fgvpl_jax.clip.layers import INIT_STD, Attention
-from fgvpl_jax.clip.towers import ImageTower
+from fgvpl_jax.clip.towers import PooledTower, Pooling
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
 
@@ -44,7 +44,7 @@ RESNET_NAMES: dict[str, str | Source] = {
     "mean": "running_mean",
     "variance": "running_var",
     "position_embedding": "visual.attnpool.positional_embedding",
-    "attention": "visual.attnpool",
+    "pooling.attention": "visual.attnpool",
     "query": "q_proj",
     "key": "k_proj",
     "value": "v_proj",
@@ -113,7 +113,7 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Convolves an image."""
-        filters = self.filters[...]
+        filters = self.filters[...].astype(x.dtype)
         return jax.lax.conv_general_dilated(
             x,
             filters,
@@ -133,7 +133,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Returns (x - mean) / sqrt(variance + eps) · scale + bias."""
         scale = self.scale[...] * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPS)
-        return (x - self.mean[...]) * scale + self.bias[...]
+        return ((x - self.mean[...]) * scale + self.bias[...]).astype(x.dtype)
 
 
 def average_pool(x: Float[Array, "b h w d"], stride: int) -> Float[Array, "b h2 w2 d"]:
@@ -195,15 +195,40 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(self.bn3(self.conv3(x)) + around)
 
 
-class ResNetTower(ImageTower):
+class MeanPooling(Pooling):
+    """The attention of the first token, the cells' mean, to all tokens.
+
+    Args:
+        dim: Width of the tokens.
+        config: Sizes of the tower.
+        rngs: Random streams.
+    """
+
+    def __init__(self, dim: int, config: ResNetConfig, *, rngs: nnx.Rngs):
+        self.attention = Attention(dim, config.num_heads, dim_out=config.embed_dim, rngs=rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "b t d"], key_mask: Bool[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b h t"]]:
+        """Pools the tokens by the first one; see `Pooling`."""
+        mask = None if key_mask is None else key_mask[:, None, :]
+        pooled, weights = self.attention(tokens, mask, num_queries=1)
+        return pooled[:, 0], weights[:, :, 0]
+
+    def each(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+        """Returns each token's own feature; see `Pooling`."""
+        return self.attention.out(self.attention.value(tokens))
+
+
+class ResNetTower(PooledTower):
     """CLIP's ResNet, whose cells are pooled by the attention of their mean.
 
     Attributes:
-        attention: The pooling, from the mean and all cells to a feature in the shared space.
         position_embedding: Positions [1 + n, d] of the mean and of the cells.
     """
 
     kind = "ResNet"
+    num_readers = 1
     config: ResNetConfig
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
@@ -222,20 +247,25 @@ class ResNetTower(ImageTower):
         self.position_embedding = Frozen(
             nnx.initializers.normal(INIT_STD)(rngs.params(), (1 + gh * gw, dim))
         )
-        self.attention = Attention(dim, config.num_heads, dim_out=config.embed_dim, rngs=rngs)
+        self.pooling = MeanPooling(dim, config, rngs=rngs)
 
-    def __call__(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Returns raw image features, equal to OpenCLIP's."""
+    @property
+    def token_width(self) -> int:
+        """Width d of the tokens."""
+        return self.config.channels
+
+    def embed(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b t d"]:
+        """Returns the mean and the cells with positions; see `PooledTower.embed`."""
         self.check(pixels)
-        x = self.stem(pixels)
+        x = self.stem(pixels.astype(dtype or self.position_embedding[...].dtype))
         for number in range(1, 5):
             for block in getattr(self, f"layer{number}"):
                 x = block(x)
         cells = x.reshape(x.shape[0], -1, x.shape[-1])
         tokens = jnp.concatenate([cells.mean(axis=1, keepdims=True), cells], axis=1)
-        tokens = tokens + self.position_embedding[...]
-        pooled, _ = self.attention(tokens, num_queries=1)
-        return pooled[:, 0]
+        return tokens + self.position_embedding[...].astype(tokens.dtype)
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> ResNetTower:

@@ -6,7 +6,6 @@ from typing import Any
 from flax import nnx
 
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.clip.families import open_clip_resnet
 from fgvpl_jax.clip.families.open_clip_files import (
     CONFIG_FILE,
     LAYER_NAMES,
@@ -49,15 +48,10 @@ def build(model: dict[str, Any], vision: dict[str, Any]) -> VisionTower:
     return VisionTower(config, rngs=nnx.Rngs(0))
 
 
-def matches(raw: dict[str, Any]) -> bool:
-    """Returns whether the config describes no ResNet; see `Family.matches`."""
-    return not open_clip_resnet.matches(raw)
-
-
 OPEN_CLIP_VIT = Family(
     name="OpenCLIP's ViTs",
     config_file=CONFIG_FILE,
-    matches=matches,
+    matches=lambda raw: True,  # every config that no other family recognises
     weight_formats=WEIGHT_FORMATS,
     small_files=SMALL_FILES,
     read=partial(read, build=build, vision_names=VISION_NAMES),

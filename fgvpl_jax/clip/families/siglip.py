@@ -37,7 +37,7 @@ from fgvpl_jax.clip.layers import (
     TransformerLayer,
 )
 from fgvpl_jax.clip.text_input import AutoTokenizer
-from fgvpl_jax.clip.towers import ImageTower, TextTower, embedded_patches
+from fgvpl_jax.clip.towers import PooledTower, Pooling, TextTower, embedded_patches
 from fgvpl_jax.clip.weights import TRANSFORMERS_FORMATS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
@@ -67,7 +67,7 @@ SIGLIP_VISION_NAMES: dict[str, str | Source] = {
 SIGLIP_TEXT_NAMES: dict[str, str | Source] = TEXT_NAMES | {"projection": "text_model.head"}
 
 
-class ProbePooling(nnx.Module):
+class ProbePooling(Pooling):
     """A learnt query, the probe, that attends to the patches, and an MLP.
 
     Attributes:
@@ -82,20 +82,30 @@ class ProbePooling(nnx.Module):
         self.fc2 = Linear(config.mlp_width, config.width, rngs=rngs)
         self.activation = config.activation
 
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """Returns one feature of all tokens."""
+    def __call__(
+        self, tokens: Float[Array, "b t d"], key_mask: Bool[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b h t"]]:
+        """Pools the tokens by the probe; see `Pooling`."""
         probe = jnp.broadcast_to(
             self.probe[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1])
         )
-        pooled, _ = self.attention.attend(probe, tokens)
-        hidden = ACTIVATIONS[self.activation](self.fc1(self.norm(pooled)))
-        return (pooled + self.fc2(hidden))[:, 0]
+        mask = None if key_mask is None else key_mask[:, None, :]
+        pooled, weights = self.attention.attend(probe, tokens, mask)
+        return self._through_mlp(pooled)[:, 0], weights[:, :, 0]
+
+    def each(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Returns each token's own feature; see `Pooling`."""
+        return self._through_mlp(self.attention.out(self.attention.value(tokens)))
+
+    def _through_mlp(self, pooled: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return pooled + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm(pooled))))
 
 
-class SiglipVisionTower(ImageTower):
+class SiglipVisionTower(PooledTower):
     """SigLIP's ViT: patches alone, pooled by a probe."""
 
     kind = "SigLIP ViT, which has no class token"
+    num_readers = 0
     config: VisionConfig
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
@@ -116,14 +126,23 @@ class SiglipVisionTower(ImageTower):
         """Returns the blocks below the pooling."""
         return list(self.layers)
 
-    def __call__(self, pixels: Float[Array, "b H W 3"]) -> Float[Array, "b e"]:
-        """Returns raw image features, equal to transformers'."""
+    @property
+    def token_width(self) -> int:
+        """Width d of the tokens."""
+        return self.config.width
+
+    def embed(
+        self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
+    ) -> Float[Array, "b n d"]:
+        """Returns the patches with positions; see `PooledTower.embed`."""
         self.check(pixels)
         tokens = embedded_patches(pixels, self.patch_embedding, self.config)
         tokens = tokens + self.position_embedding[...]
-        for layer in self.layers:
-            tokens, _ = layer(tokens)
-        return self.pooling(self.post_norm(tokens))
+        return tokens.astype(dtype or tokens.dtype)
+
+    def before_pooling(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Returns the tokens after the last LayerNorm."""
+        return self.post_norm(tokens)
 
 
 class SiglipTextTower(TextTower):

@@ -1,0 +1,221 @@
+"""FG-VPL's encoder on SigLIP and ResNets, against a float64 NumPy recomputation.
+
+The recomputation removes background cells instead of masking them, and multiplies whole attention
+matrices for the roll-out. Its layers below the pooling are the package's, in float64; these equal
+the families' own libraries (`tests/clip/test_families.py`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import erf
+
+from fgvpl_jax import load_clip, object_mask
+from fgvpl_jax.clip.families import pe_core
+from fgvpl_jax.variables import Trainable
+from fgvpl_jax.visual_prompt import ATTENTION_MAPS, fine_grained_encoder
+from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS
+from fgvpl_jax.visual_prompt.pooled_encoder import PooledFGImageEncoder
+from tests.comparison import as_float64, relative_error
+from tests.tiny_backbones import OPEN_CLIP_KINDS, write_tiny_backbone
+
+PROMPTS = 2
+
+
+@pytest.fixture(scope="module", params=["siglip", "resnet_wide", "pe_core"])
+def clip(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        # The smallest one has 577 tokens; this one has 17.
+        name, sizes = "vit_pe_core_tiny_patch16_384", (32, 8, 48, 2, 3)
+        patch.setitem(pe_core.SIZES, name, sizes)
+        patch.setitem(OPEN_CLIP_KINDS["pe_core"]["model_cfg"]["vision_cfg"], "image_size", 32)
+        write_tiny_backbone(directory, request.param)
+        return load_clip(directory)
+
+
+def encoder_of(clip, num_prompts=PROMPTS, **settings):
+    encoder = fine_grained_encoder(clip.vision, num_prompts, rngs=nnx.Rngs(0), **settings)
+    rng = np.random.default_rng(1)
+    # Far from their initial values, so that each trained part changes the outputs.
+    for _, variable in nnx.to_flat_state(nnx.state(encoder, Trainable)):
+        noise = rng.normal(scale=0.2, size=variable.shape)
+        variable.set_value(variable[...] + jnp.asarray(noise, jnp.float32))
+    return encoder
+
+
+def pixels_of(clip, batch=4):
+    side = clip.image_size
+    rng = np.random.default_rng(2)
+    return rng.normal(size=(batch, side, side, 3)).astype(np.float32)
+
+
+def in_float64(encoder, function):
+    """Returns `function(encoder)` with float64 parameters."""
+    graphdef, state = nnx.split(encoder)
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, function(nnx.merge(graphdef, as_float64(state))))
+
+
+class NumPyPooling:
+    """The pooling of one image in NumPy, over whichever tokens it is given."""
+
+    def __init__(self, module):
+        self.state = {
+            ".".join(map(str, path)): np.asarray(variable[...], np.float64)
+            for path, variable in nnx.to_flat_state(nnx.state(module))
+        }
+        self.num_heads = module.attention.num_heads
+        self.eps = module.norm.eps if hasattr(module, "norm") else None
+
+    def linear(self, name, x):
+        return x @ self.state[f"{name}.kernel"] + self.state[f"{name}.bias"]
+
+    def after(self, x):
+        if "fc1.kernel" not in self.state:
+            return x
+        centred = x - x.mean(axis=-1, keepdims=True)
+        normed = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + self.eps)
+        hidden = self.linear("fc1", normed * self.state["norm.scale"] + self.state["norm.bias"])
+        if "projection.kernel" in self.state:  # Perception Encoder
+            share = (1 + erf(hidden / np.sqrt(2))) / 2
+            return self.linear("projection", x + self.linear("fc2", hidden * share))
+        cubic = np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)
+        return x + self.linear("fc2", 0.5 * hidden * (1 + np.tanh(cubic)))
+
+    def __call__(self, tokens):
+        """Returns the feature and each head's weights."""
+        reader = self.state["probe"][0, 0] if "probe" in self.state else tokens[0]
+        query = self.linear("attention.query", reader).reshape(self.num_heads, -1)
+        key, value = (
+            self.linear(f"attention.{name}", tokens).reshape(len(tokens), self.num_heads, -1)
+            for name in ("key", "value")
+        )
+        scores = np.einsum("hc,thc->ht", query, key) / np.sqrt(query.shape[-1])
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        mixed = np.einsum("ht,thc->hc", weights, value).ravel()
+        return self.after(self.linear("attention.out", mixed)), weights
+
+    def each(self, tokens):
+        return self.after(self.linear("attention.out", self.linear("attention.value", tokens)))
+
+
+def recomputed(encoder, pixels):
+    """Returns the outputs of each image, from float64 tokens and attention weights."""
+
+    def layers(encoder):
+        tokens = encoder.vision.embed(jnp.asarray(pixels, jnp.float64))
+        prompt = jnp.broadcast_to(encoder.prompt[...], (len(pixels), *encoder.prompt.shape))
+        tokens, attentions = jnp.concatenate([tokens, prompt], axis=1), []
+        for layer in encoder.vision.attention_layers:
+            tokens, weights = layer(tokens)
+            attentions.append(weights)
+        return encoder.vision.before_pooling(tokens), attentions
+
+    tokens, attentions = in_float64(encoder, layers)
+    vision = encoder.vision
+    frozen, trained = NumPyPooling(vision.pooling), NumPyPooling(encoder.fine_grained_layer)
+    first, count = vision.num_readers, int(np.prod(vision.grid))
+    residual, depth = ROLL_OUTS[encoder.map_name]
+    found = []
+    for number, image in enumerate(tokens):
+        feature, row = frozen(image)
+        below = attentions if depth is None else attentions[max(0, len(attentions) + 1 - depth) :]
+        if below and below[0].shape[1] != len(row):  # Perception Encoder
+            row = np.tile(row.mean(axis=0), (below[0].shape[1], 1))
+        product = np.broadcast_to(np.eye(row.shape[1]), (len(row), *(row.shape[1],) * 2))
+        for weights in below:
+            one = (1 - residual) * weights[number] + residual * np.eye(row.shape[1])
+            product = one @ product
+        significance = np.einsum("ht,htu->hu", row, product)[:, first : first + count].sum(axis=0)
+        mask = np.asarray(object_mask(jnp.asarray(significance[None], jnp.float32), vision.grid))[0]
+        places = first + np.flatnonzero(mask)
+        kept = [*range(first), *places, *range(first + count, len(image))]
+        patches = frozen.each(image[places]).mean(axis=0)
+        found.append((feature, trained(image[kept])[0], patches, significance, mask))
+    return [np.stack(parts) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("attention_map", ROLL_OUTS)
+def test_outputs_equal_a_recomputation_that_removes_the_background(clip, attention_map):
+    encoder, pixels = encoder_of(clip, attention_map=attention_map), pixels_of(clip)
+    ours = in_float64(encoder, lambda wide: wide(jnp.asarray(pixels, jnp.float64)))
+    expected = recomputed(encoder, pixels)
+    np.testing.assert_array_equal(ours.object_mask, expected[-1])
+    share = expected[-1].mean()
+    assert 0 < share < 1, "the masks hide nothing: choose another seed"
+    errors = [relative_error(one, other) for one, other in zip(ours[:4], expected[:4], strict=True)]
+    print(attention_map, [f"{error:.1e}" for error in errors], f"share of objects {share:.2f}")
+    assert max(errors[:3]) <= 1e-12
+    assert errors[3] <= 1e-6  # the map is float32
+
+
+def test_without_a_prompt_the_image_feature_is_the_backbones(clip):
+    encoder, pixels = encoder_of(clip, 0), pixels_of(clip)
+    assert isinstance(encoder, PooledFGImageEncoder)
+    assert relative_error(encoder(jnp.asarray(pixels)).image, clip.encode_image(pixels)) <= 1e-5
+
+
+def test_masked_cells_do_not_reach_the_object_feature(clip):
+    encoder, pixels = encoder_of(clip), jnp.asarray(pixels_of(clip, 1))
+    vision = encoder.vision
+    tokens = jnp.concatenate([vision.embed(pixels), encoder.prompt[...][None]], axis=1)
+    mask = jnp.ones(tokens.shape[:2], bool).at[0, vision.num_readers].set(False)
+    feature, weights = encoder.fine_grained_layer(tokens, mask)
+    assert (weights[:, :, vision.num_readers] == 0).all()
+    other = tokens.at[0, vision.num_readers].add(7)
+    np.testing.assert_array_equal(feature, encoder.fine_grained_layer(other, mask)[0])
+
+
+def test_gradients_agree_with_central_differences(clip):
+    encoder, pixels = encoder_of(clip), pixels_of(clip, 2)
+    graphdef, trained, frozen = nnx.split(encoder, Trainable, ...)
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        trained, frozen = as_float64(trained), as_float64(frozen)
+        inputs = jnp.asarray(pixels, jnp.float64)
+        width = clip.vision.config.embed_dim
+        weights = jnp.asarray(rng.normal(size=(3, width)))
+
+        @jax.jit
+        def loss(trained):
+            features = nnx.merge(graphdef, trained, frozen)(inputs)
+            return sum(jnp.tanh(f @ w).sum() for f, w in zip(features[:3], weights, strict=True))
+
+        gradients = jax.grad(loss)(trained)
+        for path, gradient in nnx.to_flat_state(gradients):
+            direction = jax.tree.map(jnp.zeros_like, trained)
+            step = jnp.asarray(rng.normal(size=gradient.shape))
+            flat = dict(nnx.to_flat_state(direction))
+            flat[path] = flat[path].replace(step)
+            direction = nnx.from_flat_state(list(flat.items()))
+            ends = [
+                loss(jax.tree.map(lambda x, d, sign=sign: x + sign * 1e-6 * d, trained, direction))
+                for sign in (1, -1)
+            ]
+            expected = float(ends[0] - ends[1]) / 2e-6
+            ours = float(jnp.vdot(gradient[...], step))
+            assert ours == pytest.approx(expected, rel=1e-4, abs=1e-7), path
+
+
+def test_recomputing_activations_changes_nothing(clip):
+    pixels = jnp.asarray(pixels_of(clip))
+    expected, ours = (
+        encoder_of(clip, attention_map="residual", rematerialise=value)(pixels)
+        for value in (False, True)
+    )
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention_map", ATTENTION_MAPS)
+def test_every_map_runs_in_bfloat16_with_wide_features(clip, attention_map):
+    encoder = encoder_of(clip, attention_map=attention_map, compute_dtype="bfloat16")
+    features = encoder(jnp.asarray(pixels_of(clip)))
+    assert {one.dtype for one in features[:4]} == {jnp.dtype("float32")}
+    assert features.object_mask.any(axis=1).all()
+    full = encoder_of(clip, attention_map=attention_map)(jnp.asarray(pixels_of(clip)))
+    assert relative_error(features.image, full.image) < 0.1

@@ -135,7 +135,11 @@ class Classifier:
                 jnp.ones(len(keys), bool),
             )
         self.inference = Inference(
-            model, self.clip.image_encoder, cache, self.results.choices, self.results.temperature
+            model,
+            model.frozen_encoder(self.clip, config),
+            cache,
+            self.results.choices,
+            self.results.temperature,
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache

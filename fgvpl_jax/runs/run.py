@@ -64,8 +64,10 @@ class Run:
     @cached_property
     def inputs(self) -> Inputs:
         """Images as the method reads them: frozen features or pixels."""
-        if method_named(self.config.method).reads_features:
-            return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
+        method = method_named(self.config.method)
+        if method.reads_features:
+            encoder = method.frozen_encoder(self.clip, self.config)
+            return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh, encoder)
         return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
 
     def new_model(self, support: Split) -> Method:

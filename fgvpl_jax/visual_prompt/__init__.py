@@ -2,11 +2,14 @@
 
 from fgvpl_jax.visual_prompt.attention_map import attention_map
 from fgvpl_jax.visual_prompt.encoder import ATTENTION_MAPS, FGImageEncoder, ImageFeatures
+from fgvpl_jax.visual_prompt.feature_kinds import FeatureKinds, FeatureKindsEncoder
 from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
 
 __all__ = [
     "ATTENTION_MAPS",
     "FGImageEncoder",
+    "FeatureKinds",
+    "FeatureKindsEncoder",
     "ImageFeatures",
     "attention_map",
     "largest_component",

@@ -1,5 +1,7 @@
 """The image encoder: from uint8 photos to image features, including the normalisation."""
 
+from typing import Any, Protocol, runtime_checkable
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,6 +9,27 @@ from jaxtyping import Array, Float, UInt8
 
 from fgvpl_jax.clip.towers import ImageTower
 from fgvpl_jax.variables import Frozen
+
+
+@runtime_checkable
+class FrozenEncoder(Protocol):
+    """A module without trained parameters, whose features of photos are computed once and kept.
+
+    Attributes:
+        feature_dim: Number of values of a photo's features.
+        settings: Everything but the backbone that the features depend on, as JSON data.
+    """
+
+    @property
+    def feature_dim(self) -> int:
+        """Number of values."""
+
+    @property
+    def settings(self) -> list[Any]:
+        """JSON data."""
+
+    def __call__(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b c"]:
+        """Returns the features of photos."""
 
 
 class ImageEncoder(nnx.Module):
@@ -27,6 +50,16 @@ class ImageEncoder(nnx.Module):
         self.vision = vision
         self.pixel_scale = Frozen(jnp.asarray(rescale_factor / std))
         self.pixel_shift = Frozen(jnp.asarray(-mean / std))
+
+    @property
+    def feature_dim(self) -> int:
+        """Returns e; see `FrozenEncoder`."""
+        return self.vision.config.embed_dim
+
+    @property
+    def settings(self) -> list[Any]:
+        """Returns an empty list; see `FrozenEncoder`."""
+        return []
 
     def normalize_pixels(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
         """Returns (images · rescale_factor - mean) / std with the checkpoint's numbers."""

@@ -112,7 +112,11 @@ class Classifier:
         model, cache, self.class_names = loaded.model, loaded.cache, loaded.class_names
         self.support = loaded.support
         self.inference = Inference(
-            model, self.clip.image_encoder, cache, self.results.choices, self.results.temperature
+            model,
+            model.frozen_encoder(self.clip, config),
+            cache,
+            self.results.choices,
+            self.results.temperature,
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache

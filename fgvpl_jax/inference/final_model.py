@@ -58,9 +58,12 @@ def load_final_model(workdir: Workdir, results: RunResults, clip: CLIP) -> Final
     members = []
     for one, found in zip(results.members, loaded, strict=True):
         assert one.temperature is not None
-        members.append(Member(found.model, found.cache, one.choices, one.temperature, one.weight))
-    model = mixture(clip, loaded[0].model.text_features[...], members)
-    return loaded[0]._replace(model=model, cache=None)
+        model, config = found.model, workdir.candidate(one.method).stored_config()
+        encoder = model.frozen_encoder(clip, config) if model.reads_features else None
+        numbers = (one.choices, one.temperature, one.weight)
+        members.append(Member(model, encoder, found.cache, *numbers))
+    mix = mixture(clip, loaded[0].model.text_features[...], members)
+    return loaded[0]._replace(model=mix, cache=None)
 
 
 def load_trained(workdir: Workdir, clip: CLIP) -> FinalModel:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from fgvpl_jax.clip import ImageEncoder
+from fgvpl_jax.clip import FrozenEncoder
 from fgvpl_jax.methods import Choices, Method
 from fgvpl_jax.recognition import VisualCache, total
 
@@ -65,7 +65,7 @@ class Weights(NamedTuple):
     """All arrays that the device programs read, except the images.
 
     Attributes:
-        state: State of the image encoder and the trained model.
+        state: State of the frozen encoder and the trained model.
         cache: The visual cache, if the method has one.
         choices: Values chosen on validation, under the argument names of `Method.logits`; float32
             scalars, so that nothing is traced again.
@@ -83,7 +83,7 @@ class Inference:
 
     Args:
         model: The trained model.
-        image_encoder: Plain CLIP's image encoder, for a method that reads its features.
+        frozen_encoder: Encoder of the features that a `FeatureMethod` reads.
         cache: Cache of the support images; None for a method without one.
         choices: Values chosen on validation, such as λ.
         temperature: Divisor of the logits before they become probabilities.
@@ -96,12 +96,12 @@ class Inference:
     def __init__(
         self,
         model: Method,
-        image_encoder: ImageEncoder,
+        frozen_encoder: FrozenEncoder,
         cache: VisualCache | None,
         choices: Choices,
         temperature: float,
     ):
-        graphdef, state = nnx.split((image_encoder, model))
+        graphdef, state = nnx.split((frozen_encoder, model))
         self.weights = Weights(
             jax.device_put(state),
             cache,
@@ -137,8 +137,8 @@ def encode(
     graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
 ) -> tuple[Any, tuple | None]:
     """Implements `Inference.encode`."""
-    image_encoder, model = nnx.merge(graphdef, state)
-    features = model.features(image_encoder(images) if model.reads_features else images)
+    frozen_encoder, model = nnx.merge(graphdef, state)
+    features = model.features(frozen_encoder(images) if model.reads_features else images)
     return features, model.kept_features(features) if model.uses_cache else None
 
 

@@ -12,6 +12,7 @@ from fgvpl_jax.methods.coop import CoOp
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
 from fgvpl_jax.methods.gda import GDA
+from fgvpl_jax.methods.gda_pool import GDAPool
 from fgvpl_jax.methods.held_out import SELECTION_RULES, LabelledLogits
 from fgvpl_jax.methods.interface import Choices, Method, Recipe, Task
 from fgvpl_jax.methods.kernel_ridge import KernelRidge
@@ -49,6 +50,7 @@ METHODS: dict[str, type[Method]] = {
         FVP,
         TAR,
         FGVPL,
+        GDAPool,
     )
 }
 

@@ -112,32 +112,48 @@ class GDA(FittedOnce):
 
 
 class Statistics(NamedTuple):
-    """Class means and the eigenvectors of the scatter about them.
+    """Class means and the eigenvectors of the scatter that is inverted.
+
+    That scatter is (N - 1) Σ + ρ B, where B is the scatter of the class means about their mean.
+    GDA has ρ = 0.
 
     Attributes:
         means: Means of the views of each class; 0 for a class without an image.
         counts: Number of views of each class.
-        eigenvalues: Eigenvalues of the scatter matrix (N - 1) Σ.
+        trace: Trace of (N - 1) Σ.
+        between: ρ.
+        eigenvalues: Eigenvalues of the scatter that is inverted.
         eigenvectors: Its eigenvectors, in columns.
     """
 
     means: Float64[np.ndarray, "k e"]
     counts: Int[np.ndarray, "k"]
+    trace: float
+    between: float
     eigenvalues: Float64[np.ndarray, "e"]
     eigenvectors: Float64[np.ndarray, "e e"]
 
     @classmethod
     def of(
-        cls, views: Float64[np.ndarray, "s r e"], labels: Int[np.ndarray, "s"], num_classes: int
+        cls,
+        views: Float64[np.ndarray, "s r e"],
+        labels: Int[np.ndarray, "s"],
+        num_classes: int,
+        between: float = 0.0,
     ) -> "Statistics":
-        """Returns the statistics of all views."""
+        """Returns the statistics of all views, with ρ = `between`."""
         sums = np.zeros((num_classes, views.shape[-1]))
         np.add.at(sums, labels, views.sum(axis=1))
         counts = np.bincount(labels, minlength=num_classes) * views.shape[1]
         means = sums / np.maximum(counts, 1)[:, None]
         centred = (views - means[labels][:, None]).reshape(-1, views.shape[-1])
-        eigenvalues, eigenvectors = np.linalg.eigh(centred.T @ centred)
-        return cls(means, counts, np.maximum(eigenvalues, 0), eigenvectors)
+        scatter = centred.T @ centred
+        trace = float(np.trace(scatter))
+        if between:
+            apart = means[counts > 0] - means[counts > 0].mean(axis=0)
+            scatter += between * apart.T @ apart
+        eigenvalues, eigenvectors = np.linalg.eigh(scatter)
+        return cls(means, counts, trace, between, np.maximum(eigenvalues, 0), eigenvectors)
 
     @property
     def num_views(self) -> int:
@@ -148,7 +164,7 @@ class Statistics(NamedTuple):
         self, ridge: float
     ) -> tuple[Float64[np.ndarray, "e k"], Float64[np.ndarray, "k"]]:
         """Returns kernel and bias."""
-        added = ridge_of(ridge, float(self.eigenvalues.sum()), self.num_views)
+        added = ridge_of(ridge, self.trace, self.num_views)
         rotated = self.means @ self.eigenvectors
         dim = len(self.eigenvalues)
         scaled = dim * rotated / (self.eigenvalues + added)
@@ -178,8 +194,9 @@ def leave_one_out(
 ) -> Float64[np.ndarray, "s k"]:
     """Returns the scores of each image's plain view, from a fit without any view of the image.
 
-    Exact. Without an image the scatter loses a matrix of rank r, so Woodbury's identity replaces a
-    new inverse. Scores of an image without a companion of its class mean nothing.
+    Exact. Without an image the scatter changes by a matrix of a rank of at most r + 3, so
+    Woodbury's identity replaces a new inverse. Scores of an image without a companion of its class
+    mean nothing.
     """
     return np.array([*_leave_one_out(views, labels, statistics, ridge)])
 
@@ -191,6 +208,7 @@ def _leave_one_out(
     ridge: float,
 ) -> Iterator[Float64[np.ndarray, "k"]]:
     rotated_means = statistics.means @ statistics.eigenvectors
+    centre = rotated_means[statistics.counts > 0].mean(axis=0)
     num_taken, dim = views.shape[1:]
     for own, label in zip(views, labels, strict=True):
         rotated = own @ statistics.eigenvectors
@@ -206,10 +224,21 @@ def _leave_one_out(
             lost = np.linalg.cholesky(mixing).T @ difference
         else:
             lost = difference
-        trace = float(statistics.eigenvalues.sum() - (lost**2).sum())
+        trace = statistics.trace - float((lost**2).sum())
+        changes, factors = lost, np.full(num_taken, -1.0)
+        if statistics.between:
+            # B loses the old mean, gains the new one, and is about another centre.
+            present = counts > 0
+            moved = (means[present] - centre).mean(axis=0)
+            rows = [rotated_means[label] - centre, means[label] - centre, moved]
+            signs = np.array([-1.0, float(present[label]), -float(present.sum())])
+            changes = np.concatenate([lost, rows])
+            factors = np.concatenate([factors, statistics.between * signs])
         inverse = 1 / (statistics.eigenvalues + ridge_of(ridge, trace, int(counts.sum())))
-        weighted = lost * inverse
-        small = np.linalg.inv(np.eye(num_taken) - weighted @ lost.T)
+        weighted = changes * inverse
+        small = np.linalg.solve(
+            np.eye(len(factors)) + factors[:, None] * (weighted @ changes.T), np.diag(-factors)
+        )
         of_means, of_query = weighted @ means.T, weighted @ rotated[0]
         products = (rotated[0] * inverse) @ means.T + of_query @ small @ of_means
         squares = (means**2) @ inverse + (of_means * (small @ of_means)).sum(axis=0)

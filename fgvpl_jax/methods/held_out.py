@@ -115,16 +115,24 @@ def smoothed_losses(
 ) -> Callable[[float], Float64[np.ndarray, "N"]]:
     """Returns a function from T to the cross-entropy of softmax(logits / T) at each image.
 
-    The targets are smoothed, so that a model that was right on all of a few photos does not count
-    as always right: (N + 1) / (N + 2) for the true class, by the rule of succession (Platt 1999),
-    and equal parts of the rest for the other classes. With 1 / (N + k) for each other class, 40
-    photos of ten classes would let no probability exceed 0.82.
+    The targets are those of `smoothed_targets`.
     """
-    count, num_classes = logits.shape
-    targets = np.full(logits.shape, 1 / (count + 2) / max(num_classes - 1, 1))
-    targets[np.arange(count), labels] = (count + 1) / (count + 2)
+    targets = smoothed_targets(labels, logits.shape[1])
     exact = logits.astype(np.float64)
     return lambda temperature: -(targets * log_softmax(exact / temperature, axis=1)).sum(axis=1)
+
+
+def smoothed_targets(labels: Int[np.ndarray, "N"], num_classes: int) -> Float64[np.ndarray, "N k"]:
+    """Returns smoothed targets, so that a model that was right on a few photos can still be wrong.
+
+    They are (N + 1) / (N + 2) for the true class, by the rule of succession (Platt 1999), and equal
+    parts of the rest for the other classes. With 1 / (N + k) for each other class, 40 photos of ten
+    classes would let no probability exceed 0.82.
+    """
+    count = len(labels)
+    targets = np.full((count, num_classes), 1 / (count + 2) / max(num_classes - 1, 1))
+    targets[np.arange(count), labels] = (count + 1) / (count + 2)
+    return targets
 
 
 def best_temperature(loss: Callable[[float], float]) -> float:

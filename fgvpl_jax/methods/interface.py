@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.methods.held_out import LabelledLogits
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import normalize, total
@@ -80,7 +80,7 @@ class Method(nnx.Module):
     Attributes:
         name: Value of `config.method` that selects the method.
         title: Name in tables and figures.
-        reads_features: Whether inputs are CLIP's frozen image features, [b, e], and not pixels.
+        reads_features: Whether inputs are the frozen features of `frozen_encoder`, and not pixels.
         finds_objects: Whether its features have an `attention_map` and an `object_mask`.
         tunable_encoder: Whether its image encoder supports `compute_dtype` and `rematerialise`.
         uses_cache: Whether its logits need a `VisualCache` of the support images.
@@ -162,6 +162,11 @@ class Method(nnx.Module):
         """Returns the candidates of validation, which picks the first of equally good ones."""
         return [cls.starting_choices(config)]
 
+    @classmethod
+    def frozen_encoder(cls, clip: CLIP, config: ConfigDict) -> FrozenEncoder:
+        """Returns the encoder of the frozen features that the method reads, if it reads any."""
+        return clip.image_encoder
+
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Sets parameters from the few-shot images, before the first epoch."""
 
@@ -237,7 +242,7 @@ class Method(nnx.Module):
 
 
 class FeatureMethod(Method):
-    """A method whose inputs are CLIP's frozen image features, raw."""
+    """A method whose inputs are raw frozen features: by default, CLIP's image features [b, e]."""
 
     reads_features = True
 

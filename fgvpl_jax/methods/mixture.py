@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, Method, PixelMethod
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.variables import Frozen
@@ -19,6 +19,7 @@ class Member(NamedTuple):
 
     Attributes:
         model: The trained model.
+        encoder: Encoder of the frozen features that it reads; None for a model that reads pixels.
         cache: Its visual cache; None for a method without one.
         choices: Its values chosen on validation, such as λ.
         temperature: Divisor of its logits.
@@ -26,6 +27,7 @@ class Member(NamedTuple):
     """
 
     model: Method
+    encoder: FrozenEncoder | None
     cache: VisualCache | None
     choices: Choices
     temperature: float
@@ -37,10 +39,15 @@ class Part(nnx.Module):
 
     def __init__(self, member: Member):
         self.model = member.model
+        self.encoder = member.encoder
         self.cache = Frozen(member.cache)
         self.choices = Frozen({n: jnp.float32(value) for n, value in member.choices.items()})
         self.temperature = Frozen(jnp.float32(member.temperature))
         self.weight = Frozen(jnp.float32(member.weight))
+
+    def features(self, inputs: UInt8[Array, "b H W 3"]) -> Any:
+        """Returns the features that logits are computed from, of pixels."""
+        return self.model.features(inputs if self.encoder is None else self.encoder(inputs))
 
     def log_probabilities(self, features: Any) -> Float[Array, "b k"]:
         """Returns the logarithms of the method's probabilities."""
@@ -70,7 +77,7 @@ class FeatureMixture(FeatureMethod):
 
 
 class PixelMixture(PixelMethod):
-    """`FeatureMixture` for members of which one reads pixels.
+    """`FeatureMixture` for members that do not all read plain CLIP's features.
 
     Attributes:
         parts: The members.
@@ -82,9 +89,7 @@ class PixelMixture(PixelMethod):
 
     def features(self, inputs: Any) -> Any:
         """Returns the features of each member."""
-        frozen = self.image_encoder(inputs)
-        models = [part.model for part in self.parts]
-        return [model.features(frozen if model.reads_features else inputs) for model in models]
+        return [part.features(inputs) for part in self.parts]
 
     def logits(self, features: Any, support: None) -> Float[Array, "b k"]:
         """Returns the logarithms of the mixed probabilities."""
@@ -109,5 +114,5 @@ def mixture(
         text_features: Zero-shot weights.
         members: The methods; their weights sum to 1.
     """
-    only_features = all(member.model.reads_features for member in members)
+    only_features = all(member.encoder is clip.image_encoder for member in members)
     return (FeatureMixture if only_features else PixelMixture)(clip, text_features, members)

@@ -307,4 +307,6 @@ def tried_method(attempt: Attempt, found: Comparison, final: Final | None) -> Tr
 def member_of(row: Tried, final: Final) -> Member:
     """Returns a trained method as a member of the mix."""
     assert row.temperature is not None
-    return Member(final.model, final.cache, row.choices, row.temperature, row.weight)
+    model, run = final.model, final.run
+    encoder = model.frozen_encoder(run.clip, run.config) if model.reads_features else None
+    return Member(model, encoder, final.cache, row.choices, row.temperature, row.weight)

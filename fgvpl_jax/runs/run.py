@@ -19,6 +19,7 @@ from fgvpl_jax.training import (
     Inputs,
     PixelInputs,
     Provenance,
+    SharedFeatures,
     TokenInputs,
     TrainingSetup,
     make_cache_builder,
@@ -53,7 +54,7 @@ class Run:
     text_features: Float[Array, "k e"]
     mesh: Mesh
     image_cache: ImageCache | None
-    shared_features: FeatureInputs | None = None
+    shared_features: SharedFeatures | None = None
 
     @property
     def provenance(self) -> Provenance:
@@ -73,9 +74,10 @@ class Run:
     def inputs_of(self, method: Method | type[Method]) -> Inputs:
         """Returns images as another method reads them."""
         if method.reads_features:
+            encoder = method.frozen_encoder(self.clip, self.config)
             if self.shared_features is not None:
-                return self.shared_features
-            return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh)
+                return self.shared_features.by(encoder)
+            return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh, encoder)
         return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
 
     def new_model(self, support: Split) -> Method:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, UInt8
 from PIL import Image
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.data import (
     ALL,
     PADDING,
@@ -127,7 +127,7 @@ def one_behind(values: Iterable[T]) -> Iterator[T]:
 @partial(jax.jit, static_argnums=0)
 def _encode(
     graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
-) -> Float[Array, "b e"]:
+) -> Float[Array, "b c"]:
     return nnx.merge(graphdef, state)(images)
 
 
@@ -159,26 +159,35 @@ def identify_augmented(pixels: PixelInputs, split: Split) -> list[Any] | None:
 
 
 class FeatureInputs:
-    """Supplies CLIP's frozen image features, raw; only for jobs of one process.
+    """Supplies frozen features, raw; only for jobs of one process.
 
     Args:
         clip: The backbone.
         seed: Seed of the run.
         image_cache: Cache whose folder keeps the features as well; None keeps no features.
         mesh: Devices.
+        encoder: Encoder of the features; None for CLIP's image encoder.
     """
 
-    def __init__(self, clip: CLIP, seed: int, image_cache: ImageCache | None, mesh: Mesh):
+    def __init__(
+        self,
+        clip: CLIP,
+        seed: int,
+        image_cache: ImageCache | None,
+        mesh: Mesh,
+        encoder: FrozenEncoder | None = None,
+    ):
         self.pixels = PixelInputs(clip, seed, image_cache)
         self.seed = seed
         self.image_cache = image_cache
         self.mesh = mesh
-        graphdef, state = nnx.split(clip.image_encoder)
+        encoder = encoder or clip.image_encoder
+        graphdef, state = nnx.split(encoder)
         self._encoder = partial(_encode, graphdef, replicate(mesh, state))
         self._augmented_images: dict[Split, list[Any] | None] = {}
-        dim = clip.vision.config.embed_dim
-        self._record = np.dtype([("feature", np.float32, (dim,)), ("readable", np.bool_)])
-        self._backbone = backbone_identity(clip)
+        feature = ("feature", np.float32, (encoder.feature_dim,))
+        self._record = np.dtype([feature, ("readable", np.bool_)])
+        self._encoding = [*backbone_identity(clip), *encoder.settings]
 
     def epoch(
         self,
@@ -242,7 +251,7 @@ class FeatureInputs:
     ) -> CacheEntry | None:
         if self.image_cache is None or images is None:
             return None
-        identity = ["features", FEATURE_FORMAT, *self._backbone, *images, *which]
+        identity = ["features", FEATURE_FORMAT, *self._encoding, *images, *which]
         return self.image_cache.place(identity, self._record, len(split))
 
     def _encoded(self, batches: Iterator[Batch]) -> Iterator[Batch]:

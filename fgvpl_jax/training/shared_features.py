@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
-from fgvpl_jax.clip import CLIP
+from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.data import PADDING, Batch, ImageCache, Split
 from fgvpl_jax.training.inputs import (
     EXTRACTION_BATCH_SIZE,
@@ -31,6 +32,7 @@ class SharedFeatures(FeatureInputs):
         support: The support images.
         validation: The validation images, all of them readable; None without any.
         max_bytes: Bytes that augmented features may take.
+        encoder: Encoder of the features; None for plain CLIP's image encoder.
 
     Attributes:
         pass_seconds: Time of the latest augmented pass that was computed; 0 before the first.
@@ -46,14 +48,30 @@ class SharedFeatures(FeatureInputs):
         support: Split,
         validation: Split | None,
         max_bytes: int,
+        encoder: FrozenEncoder | None = None,
     ):
-        super().__init__(clip, seed, image_cache, mesh)
+        super().__init__(clip, seed, image_cache, mesh, encoder)
+        self._with_encoder = partial(
+            SharedFeatures,
+            *(clip, seed, image_cache, mesh),
+            support=support,
+            validation=validation,
+            max_bytes=max_bytes,
+        )
+        self._by_settings = {repr((encoder or clip.image_encoder).settings): self}
         wholes = [support] if validation is None else [support, validation]
         self._wholes = [(whole, {key: i for i, key in enumerate(whole.keys)}) for whole in wholes]
         self._plain: dict[Split, Float32[np.ndarray, "N e"]] = {}
         self._passes: dict[int, Float32[np.ndarray, "s e"]] = {}
         self._most_passes = max_bytes // (len(support) * self._record.itemsize)
         self.pass_seconds = 0.0
+
+    def by(self, encoder: FrozenEncoder) -> "SharedFeatures":
+        """Returns the features of the same images by another encoder, kept as long as these."""
+        name = repr(encoder.settings)
+        if name not in self._by_settings:
+            self._by_settings[name] = self._with_encoder(encoder=encoder)
+        return self._by_settings[name]
 
     def num_missing(self, epochs: int) -> int:
         """Returns how many of the first passes are not in memory."""

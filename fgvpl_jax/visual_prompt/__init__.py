@@ -7,12 +7,15 @@ from fgvpl_jax.visual_prompt.encoder import (
     ImageFeatures,
     TokensBelow,
 )
+from fgvpl_jax.visual_prompt.feature_kinds import FeatureKinds, FeatureKindsEncoder
 from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
 from fgvpl_jax.visual_prompt.pooled_encoder import PooledFGImageEncoder, fine_grained_encoder
 
 __all__ = [
     "ATTENTION_MAPS",
     "FGImageEncoder",
+    "FeatureKinds",
+    "FeatureKindsEncoder",
     "ImageFeatures",
     "PooledFGImageEncoder",
     "TokensBelow",

@@ -36,6 +36,7 @@ class ImageFeatures(NamedTuple):
         image: Class token of the original branch, projected: f(x).
         object: Class token of the fine-grained branch, projected: f_O(x).
         object_patches: Mean over the object mask of the original branch's projected patch tokens.
+        patches: Mean of all these patch tokens.
         attention_map: Significance of each patch, row-major (Eq. 7), or its border contrast.
         object_mask: True for the patches of the object, row-major; at least one per image, and all
             of them where no object stands out.
@@ -44,6 +45,7 @@ class ImageFeatures(NamedTuple):
     image: Float[Array, "b e"]
     object: Float[Array, "b e"]
     object_patches: Float[Array, "b e"]
+    patches: Float[Array, "b e"]
     attention_map: Float[Array, "b n"]
     object_mask: Bool[Array, "b n"]
 
@@ -187,6 +189,7 @@ class FGImageEncoder(nnx.Module):
             image=self._project(class_token[:, 0]),
             object=self._project(fine_grained[:, 0]),
             object_patches=masked_mean(patches, mask),
+            patches=patches.mean(axis=1),
             attention_map=significance,
             object_mask=mask,
         )

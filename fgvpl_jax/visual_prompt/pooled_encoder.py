@@ -110,11 +110,12 @@ class PooledFGImageEncoder(nnx.Module):
         ]
         key_mask = jnp.concatenate([kept[0], mask, kept[1]], axis=1)
         fine_grained, _ = self._run(self.fine_grained_layer, pooled, key_mask)
-        cells = pooled[:, vision.num_readers :][:, : gh * gw]
+        cells = _wide(vision.pooling.each(pooled[:, vision.num_readers :][:, : gh * gw]))
         return ImageFeatures(
             image=_wide(image),
             object=_wide(fine_grained),
-            object_patches=masked_mean(_wide(vision.pooling.each(cells)), mask),
+            object_patches=masked_mean(cells, mask),
+            patches=cells.mean(axis=1),
             attention_map=significance,
             object_mask=mask,
         )

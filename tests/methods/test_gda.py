@@ -49,6 +49,17 @@ def test_logits_are_the_formula(clip, text_features, few_shot, rule):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("labels", [LABELS, np.array([0, 0, 0, 1, 1, 1, 1, 2, 3])])
+def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scattered(labels):
+    views = views_of(FewShot(clustered(LABELS), LABELS))
+    num_classes = labels.max() + 1
+    found = leave_one_out(views, labels, Statistics.of(views, labels, num_classes, 1.5), 4.0)
+    for place in range(len(labels)):
+        rest = np.delete(views, place, axis=0), np.delete(labels, place)
+        kernel, bias = Statistics.of(*rest, num_classes, 1.5).classifier(4.0)
+        np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-8)
+
+
 @pytest.mark.parametrize("ridge", [0.0625, 1.0, 16.0])
 def test_leaving_an_image_out_equals_a_fit_without_it(few_shot, ridge):
     views = views_of(few_shot)

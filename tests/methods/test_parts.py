@@ -52,7 +52,9 @@ def test_tar_is_eq_19_without_its_object_terms(clip, text_features, cache):
     head = TwoPathwayHead(16, 0.3, 0.0, rngs=nnx.Rngs(0))
     nothing = jnp.zeros((4, 16))
     whole = head(
-        ImageFeatures(features, nothing, nothing, jnp.zeros((4, 4)), jnp.ones((4, 4), bool)),
+        ImageFeatures(
+            features, nothing, nothing, nothing, jnp.zeros((4, 4)), jnp.ones((4, 4), bool)
+        ),
         text_features,
         cache._replace(object=jnp.zeros((5, 16))),
         logit_scale=float(clip.logit_scale),

@@ -23,6 +23,7 @@ def make_features(rng, batch, dim=DIM):
         image=draw(),
         object=draw(),
         object_patches=draw(),
+        patches=jnp.zeros((batch, dim)),
         attention_map=jnp.zeros((batch, 4)),
         object_mask=jnp.ones((batch, 4), bool),
     )

@@ -17,6 +17,7 @@ from fgvpl_jax.training import (
     data_mesh,
     kept_text_features,
 )
+from fgvpl_jax.visual_prompt import FeatureKindsEncoder
 from tests.conftest import write_photo_folders
 from tests.tiny_clip import write_tiny_clip
 
@@ -90,6 +91,25 @@ def test_cached_features_are_shared_and_need_no_decoding_or_encoding(
     assert not calls
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_features_of_different_encoders_are_kept_apart(clip, photos, cache):
+    def plain(attention_map):
+        encoder = None
+        if attention_map:
+            encoder = FeatureKindsEncoder(
+                clip.image_encoder, attention_map=attention_map, connectivity=2
+            )
+        inputs = FeatureInputs(clip, 5, cache, data_mesh(), encoder)
+        return FewShotInputs(inputs, photos, None, 9).plain()
+
+    names = [None, "product", "border_contrast"]
+    once = [plain(name) for name in names]
+    assert len(list(cache.folder.glob("*.fgvpl_images"))) == 3 + 1  # and the decoded photos
+    for first, name in zip(once, names, strict=True):
+        np.testing.assert_array_equal(plain(name), first)
+    dim = clip.vision.config.embed_dim
+    np.testing.assert_allclose(once[1][:, :dim], once[0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_files_of_a_split_are_fingerprinted_once_for_all_augmented_epochs(

@@ -9,7 +9,7 @@ from scipy.special import log_softmax, logsumexp
 from fgvpl_jax.methods.held_out import best_temperature, smoothed_losses
 
 # The best method is kept alone if it beats the mix by more than this many standard errors of the
-# paired difference. Otherwise a mix is the better hedge: on EuroSAT at 4 shots it is 1.4 ± 0.4
+# paired difference. Otherwise a mix is the better hedge: on EuroSAT at 4 shots it is 1.6 ± 0.4
 # points more accurate than the best method by held-out photos (docs/auto.md).
 STANDARD_ERRORS = 1.0
 EM_STEPS = 200

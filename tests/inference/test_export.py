@@ -34,10 +34,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 # A method that looks for objects in pixels, one that reads frozen features and has its own cache,
-# one whose logits have the shape of its classes, and one that needs a part of the text tower.
+# one whose logits have the shape of its classes, one that looks for objects in frozen features, and
+# one that needs a part of the text tower.
 @pytest.fixture(
     scope="module",
-    params=["fg_vpl", "tip_adapter_f", "svm", pytest.param("coop", marks=pytest.mark.slow)],
+    params=[
+        "fg_vpl",
+        "tip_adapter_f",
+        "svm",
+        "gda_pool",
+        pytest.param("coop", marks=pytest.mark.slow),
+    ],
 )
 def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):
     from tests.conftest import make_tiny_config

@@ -37,7 +37,7 @@ class FeatureKinds(NamedTuple):
         count = NUM_KINDS * dim
         num_patches = (packed.shape[1] - count) // 2
         return cls(
-            packed[:, :count].reshape(len(packed), NUM_KINDS, dim),
+            packed[:, :count].reshape(packed.shape[0], NUM_KINDS, dim),
             packed[:, count : count + num_patches],
             packed[:, count + num_patches :] > 0,
         )

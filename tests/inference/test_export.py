@@ -34,12 +34,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 # A method that looks for objects in pixels, one that reads frozen features and has its own cache,
-# one whose logits have the shape of its classes, one that needs a part of the text tower, and two
-# with towers of their own.
+# one whose logits have the shape of its classes, one that looks for objects in frozen features, one
+# that needs a part of the text tower, and two with towers of their own.
 @pytest.fixture(
     scope="module",
     params=[
-        *("fg_vpl", "tip_adapter_f", "svm"),
+        *("fg_vpl", "tip_adapter_f", "svm", "gda_pool"),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "clip_svd", "two_stage")),
     ],
 )

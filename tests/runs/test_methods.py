@@ -153,7 +153,10 @@ def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
 
 @pytest.mark.parametrize(
     "name",
-    ["linear_probe", "svm", "gda", "kernel_ridge", "tip_adapter", "tar", "clip_svd", "two_stage"],
+    [
+        *("linear_probe", "svm", "gda", "gda_pool", "kernel_ridge", "tip_adapter", "tar"),
+        *("clip_svd", "two_stage"),
+    ],
 )
 def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):
     write_photo_folders(tmp_path / "photos", 4)

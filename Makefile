@@ -38,7 +38,7 @@ parity: $(VENV)/developed
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/oracles \
 	  torchvision==0.28.0 timm==1.0.31 open-clip-torch==3.3.0
-	$(BIN)/pip install --quiet --constraint constraints.txt -e '.[siglip]' ftfy==6.3.1
+	$(BIN)/pip install --quiet --constraint constraints.txt ftfy==6.3.1
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) -m "torch and not slow"
 
 # Tests that take minutes each: real model shapes, tens of thousands of masks, whole training runs.

@@ -14,7 +14,7 @@ from fgvpl_jax.errors import UserError
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Keeps transformers from warning of the special ids in SigLIP's configs, which are unused."""
+    """Keeps transformers from warning about special ids in SigLIP's configs, which are unused."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -47,6 +47,10 @@ def outputs(kind: str) -> dict[str, np.ndarray]:
         }
 
 
-if __name__ == "__main__":
+def write(file: Path) -> None:
     arrays = {f"{kind}/{name}": x for kind in KINDS for name, x in outputs(kind).items()}
-    np.savez_compressed(DIRECTORY / BACKBONES_FILE, **arrays)
+    np.savez_compressed(file, **arrays)
+
+
+if __name__ == "__main__":
+    write(DIRECTORY / BACKBONES_FILE)

@@ -1,4 +1,4 @@
-"""What the families that OpenCLIP publishes have in common: config, text tower, preparation."""
+"""Config, text tower and preparation of photos that the families of OpenCLIP share."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the families that transformers publishes have in common: files, sizes, names of tensors."""
+"""Files, sizes and tensor names that the families of transformers share."""
 
 from pathlib import Path
 from typing import Any

@@ -133,6 +133,10 @@ class GDAPool(FittedOnce):
             if expert is not None:
                 kernel[place // 2] += weights[place] * expert.kernel
                 bias += weights[place] * expert.bias
+        # What all classes share changes no probability, and it is large where features are alike.
+        kernel -= kernel[..., present].mean(axis=-1, keepdims=True)
+        kernel[..., ~present] = 0
+        bias -= bias[present].mean()
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
         ridges = [0.0 if expert is None else expert.ridge for expert in experts]
         self.kernel.set_value(jnp.asarray(kernel, jnp.float32))

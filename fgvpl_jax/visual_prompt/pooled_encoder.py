@@ -90,8 +90,8 @@ class PooledFGImageEncoder(nnx.Module):
         size = (num_prompts, vision.token_width)
         self.prompt = Trainable(PROMPT_STD * nnx.initializers.normal(1.0)(rngs.params(), size))
         if attention_map == BORDER_CONTRAST:
-            tokens = vision.embed(test_card(vision.config.image_size))
-            self.least_contrast = Frozen(LEAST_SHARE * self._contrast(self._layers(tokens)).max())
+            entering, _ = self._layers(vision.embed(test_card(vision.config.image_size)))
+            self.least_contrast = Frozen(LEAST_SHARE * self._contrast(entering).max())
 
     def __call__(self, pixels: Float[Array, "b H W 3"]) -> ImageFeatures:
         """Encodes normalised images; all shapes are static and all work stays on the device."""
@@ -99,10 +99,10 @@ class PooledFGImageEncoder(nnx.Module):
         tokens = vision.embed(pixels, self.compute_dtype)
         prompt = self.prompt[...].astype(tokens.dtype)
         prompt = jnp.broadcast_to(prompt, (tokens.shape[0], *prompt.shape))
-        entering = self._layers(jnp.concatenate([tokens, prompt], axis=1))
+        entering, attentions = self._layers(jnp.concatenate([tokens, prompt], axis=1))
         pooled = vision.before_pooling(entering[-1])
         image, row = self._run(vision.pooling, pooled)
-        significance, mask = self._find_object(entering, row)
+        significance, mask = self._find_object(entering, [*attentions, row])
 
         kept = [
             jnp.ones((mask.shape[0], count), bool)
@@ -120,28 +120,35 @@ class PooledFGImageEncoder(nnx.Module):
             object_mask=mask,
         )
 
-    def _layers(self, tokens: Float[Array, "b t d"]) -> list[Float[Array, "b t d"]]:
-        """Returns the tokens that enter each attention layer, and those that leave the last."""
-        entering = [tokens]
+    def _layers(self, tokens: Float[Array, "b t d"]) -> tuple[list[Array], list[Any]]:
+        """Runs the attention layers.
+
+        Returns:
+            Tokens that enter each layer, and those that leave the last; attention weights of each,
+            or, to save memory, the queries and keys that they are recomputed from.
+        """
+        entering, attentions = [tokens], []
         for layer in self.vision.attention_layers:
-            entering.append(self._run(layer, entering[-1])[0])
-        return entering
+            tokens, weights = self._run(layer, entering[-1])
+            attentions.append(
+                layer.queries_and_keys(entering[-1]) if self.rematerialise else weights
+            )
+            entering.append(tokens)
+        return entering, attentions
 
     def _find_object(
-        self, entering: Sequence[Float[Array, "b t d"]], row: Float[Array, "b h t"]
+        self, entering: Sequence[Float[Array, "b t d"]], attentions: Sequence[Any]
     ) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
-        """Returns the chosen map and its mask."""
+        """Returns the chosen map and its mask; the last of `attentions` is the query's row."""
         grid = self.vision.grid
         if self.map_name == BORDER_CONTRAST:
             contrast = self._contrast(entering)
             flat = contrast.max(axis=1, keepdims=True) < self.least_contrast[...]
             return contrast, object_mask(contrast, grid, self.connectivity) | flat
-        significance = self._roll_out(entering, row)
+        significance = self._roll_out(attentions)
         return significance, object_mask(significance, grid, self.connectivity)
 
-    def _roll_out(
-        self, entering: Sequence[Float[Array, "b t d"]], row: Float[Array, "b h t"]
-    ) -> Float[Array, "b n"]:
+    def _roll_out(self, attentions: Sequence[Any]) -> Float[Array, "b n"]:
         """Returns the query's attention, rolled out through the layers below the pooling.
 
         The query is no token of these layers, so that a residual share begins below its own row. If
@@ -149,15 +156,14 @@ class PooledFGImageEncoder(nnx.Module):
         the mean of its rows.
         """
         residual, num_layers = ROLL_OUTS[self.map_name]
-        below = list(zip(self.vision.attention_layers, entering[:-1], strict=True))
+        *below, row = jax.lax.stop_gradient(list(attentions))
+        row = row.astype(jnp.float32)
         count = len(below) if num_layers is None else min(num_layers - 1, len(below))
-        row = jax.lax.stop_gradient(row.astype(jnp.float32))
-        for layer, tokens in reversed(below[len(below) - count :]):
-            # XLA merges this with the layer's own computation, unless memory is to be saved.
-            weights = attention_weights(*layer.queries_and_keys(tokens))
+        for kept in reversed(below[len(below) - count :]):
+            weights = attention_weights(*kept) if self.rematerialise else kept
             if weights.shape[1] != row.shape[1]:
                 row = jnp.repeat(row.mean(axis=1, keepdims=True), weights.shape[1], axis=1)
-            row = one_layer_down(row, jax.lax.stop_gradient(weights), residual)
+            row = one_layer_down(row, weights, residual)
         first, (gh, gw) = self.vision.num_readers, self.vision.grid
         return row[..., first : first + gh * gw].sum(axis=1)
 

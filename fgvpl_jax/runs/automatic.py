@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from fgvpl_jax import defaults
 from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
@@ -21,11 +20,13 @@ from fgvpl_jax.runs.candidates import (
     candidate_run,
     held_out_photos,
     photo_folds,
+    warn_of_classes_left_out,
 )
 from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, trained_on
 from fgvpl_jax.runs.measuring import fold_scores, test_scores, write_support
 from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
+from fgvpl_jax.runs.more_photos import learning_curve_of
 from fgvpl_jax.runs.results import ImageCounts, RunResults, Tried
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import Chosen, calibration, choose_on_validation
@@ -55,8 +56,10 @@ def train_auto(run: Run, started: float, targets: LogTargets) -> RunResults:
         workdir.write_config(run.config, asdict(run.clip.identity))
     run, unreadable = with_shared_features(run)
     choose_folds(run)
+    folds = photo_folds(run)
+    warn_of_classes_left_out(run, folds)
     record = Record(workdir)
-    try_methods(run, photo_folds(run), record)
+    try_methods(run, folds, record)
     results = measure_auto(run, record, unreadable, started)
     warn_of_copies(run)
     return results
@@ -147,22 +150,22 @@ def compare(run: Run, record: Record) -> Comparison:
     if folds.can_compare:
         reason = reason_for(mix, [*photos])
         own = out_of_fold_log_probabilities(logits, first.labels, first.folds)
-    else:
-        usual = defaults.UNCOMPARED_METHOD
-        usual = usual if usual in photos else next(iter(photos))
-        mix = mix._replace(weights=np.array([float(name == usual) for name in photos]))
-        reason = f"{usual} is taken because no class has two photos, by which methods are compared"
-        own = photos[usual].logits
+    else:  # only one method was tried
+        (name,) = photos
+        reason = f"{name} is taken because no class has two photos, by which methods are compared"
+        own = first.logits
     estimate = HeldOut(own, first.zero_shot_logits, first.labels, choices=None)
     return Comparison(photos, logits, mix, reason, estimate)
 
 
 def reason_for(mix: Mix, names: list[str]) -> str:
     """Returns the reason for a choice in one sentence."""
+    if len(names) == 1:
+        return f"{names[0]} is the only method that could be compared"
     best = int(mix.losses.argmin())
     gain = f"{mix.gain:+.3f} ± {mix.gain_error:.3f} nats per photo"
     lowest = f"{names[best]} has the lowest held-out NLL, {mix.losses[best]:.3f}"
-    if (mix.weights > 0).sum() == 1:
+    if mix.weights[best] == 1:
         return f"{lowest}; no mix is as good ({gain})"
     parts = [f"{w:.2f} {name}" for name, w in zip(names, mix.weights, strict=True) if w]
     return f"{lowest}; the mix {' + '.join(parts)} is at least as good ({gain})"
@@ -238,7 +241,7 @@ def measure_auto(
         selection["choices"] = only.chosen.choices
         selection["validation_accuracy"] = only.chosen.accuracies
         facts = only.model.facts()
-    if run.config.calibrate:
+    if run.config.calibrate and photo_folds(run).can_compare:
         selection |= calibration({"folds": LabelledLogits(own, found.estimate.labels)})
     scores = fold_scores(found.estimate)
     if run.dataset.test is not None:
@@ -263,6 +266,7 @@ def measure_auto(
         **selection,
         validation_unreadable=unreadable,
         **scores,
+        learning_curve=learning_curve_of(run),
         tried=tried,
         reason=found.reason,
         train_seconds=round(math.fsum(one.seconds for one in tried), 1),

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Int
 
 from fgvpl_jax import defaults
 from fgvpl_jax.data import Split
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import METHODS, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD
@@ -26,6 +28,7 @@ MEASURED_EPOCHS = 3
 # Epochs faster than this many seconds are measured again with a full batch, because a quick device
 # takes no longer for it.
 QUICK_EPOCH = 0.5
+MOST_NAMED = 5
 
 
 class PhotoFolds(NamedTuple):
@@ -95,8 +98,38 @@ def photo_folds(run: Run) -> PhotoFolds:
     return PhotoFolds(np.where(together, -1, folds), validation)
 
 
-def candidate_runs(run: Run) -> list[Run]:
-    """Returns the runs of all methods: those without training first, those on pixels last."""
+def warn_of_classes_left_out(run: Run, folds: PhotoFolds) -> None:
+    """Warns of classes of which no photo is held out, or none with another one to train on."""
+    few_shot = run.few_shot
+    held: set[int] = set()
+    if folds.can_compare:
+        held |= {*few_shot.support.labels[folds.support >= 0].tolist()}
+    if few_shot.validation is not None:
+        held |= {*few_shot.validation.labels.tolist()}
+    left_out = [
+        run.dataset.class_names[label]
+        for label in np.unique(few_shot.support.labels)
+        if label not in held
+    ]
+    if left_out:
+        logging.warning(
+            "%d classes have a single photo, or copies of one, and no validation photo: %s%s; %s",
+            len(left_out),
+            ", ".join(left_out[:MOST_NAMED]),
+            ", …" if len(left_out) > MOST_NAMED else "",
+            "the comparison of methods and the estimate leave them out, add photos"
+            if folds.can_compare
+            else "methods cannot be compared and the estimate is too low, add photos",
+        )
+
+
+def candidate_runs(run: Run, folds: PhotoFolds) -> list[Run]:
+    """Returns the runs of all methods: those without training first, those on pixels last.
+
+    There is only the usual method if the photos cannot compare methods.
+    """
+    if not folds.can_compare:
+        return [candidate_run(run, defaults.UNCOMPARED_METHOD)]
 
     def cost(candidate: Run) -> tuple[bool, bool, int]:
         config = candidate.config
@@ -127,6 +160,8 @@ def held_out_photos(run: Run, folds: PhotoFolds) -> HeldOutPhotos:
         parts = [held_out_fold(run, folds, number) for number in folds.numbers]
         run.workdir.path.mkdir(parents=True, exist_ok=True)
         whole = HeldOutPhotos(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+        if not np.isfinite(whole.logits).all():
+            raise UserError("its logits of held-out photos are not finite")
         run.workdir.write_arrays(file, **whole._asdict())
         shutil.rmtree(run.workdir.folds, ignore_errors=True)  # no longer needed
     return HeldOutPhotos(**read_arrays(file))
@@ -196,7 +231,7 @@ def predict_seconds(run: Run, folds: PhotoFolds) -> PredictedSeconds:
     """Trains a candidate on a few photos, and predicts the time of its trainings from that."""
     support = run.few_shot.support
     batch = min(run.config.batch_size, len(support))
-    for count in (min(MEASURED_PHOTOS, batch), batch):
+    for count in sorted({min(MEASURED_PHOTOS, batch), batch}):
         compiling, epoch = measured_seconds(run, count)
         if epoch > QUICK_EPOCH:
             break

@@ -15,8 +15,8 @@ MOST_PHOTOS = 20_000  # with more, the fits would take minutes
 def learning_curve_of(run: Run) -> LearningCurve | None:
     """Returns the learning curve of a quick classifier; None with too few or very many photos.
 
-    Its features are those of CLIP's frozen image encoder, also if the run's method reads pixels:
-    they cost one forward pass per photo, where training costs many. Of a user's own photos that are
+    Its features are those of CLIP's frozen image encoder, whatever the run's method reads: they
+    cost one forward pass per photo, where training costs many. Of a user's own photos that are
     copies of one another only the first one is used. A job of several processes has no curve,
     because one process computes the features.
     """
@@ -26,9 +26,9 @@ def learning_curve_of(run: Run) -> LearningCurve | None:
     if run.config.data.source == "folder":
         first = first_copies(signatures(support, run.clip.resize_and_crop, run.image_cache))
         support = support.select(np.unique(first).tolist())
-    inputs = run.inputs
-    if not isinstance(inputs, FeatureInputs):
-        inputs = FeatureInputs(run.clip, run.config.seed, run.image_cache, run.mesh)
+    inputs = run.shared_features or FeatureInputs(
+        run.clip, run.config.seed, run.image_cache, run.mesh
+    )
     size = batch_size_for(run.mesh, run.config.eval_batch_size, len(support))
     features = unit(FewShotInputs(inputs, support, None, size).plain())
     text_features = np.asarray(run.text_features, np.float64)

@@ -104,7 +104,7 @@ def try_methods(run: Run, folds: PhotoFolds, record: Record) -> None:
     if record.is_complete:
         return
     budget = 60 * run.config.minutes
-    candidates = candidate_runs(run)
+    candidates = candidate_runs(run, folds)
     for candidate in filter(is_closed_form, candidates):
         attempt = record.attempt(candidate.config.method)
         if any(a.finished for a in record.attempts.values()) and record.seconds_spent >= budget:

@@ -202,8 +202,30 @@ def test_a_method_that_fails_is_left_out(config, tmp_path, monkeypatch):
         train(config, tmp_path / "V")
 
 
+def test_a_method_without_finite_logits_is_left_out(config, tmp_path, monkeypatch):
+    logits = METHODS["gda"].logits
+    monkeypatch.setattr(METHODS["gda"], "logits", lambda *given: logits(*given) * np.nan)
+    only(monkeypatch, "gda", "kernel_ridge_plain")
+    results = train(config, tmp_path / "W")
+    assert results.tried[0].note == "failed: its logits of held-out photos are not finite"
+    assert results.reason == "kernel_ridge_plain is the only method that could be compared"
+
+
+def test_a_class_of_one_photo_is_named(config, tmp_path, caplog):
+    write_photo_folders(tmp_path / "photos", 3)
+    for number in (1, 2):
+        (tmp_path / "photos" / "red_square" / f"{number:03}.png").unlink()
+    config.data.root = str(tmp_path / "photos")
+    with config.ignore_type():
+        config.shots = None
+    run = prepare.prepare(config, Workdir(tmp_path / "W"))
+    candidates.warn_of_classes_left_out(run, candidates.photo_folds(run))
+    assert "1 classes have a single photo" in caplog.text
+    assert "red square; the comparison of methods and the estimate leave them out" in caplog.text
+
+
 @pytest.mark.parametrize("per_class", [1, 4])
-def test_a_plain_folder_has_a_nested_estimate(per_class, config, tmp_path, monkeypatch):
+def test_a_plain_folder_has_a_nested_estimate(per_class, config, tmp_path, monkeypatch, caplog):
     write_photo_folders(tmp_path / "photos", per_class)
     config.data.root = str(tmp_path / "photos")
     only(monkeypatch, "gda", "kernel_ridge")
@@ -213,8 +235,12 @@ def test_a_plain_folder_has_a_nested_estimate(per_class, config, tmp_path, monke
     assert results.test_accuracy is None
     assert results.cv_interval[0] <= results.cv_accuracy <= results.cv_interval[1]
     if per_class == 1:
-        assert results.members[0].method == "kernel_ridge"
+        assert [one.method for one in results.tried] == ["kernel_ridge"]
         assert "no class has two photos" in results.reason
+        assert "methods cannot be compared and the estimate is too low" in caplog.text
+    else:
+        assert results.learning_curve is not None
+        assert "classes have a single photo" not in caplog.text
     assert fg.load_classifier(tmp_path / "W").predict(np.zeros((40, 40, 3), np.uint8))
 
 

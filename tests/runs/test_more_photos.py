@@ -19,15 +19,15 @@ def prepared(tiny_clip_dir, photos_dir, tmp_path_factory):
     config = make_tiny_config(tiny_clip_dir, photos_dir)
     config.shots = 6
     runs = []
-    for method in ("fg_vpl", "gda"):
+    for method in ("fg_vpl", "gda", "gda_pool"):
         config.method = method
         runs.append(prepare(config, Workdir(tmp_path_factory.mktemp("run") / method)))
     return runs
 
 
 def test_methods_that_read_pixels_and_features_have_the_same_curve(prepared):
-    pixels, features = (learning_curve_of(run) for run in prepared)
-    assert pixels == features
+    pixels, features, several_kinds = (learning_curve_of(run) for run in prepared)
+    assert pixels == features == several_kinds
     assert pixels.photos_per_class == (1.0, 2.0, 4.0, 5.0)
 
 

@@ -207,10 +207,16 @@ class HeldOutPhotos:
     validation_labels: Int[np.ndarray, "v"]
 
     def of(self, held_out: HeldOutLogits) -> tuple[np.ndarray, np.ndarray]:
-        """Returns logits and labels of the photos that have a say on a fit."""
-        known = has_companion(self.labels)
-        logits = np.concatenate([held_out.support[known], held_out.validation])
-        return logits, np.concatenate([self.labels[known], self.validation_labels])
+        """Returns logits and labels of the photos that have a say on a fit.
+
+        Classes without a support image are left out: smoothed targets give them a share, for which
+        their very low scores would cost much.
+        """
+        known, present = has_companion(self.labels), np.unique(self.labels)
+        possible = np.isin(self.validation_labels, present)
+        logits = np.concatenate([held_out.support[known], held_out.validation[possible]])
+        labels = np.concatenate([self.labels[known], self.validation_labels[possible]])
+        return logits[:, present], np.searchsorted(present, labels)
 
     def temperature_and_loss(self, held_out: HeldOutLogits) -> tuple[float, float]:
         """Returns the temperature with the lowest loss, and that loss; 1 and 0 without photos."""

@@ -222,7 +222,7 @@ class Method(nnx.Module):
         return self.logits(self.features(inputs), support, **choices)
 
     def training_logits(
-        self, inputs: Array, support: Any, *args: Any, **choices: Any
+        self, inputs: Any, support: Any, *args: Any, **choices: Any
     ) -> Float[Array, "b k"]:
         """Returns the logits that a training step's loss is computed from."""
         return self(inputs, support, *args, **choices)

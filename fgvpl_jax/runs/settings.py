@@ -17,7 +17,7 @@ from fgvpl_jax.visual_prompt import ATTENTION_MAPS
 CACHE_REFRESH = ("epoch", "once")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that only methods with a tunable image encoder use.
-ENCODER_SETTINGS = ("compute_dtype", "rematerialise")
+ENCODER_SETTINGS = ("compute_dtype", "rematerialise", "prompt_layer", "augmented_passes")
 MOST_SEEDS = 2**63
 AMOUNTS = (
     "text_residual_ratio",
@@ -129,17 +129,21 @@ def _check_minutes(config: ConfigDict) -> None:
 
 def _check_encoder_settings(config: ConfigDict) -> None:
     """Refuses settings that the method would ignore."""
-    if config.method == AUTO or method_named(config.method).tunable_encoder:
-        return
-    defaults = get_config()
-    for name in ENCODER_SETTINGS:
-        default = defaults[name]
+    tunable = config.method == AUTO or method_named(config.method).tunable_encoder
+    stock = get_config()
+    for name in () if tunable else ENCODER_SETTINGS:
+        default = stock[name]
         if config[name] != default:
             others = [other for other in METHODS if METHODS[other].tunable_encoder]
             raise UserError(
                 f"{name} is {config[name]!r}, which {config.method} does not use: leave it at "
                 f"{default!r}, or choose one of {', '.join(others)}"
             )
+    if config.prompt_layer == 1 and config.augmented_passes != defaults.AUGMENTED_PASSES:
+        raise UserError(
+            f"augmented_passes is {config.augmented_passes}, which a prompt in layer 1 does not "
+            f"use: leave it at {defaults.AUGMENTED_PASSES}, or set prompt_layer above 1"
+        )
 
 
 def with_recipe(config: ConfigDict, num_images: int, num_classes: int) -> ConfigDict:

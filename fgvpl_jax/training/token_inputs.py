@@ -155,6 +155,7 @@ class TokenInputs:
             if kept is not None:
                 self._in_memory[split, number] = kept  # a memory map
                 return kept
+            self.image_cache = None  # it has no room, so later passes do not try again
         num_bytes = len(split) * self._record.itemsize * (1 + self.num_passes)
         if num_bytes > self._max_bytes:
             return None

@@ -77,11 +77,12 @@ def few_shot():
 
 
 @pytest.mark.parametrize("num_views", [1, 11])
-def test_a_discriminant_is_that_of_scikit_learn(few_shot, num_views):
+def test_a_discriminant_is_that_of_scikit_learn(few_shot, num_views, monkeypatch):
+    monkeypatch.setattr(HeldOutPhotos, "temperature_and_loss", lambda *_: (1.0, 0.0))
     views = views_of(few_shot, 0)[:, :num_views]
     query = unit(clustered(np.repeat(np.arange(3), 5), seed=3))
-    no_photos = HeldOutPhotos(np.arange(len(LABELS)), NONE)  # no image has a companion
-    expert = fitted(views, LABELS, np.empty((0, DIM)), no_photos, (4.0,), 3)
+    photos = HeldOutPhotos(LABELS, NONE)
+    expert = fitted(views, LABELS, np.empty((0, DIM)), photos, (4.0,), 3)
     expected = discriminant(views, LABELS, 4.0).decision_function(query)
     found = query @ expert.kernel + expert.bias
     np.testing.assert_allclose(centred(found), centred(expected), rtol=1e-8)
@@ -124,6 +125,22 @@ def test_logits_are_the_pool_of_scikit_learns_discriminants(clip, text_features,
     own = model.held_out_logits()
     np.testing.assert_array_equal(own.labels, LABELS)
     np.testing.assert_allclose(centred(own.logits), centred(held_out), atol=tolerance)
+
+
+def test_an_absent_class_changes_neither_temperature_nor_weights(few_shot):
+    views = views_of(few_shot, 0)
+    validation = np.concatenate([views[:, 1], views[:1, 2]])
+    held_out, found = {}, {}
+    for name, labels, num_classes in (("all", LABELS, 3), ("one absent", 2 * LABELS, 5)):
+        # The last validation photo shows class 3, which has no support image.
+        photos = HeldOutPhotos(labels, np.append(labels, 3) if num_classes == 5 else labels)
+        queries = validation if num_classes == 5 else validation[:-1]
+        found[name] = fitted(views, labels, queries, photos, (1.0, 4.0), num_classes)
+        held_out[name] = photos.weights([found[name].held_out] * 3)
+    ours, expected = found["one absent"], found["all"]
+    assert ours.ridge == expected.ridge
+    np.testing.assert_allclose(ours.kernel[:, ::2], expected.kernel, rtol=1e-8)
+    np.testing.assert_allclose(held_out["one absent"], held_out["all"], rtol=1e-6)
 
 
 def test_weights_are_those_of_another_solver():

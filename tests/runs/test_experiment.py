@@ -160,7 +160,8 @@ def test_mistakes_in_a_config_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("compute_dtype", "bfloat16"), ("rematerialise", True)]
+    ("field", "value"),
+    [("compute_dtype", "bfloat16"), ("rematerialise", True), ("prompt_layer", 2)],
 )
 def test_a_setting_that_the_method_would_ignore_is_refused(tiny_config, tmp_path, field, value):
     tiny_config.method = "tip_adapter"

@@ -44,3 +44,9 @@ def test_a_prompt_above_the_last_layer_is_refused_before_anything_is_written(tin
     tiny_config.prompt_layer = 0
     with pytest.raises(UserError, match="prompt_layer is 0: give 1 or more"):
         run(tiny_config, tmp_path / "W")
+
+
+def test_augmented_passes_are_refused_where_no_tokens_are_kept(tiny_config, tmp_path):
+    tiny_config.augmented_passes = 2
+    with pytest.raises(UserError, match="augmented_passes is 2, which a prompt in layer 1 does"):
+        run(tiny_config, tmp_path / "W")

@@ -93,6 +93,16 @@ def test_an_epoch_has_the_tokens_of_its_pixels_and_repeats(
     assert (tmp_path / "cache").exists() == kept
 
 
+def test_no_pass_is_computed_for_a_full_image_cache_after_the_first(
+    clip, photos, tmp_path, monkeypatch
+):
+    inputs = inputs_of(clip, ImageCache(tmp_path / "cache", 1), max_bytes=0)
+    list(inputs.epoch(photos, 9, 0))
+    calls = record_decoding(monkeypatch)
+    list(inputs.epoch(photos, 9, 1))
+    assert len(calls) == len(photos)
+
+
 def test_evaluation_has_the_tokens_of_the_checkpoints_own_transform(clip, photos, cache):
     inputs = inputs_of(clip, cache)
     images = np.stack([clip.resize_and_crop(photos.image(i)) for i in range(len(photos))])

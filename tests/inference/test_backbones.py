@@ -148,6 +148,6 @@ def test_a_refused_run_begins_nothing(photos_dir, tmp_path):
     write_tiny_backbone(tmp_path / "clip", "resnet")
     config = make_tiny_config(tmp_path / "clip", photos_dir)
     config.method = "clip_lora"
-    with pytest.raises(UserError, match="clip_lora trains the transformer layers.*is a ResNet"):
+    with pytest.raises(UserError, match=r"clip_lora trains the transformer layers.*is a ResNet"):
         run(config, tmp_path / "W")
     assert not Workdir(tmp_path / "W").config_file.exists()

@@ -52,7 +52,8 @@ class Tried:
         predicted_seconds: Predicted time for its folds and its final training; None for a method
             that is fitted in one go.
         seconds: Time that it took; 0 if it was not tried.
-        nll: NLL of the held-out photos at the temperature that suits the method best, in nats.
+        nll: NLL of the held-out photos at the temperature that suits the method best, with smoothed
+            targets, in nats.
         accuracy: Share of the held-out photos that are classified correctly.
         weight: Weight of its probabilities in the final classifier; 0 for a method that lost.
         temperature: Divisor of its logits in a mix.

@@ -1,4 +1,4 @@
-"""Supplies the tokens that enter the prompt's layer, in place of the photos.
+"""Supplies the tokens that enter the prompt's layer, instead of the photos.
 
 The layers below the prompt are frozen, so their tokens are computed once for all epochs and runs.
 They are kept in the image cache's folder by the rules of frozen features, and memory-mapped.

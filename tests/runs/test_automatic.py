@@ -102,7 +102,7 @@ def test_the_best_method_becomes_the_classifier(config, tmp_path, monkeypatch, t
     assert without_times(again) == without_times(results)
 
 
-@pytest.mark.parametrize("members", [("gda", "tar"), ("gda", "fvp")])
+@pytest.mark.parametrize("members", [("gda", "tar"), ("gda", "fvp"), ("gda_pool", "tar")])
 def test_a_mix_adds_up_the_probabilities_of_its_members(
     members, config, tmp_path, monkeypatch, test_photos
 ):

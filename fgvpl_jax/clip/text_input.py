@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,6 +126,11 @@ class AutoTokenizer(Tokenizer):
     share_of_vocabulary = 0.5  # the embedding may have rows that no token uses
 
     def _load(self, directory: Path) -> Any:
+        if not (directory / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+            raise UserError(
+                f"{directory} has no tokenizer.json, and its {self.file_sets[1][0]} needs "
+                "sentencepiece: pip install 'fgvpl_jax[siglip]'"
+            )
         import transformers
 
         with without_warnings():

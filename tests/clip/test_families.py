@@ -6,13 +6,17 @@ The golden values come from `tests/golden/write_backbones.py`.
 import json
 import re
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fgvpl_jax import load_clip
 from fgvpl_jax.clip import class_token_tower, identity_of
+from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.clip.families import pe_core
 from fgvpl_jax.errors import UserError
 from tests.clip.checkpoints import edit_json, parameters
 from tests.comparison import BOUND, relative_error
@@ -190,7 +194,19 @@ def test_a_folder_with_two_forms_is_read_in_the_one_that_has_weights(tmp_path):
     assert load_clip(tmp_path).identity.sha256 == weights
 
 
-def test_a_tower_that_a_method_cannot_take_is_refused_by_name(tmp_path):
-    write_tiny_clip(tmp_path)
-    clip = load_clip(tmp_path)
-    assert class_token_tower(clip.vision, "fg_vpl") is clip.vision
+def test_what_needs_a_class_token_refuses_other_towers_by_name(tmp_path):
+    write_tiny_clip(tmp_path / "clip")
+    vision = load_clip(tmp_path / "clip").vision
+    assert class_token_tower(vision, "this benchmark") is vision
+    write_tiny_backbone(tmp_path / "siglip", "siglip")
+    vision = load_clip(tmp_path / "siglip").vision
+    with pytest.raises(UserError, match=r"this benchmark needs .* is a SigLIP ViT"):
+        class_token_tower(vision, "this benchmark")
+
+
+def test_rotary_positions_are_not_rounded_to_the_type_of_the_tokens():
+    sizes = VisionConfig(width=64, num_layers=1, num_heads=1, mlp_width=64, image_size=384)
+    attention = pe_core.RotaryAttention(sizes, rngs=nnx.Rngs(0))
+    ones = jnp.ones((1, 1, 1 + 24 * 24, 64))
+    full, half = (attention._rotated(ones.astype(dtype)) for dtype in (jnp.float32, jnp.bfloat16))
+    np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.02)

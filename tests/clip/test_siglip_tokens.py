@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fgvpl_jax import load_clip
+from fgvpl_jax.clip import text_input
 from fgvpl_jax.clip.config import TextConfig
 from fgvpl_jax.clip.families import siglip
 from fgvpl_jax.errors import UserError
@@ -42,6 +43,15 @@ def test_a_sentencepiece_model_needs_its_package(directory, monkeypatch):
     monkeypatch.setattr(siglip, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"spiece\.model needs sentencepiece: pip install"):
         load_clip(directory)
+
+
+def test_the_sentencepiece_model_of_metaclip_2_needs_the_package(tmp_path, monkeypatch):
+    write_tiny_backbone(tmp_path, "metaclip_2")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"not read")
+    monkeypatch.setattr(text_input, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"sentencepiece\.bpe\.model needs sentencepiece: pip"):
+        load_clip(tmp_path)
 
 
 def test_tokens_of_a_sentencepiece_model_are_transformers(directory):

@@ -18,11 +18,11 @@ from fgvpl_jax.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FORMATS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# config.json may be next to it, but describes timm's image tower or transformers' model.
+# May be next to the others, but describe timm's image tower or transformers' model.
+_NO_TOKENIZER_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 SMALL_FILES = (
     CONFIG_FILE,
-    *(name for name in TRANSFORMERS_SMALL_FILES if name.startswith(("token", "vocab", "merges"))),
-    "special_tokens_map.json",
+    *(name for name in TRANSFORMERS_SMALL_FILES if name not in _NO_TOKENIZER_FILES),
 )
 # CLIP's own normalisation, for configs without one.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -93,10 +93,12 @@ class RotaryAttention(Attention):
         count = min(x.shape[2] - 1, gh * gw)  # of the class token alone, there is no patch
         if not count:
             return x
-        angles = jnp.asarray(rotary_angles(self.grid, x.shape[3])[:count], x.dtype)
+        # Not in the type of x: bfloat16 rounds an angle of 24 to a multiple of 1/8.
+        angles = rotary_angles(self.grid, x.shape[3])[:count]
+        cosines, sines = (jnp.asarray(f(angles), x.dtype) for f in (np.cos, np.sin))
         patches = x[:, :, 1 : 1 + count]
         turned = jnp.stack([-patches[..., 1::2], patches[..., ::2]], axis=-1)
-        patches = patches * jnp.cos(angles) + turned.reshape(patches.shape) * jnp.sin(angles)
+        patches = patches * cosines + turned.reshape(patches.shape) * sines
         return jnp.concatenate([x[:, :, :1], patches, x[:, :, 1 + count :]], axis=2)
 
 

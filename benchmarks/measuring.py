@@ -22,7 +22,7 @@ from fgvpl_jax.clip import CLIP, Identity
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.image_input import ImageProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
-from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.clip.towers import ImageTower, TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
 
 # Packages whose version can change a figure, the references included.
@@ -84,10 +84,15 @@ def model_of(vision_config: VisionConfig, num_classes: int, **settings: Any) -> 
         **settings: Arguments of `FGVPL` that differ from `FG_VPL_SETTINGS`.
     """
     clip = random_clip(vision_config)
-    text = np.random.default_rng(0).normal(size=(num_classes, vision_config.embed_dim))
+    return model_on(clip, num_classes, **settings), clip
+
+
+def model_on(clip: CLIP, num_classes: int, **settings: Any) -> FGVPL:
+    """Returns FG-VPL over a backbone, with random text features; see `model_of`."""
+    text = np.random.default_rng(0).normal(size=(num_classes, clip.vision.config.embed_dim))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     settings = FG_VPL_SETTINGS | settings
-    return FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2), **settings), clip
+    return FGVPL(clip, jnp.asarray(text, jnp.float32), rngs=nnx.Rngs(2), **settings)
 
 
 class NoTokenizer(Tokenizer):
@@ -112,17 +117,22 @@ class RandomClipProcessor(ImageProcessor):
 
 def random_clip(vision_config: VisionConfig) -> CLIP:
     """Builds a CLIP with random weights, an image tower of a given shape and a tiny text tower."""
+    return clip_on(VisionTower(vision_config, rngs=nnx.Rngs(0)))
+
+
+def clip_on(vision: ImageTower) -> CLIP:
+    """Builds a CLIP of an image tower of any family and a tiny random text tower."""
     text_config = TextConfig(
         width=64,
         num_layers=1,
         num_heads=1,
         mlp_width=64,
-        embed_dim=vision_config.embed_dim,
+        embed_dim=vision.config.embed_dim,
         vocab_size=64,
         context_length=8,
     )
     return CLIP(
-        VisionTower(vision_config, rngs=nnx.Rngs(0)),
+        vision,
         TextTower(text_config, rngs=nnx.Rngs(1)),
         100.0,
         NoTokenizer(),

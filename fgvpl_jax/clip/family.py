@@ -1,4 +1,4 @@
-"""How a family of checkpoints is described: its files, its towers, and the names of its tensors."""
+"""Description of a family of checkpoints: its files, its towers, and the names of its tensors."""
 
 import math
 from collections.abc import Callable, Mapping

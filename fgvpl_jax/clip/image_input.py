@@ -16,7 +16,7 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class Geometry(Enum):
-    """How a photo becomes a square of the tower's side.
+    """Turns a photo into a square of the tower's side.
 
     Attributes:
         CROP: Resizes the shortest side and crops the centre; half a pixel is rounded down.

@@ -1,4 +1,4 @@
-"""What the methods share that train weights of both towers: the texts, the logits, the recipe."""
+"""Base of the methods that train weights of both towers: their texts, logits and recipe."""
 
 import math
 from collections.abc import Sequence

@@ -106,7 +106,7 @@ def with_shared_features(run: Run) -> tuple[Run, tuple[str, ...]]:
 
 
 class Comparison(NamedTuple):
-    """What the held-out photos say about the methods that were tried.
+    """Comparison of the methods that were tried, on held-out photos.
 
     Attributes:
         photos: Held-out logits of each method.

@@ -120,17 +120,12 @@ class FGImageEncoder(nnx.Module):
                 f"the vision tower has {len(vision.layers)} layer(s), but the attention roll-out "
                 "needs at least 2: choose a deeper backbone"
             )
-        if num_prompts < 0:
-            raise UserError(f"num_prompts is {num_prompts}: give 0 or more")
+        check_arguments(num_prompts, attention_map, connectivity)
         if not 1 <= prompt_layer <= len(vision.layers):
             raise UserError(
                 f"prompt_layer is {prompt_layer}: give 1 to {len(vision.layers)}, the number of "
                 "layers of this backbone"
             )
-        if attention_map not in ATTENTION_MAPS:
-            raise UserError(f"attention_map is {attention_map!r}: choose one of {ATTENTION_MAPS}")
-        if connectivity not in (1, 2):
-            raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
         self.vision = vision
         self.layers_below = prompt_layer - 1
         self.map_name = attention_map
@@ -299,6 +294,20 @@ class FGImageEncoder(nnx.Module):
     def _project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         features = self.vision.project(tokens)
         return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+
+
+def check_arguments(num_prompts: int, attention_map: str, connectivity: int) -> None:
+    """Checks the arguments that the encoders of all towers have.
+
+    Raises:
+        UserError: If one is out of range.
+    """
+    if num_prompts < 0:
+        raise UserError(f"num_prompts is {num_prompts}: give 0 or more")
+    if attention_map not in ATTENTION_MAPS:
+        raise UserError(f"attention_map is {attention_map!r}: choose one of {ATTENTION_MAPS}")
+    if connectivity not in (1, 2):
+        raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
 
 
 def masked_mean(tokens: Float[Array, "b n e"], mask: Bool[Array, "b n"]) -> Float[Array, "b e"]:

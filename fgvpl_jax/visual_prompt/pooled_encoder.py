@@ -21,11 +21,11 @@ from fgvpl_jax.variables import Frozen, Trainable, trainable_copy
 from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, one_layer_down
 from fgvpl_jax.visual_prompt.border_contrast import LEAST_SHARE, border_contrast, test_card
 from fgvpl_jax.visual_prompt.encoder import (
-    ATTENTION_MAPS,
     BORDER_CONTRAST,
     PROMPT_STD,
     FGImageEncoder,
     ImageFeatures,
+    check_arguments,
     masked_mean,
 )
 from fgvpl_jax.visual_prompt.object_mask import object_mask
@@ -75,12 +75,7 @@ class PooledFGImageEncoder(nnx.Module):
                 f"prompt_layer is {prompt_layer}: on a {vision.kind} the prompt joins at layer 1 "
                 "only"
             )
-        if num_prompts < 0:
-            raise UserError(f"num_prompts is {num_prompts}: give 0 or more")
-        if attention_map not in ATTENTION_MAPS:
-            raise UserError(f"attention_map is {attention_map!r}: choose one of {ATTENTION_MAPS}")
-        if connectivity not in (1, 2):
-            raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
+        check_arguments(num_prompts, attention_map, connectivity)
         self.vision = vision
         self.map_name = attention_map
         self.connectivity = connectivity

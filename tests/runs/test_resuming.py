@@ -106,7 +106,7 @@ def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
 
 @pytest.mark.parametrize("num_steps", [5, 7, 8])
 def test_two_stages_are_resumed_in_either_stage(tiny_config, tmp_path, monkeypatch, num_steps):
-    """Of twelve steps, seven belong to the first stage, which ends within an epoch."""
+    """Seven of twelve steps belong to the first stage, which ends within an epoch."""
     tiny_config.method = "two_stage"
     whole = run(tiny_config, tmp_path / "whole")
     monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 0.0)

@@ -52,7 +52,7 @@ def test_logits_are_the_formula(clip, text_features, few_shot, rule):
 @pytest.mark.parametrize("labels", [LABELS, np.array([0, 0, 0, 1, 1, 1, 1, 2, 3])])
 def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scattered(labels):
     views = views_of(FewShot(clustered(LABELS), LABELS))
-    num_classes = labels.max() + 1
+    num_classes = int(labels.max()) + 1
     found = leave_one_out(views, labels, Statistics.of(views, labels, num_classes, 1.5), 4.0)
     for place in range(len(labels)):
         rest = np.delete(views, place, axis=0), np.delete(labels, place)

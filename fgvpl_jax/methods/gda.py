@@ -224,6 +224,7 @@ def _leave_one_out(
             lost = np.linalg.cholesky(mixing).T @ difference
         else:
             lost = difference
+            means[label] = 0.0
         trace = statistics.trace - float((lost**2).sum())
         changes, factors = lost, np.full(num_taken, -1.0)
         if statistics.between:

@@ -73,8 +73,12 @@ def cross_validate(run: Run) -> None:
     run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
     folds = folds_of(run)
     warn_of_single_photos(run)
+    for file in held_out_files(run):
+        if not is_intact(file) and is_writer():
+            file.unlink(missing_ok=True)
+    wait_for_all("damaged folds")  # until process 0 has removed the last one
     for number, file in enumerate(held_out_files(run)):
-        if not is_intact(file):
+        if not file.exists():
             print(f"fold {number + 1} of {folds.max() + 1}")
             file.parent.mkdir(parents=True, exist_ok=True)
             run.workdir.write_arrays(

@@ -60,7 +60,8 @@ def test_a_run_chooses_by_the_rule_of_its_config(rule, tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = (0.0, 0.5, 1.0, 4.0, 50.0)
     results = experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / "W"))
     run = prepare(tiny_config, Workdir(tmp_path / "W"))
-    evaluator, _ = run.evaluator(experiment.restored_model(run), run.few_shot.support)
+    model, _ = experiment.restored_model(run)
+    evaluator, _ = run.evaluator(model, run.few_shot.support)
     candidates = [{"cache_logit_weight": weight} for weight in (1.0, 0.5, 0.0, 4.0, 50.0)]
     judge, losses = None, []
     for choices in candidates:

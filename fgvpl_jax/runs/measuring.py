@@ -89,7 +89,7 @@ def selection_of(
 
 def sum_of_seconds(metrics_file: Path, epochs: int) -> float:
     """Returns the duration of all epochs, including those before an interruption."""
-    return math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs))
+    return round(math.fsum(line["seconds"] for line in read_metrics(metrics_file, epochs)), 1)
 
 
 def test_scores(

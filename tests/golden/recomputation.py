@@ -181,6 +181,7 @@ def encode_image(
         "image": tower.project(original[0]),
         "object": tower.project(fine_grained[0]),
         "object_patches": patches[mask].mean(axis=0),
+        "patches": patches.mean(axis=0),
         "attention_map": significance,
         "object_mask": mask,
     }

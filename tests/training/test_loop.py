@@ -27,13 +27,13 @@ def mesh_on(platform, number=1):
 
 def model_of(method, grid=(14, 14), layers_below=0):
     """Returns a stand-in for a model, with a grid of patches but without arrays."""
-    vision = SimpleNamespace(config=SimpleNamespace(grid=grid, num_layers=12))
+    vision = SimpleNamespace(grid=grid, attention_layers=[None] * 12)
     return Mock(
         spec=method,
         passes_are_cheap=getattr(method, "passes_are_cheap", None),
         uses_cache=method.uses_cache,
         image_encoder=SimpleNamespace(vision=vision),
-        encoder=SimpleNamespace(layers_below=layers_below),
+        encoder=SimpleNamespace(layers_below=layers_below, vision=vision),
     )
 
 

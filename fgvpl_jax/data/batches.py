@@ -124,9 +124,14 @@ def epoch_rows(
         num_rows: Number of rows that every step is padded to; None for the batch size.
     """
     order = np.random.default_rng((seed, epoch)).permutation(num_images)
-    order = np.pad(order, (0, -num_images % batch_size), constant_values=PADDING)
     padding = (num_rows or batch_size) - batch_size
-    return np.pad(order.reshape(-1, batch_size), ((0, 0), (0, padding)), constant_values=PADDING)
+    return np.pad(in_rows(order, batch_size), ((0, 0), (0, padding)), constant_values=PADDING)
+
+
+def in_rows(places: Int[np.ndarray, "n"], batch_size: int) -> Int[np.ndarray, "steps rows"]:
+    """Returns places in rows of the batch size, the last of which is filled with `PADDING`."""
+    padded = np.pad(places, (0, -len(places) % batch_size), constant_values=PADDING)
+    return padded.reshape(-1, batch_size)
 
 
 def image_generator(seed: int, epoch: int, place: int) -> np.random.Generator:

@@ -22,10 +22,9 @@ from fgvpl_jax.methods.fitted_once import (
 from fgvpl_jax.methods.gda import Statistics, leave_one_out
 from fgvpl_jax.methods.held_out import (
     HeldOutLogits,
-    best_temperature,
     has_companion,
-    smoothed_losses,
     smoothed_targets,
+    tempered_losses,
 )
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
@@ -93,7 +92,7 @@ class GDAPool(FittedOnce):
         views = np.stack([self._unit_kinds(packed) for packed in passes], axis=2)
         packed, validation_labels = validation_of(few_shot)
         queries = self._unit_kinds(packed)
-        photos = HeldOutPhotos(labels, validation_labels)
+        photos = CalibrationPhotos(labels, validation_labels)
         text = HeldOutLogits(self.zero_shot(views[0, :, 0]), self.zero_shot(queries[0]))
         text_weight = photos.text_weight(text)
         present = np.bincount(labels, minlength=num_classes) > 0
@@ -194,7 +193,7 @@ class Expert(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HeldOutPhotos:
+class CalibrationPhotos:
     """Photos that calibrate logits and choose weights: support images left out, and validation.
 
     Attributes:
@@ -223,9 +222,8 @@ class HeldOutPhotos:
         logits, labels = self.of(held_out)
         if not len(labels):
             return 1.0, 0.0
-        losses = smoothed_losses(logits, labels)
-        temperature = best_temperature(lambda t: losses(t).sum())
-        return temperature, float(losses(temperature).sum())
+        temperature, losses = tempered_losses(logits, labels)
+        return temperature, float(losses.sum())
 
     def text_weight(self, text: HeldOutLogits) -> float:
         """Returns the factor that calibrates zero-shot CLIP, 0 if it is no better than guessing.
@@ -235,9 +233,8 @@ class HeldOutPhotos:
         """
         logits = np.concatenate(text)
         labels = np.concatenate([self.labels, self.validation_labels])
-        losses = smoothed_losses(logits, labels)
-        temperature = best_temperature(lambda t: losses(t).sum())
-        gain = len(labels) * np.log(logits.shape[1]) - losses(temperature).sum()
+        temperature, losses = tempered_losses(logits, labels)
+        gain = len(labels) * np.log(logits.shape[1]) - losses.sum()
         return float(max(1 - 0.5 / gain, 0.0) / temperature) if gain > 0 else 0.0
 
     def weights(self, parts: Sequence[HeldOutLogits]) -> Float64[np.ndarray, "w"]:
@@ -269,7 +266,7 @@ def fitted(
     views: Float64[np.ndarray, "s r e"],
     labels: Int[np.ndarray, "s"],
     queries: Float64[np.ndarray, "v e"],
-    photos: HeldOutPhotos,
+    photos: CalibrationPhotos,
     ridges: Sequence[float],
     num_classes: int,
 ) -> Expert:

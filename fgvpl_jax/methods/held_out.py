@@ -68,8 +68,7 @@ class SelectionRule:
         labels = np.concatenate([self.labels[known], self.validation_labels])
         if not len(labels):
             return np.empty(0)
-        losses = smoothed_losses(logits, labels)
-        return losses(best_temperature(lambda t: losses(t).sum()))
+        return tempered_losses(logits, labels)[1]
 
     def choose(
         self,
@@ -133,6 +132,15 @@ def smoothed_targets(labels: Int[np.ndarray, "N"], num_classes: int) -> Float64[
     targets = np.full((count, num_classes), 1 / (count + 2) / max(num_classes - 1, 1))
     targets[np.arange(count), labels] = (count + 1) / (count + 2)
     return targets
+
+
+def tempered_losses(
+    logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]
+) -> tuple[float, Float64[np.ndarray, "N"]]:
+    """Returns the temperature with the lowest smoothed loss, and each image's loss at it."""
+    losses = smoothed_losses(logits, labels)
+    temperature = best_temperature(lambda t: losses(t).sum())
+    return temperature, losses(temperature)
 
 
 def best_temperature(loss: Callable[[float], float]) -> float:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import AUTO, LabelledLogits, Method
@@ -24,10 +23,10 @@ from fgvpl_jax.runs.candidates import (
 )
 from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, trained_on
-from fgvpl_jax.runs.measuring import fold_scores, test_scores, write_support
+from fgvpl_jax.runs.measuring import fields_of, fold_scores, test_scores, write_support
 from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
-from fgvpl_jax.runs.more_photos import learning_curve_of
-from fgvpl_jax.runs.results import ImageCounts, RunResults, Tried
+from fgvpl_jax.runs.prepare import write_settings
+from fgvpl_jax.runs.results import RunResults, Tried
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import Chosen, calibration, choose_on_validation
 from fgvpl_jax.runs.training_monitor import LogTargets
@@ -50,15 +49,12 @@ def train_auto(run: Run, started: float, targets: LogTargets) -> RunResults:
             f"{AUTO} trains several models and logs none of them: leave --tensorboard and --wandb "
             "out, or choose one method"
         )
-    workdir = run.workdir
-    if not workdir.config_file.exists():
-        workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
-        workdir.write_config(run.config, asdict(run.clip.identity))
+    write_settings(run)
     run, unreadable = with_shared_features(run)
     choose_folds(run)
     folds = photo_folds(run)
     warn_of_classes_left_out(run, folds)
-    record = Record(workdir)
+    record = Record(run.workdir)
     try_methods(run, folds, record)
     results = measure_auto(run, record, unreadable, started)
     warn_of_copies(run)
@@ -249,24 +245,12 @@ def measure_auto(
         evaluator = only.evaluator if only else evaluator_of_mix(run, members)
         scores |= test_scores(evaluator, run, selection["choices"], selection["temperature"])
     results = RunResults(
-        method=AUTO,
-        benchmark=run.config.benchmark,
-        backbone=run.clip.identity,
-        shots=run.config.shots,
-        seed=run.config.seed,
+        **fields_of(run, len(run.few_shot.validation or ()) + len(unreadable)),
         epochs=max(final.run.config.epochs for final in finals.values()),
-        num_classes=len(run.dataset.class_names),
-        split_protocol=run.dataset.split_protocol,
-        counts=ImageCounts(
-            train=len(run.few_shot.support),
-            validation=len(run.few_shot.validation or ()) + len(unreadable),
-            test=len(run.dataset.test or ()),
-        ),
         facts=facts,
         **selection,
         validation_unreadable=unreadable,
         **scores,
-        learning_curve=learning_curve_of(run),
         tried=tried,
         reason=found.reason,
         train_seconds=round(math.fsum(one.seconds for one in tried), 1),

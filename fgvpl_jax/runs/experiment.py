@@ -1,11 +1,9 @@
 """Trains and evaluates: from a config to a trained, measured classifier in a workdir."""
 
 import time
-from dataclasses import asdict
 
 from ml_collections import ConfigDict
 
-from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import AUTO
@@ -13,15 +11,15 @@ from fgvpl_jax.runs.automatic import evaluate_auto, train_auto
 from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import cross_validate, read_held_out
 from fgvpl_jax.runs.measuring import (
+    fields_of,
     fold_scores,
     restored_model,
     selection_of,
     test_scores,
     write_support,
 )
-from fgvpl_jax.runs.more_photos import learning_curve_of
-from fgvpl_jax.runs.prepare import prepare
-from fgvpl_jax.runs.results import ImageCounts, RunResults
+from fgvpl_jax.runs.prepare import prepare, write_settings
+from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
 from fgvpl_jax.runs.training_monitor import LogTargets, TrainingMonitor, open_monitor
@@ -56,9 +54,7 @@ def carry_out(
     run = prepare(config, workdir)
     if config.method == AUTO:
         return train_auto(run, started, targets)
-    if not workdir.config_file.exists():
-        workdir.write(workdir.few_shot_file, few_shot_record(run.few_shot))
-        workdir.write_config(run.config, asdict(run.clip.identity))
+    write_settings(run)
     if run.dataset.test is None:
         cross_validate(run)
     support = run.few_shot.support
@@ -110,7 +106,7 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
         started: `time.monotonic()` when the command began.
         monitor: Receives the logits of the validation images.
     """
-    config, few_shot = run.config, run.few_shot
+    few_shot = run.few_shot
     held_out = read_held_out(run) if run.dataset.test is None else None
     model, train_seconds = restored_model(run)
     evaluator, cache = run.evaluator(model, few_shot.support)
@@ -126,23 +122,11 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
         else fold_scores(held_out)
     )
     results = RunResults(
-        method=config.method,
-        benchmark=config.benchmark,
-        backbone=run.clip.identity,
-        shots=config.shots,
-        seed=config.seed,
-        epochs=config.epochs,
-        num_classes=len(run.dataset.class_names),
-        split_protocol=run.dataset.split_protocol,
-        counts=ImageCounts(
-            train=len(few_shot.support),
-            validation=len(few_shot.validation or ()),
-            test=len(run.dataset.test or ()),
-        ),
+        **fields_of(run, len(few_shot.validation or ())),
+        epochs=run.config.epochs,
         facts=model.facts(),
         **selection,
         **scores,
-        learning_curve=learning_curve_of(run),
         train_seconds=round(train_seconds, 2),
         wall_seconds=round(time.monotonic() - started, 1),
     )

@@ -19,6 +19,8 @@ from fgvpl_jax.evaluation import (
 from fgvpl_jax.methods import Choices, LabelledLogits, Method
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.cross_validation import HeldOut, accuracy_interval
+from fgvpl_jax.runs.more_photos import learning_curve_of
+from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import Chosen, calibration
 from fgvpl_jax.training import Checkpoints, read_metrics, restore_model, to_host
@@ -41,6 +43,30 @@ def restored_model(run: Run) -> tuple[Method, float]:
             "finish its training with the same config"
         )
     return model, progress.seconds + sum_of_seconds(run.workdir.metrics_file, progress.epoch)
+
+
+def fields_of(run: Run, num_validation: int) -> dict[str, Any]:
+    """Returns the fields of `RunResults` that follow from a run before it is measured.
+
+    Args:
+        run: The run.
+        num_validation: Number of validation images, with those that are unreadable.
+    """
+    return {
+        "method": run.config.method,
+        "benchmark": run.config.benchmark,
+        "backbone": run.clip.identity,
+        "shots": run.config.shots,
+        "seed": run.config.seed,
+        "num_classes": len(run.dataset.class_names),
+        "split_protocol": run.dataset.split_protocol,
+        "counts": ImageCounts(
+            train=len(run.few_shot.support),
+            validation=num_validation,
+            test=len(run.dataset.test or ()),
+        ),
+        "learning_curve": learning_curve_of(run),
+    }
 
 
 def write_support(run: Run, cache: VisualCache | None) -> None:

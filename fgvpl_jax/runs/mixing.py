@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from scipy.special import log_softmax, logsumexp
 
-from fgvpl_jax.methods.held_out import best_temperature, smoothed_losses
+from fgvpl_jax.methods.held_out import smoothed_losses, tempered_losses
 
 # The best method is kept alone if it beats the mix by more than this many standard errors of the
 # paired difference. Otherwise a mix is the better hedge: on EuroSAT at 4 shots it is 1.6 ± 0.4
@@ -60,7 +60,7 @@ def choose_mix(
     temperatures, columns = [], []
     step = -(-logits[0].size // MOST_LOGITS)
     for own in logits:
-        temperatures.append(suitable_temperature(own[::step], labels[::step]))
+        temperatures.append(tempered_losses(own[::step], labels[::step])[0])
         columns.append(smoothed_losses(own, labels)(temperatures[-1]))
     losses, divisors = np.stack(columns), np.array(temperatures)
     true = tempered(logits, divisors)[:, np.arange(len(labels)), labels]
@@ -96,14 +96,8 @@ def held_out_scores(
     logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]
 ) -> tuple[float, float]:
     """Returns the loss of a method, as `choose_mix` compares it, and its accuracy."""
-    loss = smoothed_losses(logits, labels)(suitable_temperature(logits, labels)).mean()
-    return float(loss), float((logits.argmax(axis=1) == labels).mean())
-
-
-def suitable_temperature(logits: Float[np.ndarray, "N k"], labels: Int[np.ndarray, "N"]) -> float:
-    """Returns the temperature at which the loss is lowest."""
-    losses = smoothed_losses(logits, labels)
-    return best_temperature(lambda temperature: losses(temperature).sum())
+    _, losses = tempered_losses(logits, labels)
+    return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
 
 
 def tempered(

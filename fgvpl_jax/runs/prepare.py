@@ -57,6 +57,13 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     return run
 
 
+def write_settings(run: Run) -> None:
+    """Writes the config and the draw of a run that begins; a run that resumes has them."""
+    if not run.workdir.config_file.exists():
+        run.workdir.write(run.workdir.few_shot_file, few_shot_record(run.few_shot))
+        run.workdir.write_config(run.config, asdict(run.clip.identity))
+
+
 def check_is_same_draw(workdir: Workdir, config: ConfigDict, record: dict[str, Any]) -> None:
     """Refuses a folder whose run has other few-shot images than `record`, which are drawn now."""
     if workdir.few_shot_file.exists() and read_json(workdir.few_shot_file) != record:

@@ -31,6 +31,7 @@ from fgvpl_jax.data import (
     epoch_rows,
     eval_batches,
     identify,
+    in_rows,
     random_crop_and_flip,
     train_batches,
 )
@@ -81,6 +82,7 @@ class PixelInputs:
         self.seed = seed
         self.image_cache = image_cache
         self.share = share
+        self._augmented: dict[Split, list[Any] | None] = {}
 
     def epoch(
         self,
@@ -114,6 +116,25 @@ class PixelInputs:
             share=self.share,
         )
 
+    def plain_identity(self, split: Split) -> list[Any] | None:
+        """Returns the identity of images under the evaluation transform; see `identify`."""
+        return None if self.image_cache is None else identify(split, self.transform)
+
+    def augmented_identity(self, split: Split) -> list[Any] | None:
+        """Returns the identity of images as they are augmented; see `identify`.
+
+        Computed once for each split: this reads every file's status.
+        """
+
+        def augment(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+            return self.augment(image, np.random.default_rng(0))
+
+        if self.image_cache is None:
+            return None
+        if split not in self._augmented:
+            self._augmented[split] = identify(split, augment)
+        return self._augmented[split]
+
 
 def one_behind(values: Iterable[T]) -> Iterator[T]:
     """Yields each value once the next one exists, so the device computes while one is fetched."""
@@ -144,20 +165,6 @@ def backbone_identity(clip: CLIP) -> list[Any]:
     ]
 
 
-def identify_plain(pixels: PixelInputs, split: Split) -> list[Any] | None:
-    """Returns the identity of a split's images under the evaluation transform; see `identify`."""
-    return None if pixels.image_cache is None else identify(split, pixels.transform)
-
-
-def identify_augmented(pixels: PixelInputs, split: Split) -> list[Any] | None:
-    """Returns the identity of a split's images as they are augmented; see `identify`."""
-
-    def augment(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-        return pixels.augment(image, np.random.default_rng(0))
-
-    return None if pixels.image_cache is None else identify(split, augment)
-
-
 class FeatureInputs:
     """Supplies frozen features, raw; only for jobs of one process.
 
@@ -184,7 +191,6 @@ class FeatureInputs:
         encoder = encoder or clip.image_encoder
         graphdef, state = nnx.split(encoder)
         self._encoder = partial(_encode, graphdef, replicate(mesh, state))
-        self._augmented_images: dict[Split, list[Any] | None] = {}
         feature = ("feature", np.float32, (encoder.feature_dim,))
         self._record = np.dtype([feature, ("readable", np.bool_)])
         self._encoding = [*backbone_identity(clip), *encoder.settings]
@@ -205,13 +211,11 @@ class FeatureInputs:
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
-        entry = self._entry(split, identify_plain(self.pixels, split))
+        entry = self._entry(split, self.pixels.plain_identity(split))
         kept = None if entry is None else entry.read_checked()
         # Images that could not be read are tried again, so that they are named.
         if kept is not None and kept["readable"].all():
-            rows = np.arange(len(split))
-            rows = np.pad(rows, (0, -len(split) % batch_size), constant_values=PADDING)
-            for places in rows.reshape(-1, batch_size):
+            for places in in_rows(np.arange(len(split)), batch_size):
                 yield feature_batch(kept["feature"], split.labels, places)
             return
         batches = self._encoded(self.pixels.evaluation(split, batch_size, strict=strict))
@@ -226,7 +230,9 @@ class FeatureInputs:
 
     def _augmented(self, split: Split, epoch: int) -> Float32[np.ndarray, "s e"]:
         """Returns the features of one augmented epoch, in the split's order."""
-        entry = self._entry(split, self._images_to_augment(split), "augmented", self.seed, epoch)
+        entry = self._entry(
+            split, self.pixels.augmented_identity(split), "augmented", self.seed, epoch
+        )
         kept = None if entry is None else entry.read_checked()
         if kept is not None:
             return np.array(kept["feature"])
@@ -239,12 +245,6 @@ class FeatureInputs:
             with entry.recording() as append:
                 append(features, np.ones(len(features), np.bool_))
         return features
-
-    def _images_to_augment(self, split: Split) -> list[Any] | None:
-        """Identifies the images once per run: this reads every file's status."""
-        if split not in self._augmented_images:
-            self._augmented_images[split] = identify_augmented(self.pixels, split)
-        return self._augmented_images[split]
 
     def _entry(
         self, split: Split, images: list[Any] | None, *which: str | int

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from fgvpl_jax.clip import CLIP, FrozenEncoder
-from fgvpl_jax.data import PADDING, Batch, ImageCache, Split
+from fgvpl_jax.data import Batch, ImageCache, Split, in_rows
 from fgvpl_jax.training.inputs import (
     EXTRACTION_BATCH_SIZE,
     FeatureInputs,
@@ -88,8 +88,7 @@ class SharedFeatures(FeatureInputs):
             size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(whole))
             self._plain[whole] = gather(super().evaluation(whole, size, strict=True))[0]
         features = self._plain[whole][places]
-        rows = np.pad(np.arange(len(split)), (0, -len(split) % batch_size), constant_values=PADDING)
-        for batch in rows.reshape(-1, batch_size):
+        for batch in in_rows(np.arange(len(split)), batch_size):
             yield feature_batch(features, split.labels, batch)
 
     def _augmented(self, split: Split, epoch: int) -> Float32[np.ndarray, "s e"]:

@@ -15,15 +15,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.data import PADDING, Batch, ImageCache, Split, epoch_rows
+from fgvpl_jax.data import PADDING, Batch, ImageCache, Split, epoch_rows, in_rows
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.training.inputs import (
     EXTRACTION_BATCH_SIZE,
     PixelInputs,
     backbone_identity,
-    identify_augmented,
-    identify_plain,
     one_behind,
 )
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
@@ -95,7 +93,6 @@ class TokenInputs:
             *(encoder.layers_below, encoder.map_name, str(encoder.compute_dtype)),
         ]
         self._in_memory: dict[tuple[Split, int | None], np.ndarray] = {}
-        self._augmented_images: dict[Split, list[Any] | None] = {}
 
     def epoch(
         self,
@@ -124,12 +121,9 @@ class TokenInputs:
         kept = self._kept(split, None)
         if kept is None:
             return self._computed(self.pixels.evaluation(split, batch_size, strict=True))
-        rows = np.arange(len(split))
-        rows = np.pad(rows, (0, -len(split) % batch_size), constant_values=PADDING)
         places = np.arange(len(split))
-        return (
-            _token_batch(kept, places, split.labels, row) for row in rows.reshape(-1, batch_size)
-        )
+        rows = in_rows(places, batch_size)
+        return (_token_batch(kept, places, split.labels, row) for row in rows)
 
     def _kept(self, split: Split, number: int | None) -> np.ndarray | None:
         """Returns the records of a pass, computed at first; None if nothing can keep them.
@@ -173,11 +167,8 @@ class TokenInputs:
         """Returns the identity of the images that a pass reads."""
         if self.image_cache is None:
             return None
-        if number is None:
-            return identify_plain(self.pixels, split)
-        if split not in self._augmented_images:
-            self._augmented_images[split] = identify_augmented(self.pixels, split)
-        return self._augmented_images[split]
+        pixels = self.pixels
+        return (pixels.plain_identity if number is None else pixels.augmented_identity)(split)
 
     def _order(self, split: Split, number: int) -> Int[np.ndarray, "s"]:
         """Returns the places of the images in the order in which a pass reads them."""

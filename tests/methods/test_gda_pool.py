@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from fgvpl_jax.methods.gda_pool import PENALTY, GDAPool, HeldOutPhotos, fitted
+from fgvpl_jax.methods.gda_pool import PENALTY, CalibrationPhotos, GDAPool, fitted
 from fgvpl_jax.methods.held_out import HeldOutLogits
 from tests.methods.checks import FewShot, clustered, unit
 
@@ -78,10 +78,10 @@ def few_shot():
 
 @pytest.mark.parametrize("num_views", [1, 11])
 def test_a_discriminant_is_that_of_scikit_learn(few_shot, num_views, monkeypatch):
-    monkeypatch.setattr(HeldOutPhotos, "temperature_and_loss", lambda *_: (1.0, 0.0))
+    monkeypatch.setattr(CalibrationPhotos, "temperature_and_loss", lambda *_: (1.0, 0.0))
     views = views_of(few_shot, 0)[:, :num_views]
     query = unit(clustered(np.repeat(np.arange(3), 5), seed=3))
-    photos = HeldOutPhotos(LABELS, NONE)
+    photos = CalibrationPhotos(LABELS, NONE)
     expert = fitted(views, LABELS, np.empty((0, DIM)), photos, (4.0,), 3)
     expected = discriminant(views, LABELS, 4.0).decision_function(query)
     found = query @ expert.kernel + expert.bias
@@ -112,7 +112,7 @@ def test_logits_are_the_pool_of_scikit_learns_discriminants(clip, text_features,
                 held_out.append(found[0] * len(LABELS) / (len(LABELS) - 1))
             fit = discriminant(views, LABELS, ridge)
             judged = HeldOutLogits(np.array(held_out), fit.decision_function(validation))
-            photos = HeldOutPhotos(LABELS, queries)
+            photos = CalibrationPhotos(LABELS, queries)
             temperature, _ = photos.temperature_and_loss(judged)
             expected += weights[name + suffix] * fit.decision_function(query) / temperature
             parts.append((weights[name + suffix], judged.support / temperature))
@@ -133,7 +133,7 @@ def test_an_absent_class_changes_neither_temperature_nor_weights(few_shot):
     held_out, found = {}, {}
     for name, labels, num_classes in (("all", LABELS, 3), ("one absent", 2 * LABELS, 5)):
         # The last validation photo shows class 3, which has no support image.
-        photos = HeldOutPhotos(labels, np.append(labels, 3) if num_classes == 5 else labels)
+        photos = CalibrationPhotos(labels, np.append(labels, 3) if num_classes == 5 else labels)
         queries = validation if num_classes == 5 else validation[:-1]
         found[name] = fitted(views, labels, queries, photos, (1.0, 4.0), num_classes)
         held_out[name] = photos.weights([found[name].held_out] * 3)
@@ -150,7 +150,7 @@ def test_weights_are_those_of_another_solver():
         HeldOutLogits(strength * np.eye(3)[labels] + rng.normal(size=(15, 3)), np.empty((0, 3)))
         for strength in (2.0, 0.5, 0.0)
     ]
-    found = HeldOutPhotos(labels, NONE).weights(parts)
+    found = CalibrationPhotos(labels, NONE).weights(parts)
     first = np.array([0.5, 0.5, 1.0])
 
     def loss(weights):
@@ -167,7 +167,7 @@ def test_weights_are_those_of_another_solver():
 
 def test_zero_shot_clip_has_a_weight_only_if_it_is_better_than_guessing():
     labels = np.repeat(np.arange(3), 20)
-    photos = HeldOutPhotos(labels, NONE)
+    photos = CalibrationPhotos(labels, NONE)
     noise = np.random.default_rng(2).normal(size=(60, 3))
     nothing = np.empty((0, 3))
     assert photos.text_weight(HeldOutLogits(np.zeros((60, 3)), nothing)) == 0

@@ -55,12 +55,19 @@ def read_sizes(file: Path, raw: dict[str, Any]) -> tuple[VisionConfig, TextConfi
 def read(directory: Path, raw: dict[str, Any]) -> Architecture:
     """Reads the architecture; see `Family.read`."""
     vision, text = read_sizes(directory / CONFIG_FILE, raw)
+    return architecture(directory, vision, text, Tokenizer(directory, text))
+
+
+def architecture(
+    directory: Path, vision: VisionConfig, text: TextConfig, tokenizer: Tokenizer
+) -> Architecture:
+    """Returns CLIP's two towers with a tokenizer."""
     return Architecture(
         vision=lambda: VisionTower(vision, rngs=nnx.Rngs(0)),
         text=lambda: TextTower(text, rngs=nnx.Rngs(0)),
         vision_names=VISION_NAMES,
         text_names=TEXT_NAMES,
-        tokenizer=Tokenizer(directory, text),
+        tokenizer=tokenizer,
         image_processor=TransformersProcessor(directory, vision.image_size),
     )
 

@@ -3,22 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
+from fgvpl_jax.clip.families.hugging_face_clip import architecture
 from fgvpl_jax.clip.families.transformers_files import (
     CONFIG_FILE,
     SMALL_FILES,
-    TEXT_NAMES,
-    VISION_NAMES,
     not_described,
     parse_config,
     text_config,
     vision_config,
 )
 from fgvpl_jax.clip.family import Architecture, Family
-from fgvpl_jax.clip.image_input import TransformersProcessor
 from fgvpl_jax.clip.text_input import AutoTokenizer
-from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.clip.weights import TRANSFORMERS_FORMATS
 
 CLASS_NAME = "MetaClip2Config"
@@ -36,14 +31,7 @@ def read(directory: Path, raw: dict[str, Any]) -> Architecture:
         )
     except Exception as error:  # values of unusable types raise different errors
         raise not_described(file, CLASS_NAME, error) from error
-    return Architecture(
-        vision=lambda: VisionTower(vision, rngs=nnx.Rngs(0)),
-        text=lambda: TextTower(text, rngs=nnx.Rngs(0)),
-        vision_names=VISION_NAMES,
-        text_names=TEXT_NAMES,
-        tokenizer=AutoTokenizer(directory, text),
-        image_processor=TransformersProcessor(directory, vision.image_size),
-    )
+    return architecture(directory, vision, text, AutoTokenizer(directory, text))
 
 
 METACLIP_2 = Family(

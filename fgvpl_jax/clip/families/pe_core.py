@@ -18,10 +18,10 @@ from fgvpl_jax.clip.families.open_clip_files import (
     read,
     side,
 )
-from fgvpl_jax.clip.families.siglip import ProbePooling
+from fgvpl_jax.clip.families.siglip import ProbePooledTower, ProbePooling
 from fgvpl_jax.clip.family import AS_IS, LINEAR, PATCHES, Family, Source, stacked
 from fgvpl_jax.clip.layers import INIT_STD, Attention, LayerNorm, Linear, TransformerLayer
-from fgvpl_jax.clip.towers import PooledTower, embedded_patches
+from fgvpl_jax.clip.towers import embedded_patches
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
 
@@ -142,12 +142,11 @@ class ProjectedProbePooling(ProbePooling):
         return self.projection(super().each(tokens))
 
 
-class PEVisionTower(PooledTower):
+class PEVisionTower(ProbePooledTower):
     """PE-Core's ViT: a class token, positions that are added and rotary ones, and a pooling."""
 
     kind = "Perception Encoder"
     num_readers = 1
-    config: VisionConfig
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         gh, gw = config.grid
@@ -163,16 +162,6 @@ class PEVisionTower(PooledTower):
         self.post_norm = LayerNorm(config.width, config.layer_norm_eps)
         self.pooling = ProjectedProbePooling(config, rngs=rngs)
 
-    @property
-    def attention_layers(self) -> list[TransformerLayer]:
-        """Returns the blocks below the pooling."""
-        return list(self.layers)
-
-    @property
-    def token_width(self) -> int:
-        """Width d of the tokens."""
-        return self.config.width
-
     def embed(
         self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
     ) -> Float[Array, "b t d"]:
@@ -183,10 +172,6 @@ class PEVisionTower(PooledTower):
         class_token = jnp.broadcast_to(self.class_embedding[...], size)
         tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...]
         return self.pre_norm(tokens).astype(dtype or tokens.dtype)
-
-    def before_pooling(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Returns the tokens after the last LayerNorm."""
-        return self.post_norm(tokens)
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> PEVisionTower:

@@ -101,12 +101,38 @@ class ProbePooling(Pooling):
         return pooled + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm(pooled))))
 
 
-class SiglipVisionTower(PooledTower):
+class ProbePooledTower(PooledTower):
+    """A ViT whose tokens are pooled by a probe after a last LayerNorm.
+
+    Attributes:
+        layers: The blocks below the pooling.
+        post_norm: The last LayerNorm.
+    """
+
+    config: VisionConfig
+    layers: nnx.List
+    post_norm: LayerNorm
+
+    @property
+    def attention_layers(self) -> list[TransformerLayer]:
+        """Returns the blocks below the pooling."""
+        return list(self.layers)
+
+    @property
+    def token_width(self) -> int:
+        """Width d of the tokens."""
+        return self.config.width
+
+    def before_pooling(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Returns the tokens after the last LayerNorm."""
+        return self.post_norm(tokens)
+
+
+class SiglipVisionTower(ProbePooledTower):
     """SigLIP's ViT: patches alone, pooled by a probe."""
 
     kind = "SigLIP ViT, which has no class token"
     num_readers = 0
-    config: VisionConfig
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         gh, gw = config.grid
@@ -121,16 +147,6 @@ class SiglipVisionTower(PooledTower):
         self.post_norm = LayerNorm(config.width, config.layer_norm_eps)
         self.pooling = ProbePooling(config, rngs=rngs)
 
-    @property
-    def attention_layers(self) -> list[TransformerLayer]:
-        """Returns the blocks below the pooling."""
-        return list(self.layers)
-
-    @property
-    def token_width(self) -> int:
-        """Width d of the tokens."""
-        return self.config.width
-
     def embed(
         self, pixels: Float[Array, "b H W 3"], dtype: str | None = None
     ) -> Float[Array, "b n d"]:
@@ -139,10 +155,6 @@ class SiglipVisionTower(PooledTower):
         tokens = embedded_patches(pixels, self.patch_embedding, self.config)
         tokens = tokens + self.position_embedding[...]
         return tokens.astype(dtype or tokens.dtype)
-
-    def before_pooling(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Returns the tokens after the last LayerNorm."""
-        return self.post_norm(tokens)
 
 
 class SiglipTextTower(TextTower):

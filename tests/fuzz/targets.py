@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save
 
 from fgvpl_jax.clip import weights
-from fgvpl_jax.clip.families import read_config_file
+from fgvpl_jax.clip.families import family_of
 from fgvpl_jax.clip.families.hugging_face_clip import read_sizes
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import benchmark_named, coop, few_shot, images, manifest
@@ -166,7 +166,8 @@ def weight_targets(place: Path) -> dict[str, Target]:
 def clip_target(place: Path) -> dict[str, Target]:
     def read(data: bytes) -> None:
         write(place / "config.json", data)
-        vision, text = read_sizes(place / "config.json", read_config_file(place / "config.json"))
+        _, content = family_of(place)  # an empty file is a missing one
+        vision, text = read_sizes(place / "config.json", content)
         assert 1 <= vision.num_layers <= 512
         assert 1 <= vision.patch_size <= vision.image_size <= 2048
         assert 1 <= text.num_layers <= 512

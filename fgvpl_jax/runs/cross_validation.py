@@ -70,7 +70,8 @@ def cross_validate(run: Run) -> None:
         run: Run whose support images are split into folds, each class evenly.
     """
     choose_folds(run)
-    run = replace(run, image_cache=None)  # a fold's predictions are kept, its images not needed
+    # A fold's predictions are kept, its images not needed; all folds train on the same tokens.
+    run = replace(run, image_cache=None, shared_tokens=run.tokens)
     folds = folds_of(run)
     warn_of_single_photos(run)
     for file in held_out_files(run):

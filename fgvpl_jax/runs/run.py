@@ -44,6 +44,8 @@ class Run:
         mesh: Devices of the run.
         image_cache: Cache of decoded images; None if the config has none.
         shared_features: Features that the methods of "auto" share; None for other runs.
+        shared_tokens: Tokens of the run whose folds these are; None for other runs, which compute
+            their own.
     """
 
     config: ConfigDict
@@ -55,6 +57,7 @@ class Run:
     mesh: Mesh
     image_cache: ImageCache | None
     shared_features: SharedFeatures | None = None
+    shared_tokens: TokenInputs | None = None
 
     @property
     def provenance(self) -> Provenance:
@@ -85,17 +88,23 @@ class Run:
         task = Task(self.dataset.class_names, self.text_features, support.labels)
         return build_model(self.config, self.clip, task)
 
-    @cached_property
+    @property
     def training_inputs(self) -> Inputs:
         """Few-shot images as training reads them: with a prompt above layer 1, its tokens."""
-        config = self.config
-        if config.prompt_layer == 1:
-            return self.inputs
-        model = self.new_model(self.few_shot.support)
+        return self.tokens or self.inputs
+
+    @cached_property
+    def tokens(self) -> TokenInputs | None:
+        """Tokens that enter the prompt's layer; None where training reads all layers or none."""
+        config, support = self.config, self.few_shot.support
+        if config.prompt_layer == 1 or self.shared_tokens is not None:
+            return self.shared_tokens
+        model = self.new_model(support)
         if not isinstance(model, PromptedMethod):
-            return self.inputs
+            return None
         return TokenInputs(
             model,
+            support,
             self.clip,
             config.seed,
             self.image_cache,

@@ -44,11 +44,13 @@ class TokenInputs:
     """Supplies tokens of the few-shot images; only for jobs of one process.
 
     Epoch e has the crops and the order of epoch e mod `num_passes`, so that the tokens of that many
-    passes are all that training reads.
+    passes are all that training reads. A part of the support images, such as a fold's training
+    images, gets the rows of the whole: an image is augmented the same way in every fold.
 
     Args:
         model: Model whose encoder reads the tokens.
-        clip: Its backbone.
+        support: All support images.
+        clip: The model's backbone.
         seed: Seed of the run.
         image_cache: Cache whose folder keeps the tokens as well.
         num_passes: Number of different augmented passes over the images.
@@ -60,6 +62,7 @@ class TokenInputs:
     def __init__(
         self,
         model: PromptedMethod,
+        support: Split,
         clip: CLIP,
         seed: int,
         image_cache: ImageCache | None,
@@ -69,6 +72,8 @@ class TokenInputs:
         mesh: Mesh,
     ):
         self.pixels = PixelInputs(clip, seed, image_cache)
+        self.support = support
+        self._rows = {key: row for row, key in enumerate(support.keys)}
         self.seed = seed
         self.image_cache = image_cache
         self.num_passes = num_passes
@@ -92,7 +97,7 @@ class TokenInputs:
             *backbone_identity(clip),
             *(encoder.layers_below, encoder.map_name, str(encoder.compute_dtype)),
         ]
-        self._in_memory: dict[tuple[Split, int | None], np.ndarray] = {}
+        self._in_memory: dict[int | None, np.ndarray] = {}
 
     def epoch(
         self,
@@ -103,9 +108,12 @@ class TokenInputs:
         first_batch: int = 0,
         num_rows: int | None = None,
     ) -> Iterator[Batch]:
-        """Returns one augmented epoch; see `Inputs.epoch`."""
+        """Returns one augmented epoch of support images; see `Inputs.epoch`.
+
+        Where nothing keeps tokens, images are augmented by their place in the split.
+        """
         number = epoch % self.num_passes
-        kept = self._kept(split, number)
+        kept = self._kept(number)
         if kept is None:
             return self._computed(
                 self.pixels.epoch(
@@ -113,74 +121,78 @@ class TokenInputs:
                 )
             )
         rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=number, num_rows=num_rows)
-        places = np.argsort(self._order(split, number))
+        places = np.argsort(self._order(number))[self._places(split)]
         return (_token_batch(kept, places, split.labels, row) for row in rows[first_batch:])
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
-        """Returns all images in order; see `Inputs.evaluation`. All of them must be readable."""
-        kept = self._kept(split, None)
+        """Returns support images in order; see `Inputs.evaluation`. All must be readable."""
+        kept = self._kept(None)
         if kept is None:
             return self._computed(self.pixels.evaluation(split, batch_size, strict=True))
-        places = np.arange(len(split))
-        rows = in_rows(places, batch_size)
+        rows = in_rows(np.arange(len(split)), batch_size)
+        places = self._places(split)
         return (_token_batch(kept, places, split.labels, row) for row in rows)
 
-    def _kept(self, split: Split, number: int | None) -> np.ndarray | None:
+    def _places(self, split: Split) -> Int[np.ndarray, "n"]:
+        """Returns the places of a split's images among the support images."""
+        return np.array([self._rows[key] for key in split.keys], np.int64)
+
+    def _kept(self, number: int | None) -> np.ndarray | None:
         """Returns the records of a pass, computed at first; None if nothing can keep them.
 
         Records are in the order in which the images are read. `number` is None for the evaluation
         transform.
         """
-        if (split, number) in self._in_memory:
-            return self._in_memory[split, number]
-        # Folds of a cross-validation come one after the other.
-        self._in_memory = {k: kept for k, kept in self._in_memory.items() if k[0] == split}
-        batches = partial(self._pass, split, number)
-        images = self._images(split, number)
+        if number in self._in_memory:
+            return self._in_memory[number]
+        batches = partial(self._pass, number)
+        images = self._images(number)
         if self.image_cache is not None and images is not None:
             which = [] if number is None else ["augmented", self.seed, number]
             identity = ["tokens", TOKEN_FORMAT, *self._identity, *images, *which]
-            entry = self.image_cache.place(identity, self._record, len(split))
+            entry = self.image_cache.place(identity, self._record, len(self.support))
             if (kept := entry.read_checked()) is None:
                 with entry.recording() as append:
                     for columns in batches():
                         append(*columns)
                 kept = entry.read()
             if kept is not None:
-                self._in_memory[split, number] = kept  # a memory map
+                self._in_memory[number] = kept  # a memory map
                 return kept
             self.image_cache = None  # it has no room, so later passes do not try again
-        num_bytes = len(split) * self._record.itemsize * (1 + self.num_passes)
+        num_bytes = len(self.support) * self._record.itemsize * (1 + self.num_passes)
         if num_bytes > self._max_bytes:
             return None
-        kept = np.empty(len(split), self._record)
+        kept = np.empty(len(self.support), self._record)
         first = 0
         for columns in batches():
             last = first + len(columns[0])
             for name, column in zip(self._record.names or (), columns, strict=True):
                 kept[name][first:last] = column
             first = last
-        self._in_memory[split, number] = kept
+        self._in_memory[number] = kept
         return kept
 
-    def _images(self, split: Split, number: int | None) -> list[Any] | None:
+    def _images(self, number: int | None) -> list[Any] | None:
         """Returns the identity of the images that a pass reads."""
         if self.image_cache is None:
             return None
         pixels = self.pixels
-        return (pixels.plain_identity if number is None else pixels.augmented_identity)(split)
+        identity = pixels.plain_identity if number is None else pixels.augmented_identity
+        return identity(self.support)
 
-    def _order(self, split: Split, number: int) -> Int[np.ndarray, "s"]:
+    def _order(self, number: int) -> Int[np.ndarray, "s"]:
         """Returns the places of the images in the order in which a pass reads them."""
-        return epoch_rows(len(split), len(split), seed=self.seed, epoch=number)[0]
+        count = len(self.support)
+        return epoch_rows(count, count, seed=self.seed, epoch=number)[0]
 
-    def _pass(self, split: Split, number: int | None) -> Iterator[list[np.ndarray]]:
+    def _pass(self, number: int | None) -> Iterator[list[np.ndarray]]:
         """Yields the columns of the records of a pass."""
-        size = batch_size_for(self.mesh, TOKEN_BATCH_SIZE, len(split))
+        size = batch_size_for(self.mesh, TOKEN_BATCH_SIZE, len(self.support))
         pixels = (
-            self.pixels.evaluation(split, size, strict=True)
+            self.pixels.evaluation(self.support, size, strict=True)
             if number is None
-            else self.pixels.epoch(split, size, number)
+            else self.pixels.epoch(self.support, size, number)
         )
         for batch in self._computed(pixels):
             real = batch.indices != PADDING

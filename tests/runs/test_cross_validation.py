@@ -16,6 +16,7 @@ from fgvpl_jax.runs.cross_validation import (
 )
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import PixelInputs
 from tests.conftest import write_photo_folders
 from tests.whole_runs import stored_results, without_times
 
@@ -101,6 +102,21 @@ def test_a_plain_folder_gets_an_estimate_and_a_model_trained_on_all_photos(
     again = experiment.evaluate(workdir)
     assert len(sizes) == 3  # the folds are not trained again
     assert without_times(again.to_json()) == without_times(stored)
+
+
+def test_folds_and_the_final_training_read_each_augmented_pass_once(
+    folder_config, tmp_path, monkeypatch
+):
+    folder_config.prompt_layer, folder_config.augmented_passes = 3, 2
+    passes, epoch = [], PixelInputs.epoch
+
+    def spy(inputs, split, batch_size, number, **rows):
+        passes.append((len(split), number))
+        return epoch(inputs, split, batch_size, number, **rows)
+
+    monkeypatch.setattr(PixelInputs, "epoch", spy)
+    experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
+    assert sorted(passes) == [(18, 0), (18, 1)]
 
 
 def made_up_folds(rng, right):

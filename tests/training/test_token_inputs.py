@@ -39,9 +39,10 @@ def model_of(clip, **settings):
     return FVP(clip, text, **settings, rngs=nnx.Rngs(0))
 
 
-def inputs_of(clip, cache, max_bytes=10**9, **settings):
+def inputs_of(clip, photos, cache, max_bytes=10**9, **settings):
     return TokenInputs(
         model_of(clip, **settings),
+        photos,
         clip,
         SEED,
         cache,
@@ -71,7 +72,7 @@ def assert_same_batches(ours, expected):
 def test_an_epoch_has_the_tokens_of_its_pixels_and_repeats(
     clip, photos, cache, monkeypatch, tmp_path, kept, max_bytes
 ):
-    inputs = inputs_of(clip, cache if kept else None, max_bytes)
+    inputs = inputs_of(clip, photos, cache if kept else None, max_bytes)
     below = model_of(clip).below_prompt
     augment = random_crop_and_flip(clip.image_size)
     epochs = [list(inputs.epoch(photos, 4, epoch, num_rows=6)) for epoch in range(2 * PASSES)]
@@ -87,16 +88,35 @@ def test_an_epoch_has_the_tokens_of_its_pixels_and_repeats(
                 np.testing.assert_allclose(ours[real], other[real], rtol=2e-3, atol=2e-3)
         assert_same_batches(epochs[epoch + PASSES], epochs[epoch])
     calls = record_decoding(monkeypatch)
-    again = inputs if max_bytes else inputs_of(clip, cache if kept else None, max_bytes)
+    again = inputs if max_bytes else inputs_of(clip, photos, cache if kept else None, max_bytes)
     assert_same_batches(again.epoch(photos, 4, PASSES, first_batch=1, num_rows=6), epochs[0][1:])
     assert bool(calls) == (not kept and not max_bytes)
     assert (tmp_path / "cache").exists() == kept
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_part_gets_the_rows_of_the_whole(clip, photos, cache, monkeypatch, kept):
+    inputs = inputs_of(clip, photos, cache if kept else None)
+    places = [7, 0, 3, 5]
+    part = photos.select(places)
+    (whole,) = inputs.epoch(photos, 9, 1)
+    row_of = {place: row for row, place in enumerate(whole.indices.tolist())}
+    (plain,) = inputs.evaluation(photos, 9)
+    calls = record_decoding(monkeypatch)
+    (batch,) = inputs.epoch(part, 4, 1)
+    assert sorted(batch.indices.tolist()) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(batch.labels, part.labels[batch.indices])
+    rows = [row_of[places[i]] for i in batch.indices]
+    np.testing.assert_array_equal(batch.inputs.tokens, whole.inputs.tokens[rows])
+    (batch,) = inputs.evaluation(part, 4)
+    np.testing.assert_array_equal(batch.inputs.tokens, plain.inputs.tokens[places])
+    assert not calls
+
+
 def test_no_pass_is_computed_for_a_full_image_cache_after_the_first(
     clip, photos, tmp_path, monkeypatch
 ):
-    inputs = inputs_of(clip, ImageCache(tmp_path / "cache", 1), max_bytes=0)
+    inputs = inputs_of(clip, photos, ImageCache(tmp_path / "cache", 1), max_bytes=0)
     list(inputs.epoch(photos, 9, 0))
     calls = record_decoding(monkeypatch)
     list(inputs.epoch(photos, 9, 1))
@@ -104,7 +124,7 @@ def test_no_pass_is_computed_for_a_full_image_cache_after_the_first(
 
 
 def test_evaluation_has_the_tokens_of_the_checkpoints_own_transform(clip, photos, cache):
-    inputs = inputs_of(clip, cache)
+    inputs = inputs_of(clip, photos, cache)
     images = np.stack([clip.resize_and_crop(photos.image(i)) for i in range(len(photos))])
     expected = model_of(clip).below_prompt(jnp.asarray(images)).tokens
     for _ in range(2):
@@ -119,18 +139,18 @@ def test_evaluation_has_the_tokens_of_the_checkpoints_own_transform(clip, photos
     [{"prompt_layer": 3}, {"attention_map": "last_3_residual"}, {"compute_dtype": "bfloat16"}],
 )
 def test_tokens_are_computed_again_for_other_settings(clip, photos, cache, monkeypatch, other):
-    list(inputs_of(clip, cache).epoch(photos, 9, 0))
+    list(inputs_of(clip, photos, cache).epoch(photos, 9, 0))
     calls = record_decoding(monkeypatch)
-    list(inputs_of(clip, cache).epoch(photos, 9, 0))
+    list(inputs_of(clip, photos, cache).epoch(photos, 9, 0))
     assert not calls
-    list(inputs_of(clip, cache, **other).epoch(photos, 9, 0))
+    list(inputs_of(clip, photos, cache, **other).epoch(photos, 9, 0))
     assert len(calls) == 9
 
 
 @pytest.mark.parametrize("max_bytes", [0, 10**9])
 def test_a_visual_cache_of_tokens_is_that_of_photos(clip, photos, cache, max_bytes):
     graphdef, trainable, frozen = split_model(model_of(clip))
-    inputs = inputs_of(clip, cache)
+    inputs = inputs_of(clip, photos, cache)
 
     def support_features(self, images):
         features = self.features(images)

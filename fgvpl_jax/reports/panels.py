@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fgvpl_jax.displays.labels import ZERO_SHOT, benchmark_label, method_label, shots_order
+from fgvpl_jax.displays.labels import FG_VPL, ZERO_SHOT, benchmark_label, method_label, shots_order
 from fgvpl_jax.reports.records import RunRecord, Variant, by_panel, variant_label, zero_shot_records
 
 Row = tuple[str, Variant]  # method, settings
@@ -90,6 +90,16 @@ class Panel:
     def most_shots(self) -> int | None:
         """Shots of the last column."""
         return self.shots[-1]
+
+    @property
+    def shown_row(self) -> Row:
+        """Row whose errors are shown: FG-VPL, or the most accurate where it was not run."""
+        if self.row((FG_VPL, ())) is not None:
+            return FG_VPL, ()
+        at_most = [
+            (found.mean, row.key) for row in self.rows if (found := row.spread(self.most_shots))
+        ]
+        return max(at_most, key=lambda pair: pair[0])[1]
 
     @property
     def title(self) -> str:

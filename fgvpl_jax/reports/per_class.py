@@ -1,6 +1,6 @@
 """Accuracy and confusions by class, and how well confidence matches accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,10 @@ from fgvpl_jax.evaluation.metrics import (
     confidence_bins,
     expected_calibration_error,
 )
+from fgvpl_jax.reports.panels import Panel, Row
+from fgvpl_jax.reports.records import RunRecord
+
+PredictionsByRun = Mapping[RunRecord, SavedPredictions]
 
 
 class Reliability(NamedTuple):
@@ -74,3 +78,14 @@ def reliability(confidence: Float[np.ndarray, "N"], correct: np.ndarray) -> Reli
         share=counts / len(confidence),
         ece=expected_calibration_error(confidence, correct),
     )
+
+
+def predictions_of_row(
+    panel: Panel, key: Row, predictions: PredictionsByRun
+) -> list[SavedPredictions]:
+    """Returns the predictions of a row's runs at the most shots."""
+    return [
+        predictions[record]
+        for record in panel.records
+        if (record.row, record.shots) == (key, panel.most_shots) and record in predictions
+    ]

@@ -4,21 +4,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
-from matplotlib.figure import Figure
 
 from fgvpl_jax.displays.figures import confusion_figure
 from fgvpl_jax.displays.labels import FG_VPL, benchmark_label, shots_label
 from fgvpl_jax.evaluation import SavedPredictions
 from fgvpl_jax.reports import plots, tables
+from fgvpl_jax.reports.calibration_section import calibration_section
 from fgvpl_jax.reports.csv_files import CsvFile
 from fgvpl_jax.reports.document import Section, figure_picture
 from fgvpl_jax.reports.example_pictures import draw_examples
 from fgvpl_jax.reports.learning_section import learning_section
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row
 from fgvpl_jax.reports.per_class import (
+    PredictionsByRun,
     class_accuracies,
     confusion_matrix,
-    reliability,
+    predictions_of_row,
     worst_confusions,
 )
 from fgvpl_jax.reports.records import RunRecord
@@ -29,8 +30,6 @@ from fgvpl_jax.reports.verdicts import Verdict
 MOST_CLASSES_DRAWN = 40
 MOST_CLASSES_LISTED = 50
 MOST_CONFUSIONS = 10
-
-PredictionsByRun = Mapping[RunRecord, SavedPredictions]
 
 
 def saved_predictions_of(panels: Sequence[Panel]) -> dict[RunRecord, SavedPredictions]:
@@ -163,7 +162,7 @@ def classes_section(panel: Panel, predictions: PredictionsByRun) -> Section:
     if not confusions:
         section.lines.append("No run has predictions.npz.")
         return section
-    key = shown_row(panel) if shown_row(panel) in confusions else next(iter(confusions))
+    key = panel.shown_row if panel.shown_row in confusions else next(iter(confusions))
     saved = predictions_of_row(panel, key, predictions)[0]
     names = [str(name) for name in saved.class_names]
     add_class_accuracies(section, panel, confusions, key, names)
@@ -250,66 +249,6 @@ def add_confusions(
         )
 
 
-def calibration_section(panel: Panel, predictions: PredictionsByRun) -> Section:
-    """Returns how well the probabilities match the accuracy."""
-    section = Section(f"Calibration on {panel.title}", is_folded=True)
-    shots = panel.most_shots
-    scores = ("test_ece", "test_ece_tempered", "test_nll", "test_nll_tempered")
-    rows = []
-    for row in panel.rows:
-        found = [r.results for r in panel.records if (r.row, r.shots) == (row.key, shots)]
-        if found:
-            means = [np.mean([getattr(results, name) for results in found]) for name in scores]
-            rows.append([row.label, *means])
-    columns = ["method", "ECE", "ECE, tempered", "NLL", "NLL, tempered"]
-    section.csv_files.append(CsvFile(f"{panel.file_stem('calibration')}.csv", columns, rows))
-    section.tables.append(
-        Table(
-            f"Calibration at {shots_label(shots)}, mean over seeds",
-            columns,
-            [[label, *(f"{mean:.3f}" for mean in means)] for label, *means in rows],
-            [
-                "ECE: expected calibration error, 15 bins. Tempered: with the temperature fitted "
-                "on validation images."
-            ],
-        )
-    )
-    key = shown_row(panel)
-    saved = predictions_of_row(panel, key, predictions)
-    if saved:
-        section.pictures.append(
-            figure_picture(
-                draw_reliability(ResultRow(*key).label, saved),
-                panel.file_stem("reliability"),
-                f"Reliability at {shots_label(shots)}, all seeds; on the dashed line "
-                "confidence equals accuracy.",
-            )
-        )
-    return section
-
-
-def draw_reliability(label: str, saved: Sequence[SavedPredictions]) -> Figure:
-    """Returns the figure of a method's reliability, before and after tempering.
-
-    Args:
-        label: Name of the method with its settings.
-        saved: Predictions of all its seeds.
-    """
-    labels = np.concatenate([run.labels for run in saved])
-    right = np.concatenate([run.predicted for run in saved]) == labels
-    zero_shot_right = np.concatenate([run.zero_shot_predicted for run in saved]) == labels
-    zero_shot = np.concatenate([run.zero_shot_confidence for run in saved])
-    confidence = np.concatenate([run.confidence for run in saved])
-    tempered = np.concatenate([run.confidence_tempered for run in saved])
-    return plots.reliability_figure(
-        {
-            "Zero-shot CLIP": reliability(zero_shot, zero_shot_right),
-            label: reliability(confidence, right),
-            f"{label}, tempered": reliability(tempered, right),
-        }
-    )
-
-
 def examples_section(panel: Panel, predictions: PredictionsByRun) -> Section:
     """Returns pictures of right and wrong predictions of FG-VPL's first seed."""
     section = Section(
@@ -328,24 +267,3 @@ def examples_section(panel: Panel, predictions: PredictionsByRun) -> Section:
     section.pictures += pictures
     section.lines.append(line)
     return section
-
-
-def predictions_of_row(
-    panel: Panel, key: Row, predictions: PredictionsByRun
-) -> list[SavedPredictions]:
-    """Returns the predictions of a row's runs at the most shots."""
-    return [
-        predictions[record]
-        for record in panel.records
-        if (record.row, record.shots) == (key, panel.most_shots) and record in predictions
-    ]
-
-
-def shown_row(panel: Panel) -> Row:
-    """Returns the row whose errors are shown: FG-VPL, or the most accurate where it was not run."""
-    if panel.row((FG_VPL, ())) is not None:
-        return FG_VPL, ()
-    at_most = [
-        (found.mean, row.key) for row in panel.rows if (found := row.spread(panel.most_shots))
-    ]
-    return max(at_most, key=lambda pair: pair[0])[1]

@@ -273,6 +273,15 @@ def test_photos_that_are_alone_in_their_class_are_never_held_out(config, tmp_pat
     assert folds.can_compare and folds.numbers == [0, 1]
 
 
+def test_closed_forms_are_tried_first_and_the_most_accurate_one_before_them(tiny_config, tmp_path):
+    tiny_config.method = "auto"
+    run = prepare.prepare(tiny_config, Workdir(tmp_path / "W"))
+    found = candidates.candidate_runs(run, candidates.photo_folds(run))
+    assert found[0].config.method == "gda_pool"
+    trains = [one.config.epochs > 0 for one in found]
+    assert trains == sorted(trains) and {one.config.method for one in found} == set(METHODS)
+
+
 def test_logs_are_refused(config, tmp_path):
     with pytest.raises(UserError, match="leave --tensorboard and --wandb out"):
         experiment.train_and_evaluate(config, Workdir(tmp_path / "W"), LogTargets(tensorboard=True))

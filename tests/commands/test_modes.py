@@ -17,7 +17,7 @@ ACCEPTED = {
     "train": {"config", "tensorboard", "wandb", *PROCESSES},
     "evaluate": {"config", *PROCESSES},
     "predict": {"config", "top_k", "json", "overlay_dir", "evidence"},
-    "serve": {"config", "host", "port"},
+    "serve": {"config", "host", "port", "token_file"},
     "data": {"config"},
     "sweep": {"config"},
     "report": set(),

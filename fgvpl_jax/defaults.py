@@ -24,5 +24,5 @@ TOP_K = 5  # most probable classes that a prediction names
 
 # method="auto"
 MINUTES = 5.0  # time for trying methods
-TRIED_FIRST = "gda_pool"  # by "auto", before all other methods
+FAVOURITE = "gda_pool"  # tried before all other methods, and favoured by the prior of a mix
 UNCOMPARED_METHOD = "kernel_ridge"  # taken where no class has two photos to compare methods with

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from fgvpl_jax import defaults
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import AUTO, LabelledLogits, Method
@@ -142,12 +143,14 @@ def compare(run: Run, record: Record) -> Comparison:
         raise UserError(f"none of the methods could be trained: {'; '.join(notes)}")
     logits = np.stack([one.logits for one in photos.values()])
     first = next(iter(photos.values()))
-    mix = choose_mix(logits, first.labels, first.folds)
+    names = [*photos]
+    favourite = names.index(defaults.FAVOURITE) if defaults.FAVOURITE in names else None
+    mix = choose_mix(logits, first.labels, first.folds, favourite)
     if folds.can_compare:
-        reason = reason_for(mix, [*photos])
-        own = out_of_fold_log_probabilities(logits, first.labels, first.folds)
+        reason = reason_for(mix, names)
+        own = out_of_fold_log_probabilities(logits, first.labels, first.folds, favourite)
     else:  # only one method was tried
-        (name,) = photos
+        (name,) = names
         reason = f"{name} is taken because no class has two photos, by which methods are compared"
         own = first.logits
     estimate = HeldOut(own, first.zero_shot_logits, first.labels, choices=None)

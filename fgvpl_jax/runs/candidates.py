@@ -135,7 +135,7 @@ def candidate_runs(run: Run, folds: PhotoFolds) -> list[Run]:
     def cost(candidate: Run) -> tuple[bool, bool, bool, int]:
         config = candidate.config
         on_pixels = not method_named(config.method).reads_features
-        return config.epochs > 0, on_pixels, config.method != defaults.TRIED_FIRST, config.epochs
+        return config.epochs > 0, on_pixels, config.method != defaults.FAVOURITE, config.epochs
 
     return sorted((candidate_run(run, name) for name in METHODS), key=cost)
 

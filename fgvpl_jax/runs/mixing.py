@@ -12,6 +12,9 @@ from fgvpl_jax.methods.held_out import smoothed_losses, tempered_losses
 # paired difference. Otherwise a mix is the better hedge: on EuroSAT at 4 shots it is 1.6 ± 0.4
 # points more accurate than the best method by held-out photos (docs/auto.md).
 STANDARD_ERRORS = 1.0
+# Few photos cannot compare a dozen methods, so the mix counts the method that was most accurate on
+# development data as if that many further photos spoke for it (docs/auto.md).
+PRIOR_PHOTOS = 5.0
 EM_STEPS = 200
 LEAST_WEIGHT = 0.05  # a method with less weight in a mix is left out
 # A temperature is fitted on fewer photos, evenly spread, if all have more logits than this.
@@ -44,18 +47,22 @@ class Mix(NamedTuple):
 
 
 def choose_mix(
-    logits: Float[np.ndarray, "c N k"], labels: Int[np.ndarray, "N"], folds: Int[np.ndarray, "N"]
+    logits: Float[np.ndarray, "c N k"],
+    labels: Int[np.ndarray, "N"],
+    folds: Int[np.ndarray, "N"],
+    favourite: int | None,
 ) -> Mix:
     """Returns the likeliest mix, or the method with the lowest loss if it is clearly better.
 
     Losses are those of `smoothed_losses`, at the temperature that suits each method best. The
-    weights of a mix maximise the likelihood. Which is better is judged on each fold, with the
-    weights and the best method of the other folds.
+    weights of a mix maximise the likelihood times a prior. Which is better is judged on each fold,
+    with the weights and the best method of the other folds.
 
     Args:
         logits: Logits of each method for photos that it was not trained on.
         labels: Classes of the photos.
         folds: Folds of the photos.
+        favourite: Place of the method that the prior favours; None for no prior.
     """
     temperatures, columns = [], []
     step = -(-logits[0].size // MOST_LOGITS)
@@ -64,30 +71,36 @@ def choose_mix(
         columns.append(smoothed_losses(own, labels)(temperatures[-1]))
     losses, divisors = np.stack(columns), np.array(temperatures)
     true = tempered(logits, divisors)[:, np.arange(len(labels)), labels]
+    prior = np.zeros(len(logits))
+    if favourite is not None:
+        prior[favourite] = PRIOR_PHOTOS
     gains = np.zeros(len(labels))
     for fold in np.unique(folds):
         out = folds == fold
         if not out.all():
             best = losses[:, ~out].mean(axis=1).argmin()
-            weights = likeliest_weights(true[:, ~out])
+            weights = likeliest_weights(true[:, ~out], prior)
             gains[out] = logsumexp(true[:, out], axis=0, b=weights[:, None]) - true[best, out]
     gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
     means = losses.mean(axis=1)
     weights = np.eye(len(logits))[means.argmin()]
     if gain >= -STANDARD_ERRORS * error:
-        weights = likeliest_weights(true)
+        weights = likeliest_weights(true, prior)
     return Mix(weights, divisors, means, gain, error)
 
 
 def out_of_fold_log_probabilities(
-    logits: Float[np.ndarray, "c N k"], labels: Int[np.ndarray, "N"], folds: Int[np.ndarray, "N"]
+    logits: Float[np.ndarray, "c N k"],
+    labels: Int[np.ndarray, "N"],
+    folds: Int[np.ndarray, "N"],
+    favourite: int | None,
 ) -> Float64[np.ndarray, "N k"]:
     """Returns log-probabilities by what `choose_mix` chooses without each photo's fold."""
     found = np.empty(logits.shape[1:])
     for fold in np.unique(folds):
         out = folds == fold
         rest = out if out.all() else ~out
-        mix = choose_mix(logits[:, rest], labels[rest], folds[rest])
+        mix = choose_mix(logits[:, rest], labels[rest], folds[rest], favourite)
         found[out] = mix.log_probabilities(logits[:, out])
     return found
 
@@ -107,18 +120,22 @@ def tempered(
     return log_softmax(logits.astype(np.float64) / temperatures[:, None, None], axis=2)
 
 
-def likeliest_weights(true: Float64[np.ndarray, "c N"]) -> Float64[np.ndarray, "c"]:
+def likeliest_weights(
+    true: Float64[np.ndarray, "c N"], prior: Float64[np.ndarray, "c"]
+) -> Float64[np.ndarray, "c"]:
     """Returns the weights of the mix under which the photos' classes are most likely.
 
     Expectation-maximisation from equal weights. Methods of little weight are left out.
 
     Args:
         true: Log-probability of each photo's class by each method.
+        prior: Number of further photos that speak for each method.
     """
     scaled = np.exp(true - true.max(axis=0))
     weights = np.full(len(true), 1 / len(true))
     for _ in range(EM_STEPS):
         shares = weights[:, None] * scaled
-        weights = (shares / shares.sum(axis=0)).mean(axis=1)
+        counts = (shares / shares.sum(axis=0)).sum(axis=1) + prior
+        weights = counts / counts.sum()
     weights = np.where(weights < LEAST_WEIGHT, 0, weights)
     return weights / weights.sum()

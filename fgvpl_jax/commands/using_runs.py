@@ -75,7 +75,7 @@ def serve(workdir: str, arguments: list[str]) -> int:
     from fgvpl_jax.inference import predict as prediction
 
     examples = prediction.find_photos(arguments) if arguments else []
-    token = None if TOKEN_FILE.value is None else _read_token(TOKEN_FILE.value)
+    token = None if TOKEN_FILE.value is None else read_token(TOKEN_FILE.value)
     classifier = _load(workdir)
     if not server.is_loopback(HOST.value):
         print(
@@ -88,7 +88,7 @@ def serve(workdir: str, arguments: list[str]) -> int:
     return 0
 
 
-def _read_token(file: str) -> str:
+def read_token(file: str) -> str:
     """Returns the secret in a file, without the white space around it."""
     try:
         token = expand_user(file).read_text(encoding="utf-8").strip()

@@ -36,6 +36,7 @@ GIVEN = {
     "evidence": "--evidence=predicted",
     "host": "--host=127.0.0.1",
     "port": "--port=7860",
+    "token_file": "--token_file=token",
     "output": "--output=file",
 }
 PAIRS = [(mode, flag) for mode in ACCEPTED for flag in GIVEN]

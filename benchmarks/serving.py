@@ -33,7 +33,8 @@ import fgvpl_jax as fg
 from benchmarks.measuring import SHAPES, ratio, report, take_turns
 from benchmarks.synthetic_imagenet import write_clip
 from fgvpl_jax.data import load_shapes
-from fgvpl_jax.inference.classifier import Classifier, Prediction
+from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.serving import server
 from fgvpl_jax.serving.service import BATCH_SIZES, Limits, Service
 

@@ -36,6 +36,7 @@ from fgvpl_jax.commands.flags import (
     PORT,
     PROCESS_ID,
     TENSORBOARD,
+    TOKEN_FILE,
     TOP_K,
     WANDB,
 )
@@ -243,7 +244,7 @@ MODES = {
     "serve": Mode(
         using_runs.serve,
         "serves a web page for a trained run; photos after the flags are its examples",
-        (CONFIG, HOST, PORT),
+        (CONFIG, HOST, PORT, TOKEN_FILE),
         takes_arguments=True,
     ),
     "data": Mode(

@@ -46,6 +46,11 @@ EVIDENCE = flags.DEFINE_string(
 )
 
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: address to listen at.")
+TOKEN_FILE = flags.DEFINE_string(
+    "token_file",
+    None,
+    "serve: file with a secret; programs that send it may add, rename and remove classes.",
+)
 PORT = flags.DEFINE_integer("port", 7860, "serve: port to listen at.")
 
 OUTPUT = flags.DEFINE_string("output", None, "export: file to write; it must not exist yet.")

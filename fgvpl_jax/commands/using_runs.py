@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING
 
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
 from fgvpl_jax.commands.environment import check_devices, without_proxies
-from fgvpl_jax.commands.flags import CONFIG, EVIDENCE, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
+from fgvpl_jax.commands.flags import (
+    CONFIG,
+    EVIDENCE,
+    HOST,
+    JSON,
+    OUTPUT,
+    OVERLAY_DIR,
+    PORT,
+    TOKEN_FILE,
+    TOP_K,
+)
 from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import expand_user
+
+SHORTEST_TOKEN = 16
 
 if TYPE_CHECKING:
     from fgvpl_jax.inference.classifier import Classifier
@@ -62,6 +75,7 @@ def serve(workdir: str, arguments: list[str]) -> int:
     from fgvpl_jax.inference import predict as prediction
 
     examples = prediction.find_photos(arguments) if arguments else []
+    token = None if TOKEN_FILE.value is None else read_token(TOKEN_FILE.value)
     classifier = _load(workdir)
     if not server.is_loopback(HOST.value):
         print(
@@ -70,8 +84,25 @@ def serve(workdir: str, arguments: list[str]) -> int:
             file=sys.stderr,
         )
     with without_proxies():
-        server.serve(classifier, HOST.value, PORT.value, Limits(), examples)
+        server.serve(classifier, HOST.value, PORT.value, Limits(), examples, token)
     return 0
+
+
+def read_token(file: str) -> str:
+    """Returns the secret in a file, without the white space around it."""
+    try:
+        token = expand_user(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--token_file={file} cannot be read ({error}): name a text file with a secret of at "
+            f"least {SHORTEST_TOKEN} characters"
+        ) from error
+    if len(token) < SHORTEST_TOKEN:
+        raise UserError(
+            f"--token_file={file} holds {len(token)} characters: write a secret of at least "
+            f"{SHORTEST_TOKEN} into it, for example by openssl rand -hex 16"
+        )
+    return token
 
 
 def export(workdir: str, arguments: list[str]) -> int:

@@ -1,21 +1,22 @@
 """A trained run as a classifier, which predicts photos' classes and explains its predictions."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.displays.labels import method_label
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.added_classes import AddedClasses
+from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges, read_changes
+from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accuracy
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
 from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
+from fgvpl_jax.inference.predictions import ObjectLocation, Prediction, Similar
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.runs.results import RunResults
@@ -25,72 +26,13 @@ from fgvpl_jax.runs.workdir import Workdir
 BATCH_SIZE = 64
 
 
-@dataclass(frozen=True)
-class Similar:
-    """A training photo that is similar to the predicted one.
-
-    Attributes:
-        place: Its index in the classifier's `support`; photos of added classes come after those.
-        key: Its path below the folder of the training photos; for an added photo, its file's name.
-        class_name: Its class.
-        similarity: Cosine similarity of the adapted image features (Eq. 17).
-    """
-
-    place: int
-    key: str
-    class_name: str
-    similarity: float
-
-
-@dataclass(frozen=True)
-class ObjectLocation:
-    """Location of the object in a photo, by patch of the centred crop that the model saw.
-
-    Attributes:
-        attention_map: Significance of each patch.
-        object_mask: True for the patches of the object; True for all patches where no object
-            stands out.
-    """
-
-    attention_map: Float[np.ndarray, "gh gw"]
-    object_mask: Bool[np.ndarray, "gh gw"]
-
-    @property
-    def object_found(self) -> bool:
-        """Whether an object stands out, so that the mask is a part of the crop."""
-        return not self.object_mask.all()
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The classifier's prediction for one photo, best class first.
-
-    Attributes:
-        name: The photo's path; its index in the list if it was given without a path.
-        class_names: The k most probable classes.
-        probabilities: Calibrated probabilities of these classes; over all classes they sum to 1.
-        location: Location of the object; None for a method that looks for no object.
-        similar: The most similar training photos; empty for a method without a visual cache.
-        logits: Logits of these classes, before the temperature.
-        contributions: The summands of these logits, one for each feature and pathway, under the
-            names of `Method.contributions`.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    location: ObjectLocation | None
-    similar: tuple[Similar, ...]
-    logits: tuple[float, ...]
-    contributions: dict[str, tuple[float, ...]]
-
-
 class Classifier:
     """A trained run that predicts, made by `load_classifier` or `fit`.
 
     Attributes:
         workdir: Folder of the run.
-        class_names: The classes, in label order.
+        trained_names: Names of the trained classes, in label order.
+        changes: The classes that can be predicted, with those added, removed and renamed.
         support: The training photos. They are decoded only when needed, so they may be gone.
         results: Results of the run, such as `results.test_accuracy`.
         finds_objects: Whether its predictions have attention maps and object masks.
@@ -109,8 +51,11 @@ class Classifier:
         self.results = RunResults.read(workdir)
         self.clip = load_clip(config.clip if clip is None else clip)
         loaded = load_final_model(workdir, self.results, self.clip)
-        model, cache, self.class_names = loaded.model, loaded.cache, loaded.class_names
-        self.support = loaded.support
+        model, cache, self.support = loaded.model, loaded.cache, loaded.support
+        self.trained_names = loaded.class_names
+        self.changes = ClassChanges(self.trained_names)
+        if workdir.classes_file.exists():
+            self.changes = read_changes(workdir.classes_file)
         self.inference = Inference(
             model,
             model.frozen_encoder(self.clip, config),
@@ -122,6 +67,85 @@ class Classifier:
         self.uses_cache = model.uses_cache
         self.title = method_label(self.results.method)
         self._templates = config.data.templates
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that can be predicted, the trained ones first, in label order."""
+        return self.changes.class_names
+
+    def add_class(self, name: str, photos: Photo | Iterable[Photo]) -> None:
+        """Adds a class by its name and photos, without training.
+
+        The name joins the class names and the photos join the training photos, as on the page.
+
+        Args:
+            name: Name of the new class.
+            photos: Photos of it that `predict` takes; at most 64 of all added classes.
+        Raises:
+            UserError: If the method has no visual cache, the name is taken, a photo cannot be
+                read, or there are too many classes or photos.
+        """
+        self.check_takes_classes()
+        named = named_photos(photos)
+        self.changes.check_photos(len(named))
+        name = self.changes.checked_name(name)
+        crops = [self.crop(photo, file) for file, photo in named]
+        _, kept = self.inference.encode(padded_batch(crops, MOST_PHOTOS))
+        assert kept is not None
+        image, object_ = (None if x is None else np.asarray(x) for x in kept)
+        assert image is not None  # every cache has image features
+        rows = [
+            (file, image[row], None if object_ is None else object_[row])
+            for row, (file, _) in enumerate(named)
+        ]
+        self.changes = self.changes.with_class(name, self.text_features_of(name), rows)
+
+    def check_takes_classes(self) -> None:
+        """Raises `UserError` if no class can be added, because the method has no visual cache."""
+        if not self.uses_cache:
+            raise UserError(
+                f"{self.results.method} has no visual cache, so no class can be added: train a run "
+                "with the class, or with the method fg_vpl or tar"
+            )
+
+    def remove_class(self, name: str) -> None:
+        """Removes a class, trained or added: it is not predicted any more.
+
+        Raises:
+            UserError: If there is no such class, or fewer than two would be left.
+        """
+        self.changes = self.changes.without_class(name)
+
+    def rename_class(self, name: str, new_name: str) -> None:
+        """Changes the name of a class in predictions; its scores stay the same.
+
+        Raises:
+            UserError: If there is no such class, or the new name is empty, too long or taken.
+        """
+        self.changes = self.changes.renamed(name, new_name)
+
+    def trained_class_accuracy(self) -> AccuracyChange:
+        """Returns the accuracy on photos of the trained classes before and after all changes.
+
+        Raises:
+            UserError: If the run's photos can no longer be read.
+        """
+        return trained_class_accuracy(self)
+
+    def save(self, workdir: str | Path) -> None:
+        """Writes the run, with the changes of its classes, to a new folder.
+
+        `load_classifier`, `predict` and `serve` take the folder like that of any other run. Its
+        `results.json` is that of the trained classes.
+
+        Raises:
+            UserError: If the folder exists already.
+        """
+        new = Workdir(workdir)
+        if new.path.exists():
+            raise UserError(f"the workdir {workdir} exists already: name a new folder")
+        Workdir(self.workdir).copy_model(new)
+        new.write_arrays(new.classes_file, **self.changes.arrays())
 
     def predict(self, images: Photo | Iterable[Photo], top_k: int = TOP_K) -> list[Prediction]:
         """Classifies photos.
@@ -190,25 +214,23 @@ class Classifier:
         self,
         crop: UInt8[np.ndarray, "H W 3"],
         class_name: str,
-        added: AddedClasses | None = None,
+        changes: ClassChanges | None = None,
     ) -> ClassEvidence:
-        """Like `evidence`, for a crop and with the classes that a user added.
+        """Like `evidence`, for a crop and with the classes that a user of the page changed.
 
         Raises:
             UserError: If there is no such class.
         """
-        names = self.class_names + (added.class_names if added else ())
-        if class_name not in names:
-            raise UserError(f"there is no class {class_name!r}: choose one of {', '.join(names)}")
+        changes = changes or self.changes
         return ClassEvidence(
             class_name,
             evidence_map(
                 self.inference,
                 crop,
-                names.index(class_name),
+                changes.label_of(class_name),
                 mean_colour(self.clip.image_encoder),
                 self.clip.vision,
-                None if added is None else added.on_device,
+                changes.on_device,
             ),
         )
 
@@ -226,7 +248,7 @@ class Classifier:
         row: int,
         name: str,
         top_k: int,
-        added: AddedClasses | None = None,
+        changes: ClassChanges | None = None,
     ) -> Prediction:
         """Returns one row of a recognition as a prediction.
 
@@ -235,11 +257,13 @@ class Classifier:
             row: Index of the photo in the batch.
             name: Name of the photo.
             top_k: Number of classes to return, at most all.
-            added: The added classes that the batch was recognised with.
+            changes: The changed classes that the batch was recognised with; None for the
+                classifier's own.
         """
-        names = self.class_names + (added.class_names if added else ())
-        probabilities = recognition.probabilities[row, : len(names)]
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        names = (changes or self.changes).names
+        labels = np.array([label for label, name in enumerate(names) if name is not None])
+        probabilities = recognition.probabilities[row]
+        best = labels[np.argsort(-probabilities[labels], kind="stable")][:top_k]
         location = None
         if recognition.locations is not None:
             grid = self.clip.vision.grid
@@ -250,12 +274,13 @@ class Classifier:
         if recognition.similar is not None:
             similarities, places = (column[row] for column in recognition.similar)
             similar = tuple(
-                self._similar(int(place), float(similarity), added)
+                self._similar(int(place), float(similarity), changes or self.changes)
                 for place, similarity in zip(places, similarities, strict=True)
+                if np.isfinite(similarity)
             )
         return Prediction(
             name=name,
-            class_names=tuple(names[c] for c in best),
+            class_names=tuple(str(names[c]) for c in best),
             probabilities=tuple(float(probabilities[c]) for c in best),
             location=location,
             similar=similar,
@@ -281,19 +306,18 @@ class Classifier:
             return []
         size = 1 << (len(crops) - 1).bit_length()  # powers of two: few compilations
         features, _ = self.inference.encode(padded_batch([crop for _, crop in crops], size))
-        recognition = self.inference.recognise(features)
+        recognition = self.inference.recognise(features, self.changes.on_device)
         return [
             self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)
         ]
 
-    def _similar(self, place: int, similarity: float, added: AddedClasses | None) -> Similar:
+    def _similar(self, place: int, similarity: float, changes: ClassChanges) -> Similar:
         number = place - len(self.support)
         if number < 0:
-            label = self.support.labels[place]
-            return Similar(place, self.support.keys[place], self.class_names[label], similarity)
-        assert added is not None
-        photo = added.photos[number]
-        return Similar(place, photo.name, added.class_names[photo.label], similarity)
+            name = changes.names[self.support.labels[place]]
+            return Similar(place, self.support.keys[place], str(name), similarity)
+        photo = changes.photos[number]
+        return Similar(place, photo.name, changes.added_names[photo.label], similarity)
 
 
 def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Classifier:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fgvpl_jax.clip import ImageEncoder, ImageTower
-from fgvpl_jax.inference.programs import AddedClassArrays, Inference, padded_batch
+from fgvpl_jax.inference.programs import ChangedClassArrays, Inference, padded_batch
 
 WINDOW_SHARE = 3 / 8  # of the grid's side
 BATCH_SIZE = 32
@@ -69,7 +69,7 @@ def evidence_map(
     label: int,
     colour: UInt8[np.ndarray, "3"],
     vision: ImageTower,
-    added: AddedClassArrays | None = None,
+    changes: ChangedClassArrays | None = None,
 ) -> Float[np.ndarray, "gh gw"]:
     """Returns the evidence in one crop for one class; see `ClassEvidence`.
 
@@ -82,7 +82,7 @@ def evidence_map(
         label: Index of the class, among the trained and the added classes.
         colour: Colour of hidden patches.
         vision: Tower whose patches are hidden.
-        added: Further classes.
+        changes: Changes of the classes.
     """
     windows, patch_size = hiding_windows(vision.grid), vision.config.patch_size
     hidden = [crop, *(filled(crop, window, patch_size, colour) for window in windows)]
@@ -90,7 +90,7 @@ def evidence_map(
     for start in range(0, len(hidden), BATCH_SIZE):
         batch = hidden[start : start + BATCH_SIZE]
         features, _ = inference.encode(padded_batch(batch, BATCH_SIZE))
-        probabilities = inference.recognise(features, added).probabilities[: len(batch), label]
+        probabilities = inference.recognise(features, changes).probabilities[: len(batch), label]
         log_probabilities += list(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
     lost = log_probabilities[0] - np.asarray(log_probabilities[1:])
     shares = windows / windows.sum(axis=(1, 2), keepdims=True)

@@ -26,6 +26,7 @@ from jaxtyping import Array, UInt8
 from fgvpl_jax.clip.image_input import Geometry
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user, written_whole
+from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.programs import Weights
 from fgvpl_jax.runs.results import RunResults
@@ -52,6 +53,11 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
     file = expand_user(output)
     if file.exists():
         raise UserError(f"the output {output} exists already: name a new file, or remove it first")
+    if classifier.changes != ClassChanges(classifier.trained_names):
+        raise UserError(
+            "an export has the trained classes only, and the classes of this classifier have "
+            "changed: export the run that it was loaded from, or train a run with these classes"
+        )
     preparation = describe_preparation(classifier)
     program, weights = trace(classifier)
     file.parent.mkdir(parents=True, exist_ok=True)

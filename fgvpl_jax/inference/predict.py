@@ -11,8 +11,9 @@ from fgvpl_jax.data import Split, UnreadableImage, decode_image, photos_at
 from fgvpl_jax.displays.overlay import draw_overlay, evidence_layer, heat_layer, mask_layer
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
-from fgvpl_jax.inference.classifier import Classifier, Prediction
+from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.evidence import ClassEvidence
+from fgvpl_jax.inference.predictions import Prediction
 
 # A file's name may have 255 bytes, and a character takes up to four.
 LONGEST_STEM = 50

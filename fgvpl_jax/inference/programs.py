@@ -20,14 +20,25 @@ class AddedClassArrays(NamedTuple):
     """Classes that a model was not trained for, padded so that their number changes no shape.
 
     Attributes:
-        text_features: Unit vectors; rows from `num_classes` on are padding.
-        num_classes: Number of added classes.
+        text_features: Unit vectors.
         photos: Cache entries of their photos; labels continue after those of the trained classes.
     """
 
     text_features: Float[Array, "m e"]
-    num_classes: Int[Array, ""]
     photos: VisualCache
+
+
+class ChangedClassArrays(NamedTuple):
+    """Changes of the classes that a model was trained for.
+
+    Attributes:
+        is_predicted: Whether each class can be predicted, the trained classes first; False for a
+            class that was removed and for padding.
+        added: The added classes; None without any.
+    """
+
+    is_predicted: Bool[Array, "k"]
+    added: AddedClassArrays | None
 
 
 class ObjectLocations(NamedTuple):
@@ -47,10 +58,11 @@ class Recognition(NamedTuple):
 
     Attributes:
         probabilities: Softmax of the logits, divided by the run's calibrated temperature.
-        logits: Scores before the temperature; -inf for padding classes.
+        logits: Scores before the temperature; -inf for a class that cannot be predicted.
         contributions: See `Method.contributions`; they add up to the logits.
         similar: Cosine similarities to the closest photos of the cache (Eq. 17), and the places of
-            these photos in it; None for a method without a cache.
+            these photos in it; -inf where too few photos are of a class that can be predicted.
+            None for a method without a cache.
         locations: Locations of the objects; None for a method that looks for no object.
     """
 
@@ -116,14 +128,14 @@ class Inference:
         """Returns the method's features and those a cache would store; both stay on the device."""
         return self._encode(self.weights.state, images)
 
-    def recognise(self, features: Any, added: AddedClassArrays | None = None) -> Recognition:
+    def recognise(self, features: Any, changes: ChangedClassArrays | None = None) -> Recognition:
         """Recognises the photos whose features `encode` returned.
 
         Args:
             features: Features of a batch.
-            added: Further classes, for a method with a cache.
+            changes: Changes of the classes; only a method with a cache can have added ones.
         """
-        return jax.device_get(self._recognise(self.weights, features, added))
+        return jax.device_get(self._recognise(self.weights, features, changes))
 
 
 def encode_and_recognise(
@@ -143,24 +155,28 @@ def encode(
 
 
 def recognise(
-    graphdef: nnx.GraphDef, weights: Weights, features: Any, added: AddedClassArrays | None = None
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    features: Any,
+    changes: ChangedClassArrays | None = None,
 ) -> Recognition:
     """Implements `Inference.recognise`; must be called under jit."""
     state, cache, choices, temperature = weights
     _, model = nnx.merge(graphdef, state)
-    num_classes = None
-    if added is not None:
-        num_classes = model.text_features.shape[0] + added.num_classes
-        texts = [model.text_features[...], added.text_features]
+    if changes is not None and changes.added is not None:
+        texts = [model.text_features[...], changes.added.text_features]
         model.text_features.set_value(jnp.concatenate(texts))
-        cache = jax.tree.map(lambda *rows: jnp.concatenate(rows), cache, added.photos)
+        cache = jax.tree.map(lambda *rows: jnp.concatenate(rows), cache, changes.added.photos)
     contributions = model.contributions(features, cache, **choices)
     logits = total(contributions)
-    if num_classes is not None:
-        logits = jnp.where(jnp.arange(logits.shape[1]) < num_classes, logits, -jnp.inf)
+    if changes is not None:
+        logits = jnp.where(changes.is_predicted, logits, -jnp.inf)
     similar = None
     if cache is not None:
-        affinity = jnp.where(cache.valid, model.affinity(features, cache), -jnp.inf)
+        shown = cache.valid
+        if changes is not None:
+            shown &= changes.is_predicted[cache.labels]
+        affinity = jnp.where(shown, model.affinity(features, cache), -jnp.inf)
         closest, places = jax.lax.top_k(affinity, min(NUM_SIMILAR, affinity.shape[1]))
         similar = closest, places
     locations = None

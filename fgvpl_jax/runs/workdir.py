@@ -45,6 +45,7 @@ class Workdir:
         self.predictions_file = self.path / "predictions.npz"
         self.support_file = self.path / "support.npz"
         self.checkpoints = self.path / "checkpoints"
+        self.classes_file = self.path / "classes.npz"
         self.folds = self.path / "cv"
         # Only in the folder of a run with the method "auto".
         self.candidates = self.path / "candidates"
@@ -59,6 +60,11 @@ class Workdir:
         for folder in (self, *(Workdir(path) for path in self.candidates.glob("*/"))):
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
             folder.support_file.unlink(missing_ok=True)
+
+    def copy_model(self, other: "Workdir") -> None:
+        """Copies everything that a finished run needs to predict to another, new folder."""
+        folds = shutil.ignore_patterns(self.folds.name)
+        shutil.copytree(self.path, other.path, ignore=folds)
 
     def stored_config(self) -> ConfigDict:
         """Returns the resolved config of the run in this folder.

@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from fgvpl_jax.displays.overlay import evidence_layer, heat, mask_layer
-from fgvpl_jax.inference.classifier import Prediction
 from fgvpl_jax.inference.evidence import ClassEvidence
+from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.serving.service import RecognisedPhoto, Service
 
 # Titles of the table's columns, in their order: the two things that each part compares.
@@ -52,7 +52,7 @@ def answer_html(
     photo: RecognisedPhoto,
     service: Service,
     added: Sequence[str],
-    added_squares: Sequence[Image.Image],
+    added_squares: Sequence[Image.Image | None],
     evidence: ClassEvidence | None = None,
 ) -> str:
     """Renders the photo with its layers, classes, similar photos and each part's contribution.
@@ -61,7 +61,8 @@ def answer_html(
         photo: A photo with its square and its prediction.
         service: Service that recognised it.
         added: Names of the classes that this user added.
-        added_squares: Squares of the added photos, in the order of `AddedClasses.photos`.
+        added_squares: Squares of the added photos, in the order of `ClassChanges.photos`; None for
+            a photo without a picture.
         evidence: Evidence for a class; None shows none.
     """
     assert photo.square is not None
@@ -69,7 +70,9 @@ def answer_html(
     similar = []
     for found in prediction.similar:
         place = found.place - len(classifier.support)
-        square = service.thumbnail(found.place) if place < 0 else added_squares[place]
+        square = service.thumbnail(found.place) if place < 0 else None
+        if 0 <= place < len(added_squares):
+            square = added_squares[place]
         similar.append(
             {
                 "source": None if square is None else as_address(square, "JPEG"),

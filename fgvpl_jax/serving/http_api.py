@@ -79,7 +79,7 @@ class LimitedRequests:
     """Middleware that refuses bodies that are too large and clients that send too many requests.
 
     Each address may send `requests_per_minute` requests at once, and then as many in every minute.
-    Only POST requests count.
+    Requests that only read do not count.
 
     Args:
         app: Application that handles the accepted requests.
@@ -94,7 +94,7 @@ class LimitedRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or responds with status 413 or 429."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PATCH", "DELETE"):
             await self._app(scope, receive, send)
             return
         wait = self._seconds_to_wait((scope.get("client") or ("", 0))[0])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS
+from fgvpl_jax.inference.class_changes import MOST_CLASSES, MOST_PHOTOS
 from fgvpl_jax.runs.summary import TRIED_COLUMNS, best_first, tried_cells
 from fgvpl_jax.serving.answer_view import ENVIRONMENT
 from fgvpl_jax.serving.page_events import PageEvents

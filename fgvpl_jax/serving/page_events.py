@@ -4,6 +4,7 @@ import asyncio
 import csv
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.added_classes import MOST_PHOTOS, AddedClasses
+from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
 from fgvpl_jax.serving.answer_view import ENVIRONMENT, answer_html, problem_html
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
@@ -28,12 +29,15 @@ class Session:
     """The classes that one user added.
 
     Attributes:
-        added: The classes.
-        squares: Squares of their photos, in the order of `AddedClasses.photos`.
+        changes: All changes of the classes, with those that the server's classifier has itself.
+        added: Names of the classes that the user added.
+        squares: Squares of the photos, in the order of `ClassChanges.photos`; None for photos that
+            the classifier has itself.
     """
 
-    added: AddedClasses
-    squares: tuple[Image.Image, ...]
+    changes: ClassChanges
+    added: tuple[str, ...]
+    squares: tuple[Image.Image | None, ...]
 
 
 class PageEvents:
@@ -93,12 +97,12 @@ class PageEvents:
                 Path(file).read_bytes(),
                 Path(file).name,
                 TOP_K,
-                added_in(session),
+                changes_in(session),
                 with_square=True,
             )
         except (UserError, Overloaded) as error:
             return problem_html(str(error))
-        names = session.added.class_names if session else ()
+        names = session.added if session else ()
         squares = session.squares if session else ()
         evidence = None
         if with_evidence:
@@ -106,7 +110,10 @@ class PageEvents:
             try:
                 async with self._one_evidence:  # it takes about a hundred predictions
                     evidence = await to_thread.run_sync(
-                        self._service.classifier.evidence_in, photo.crop, wanted, added_in(session)
+                        self._service.classifier.evidence_in,
+                        photo.crop,
+                        wanted,
+                        changes_in(session),
                     )
             except UserError as error:
                 return problem_html(str(error))
@@ -134,7 +141,7 @@ class PageEvents:
     async def _row(self, path: Path, session: Session | None) -> dict[str, Any]:
         try:
             photo = await self._service.recognise(
-                path.read_bytes(), path.name, COLUMNS, added_in(session)
+                path.read_bytes(), path.name, COLUMNS, changes_in(session)
             )
         except (UserError, Overloaded) as error:
             return {"image": path.name, "classes": [], "error": str(error)}
@@ -151,10 +158,15 @@ class PageEvents:
             return session, problem, gr.update(), gr.update()
         photos = [(Path(p).name, Path(p).read_bytes()) for p in paths or []]
         try:
-            added, squares = await self._service.with_class(added_in(session), name, photos)
+            changes, squares = await self._service.with_class(changes_in(session), name, photos)
         except (UserError, Overloaded) as error:
             return session, problem_html(str(error)), gr.update(), gr.update()
-        session = Session(added, (*(session.squares if session else ()), *squares))
+        known = (None,) * (len(changes.photos) - len(squares))
+        session = Session(
+            changes,
+            (*(session.added if session else ()), changes.added_names[-1]),
+            (*(session.squares if session else known), *squares),
+        )
         return session, added_html(session), "", None
 
     def remove_classes(self) -> tuple[None, str]:
@@ -162,18 +174,17 @@ class PageEvents:
         return None, added_html(None)
 
 
-def added_in(session: Session | None) -> AddedClasses | None:
-    """Returns the classes that a user added, if any."""
-    return session.added if session else None
+def changes_in(session: Session | None) -> ClassChanges | None:
+    """Returns the classes as a user changed them; None for the classifier's own."""
+    return session.changes if session else None
 
 
 def added_html(session: Session | None) -> str:
     """Renders the list of classes that a user added."""
-    added = added_in(session)
     counts = []
-    if added is not None:
-        for label, name in enumerate(added.class_names):
-            counts.append((name, sum(photo.label == label for photo in added.photos)))
+    if session is not None:
+        photos = Counter(session.changes.added_names[p.label] for p in session.changes.photos)
+        counts = [(name, photos[name]) for name in session.added]
     return ENVIRONMENT.get_template("added.html.j2").render(counts=counts)
 
 

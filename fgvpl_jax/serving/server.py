@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.serving.classes_api import add_class_endpoints
 from fgvpl_jax.serving.http_api import LimitedRequests, add_endpoint
 from fgvpl_jax.serving.page import build_page, style
 from fgvpl_jax.serving.service import Limits, Service
@@ -24,7 +25,12 @@ LOOPBACK_NAMES = ["127.0.0.1", "localhost"]
 
 
 def serve(
-    classifier: Classifier, host: str, port: int, limits: Limits, examples: Sequence[Path] = ()
+    classifier: Classifier,
+    host: str,
+    port: int,
+    limits: Limits,
+    examples: Sequence[Path] = (),
+    token: str | None = None,
 ) -> None:
     """Serves until interrupted.
 
@@ -34,6 +40,7 @@ def serve(
         port: Port to listen at.
         limits: Limits on the clients' requests.
         examples: Example photos on the page; without any, some of the training photos.
+        token: Secret with which programs may change the classes; None lets nobody change them.
     Raises:
         UserError: If the server cannot listen at the address.
     """
@@ -44,7 +51,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="fgvpl_serve_") as folder, listener:
         os.environ["GRADIO_TEMP_DIR"] = folder
         photos = list(examples) or training_photos(classifier, Path(folder))
-        app = make_app(service, photos, trusted=trusted_names(host))
+        app = make_app(service, photos, trusted=trusted_names(host), token=token)
         shown = f"[{host}]" if ":" in host else host
         print(f"page: http://{shown}:{port}/ (Ctrl-C stops the server)", flush=True)
         print(f"endpoint: http://{shown}:{port}/api/predict, see docs/serve.md", flush=True)
@@ -62,7 +69,9 @@ def trusted_names(host: str) -> list[str]:
     return [*LOOPBACK_NAMES, host, f"[{host}]"] if is_loopback(host) else ["*"]
 
 
-def make_app(service: Service, examples: Sequence[Path], trusted: Sequence[str]) -> FastAPI:
+def make_app(
+    service: Service, examples: Sequence[Path], trusted: Sequence[str], token: str | None = None
+) -> FastAPI:
     """Builds the application: page and endpoint behind the limits.
 
     Args:
@@ -70,9 +79,12 @@ def make_app(service: Service, examples: Sequence[Path], trusted: Sequence[str])
         examples: Example photos on the page.
         trusted: Names by which a browser may reach the server. This refuses the page of a stranger
             who made their own name point to this machine.
+        token: Secret with which programs may change the classes; None lets nobody change them.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_endpoint(app, service)
+    if token is not None:
+        add_class_endpoints(app, service, token)
     gr.mount_gradio_app(
         app,
         build_page(service, examples),

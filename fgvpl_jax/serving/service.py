@@ -16,8 +16,9 @@ from fgvpl_jax.data import UnreadableImage, decode_image
 from fgvpl_jax.data.images import FORMATS
 from fgvpl_jax.displays.overlay import centred_square
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.added_classes import AddedClasses
-from fgvpl_jax.inference.classifier import Classifier, Prediction
+from fgvpl_jax.inference.class_changes import ClassChanges
+from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.serving.micro_batches import MicroBatcher, Overloaded
 
@@ -68,13 +69,13 @@ class PhotoRequest:
         crop: The crop that the model sees.
         name: Name of the photo's file.
         top_k: Number of classes to return.
-        added: Classes that this user added to the trained ones; None if there are none.
+        changes: The classes that can be predicted.
     """
 
     crop: UInt8[np.ndarray, "H W 3"]
     name: str
     top_k: int
-    added: AddedClasses | None
+    changes: ClassChanges
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Service:
             num_incoming=lambda: self._num_decoding,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
+        self._one_change = asyncio.Lock()
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
     async def recognise(
@@ -139,7 +141,7 @@ class Service:
         data: bytes,
         name: str,
         top_k: int,
-        added: AddedClasses | None = None,
+        changes: ClassChanges | None = None,
         *,
         with_square: bool = False,
     ) -> RecognisedPhoto:
@@ -149,7 +151,7 @@ class Service:
             data: Bytes of the photo's file.
             name: Name of the photo.
             top_k: Number of classes to return.
-            added: Classes added to the trained ones.
+            changes: The classes as a user changed them; None for the classifier's own.
             with_square: Whether to return the square that the model saw as a picture, too.
         Raises:
             Refused: If the photo is not accepted.
@@ -166,27 +168,29 @@ class Service:
                 )
             finally:
                 self._num_decoding -= 1
-            request = PhotoRequest(crop, name, top_k, added)
+            request = PhotoRequest(crop, name, top_k, changes or self.classifier.changes)
             response = await asyncio.wrap_future(self._batches.submit(request))
             return RecognisedPhoto(crop, square, response)
         finally:
             self._num_photos -= 1
 
     async def with_class(
-        self, added: AddedClasses | None, raw_name: str, photos: Sequence[tuple[str, bytes]]
-    ) -> tuple[AddedClasses, list[Image.Image]]:
-        """Returns the added classes with one more class, and the squares of its photos.
+        self, changes: ClassChanges | None, raw_name: str, photos: Sequence[tuple[str, bytes]]
+    ) -> tuple[ClassChanges, list[Image.Image]]:
+        """Returns the changed classes with one more class, and the squares of its photos.
 
         Args:
-            added: Classes that the user added before; None if there are none.
+            changes: The classes as the user changed them before; None for the classifier's own.
             raw_name: Name of the new class, as the user wrote it.
             photos: Name and bytes of each file.
         Raises:
-            UserError: If the name or the photos cannot be used.
+            UserError: If the name or the photos cannot be used, or the method has no visual cache.
             Overloaded: If too many photos wait.
         """
-        added = added or AddedClasses(self.classifier.class_names)
-        name = added.check(raw_name, len(photos))
+        self.classifier.check_takes_classes()
+        changes = changes or self.classifier.changes
+        changes.check_photos(len(photos))
+        name = changes.checked_name(raw_name)
         recognised = await asyncio.gather(
             *(self.recognise(data, file, 1, with_square=True) for file, data in photos)
         )
@@ -196,7 +200,12 @@ class Service:
             assert photo.response.kept is not None
             kept.append((file, *photo.response.kept))
         squares = [photo.square for photo in recognised if photo.square is not None]
-        return added.with_class(name, text, kept), squares
+        return changes.with_class(name, text, kept), squares
+
+    async def add_class(self, raw_name: str, photos: Sequence[tuple[str, bytes]]) -> None:
+        """Adds a class for all users; see `with_class`."""
+        async with self._one_change:
+            self.classifier.changes, _ = await self.with_class(None, raw_name, photos)
 
     def close(self) -> None:
         """Processes the photos that wait, then ends."""
@@ -226,16 +235,16 @@ class Service:
         features, kept = inference.encode(padded_batch([r.crop for r in requests], size))
         kept_rows = None if kept is None else [None if x is None else np.asarray(x) for x in kept]
         # The head is cheap compared with the encoder, so it sees the whole batch once for each
-        # user's added classes.
-        by_added = {
-            id(r.added): inference.recognise(
-                features, None if r.added is None else r.added.on_device
-            )
-            for r in {id(r.added): r for r in requests}.values()
+        # user's classes.
+        by_changes = {
+            id(r.changes): inference.recognise(features, r.changes.on_device)
+            for r in {id(r.changes): r for r in requests}.values()
         }
         return [
             PhotoResponse(
-                self.classifier.prediction(by_added[id(r.added)], row, r.name, r.top_k, r.added),
+                self.classifier.prediction(
+                    by_changes[id(r.changes)], row, r.name, r.top_k, r.changes
+                ),
                 None
                 if kept_rows is None
                 else tuple(None if x is None else x[row] for x in kept_rows),  # type: ignore[arg-type]
@@ -246,18 +255,20 @@ class Service:
     def _warm_up(self) -> None:
         """Compiles every program that a request may need, so that the first user need not wait."""
         inference, side = self.classifier.inference, self.classifier.clip.image_size
+        names = self.classifier.changes.trained_names
+        removed = ClassChanges((*names[:-1], None)).on_device
         added = None
         for size in self._batch_sizes:
             features, kept = inference.encode(np.zeros((size, side, side, 3), np.uint8))
             inference.recognise(features)
+            inference.recognise(features, removed)
             if kept is None:
                 continue
             if added is None:
                 text = self.classifier.text_features_of("anything")
                 image, object_ = (None if x is None else np.asarray(x[0]) for x in kept)
                 assert image is not None  # every cache has image features
-                empty = AddedClasses(self.classifier.class_names)
-                added = empty.with_class("anything", text, [("", image, object_)])
+                added = ClassChanges(names).with_class("anything", text, [("", image, object_)])
             inference.recognise(features, added.on_device)
 
 

@@ -17,7 +17,7 @@ ACCEPTED = {
     "train": {"config", "tensorboard", "wandb", *PROCESSES},
     "evaluate": {"config", *PROCESSES},
     "predict": {"config", "top_k", "json", "overlay_dir", "evidence"},
-    "serve": {"config", "host", "port"},
+    "serve": {"config", "host", "port", "token_file"},
     "data": {"config"},
     "sweep": {"config"},
     "report": set(),
@@ -36,6 +36,7 @@ GIVEN = {
     "evidence": "--evidence=predicted",
     "host": "--host=127.0.0.1",
     "port": "--port=7860",
+    "token_file": "--token_file=token",
     "output": "--output=file",
 }
 PAIRS = [(mode, flag) for mode in ACCEPTED for flag in GIVEN]

@@ -21,22 +21,10 @@ from fgvpl_jax.inference.predict import (
     find_photos,
     predict_files,
 )
-from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.results import ImageCounts
-from fgvpl_jax.runs.workdir import Workdir
 
 EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"]
 EUROSAT += ["Pasture", "PermanentCrop", "Residential", "River", "SeaLake"]
-
-
-@pytest.fixture(scope="module")
-def workdir(tiny_clip_dir, photos_dir, tmp_path_factory):
-    from tests.conftest import make_tiny_config
-
-    config = make_tiny_config(tiny_clip_dir, photos_dir)
-    path = tmp_path_factory.mktemp("classifier") / "W"
-    experiment.train_and_evaluate(config, Workdir(path))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.added_classes import MOST_CLASSES, MOST_PHOTOS, AddedClasses
-from fgvpl_jax.inference.classifier import ObjectLocation
+from fgvpl_jax.inference.class_changes import MOST_CLASSES, MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.evidence import ClassEvidence
+from fgvpl_jax.inference.predictions import ObjectLocation
 from fgvpl_jax.serving import server
 from fgvpl_jax.serving.answer_view import answer_html, layers_of, place_of, problem_html
 from fgvpl_jax.serving.page import build_page
@@ -43,7 +43,7 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
     """Compares all logits with a float64 recomputation over the joined cache and names."""
     data = (photos_dir / "test" / "green square" / "001.png").read_bytes()
     added, squares = asyncio.run(service.with_class(None, "lawn_green", photos))
-    assert added.class_names == ("lawn green",)
+    assert added.added_names == ("lawn green",)
     assert len(squares) == 3
     photo = asyncio.run(service.recognise(data, "x", 10, added))
     found = dict(
@@ -106,7 +106,7 @@ def test_a_photo_of_the_new_class_is_most_similar_to_itself(service, photos):
     nearest = photo.response.prediction.similar[0]
     assert nearest.similarity == pytest.approx(1, abs=1e-4)
     assert nearest.class_name in ("<b>new</b>", "green square")  # it may be a training photo too
-    html = answer_html(photo, service, added.class_names, squares)
+    html = answer_html(photo, service, added.added_names, squares)
     assert "<b>new" not in html
 
 
@@ -128,22 +128,23 @@ def test_users_do_not_see_each_others_classes(service, photos):
 
 def test_unusable_additions_are_refused():
     one = ("a.png", np.ones(4), np.ones(4))
-    added = AddedClasses(("red square",))
-    for name, count, message in (
-        ("Red_Square", 1, "a class 'red square' already"),
-        ("  ", 1, "at least one letter"),
-        ("x" * 61, 1, "61 letters"),
-        ("new", 0, "no photo"),
-        ("new", MOST_PHOTOS + 1, f"at most {MOST_PHOTOS}"),
+    added = ClassChanges(("red square",))
+    for name, message in (
+        ("Red_Square", "a class 'red square' already"),
+        ("  ", "at least one letter"),
+        ("x" * 61, "61 letters"),
     ):
         with pytest.raises(UserError, match=message):
-            added.check(name, count)
+            added.checked_name(name)
+    for count, message in ((0, "no photo"), (MOST_PHOTOS + 1, f"at most {MOST_PHOTOS}")):
+        with pytest.raises(UserError, match=message):
+            added.check_photos(count)
     for i in range(MOST_CLASSES):
         added = added.with_class(f"class {i}", np.ones(4), [one])
     with pytest.raises(UserError, match="added already"):
-        added.check("one more", 1)
+        added.check_photos(1)
     with pytest.raises(UserError, match="a class 'class 3' already"):
-        added.check("CLASS 3", 1)
+        added.checked_name("CLASS 3")
 
 
 def test_no_new_class_or_photo_compiles_anything(service, photos):

@@ -1,0 +1,66 @@
+"""The prediction for one photo, with the object's location and similar training photos."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class Similar:
+    """A training photo that is similar to the predicted one.
+
+    Attributes:
+        place: Its index in the classifier's `support`; photos of added classes come after those.
+        key: Its path below the folder of the training photos; for an added photo, its file's name.
+        class_name: Its class.
+        similarity: Cosine similarity of the adapted image features (Eq. 17).
+    """
+
+    place: int
+    key: str
+    class_name: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class ObjectLocation:
+    """Location of the object in a photo, by patch of the centred crop that the model saw.
+
+    Attributes:
+        attention_map: Significance of each patch.
+        object_mask: True for the patches of the object; True for all patches where no object
+            stands out.
+    """
+
+    attention_map: Float[np.ndarray, "gh gw"]
+    object_mask: Bool[np.ndarray, "gh gw"]
+
+    @property
+    def object_found(self) -> bool:
+        """Whether an object stands out, so that the mask is a part of the crop."""
+        return not self.object_mask.all()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classifier's prediction for one photo, best class first.
+
+    Attributes:
+        name: The photo's path; its index in the list if it was given without a path.
+        class_names: The k most probable classes.
+        probabilities: Calibrated probabilities of these classes; over all classes they sum to 1.
+        location: Location of the object; None for a method that looks for no object.
+        similar: The most similar training photos; empty for a method without a visual cache.
+        logits: Logits of these classes, before the temperature.
+        contributions: The summands of these logits, one for each feature and pathway, under the
+            names of `Method.contributions`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    location: ObjectLocation | None
+    similar: tuple[Similar, ...]
+    logits: tuple[float, ...]
+    contributions: dict[str, tuple[float, ...]]

@@ -11,7 +11,7 @@ from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.displays.labels import method_label
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges, read_changes
+from fgvpl_jax.inference.class_changes import ClassChanges, read_changes
 from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accuracy
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
@@ -90,7 +90,7 @@ class Classifier:
         self.changes.check_photos(len(named))
         name = self.changes.checked_name(name)
         crops = [self.crop(photo, file) for file, photo in named]
-        _, kept = self.inference.encode(padded_batch(crops, MOST_PHOTOS))
+        _, kept = self.inference.encode(padded_batch(crops))
         assert kept is not None
         image, object_ = (None if x is None else np.asarray(x) for x in kept)
         assert image is not None  # every cache has image features
@@ -304,8 +304,7 @@ class Classifier:
     ) -> list[Prediction]:
         if not crops:
             return []
-        size = 1 << (len(crops) - 1).bit_length()  # powers of two: few compilations
-        features, _ = self.inference.encode(padded_batch([crop for _, crop in crops], size))
+        features, _ = self.inference.encode(padded_batch([crop for _, crop in crops]))
         recognition = self.inference.recognise(features, self.changes.on_device)
         return [
             self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)

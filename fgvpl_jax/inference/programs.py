@@ -187,8 +187,13 @@ def recognise(
 
 
 def padded_batch(
-    crops: list[UInt8[np.ndarray, "H W 3"]], size: int
+    crops: list[UInt8[np.ndarray, "H W 3"]], size: int | None = None
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """Stacks the crops and appends black ones up to `size`."""
+    """Stacks the crops and appends black ones up to `size`, or up to the next power of two.
+
+    Powers of two need few compilations.
+    """
     pixels = np.stack(crops)
+    if size is None:
+        size = 1 << (len(crops) - 1).bit_length()
     return np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))

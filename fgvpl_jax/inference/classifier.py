@@ -18,6 +18,7 @@ from fgvpl_jax.inference.final_model import load_final_model, unfinished
 from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.runs.known_classes import read_known_classes
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
@@ -62,6 +63,24 @@ class ObjectLocation:
 
 
 @dataclass(frozen=True)
+class Belonging:
+    """How well a photo fits the trained classes together, by frozen CLIP's features.
+
+    Attributes:
+        score: 0 at the mean of a class, lower far from all classes.
+        threshold: Score that 95% of new photos of the classes are expected to reach.
+    """
+
+    score: float
+    threshold: float
+
+    @property
+    def none_of_these(self) -> bool:
+        """Whether the score is below the threshold: the photo probably belongs to no class."""
+        return self.score < self.threshold
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The classifier's prediction for one photo, best class first.
 
@@ -74,6 +93,8 @@ class Prediction:
         logits: Logits of these classes, before the temperature.
         contributions: The summands of these logits, one for each feature and pathway, under the
             names of `Method.contributions`.
+        belonging: How well the photo fits the classes together; None for a run without a threshold
+            (see `RunResults.none_of_these`), and with added classes.
     """
 
     name: str
@@ -83,6 +104,7 @@ class Prediction:
     similar: tuple[Similar, ...]
     logits: tuple[float, ...]
     contributions: dict[str, tuple[float, ...]]
+    belonging: Belonging | None
 
 
 class Classifier:
@@ -113,10 +135,12 @@ class Classifier:
         self.support = loaded.support
         self.inference = Inference(
             model,
+            self.clip.image_encoder,
             model.frozen_encoder(self.clip, config),
             cache,
             self.results.choices,
             self.results.temperature,
+            read_known_classes(workdir, self.results),
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
@@ -253,6 +277,10 @@ class Classifier:
                 self._similar(int(place), float(similarity), added)
                 for place, similarity in zip(places, similarities, strict=True)
             )
+        scores, rates = recognition.known_score, self.results.none_of_these
+        belonging = None
+        if scores is not None and rates is not None:
+            belonging = Belonging(float(scores[row]), rates.threshold)
         return Prediction(
             name=name,
             class_names=tuple(names[c] for c in best),
@@ -264,6 +292,7 @@ class Classifier:
                 part: tuple(float(values[row, c]) for c in best)
                 for part, values in recognition.contributions.items()
             },
+            belonging=belonging,
         )
 
     def _crop_or_error(

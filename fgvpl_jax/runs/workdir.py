@@ -44,6 +44,7 @@ class Workdir:
         self.results_file = self.path / "results.json"
         self.predictions_file = self.path / "predictions.npz"
         self.support_file = self.path / "support.npz"
+        self.known_classes_file = self.path / "known_classes.npz"
         self.checkpoints = self.path / "checkpoints"
         self.folds = self.path / "cv"
         # Only in the folder of a run with the method "auto".
@@ -59,6 +60,7 @@ class Workdir:
         for folder in (self, *(Workdir(path) for path in self.candidates.glob("*/"))):
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
             folder.support_file.unlink(missing_ok=True)
+            folder.known_classes_file.unlink(missing_ok=True)
 
     def stored_config(self) -> ConfigDict:
         """Returns the resolved config of the run in this folder.

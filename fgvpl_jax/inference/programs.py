@@ -80,7 +80,7 @@ class Weights(NamedTuple):
     """All arrays that the device programs read, except the images.
 
     Attributes:
-        state: State of CLIP's image encoder, the method's frozen encoder and the trained model.
+        state: State of the method's frozen encoder, the trained model and CLIP's image encoder.
         cache: The visual cache, if the method has one.
         choices: Values chosen on validation, under the argument names of `Method.logits`; float32
             scalars, so that nothing is traced again.
@@ -122,7 +122,7 @@ class Inference:
         temperature: float,
         known: KnownClasses | None,
     ):
-        graphdef, state = nnx.split((image_encoder, frozen_encoder, model))
+        graphdef, state = nnx.split((frozen_encoder, model, image_encoder))
         self.weights = Weights(
             jax.device_put(state),
             cache,
@@ -159,7 +159,7 @@ def encode(
     graphdef: nnx.GraphDef, weights: Weights, images: UInt8[Array, "b H W 3"]
 ) -> tuple[Encoded, tuple | None]:
     """Implements `Inference.encode`; must be called under jit."""
-    image_encoder, frozen_encoder, model = nnx.merge(graphdef, weights.state)
+    frozen_encoder, model, image_encoder = nnx.merge(graphdef, weights.state)
     inputs = frozen_encoder(images) if model.reads_features else images
     score = None
     if weights.known is not None:
@@ -179,7 +179,7 @@ def recognise(
 ) -> Recognition:
     """Implements `Inference.recognise`; must be called under jit."""
     state, cache, choices, temperature, _ = weights
-    *_, model = nnx.merge(graphdef, state)
+    _, model, _ = nnx.merge(graphdef, state)
     features, score = encoded.method, encoded.known_score
     num_classes = None
     if added is not None:

@@ -57,9 +57,10 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
     from fgvpl_jax.inference.programs import padded_batch
 
     inference = classifier.inference
-    features, _ = inference.encode(
+    encoded, _ = inference.encode(
         padded_batch([classifier.crop(photos_dir / "test" / "green square" / "001.png", "x")], 1)
     )
+    features = encoded.method
     flat = nnx.to_flat_state(inference.weights.state)
     states = {"/".join(map(str, path)): leaf[...] for path, leaf in flat}
     get = lambda end: next(np.asarray(v, np.float64) for k, v in states.items() if k.endswith(end))  # noqa: E731

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvpl_jax.data import load_shapes
-from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.evaluation import share_interval
+from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.runs import cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import (
     FoldLogits,

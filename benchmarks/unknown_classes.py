@@ -101,7 +101,7 @@ def draw(
         "one": orders[unknown[0]][:NUM_OTHER],
     }
 
-    def queries(classes: Sequence[int], drawn: int) -> Features:
+    def queries(classes: Int[np.ndarray, "c"], drawn: int) -> Features:
         if scored is None:
             return features[
                 np.concatenate([orders[c][drawn : drawn + MOST_SCORED] for c in classes])

@@ -19,7 +19,7 @@ FOLDER = "data"
 MOST_SHOWN = 60  # photos or groups of each kind; the CSV files have all
 MOST_PAIRS = 20
 COLUMNS = 3
-CELL_WIDTH, GAP = 340, 8  # pixels
+CELL_WIDTH, GAP = 380, 8  # pixels
 
 
 def write_data_page(look: DataLook, folder: Path) -> Path:

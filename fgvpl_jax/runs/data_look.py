@@ -122,15 +122,15 @@ def find_suspects(config: ConfigDict, dataset: Dataset, splits: tuple[Split, ...
     def mislabelled(row: int) -> Suspect:
         likely, given = best[row], labels[row]
         reason = (
-            f"rather {names[likely]} ({found.probabilities[row, likely]:.0%}) than {names[given]} "
-            f"({found.probabilities[row, given]:.0%})"
+            f"rather {names[likely]}: {found.probabilities[row, likely]:.0%} against "
+            f"{found.probabilities[row, given]:.0%}"
         )
         return suspect(0, int(places[row]), reason)
 
     usual = np.median(-found.scores[found.is_judged]) if found.is_judged.any() else 1.0
 
     def outlier(row: int) -> Suspect:
-        reason = f"{-found.scores[row] / usual:.1f} times as far from all classes as usual"
+        reason = f"{-found.scores[row] / usual:.1f} times the usual distance from all classes"
         return suspect(0, int(places[row]), reason)
 
     starts = np.cumsum([0, *map(len, splits)])

@@ -39,7 +39,7 @@ def test_the_page_shows_the_first_photos_and_the_file_all(look, tmp_path):
     with open(tmp_path / "data" / "outliers.csv", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == []
     with Image.open(tmp_path / "data" / "copies.jpg") as sheet:
-        red, white = (sheet.getpixel((left, 40)) for left in (40, 380))
+        red, white = (sheet.getpixel((left, 40)) for left in (40, 420))
     assert red[0] > 200 > red[1]
     assert min(white) > 200  # the photo that is gone
 

@@ -1,18 +1,20 @@
 """A look at a user's own photos: wrong labels, copies, outliers, and classes that are confused."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import Dataset, Split
 from fgvpl_jax.data.near_copies import first_copies, groups_of_copies, signatures
 from fgvpl_jax.evaluation.suspects import confusions, out_of_fold, outliers, suspect_labels
-from fgvpl_jax.methods.fitted_once import unit
 from fgvpl_jax.runs.cross_validation import stratified_folds
 from fgvpl_jax.runs.data_loading import load_dataset, open_image_cache
 from fgvpl_jax.runs.known_classes import FOLDS, MOST_PHOTOS
+from fgvpl_jax.runs.run import readable_features
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import FeatureInputs, batch_size_for, data_mesh, kept_text_features
 
@@ -103,11 +105,8 @@ def find_suspects(config: ConfigDict, dataset: Dataset, splits: tuple[Split, ...
     found_signatures = [signatures(split, clip.resize_and_crop, cache) for split in splits]
     first = first_copies(np.concatenate(found_signatures))
     inputs = FeatureInputs(clip, config.seed, cache, mesh)
-    rows, readable = [], []
-    for batch in inputs.evaluation(train, batch_size_for(mesh, config.eval_batch_size, len(train))):
-        rows.append(batch.inputs[batch.weights > 0])
-        readable.append(batch.indices[batch.weights > 0])
-    features, places = unit(np.concatenate(rows)), np.concatenate(readable)
+    size = batch_size_for(mesh, config.eval_batch_size, len(train))
+    features, places = readable_features(inputs, train, size)
     labels = train.labels[places]
     texts = kept_text_features(clip, names, config.data.templates, cache)
     zero_shot = float(clip.logit_scale) * features @ np.asarray(texts, np.float64).T
@@ -130,19 +129,15 @@ def find_suspects(config: ConfigDict, dataset: Dataset, splits: tuple[Split, ...
     usual = np.median(-found.scores[found.is_judged]) if found.is_judged.any() else 1.0
 
     def outlier(row: int) -> Suspect:
-        reason = f"{-found.scores[row] / usual:.1f} times the usual distance from all classes"
+        reason = (
+            f"{np.sqrt(-found.scores[row] / usual):.1f} times the usual distance from all classes"
+        )
         return suspect(0, int(places[row]), reason)
 
-    starts = np.cumsum([0, *map(len, splits)])
-    copies = []
-    for group in groups_of_copies(first):
-        owners = (np.searchsorted(starts, group, side="right") - 1).tolist()
-        inside = [one - int(starts[owner]) for one, owner in zip(group, owners, strict=True)]
-        given_labels = {int(splits[o].labels[i]) for o, i in zip(owners, inside, strict=True)}
-        if len(set(owners)) > 1 or len(given_labels) > 1:
-            kind = "in several classes" if len(given_labels) > 1 else "in several splits"
-            reason = f"{len(group)} copies of one photo {kind}"
-            copies.append([suspect(o, i, reason) for o, i in zip(owners, inside, strict=True)])
+    copies = [
+        [suspect(*photo, f"{len(group)} copies of one photo {kind}") for photo in group]
+        for kind, group in groups_across(first, splits)
+    ]
     judged = found.is_judged
     return DataLook(
         splits,
@@ -152,3 +147,24 @@ def find_suspects(config: ConfigDict, dataset: Dataset, splits: tuple[Split, ...
         [outlier(int(row)) for row in outliers(found)],
         [(names[a], names[b], count) for a, b, count in confusions(found, labels)],
     )
+
+
+def groups_across(
+    first: Int[np.ndarray, "N"], splits: Sequence[Split]
+) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Yields the groups of copies that are in several classes or splits.
+
+    Args:
+        first: Place of the first copy of each photo, counted over all splits.
+        splits: The splits.
+    Yields:
+        What the group is in, and split and place of each of its photos.
+    """
+    starts = np.cumsum([0, *map(len, splits)])
+    for group in groups_of_copies(first):
+        owners = (np.searchsorted(starts, group, side="right") - 1).tolist()
+        photos = [(o, int(place - starts[o])) for o, place in zip(owners, group, strict=True)]
+        if len({splits[owner].labels[place] for owner, place in photos}) > 1:
+            yield "in several classes", photos
+        elif len(set(owners)) > 1:
+            yield "in several splits", photos

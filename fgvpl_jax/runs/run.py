@@ -105,11 +105,7 @@ class Run:
             self.clip, self.config.seed, self.image_cache, self.mesh
         )
         size = batch_size_for(self.mesh, self.config.eval_batch_size, len(split))
-        features, places = [], []
-        for batch in inputs.evaluation(split, size):
-            features.append(batch.inputs[batch.weights > 0])
-            places.append(batch.indices[batch.weights > 0])
-        return unit(np.concatenate(features)), np.concatenate(places)
+        return readable_features(inputs, split, size)
 
     def new_model(self, support: Split) -> Method:
         """Builds the model before training; all its random numbers come from the run's seed."""
@@ -174,3 +170,14 @@ def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:
     """Builds the model of a config for a task, freshly initialised."""
     method = method_named(config.method)
     return method.build(clip, task, config, rngs=nnx.Rngs(config.seed))
+
+
+def readable_features(
+    inputs: FeatureInputs, split: Split, batch_size: int
+) -> tuple[Float64[np.ndarray, "n e"], Int[np.ndarray, "n"]]:
+    """Returns unit vectors of the readable images of a split, and their places in it."""
+    features, places = [], []
+    for batch in inputs.evaluation(split, batch_size):
+        features.append(batch.inputs[batch.weights > 0])
+        places.append(batch.indices[batch.weights > 0])
+    return unit(np.concatenate(features)), np.concatenate(places)

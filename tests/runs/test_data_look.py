@@ -20,8 +20,8 @@ def planted(tiny_clip_dir, tmp_path_factory):
     write_photo_folders(root / "test", 3, seed=9)
     train = root / "train"
     shutil.copy(train / "red_square" / "000.png", train / "blue_square" / "copy.png")
-    Image.open(train / "green_square" / "000.png").resize((60, 72)).save(
-        root / "test" / "green_square" / "copy.jpg"
+    Image.open(train / "green square" / "000.png").resize((60, 72)).save(
+        root / "test" / "green square" / "copy.jpg"
     )
     (train / "red_square" / "damaged.png").write_bytes(b"no photo")
     config = make_tiny_config(tiny_clip_dir, root)
@@ -35,7 +35,7 @@ def test_copies_in_several_classes_or_splits_are_found(planted):
         ("train/blue_square/copy.png", "train/red_square/000.png"): (
             "2 copies of one photo in several classes"
         ),
-        ("test/green_square/copy.jpg", "train/green_square/000.png"): (
+        ("test/green square/copy.jpg", "train/green square/000.png"): (
             "2 copies of one photo in several splits"
         ),
     }

@@ -34,7 +34,7 @@ def prepare(file: str | Path, preparation: dict[str, Any]) -> np.ndarray:
 
 
 def main(export: str, *photos: str) -> None:
-    """Prints the most probable class of each photo."""
+    """Prints the most probable class of each photo, or that it belongs to none of them."""
     sys.path.append(export)  # holds flatbuffers, which jax needs to read the program
     with zipfile.ZipFile(export) as archive:
         manifest = json.loads(archive.read("manifest.json"))
@@ -42,9 +42,15 @@ def main(export: str, *photos: str) -> None:
         names = [f"weights/{number:04}.npy" for number in range(manifest["num_weights"])]
         weights = jax.device_put([np.load(archive.open(name)) for name in names])
     images = np.stack([prepare(photo, manifest["preparation"]) for photo in photos])
-    probabilities = np.asarray(program.call(weights, images)["probabilities"])
-    for photo, row in zip(photos, probabilities, strict=True):
-        print(f"{photo}: {manifest['class_names'][row.argmax()]} ({row.max():.1%})")
+    outputs = {name: np.asarray(x) for name, x in program.call(weights, images).items()}
+    unknown = outputs.get("none_of_these", np.zeros(len(photos), bool))
+    for photo, row, is_none in zip(photos, outputs["probabilities"], unknown, strict=True):
+        best = f"{manifest['class_names'][row.argmax()]} ({row.max():.1%})"
+        print(
+            f"{photo}: none of these; the most probable would be {best}"
+            if is_none
+            else f"{photo}: {best}"
+        )
 
 
 if __name__ == "__main__":

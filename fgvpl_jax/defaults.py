@@ -21,6 +21,7 @@ OBJECT_QUERY = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
 
 # Predictions
 TOP_K = 5  # most probable classes that a prediction names
+FALSE_REJECTION_RATE = 0.05  # share of photos of the classes that "none of these" may reject
 
 # method="auto"
 MINUTES = 5.0  # time for trying methods

@@ -63,6 +63,7 @@ def test_these_settings_have_a_default():
         "cache_logit_weight",
         "cache_votes",
         "connectivity",
+        "false_rejection_rate",
         "minutes",
         "num_prompts",
         "object_logit_weight",

@@ -41,6 +41,7 @@ NAMES = {
     *(
         "config.json",
         "few_shot.json",
+        "known_classes.npz",
         "metrics.jsonl",
         "predictions.npz",
         "results.json",

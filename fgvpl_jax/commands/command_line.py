@@ -49,6 +49,7 @@ from fgvpl_jax.interruption import handling_signals
 
 if TYPE_CHECKING:
     from fgvpl_jax.runs.results import RunResults
+    from fgvpl_jax.runs.workdir import Workdir
 
 PROCESSES = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
@@ -198,7 +199,30 @@ def check_data(workdir: str, arguments: list[str]) -> int:
         print(printable(line).replace("\n", r"\x0a"))
     for problem in problems:
         complain(problem)
+    _look_at_data(Workdir(workdir))
     return MISTAKE if problems else 0
+
+
+def _look_at_data(workdir: "Workdir") -> None:
+    """Writes the page of photos to look at, if the data are a user's own and the backbone loads."""
+    if CONFIG.value.data.source != "folder":
+        return
+    from fgvpl_jax.reports.data_page import FOLDER, write_data_page
+    from fgvpl_jax.runs.data_look import look_at_data
+
+    try:
+        check_devices()
+        look = look_at_data(CONFIG.value, workdir)
+    except UserError as error:
+        print(printable(f"labels and outliers were not looked at: {error}"))
+        return
+    if look is not None:
+        page = write_data_page(look, workdir.path / FOLDER)
+        found = (
+            f"{len(look.mislabelled)} photos are probably mislabelled, {len(look.copies)} groups "
+            f"of copies are in several classes or splits, {len(look.outliers)} photos are outliers"
+        )
+        print(printable(f"to look at: {found}; see {page}"))
 
 
 def sweep(workdir: str, arguments: list[str]) -> int:

@@ -85,6 +85,12 @@ def check_dataset(dataset: Dataset, published: Mapping[str, int] | None = None) 
         if failures:
             shown = _some(list(failures.values()))
             problems.append(f"{name} has {len(failures)} images that cannot be read: {shown}")
+    if dataset.other is not None:
+        *_, failures = _digest_all("other", dataset.other)
+        notes.append(f"{len(dataset.other):,} photos in folders named other belong to no class")
+        if failures:
+            shown = _some(list(failures.values()))
+            problems.append(f"other has {len(failures)} images that cannot be read: {shown}")
     if duplicates:
         line = f"{len(duplicates)} images are in more than one split: {_some_groups(duplicates)}"
         if as_published:

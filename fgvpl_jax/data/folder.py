@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from fgvpl_jax.data.entries import (
@@ -21,6 +23,7 @@ from fgvpl_jax.data.splits import Dataset, Split, make_split, one_spelling, same
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
 
+OTHER = "other"  # folder of photos that belong to no class
 MOST_SHOWN = 300  # characters of a path in a message
 
 
@@ -29,8 +32,9 @@ def load_folder(root: str) -> Dataset:
 
     The layout is either `root/<class>/…/photo.jpg`, which has neither a validation nor a test
     split, or `root/train/<class>/…` with optional folders `val` and `test` next to `train`. Other
-    usual names of splits, such as `training_set`, are known too. Files count as photos by their
-    content; everything else is listed in the data set's `skipped`.
+    usual names of splits, such as `training_set`, are known too. Photos in `root/other` and
+    `root/train/other` belong to no class. Files count as photos by their content; everything else
+    is listed in the data set's `skipped`.
 
     Args:
         root: Folder that holds the class folders or the split folders.
@@ -51,14 +55,22 @@ def load_folder(root: str) -> Dataset:
         check_equal_layouts(list(classes.values()), entries)
         photos = read_classes(base, list(classes.values()), entries)
         described = "none, all photos are for training"
-        return Dataset(tuple(classes), photos, None, None, described, skipped=entries.skipped)
-    entries.skip_all_but(base, list(splits.values()))
+        other = read_other(base, [base], entries)
+        return Dataset(
+            tuple(classes), photos, None, None, described, skipped=entries.skipped, other=other
+        )
+    entries.skip_all_but(base, [*splits.values(), *other_folders(base, entries)])
     places = {role: innermost(place, role, entries) for role, place in splits.items()}
     train_place = places["train"]
     classes = at_least_two(class_folders(train_place, entries), train_place)
     known = {same_name(name): name for name in classes}
     loaded: dict[str, Split] = {}
     for role, place in places.items():
+        for folder in other_folders(place, entries) if role != "train" else ():
+            raise UserError(
+                f"{folder} is for photos of no class, and {place} has none: move them to "
+                f"{base / OTHER}, or rename the folder if it is a class"
+            )
         found = classes if role == "train" else class_folders(place, entries)
         unknown = [name for name in found if same_name(name) not in known]
         if unknown:
@@ -69,6 +81,7 @@ def load_folder(root: str) -> Dataset:
                 f"{place} has no class folder: fill it like {train_place}, or remove it"
             )
         loaded[role] = read_classes(base, [folders.get(name) for name in classes], entries)
+    other = read_other(base, [base, train_place], entries)
     return Dataset(
         tuple(classes),
         loaded["train"],
@@ -76,6 +89,7 @@ def load_folder(root: str) -> Dataset:
         loaded.get("test"),
         "the folders' own",
         skipped=entries.skipped,
+        other=other,
     )
 
 
@@ -86,7 +100,7 @@ def split_folders(base: Path, entries: Entries) -> dict[str, Path]:
         UserError: If the folders are splits, but two of them are the same split, `train` is
             missing, or there is a folder that is not a split.
     """
-    children = entries.folders(base)
+    children = [child for child in entries.folders(base) if not is_other(child)]
     known = split_roles([child.name for child in children])
     roles = {child: known[child.name] for child in children if child.name in known}
     named = list(roles)
@@ -175,6 +189,7 @@ def class_folders(place: Path, entries: Entries) -> dict[str, Path]:
     """Maps class names to folders, in the order of the folders' names."""
     folders = entries.folders(place)
     entries.skip_all_but(place, folders)
+    folders = [folder for folder in folders if not is_other(folder)]
     spellings: dict[str, str] = {}
     classes = {}
     for folder in folders:
@@ -183,13 +198,34 @@ def class_folders(place: Path, entries: Entries) -> dict[str, Path]:
     return classes
 
 
+def is_other(folder: Path) -> bool:
+    """Returns whether a folder is for photos of no class, by its name."""
+    return same_name(folder.name) == OTHER
+
+
+def other_folders(place: Path, entries: Entries) -> list[Path]:
+    """Returns the folder of photos of no class in a folder, if there is one."""
+    return [folder for folder in entries.folders(place) if is_other(folder)]
+
+
+def read_other(base: Path, places: Sequence[Path], entries: Entries) -> Split | None:
+    """Lists the photos of no class that some folders hold; None without any."""
+    found = [folder for place in places for folder in other_folders(place, entries)]
+    if not found:
+        return None
+    photos = read_classes(base, found, entries)
+    return replace(photos, labels=np.zeros_like(photos.labels))
+
+
 def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
     """Returns the classes unchanged; refuses fewer than two."""
     if len(classes) < 2:
+        has_other = any(is_other(child) for child in place.iterdir())
+        is_reserved = f"; the folder {OTHER} is no class, rename it to make it one" * has_other
         only = "".join(f", or set data.root to {folder}" for folder in classes.values())
         raise UserError(
             f"{place} has {len(classes)} class(es): put the photos of each class into a folder "
-            f"named after the class, with at least two classes{only}"
+            f"named after the class, with at least two classes{only}{is_reserved}"
         )
     return classes
 

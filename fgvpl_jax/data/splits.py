@@ -86,6 +86,7 @@ class Dataset:
             `results.json`.
         left_out: Keys of published images that the source lacks on purpose.
         skipped: Entries of a user's folder that are in no split: maps each reason to their paths.
+        other: Photos of things that belong to no class; None without any. Their labels are 0.
     """
 
     class_names: tuple[str, ...]
@@ -95,6 +96,7 @@ class Dataset:
     split_protocol: str
     left_out: tuple[str, ...] = ()
     skipped: Skipped = field(default_factory=dict)
+    other: Split | None = None
 
 
 def class_name(raw: str) -> str:

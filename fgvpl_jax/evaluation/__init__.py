@@ -4,7 +4,8 @@ from fgvpl_jax.evaluation.calibration import helpful_temperature
 from fgvpl_jax.evaluation.evaluator import Evaluator, Predictions, Selection
 from fgvpl_jax.evaluation.learning_curve import LearningCurve, learning_curve
 from fgvpl_jax.evaluation.mask_iou import MaskIoU, mask_iou
-from fgvpl_jax.evaluation.metrics import Scores, score
+from fgvpl_jax.evaluation.metrics import Scores, score, share_interval
+from fgvpl_jax.evaluation.none_of_these import NoneOfThese
 from fgvpl_jax.evaluation.saved_predictions import (
     SavedPredictions,
     read_saved_predictions,
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluator",
     "LearningCurve",
     "MaskIoU",
+    "NoneOfThese",
     "Predictions",
     "SavedPredictions",
     "Scores",
@@ -24,5 +26,6 @@ __all__ = [
     "mask_iou",
     "read_saved_predictions",
     "score",
+    "share_interval",
     "to_saved_predictions",
 ]

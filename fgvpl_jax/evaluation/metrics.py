@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import binomtest
 
 ECE_BINS = 15
+CONFIDENCE = 0.95
 
 
 class Scores(NamedTuple):
@@ -58,3 +60,9 @@ def expected_calibration_error(confidence: Float[np.ndarray, "N"], correct: np.n
     """Returns the mean over images of |accuracy - confidence| of their bin."""
     gap = np.bincount(confidence_bins(confidence), weights=correct - confidence, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """Returns the 95% Wilson interval of the share `count / total`."""
+    interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)

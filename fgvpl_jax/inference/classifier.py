@@ -16,9 +16,10 @@ from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accur
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
 from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
-from fgvpl_jax.inference.predictions import ObjectLocation, Prediction, Similar
+from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, Similar
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.runs.known_classes import read_known_classes
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
@@ -58,10 +59,12 @@ class Classifier:
             self.changes = read_changes(workdir.classes_file)
         self.inference = Inference(
             model,
+            self.clip.image_encoder,
             model.frozen_encoder(self.clip, config),
             cache,
             self.results.choices,
             self.results.temperature,
+            read_known_classes(workdir, self.results),
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
@@ -278,6 +281,10 @@ class Classifier:
                 for place, similarity in zip(places, similarities, strict=True)
                 if np.isfinite(similarity)
             )
+        scores, rates = recognition.known_score, self.results.none_of_these
+        belonging = None
+        if scores is not None and rates is not None:
+            belonging = Belonging(float(scores[row]), rates.threshold)
         return Prediction(
             name=name,
             class_names=tuple(str(names[c]) for c in best),
@@ -289,6 +296,7 @@ class Classifier:
                 part: tuple(float(values[row, c]) for c in best)
                 for part, values in recognition.contributions.items()
             },
+            belonging=belonging,
         )
 
     def _crop_or_error(

@@ -171,6 +171,9 @@ def program_of(
         if recognition.locations is not None:
             for name, values in recognition.locations._asdict().items():
                 outputs[name] = values.reshape(-1, *grid)
+        score = recognition.known_score
+        if full.known is not None and score is not None:
+            outputs |= {"score": score, "none_of_these": score < full.known.threshold}
         return jax.tree.map(jnp.asarray, outputs)
 
     return program

@@ -136,11 +136,15 @@ def overlay_of(
 
 def as_text(prediction: Prediction) -> str:
     """Returns the prediction as lines of text."""
-    lines = [prediction.name]
+    lines, belonging = [prediction.name], prediction.belonging
+    if belonging is not None and belonging.none_of_these:
+        lines.append("  none of these; the most probable would be")
     lines += [
         f"  {probability:6.1%}  {name}"
         for name, probability in zip(prediction.class_names, prediction.probabilities, strict=True)
     ]
+    if belonging is not None:
+        lines.append(f"  score {belonging.score:.2f}, threshold {belonging.threshold:.2f}")
     return "\n".join(lines)
 
 
@@ -181,6 +185,10 @@ def content_of(prediction: Prediction) -> dict[str, Any]:
             for s in prediction.similar
         ],
     }
+    if prediction.belonging is not None:
+        content["none_of_these"] = prediction.belonging.none_of_these
+        content["score"] = round(prediction.belonging.score, 6)
+        content["threshold"] = round(prediction.belonging.threshold, 6)
     if prediction.location is not None:
         content["object_share"] = round(float(prediction.location.object_mask.mean()), 4)
         content["object_found"] = prediction.location.object_found

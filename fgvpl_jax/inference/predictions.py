@@ -43,6 +43,24 @@ class ObjectLocation:
 
 
 @dataclass(frozen=True)
+class Belonging:
+    """How well a photo fits the trained classes together, by frozen CLIP's features.
+
+    Attributes:
+        score: 0 at the mean of a class, lower far from all classes.
+        threshold: Score that 95% of new photos of the classes are expected to reach.
+    """
+
+    score: float
+    threshold: float
+
+    @property
+    def none_of_these(self) -> bool:
+        """Whether the score is below the threshold: the photo probably belongs to no class."""
+        return self.score < self.threshold
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The classifier's prediction for one photo, best class first.
 
@@ -55,6 +73,8 @@ class Prediction:
         logits: Logits of these classes, before the temperature.
         contributions: The summands of these logits, one for each feature and pathway, under the
             names of `Method.contributions`.
+        belonging: How well the photo fits the classes together; None for a run without a threshold
+            (see `RunResults.none_of_these`), and with changed classes.
     """
 
     name: str
@@ -64,3 +84,4 @@ class Prediction:
     similar: tuple[Similar, ...]
     logits: tuple[float, ...]
     contributions: dict[str, tuple[float, ...]]
+    belonging: Belonging | None

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from fgvpl_jax.clip import FrozenEncoder
+from fgvpl_jax.clip import FrozenEncoder, ImageEncoder
 from fgvpl_jax.methods import Choices, Method
-from fgvpl_jax.recognition import VisualCache, total
+from fgvpl_jax.recognition import KnownClasses, VisualCache, known_score, normalize, total
 
 NUM_SIMILAR = 3
 
@@ -53,6 +53,18 @@ class ObjectLocations(NamedTuple):
     object_mask: Bool[Array | np.ndarray, "b n"]
 
 
+class Encoded(NamedTuple):
+    """Features of a batch of photos.
+
+    Attributes:
+        method: Features as the method reads them.
+        known_score: See `known_score`; None for a run without known classes.
+    """
+
+    method: Any
+    known_score: Float[Array | np.ndarray, "b"] | None
+
+
 class Recognition(NamedTuple):
     """The model's output for a batch.
 
@@ -64,6 +76,8 @@ class Recognition(NamedTuple):
             these photos in it; -inf where too few photos are of a class that can be predicted.
             None for a method without a cache.
         locations: Locations of the objects; None for a method that looks for no object.
+        known_score: Score of belonging to the known classes; None for a run without it, and with
+            changed classes.
     """
 
     probabilities: Float[Array | np.ndarray, "b k"]
@@ -71,23 +85,26 @@ class Recognition(NamedTuple):
     contributions: dict[str, Float[Array | np.ndarray, "b k"]]
     similar: tuple[Float[Array | np.ndarray, "b c"], Int[Array | np.ndarray, "b c"]] | None
     locations: ObjectLocations | None
+    known_score: Float[Array | np.ndarray, "b"] | None
 
 
 class Weights(NamedTuple):
     """All arrays that the device programs read, except the images.
 
     Attributes:
-        state: State of the frozen encoder and the trained model.
+        state: State of the method's frozen encoder, the trained model and CLIP's image encoder.
         cache: The visual cache, if the method has one.
         choices: Values chosen on validation, under the argument names of `Method.logits`; float32
             scalars, so that nothing is traced again.
         temperature: Divisor of the logits.
+        known: The known classes; None for a run without them.
     """
 
     state: nnx.State
     cache: VisualCache | None
     choices: dict[str, Float[Array, ""]]
     temperature: Float[Array, ""]
+    known: KnownClasses | None
 
 
 class Inference:
@@ -95,10 +112,12 @@ class Inference:
 
     Args:
         model: The trained model.
+        image_encoder: CLIP's image encoder, whose features the known classes are known by.
         frozen_encoder: Encoder of the features that a `FeatureMethod` reads.
         cache: Cache of the support images; None for a method without one.
         choices: Values chosen on validation, such as λ.
         temperature: Divisor of the logits before they become probabilities.
+        known: The known classes; None for a run without them.
 
     Attributes:
         weights: The programs' weights, on the device.
@@ -108,27 +127,32 @@ class Inference:
     def __init__(
         self,
         model: Method,
+        image_encoder: ImageEncoder,
         frozen_encoder: FrozenEncoder,
         cache: VisualCache | None,
         choices: Choices,
         temperature: float,
+        known: KnownClasses | None,
     ):
-        graphdef, state = nnx.split((frozen_encoder, model))
+        graphdef, state = nnx.split((frozen_encoder, model, image_encoder))
         self.weights = Weights(
             jax.device_put(state),
             cache,
             {name: jnp.float32(value) for name, value in choices.items()},
             jnp.float32(temperature),
+            jax.device_put(known),
         )
         self.program = partial(encode_and_recognise, graphdef)
         self._encode = jax.jit(partial(encode, graphdef))
         self._recognise = jax.jit(partial(recognise, graphdef))
 
-    def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> tuple[Any, tuple | None]:
-        """Returns the method's features and those a cache would store; both stay on the device."""
-        return self._encode(self.weights.state, images)
+    def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> tuple[Encoded, tuple | None]:
+        """Returns the features and those a cache would store; both stay on the device."""
+        return self._encode(self.weights, images)
 
-    def recognise(self, features: Any, changes: ChangedClassArrays | None = None) -> Recognition:
+    def recognise(
+        self, features: Encoded, changes: ChangedClassArrays | None = None
+    ) -> Recognition:
         """Recognises the photos whose features `encode` returned.
 
         Args:
@@ -142,27 +166,37 @@ def encode_and_recognise(
     graphdef: nnx.GraphDef, weights: Weights, images: UInt8[Array, "b H W 3"]
 ) -> Recognition:
     """Computes everything a prediction reports from the crops, as one program."""
-    return recognise(graphdef, weights, encode(graphdef, weights.state, images)[0])
+    return recognise(graphdef, weights, encode(graphdef, weights, images)[0])
 
 
 def encode(
-    graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
-) -> tuple[Any, tuple | None]:
-    """Implements `Inference.encode`."""
-    frozen_encoder, model = nnx.merge(graphdef, state)
-    features = model.features(frozen_encoder(images) if model.reads_features else images)
-    return features, model.kept_features(features) if model.uses_cache else None
+    graphdef: nnx.GraphDef, weights: Weights, images: UInt8[Array, "b H W 3"]
+) -> tuple[Encoded, tuple | None]:
+    """Implements `Inference.encode`; must be called under jit."""
+    frozen_encoder, model, image_encoder = nnx.merge(graphdef, weights.state)
+    inputs = frozen_encoder(images) if model.reads_features else images
+    score = None
+    if weights.known is not None:
+        shares_features = model.reads_features and frozen_encoder is image_encoder
+        plain = normalize(inputs if shares_features else image_encoder(images))
+        with jax.default_matmul_precision("highest"):
+            score = known_score(weights.known, plain)
+    features = model.features(inputs)
+    return Encoded(features, score), model.kept_features(features) if model.uses_cache else None
 
 
 def recognise(
     graphdef: nnx.GraphDef,
     weights: Weights,
-    features: Any,
+    encoded: Encoded,
     changes: ChangedClassArrays | None = None,
 ) -> Recognition:
     """Implements `Inference.recognise`; must be called under jit."""
-    state, cache, choices, temperature = weights
-    _, model = nnx.merge(graphdef, state)
+    state, cache, choices, temperature, _ = weights
+    _, model, _ = nnx.merge(graphdef, state)
+    features, score = encoded.method, encoded.known_score
+    if changes is not None:
+        score = None  # the known classes are the trained ones
     if changes is not None and changes.added is not None:
         texts = [model.text_features[...], changes.added.text_features]
         model.text_features.set_value(jnp.concatenate(texts))
@@ -183,7 +217,7 @@ def recognise(
     if model.finds_objects:
         locations = ObjectLocations(features.attention_map, features.object_mask)
     probabilities = jax.nn.softmax(logits / temperature)
-    return Recognition(probabilities, logits, contributions, similar, locations)
+    return Recognition(probabilities, logits, contributions, similar, locations, score)
 
 
 def padded_batch(

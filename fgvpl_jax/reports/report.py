@@ -8,6 +8,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
 from fgvpl_jax.reports import csv_files
 from fgvpl_jax.reports.auto_section import auto_sections
+from fgvpl_jax.reports.data_page import look_sections
 from fgvpl_jax.reports.document import write_document
 from fgvpl_jax.reports.find_runs import read_runs
 from fgvpl_jax.reports.panels import averages_of, panels_of
@@ -55,6 +56,7 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     verdicts = {panel: verdicts_of(panel.records, predictions) for panel in panels}
     sections = report_sections(panels, averages, predictions, verdicts, left_out)
     sections += auto_sections(records)
+    sections += look_sections([expand_user(folder) for folder in folders])
     benchmarks = dict.fromkeys(benchmark_label(panel.benchmark) for panel in panels)
     out = expand_user(place).absolute() / REPORT
     out.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from fgvpl_jax.runs.candidates import (
 )
 from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, trained_on
+from fgvpl_jax.runs.known_classes import known_classes_of, write_known_classes
 from fgvpl_jax.runs.measuring import fields_of, fold_scores, test_scores, write_support
 from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
 from fgvpl_jax.runs.prepare import write_settings
@@ -247,6 +248,7 @@ def measure_auto(
         members = [member_of(one, finals[one.method]) for one in tried if one.weight]
         evaluator = only.evaluator if only else evaluator_of_mix(run, members)
         scores |= test_scores(evaluator, run, selection["choices"], selection["temperature"])
+    known = known_classes_of(run)
     results = RunResults(
         **fields_of(run, len(run.few_shot.validation or ()) + len(unreadable)),
         epochs=max(final.run.config.epochs for final in finals.values()),
@@ -254,11 +256,13 @@ def measure_auto(
         **selection,
         validation_unreadable=unreadable,
         **scores,
+        none_of_these=None if known is None else known.rates,
         tried=tried,
         reason=found.reason,
         train_seconds=round(math.fsum(one.seconds for one in tried), 1),
         wall_seconds=round(time.monotonic() - started, 1),
     )
+    write_known_classes(run, known)
     results.write(run.workdir)
     return results
 

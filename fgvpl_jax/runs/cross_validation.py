@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
 
 from fgvpl_jax.data import Split
 from fgvpl_jax.data.near_copies import (
@@ -26,8 +25,6 @@ from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
 from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
-
-CONFIDENCE = 0.95
 
 
 class HeldOut(NamedTuple):
@@ -298,9 +295,3 @@ def stratified_folds(
     # The count runs on from class to class: each begins where the one before it ended.
     folds[order] = np.arange(len(order)) % min(num_folds, len(order))
     return folds if first is None else folds[first]
-
-
-def accuracy_interval(num_right: int, num_images: int) -> tuple[float, float]:
-    """Returns the 95% Wilson interval of an accuracy."""
-    interval = binomtest(num_right, num_images).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)

@@ -10,6 +10,7 @@ from fgvpl_jax.methods import AUTO
 from fgvpl_jax.runs.automatic import evaluate_auto, train_auto
 from fgvpl_jax.runs.copies import warn_of_copies
 from fgvpl_jax.runs.cross_validation import cross_validate, read_held_out
+from fgvpl_jax.runs.known_classes import known_classes_of, write_known_classes
 from fgvpl_jax.runs.measuring import (
     fields_of,
     fold_scores,
@@ -121,15 +122,18 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
         if held_out is None
         else fold_scores(held_out)
     )
+    known = known_classes_of(run)
     results = RunResults(
         **fields_of(run, len(few_shot.validation or ())),
         epochs=run.config.epochs,
         facts=model.facts(),
         **selection,
         **scores,
+        none_of_these=None if known is None else known.rates,
         train_seconds=round(train_seconds, 2),
         wall_seconds=round(time.monotonic() - started, 1),
     )
     write_support(run, cache)
+    write_known_classes(run, known)
     results.write(run.workdir)
     return results

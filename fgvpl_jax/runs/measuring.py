@@ -14,11 +14,12 @@ from fgvpl_jax.evaluation import (
     Predictions,
     mask_iou,
     score,
+    share_interval,
     to_saved_predictions,
 )
 from fgvpl_jax.methods import Choices, LabelledLogits, Method
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.runs.cross_validation import HeldOut, accuracy_interval
+from fgvpl_jax.runs.cross_validation import HeldOut
 from fgvpl_jax.runs.more_photos import learning_curve_of
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.run import Run
@@ -151,7 +152,7 @@ def fold_scores(held_out: HeldOut) -> dict[str, Any]:
     return {
         "test_accuracy": None,
         **scores_of(held_out, "cv"),
-        "cv_interval": accuracy_interval(right, len(held_out.labels)),
+        "cv_interval": share_interval(right, len(held_out.labels)),
         "unreadable": (),
     }
 

@@ -5,9 +5,7 @@ import numpy as np
 
 from fgvpl_jax.data.near_copies import first_copies, signatures
 from fgvpl_jax.evaluation import LearningCurve, learning_curve
-from fgvpl_jax.methods.fitted_once import unit
 from fgvpl_jax.runs.run import Run
-from fgvpl_jax.training import FeatureInputs, FewShotInputs, batch_size_for
 
 MOST_PHOTOS = 20_000  # with more, the fits would take minutes
 
@@ -23,14 +21,12 @@ def learning_curve_of(run: Run) -> LearningCurve | None:
     support = run.few_shot.support
     if jax.process_count() > 1 or len(support) > MOST_PHOTOS:
         return None
+    places = np.arange(len(support))
     if run.config.data.source == "folder":
-        first = first_copies(signatures(support, run.clip.resize_and_crop, run.image_cache))
-        support = support.select(np.unique(first).tolist())
-    inputs = run.shared_features or FeatureInputs(
-        run.clip, run.config.seed, run.image_cache, run.mesh
-    )
-    size = batch_size_for(run.mesh, run.config.eval_batch_size, len(support))
-    features = unit(FewShotInputs(inputs, support, None, size).plain())
+        places = np.unique(
+            first_copies(signatures(support, run.clip.resize_and_crop, run.image_cache))
+        )
+    features, labels = run.support_features[places], support.labels[places]
     text_features = np.asarray(run.text_features, np.float64)
     zero_shot_logits = float(run.clip.logit_scale) * features @ text_features.T
-    return learning_curve(features, zero_shot_logits, support.labels, run.config.seed)
+    return learning_curve(features, zero_shot_logits, labels, run.config.seed)

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fgvpl_jax.clip import Identity
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.evaluation import LearningCurve, MaskIoU
+from fgvpl_jax.evaluation import LearningCurve, MaskIoU, NoneOfThese
 from fgvpl_jax.files import read_json
 from fgvpl_jax.methods import METHODS, Choices
 from fgvpl_jax.runs.default_config import get_config
@@ -73,7 +73,7 @@ class Tried:
 
 
 # Types of the objects within the JSON object.
-PARTS = (Identity, ImageCounts, MaskIoU, LearningCurve, Tried)
+PARTS = (Identity, ImageCounts, MaskIoU, LearningCurve, NoneOfThese, Tried)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,9 @@ class RunResults:
         learning_curve: Held-out accuracy of a quick classifier by the number of photos, and what
             twice as many would bring; None if each class has fewer than four photos, with more than
             20,000 photos, and in a job of several processes.
+        none_of_these: Threshold of the score below which a photo belongs to none of the classes,
+            and the rates at which held-out photos are below it; None with fewer than ten held-out
+            photos, with more than 20,000 photos, and in a job of several processes.
         tried: The methods that "auto" tried, in order; None for other methods.
         reason: Reason why these methods make up the final classifier of "auto".
         train_seconds: Duration of all epochs, in seconds, including those before an interruption.
@@ -176,6 +179,7 @@ class RunResults:
     unreadable: tuple[str, ...]
     mask_iou: MaskIoU | None = None
     learning_curve: LearningCurve | None = None
+    none_of_these: NoneOfThese | None = None
     tried: tuple[Tried, ...] | None = None
     reason: str | None = None
     train_seconds: float
@@ -234,7 +238,7 @@ class RunResults:
 def _to_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    if isinstance(value, MaskIoU | LearningCurve):
+    if isinstance(value, MaskIoU | LearningCurve | NoneOfThese):
         return {name: _to_json(one) for name, one in value._asdict().items()}
     return list(map(_to_json, value)) if isinstance(value, tuple) else value
 

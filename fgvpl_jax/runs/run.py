@@ -3,15 +3,17 @@
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import Dataset, FewShot, ImageCache, Split
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import Method, PromptedMethod, Task, method_named
+from fgvpl_jax.methods.fitted_once import unit
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import (
@@ -22,6 +24,7 @@ from fgvpl_jax.training import (
     SharedFeatures,
     TokenInputs,
     TrainingSetup,
+    batch_size_for,
     make_cache_builder,
     process_share,
     replicate,
@@ -82,6 +85,27 @@ class Run:
                 return self.shared_features.by(encoder)
             return FeatureInputs(self.clip, self.config.seed, self.image_cache, self.mesh, encoder)
         return PixelInputs(self.clip, self.config.seed, self.image_cache, process_share())
+
+    @cached_property
+    def support_features(self) -> Float64[np.ndarray, "s e"]:
+        """Unit vectors of the support images by CLIP's frozen image encoder."""
+        return self.frozen_features(self.few_shot.support)[0]
+
+    def frozen_features(
+        self, split: Split
+    ) -> tuple[Float64[np.ndarray, "n e"], Int[np.ndarray, "n"]]:
+        """Returns unit vectors of the readable images by CLIP's frozen image encoder, and places.
+
+        The method may read other inputs.
+
+        Returns:
+            The vectors, and the place of each image in the split.
+        """
+        inputs = self.shared_features or FeatureInputs(
+            self.clip, self.config.seed, self.image_cache, self.mesh
+        )
+        size = batch_size_for(self.mesh, self.config.eval_batch_size, len(split))
+        return readable_features(inputs, split, size)
 
     def new_model(self, support: Split) -> Method:
         """Builds the model before training; all its random numbers come from the run's seed."""
@@ -146,3 +170,14 @@ def build_model(config: ConfigDict, clip: CLIP, task: Task) -> Method:
     """Builds the model of a config for a task, freshly initialised."""
     method = method_named(config.method)
     return method.build(clip, task, config, rngs=nnx.Rngs(config.seed))
+
+
+def readable_features(
+    inputs: FeatureInputs, split: Split, batch_size: int
+) -> tuple[Float64[np.ndarray, "n e"], Int[np.ndarray, "n"]]:
+    """Returns unit vectors of the readable images of a split, and their places in it."""
+    features, places = [], []
+    for batch in inputs.evaluation(split, batch_size):
+        features.append(batch.inputs[batch.weights > 0])
+        places.append(batch.indices[batch.weights > 0])
+    return unit(np.concatenate(features)), np.concatenate(places)

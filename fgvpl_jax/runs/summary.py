@@ -47,6 +47,7 @@ def summary_lines(results: RunResults) -> list[str]:
             f"patches of equal area {iou.random:.3f})"
         )
     lines += more_photos_lines(results)
+    lines += none_of_these_lines(results)
     lines += tried_lines(results)
     return lines + (_fold_lines(results) if results.test_accuracy is None else _test_lines(results))
 
@@ -64,6 +65,28 @@ def more_photos_lines(results: RunResults) -> list[str]:
     if curve.twice - curve.now < LEAST_GAIN:
         return [f"more photos would hardly help: with twice as many, {expected}"]
     return [f"with twice as many photos, {expected}"]
+
+
+def none_of_these_lines(results: RunResults) -> list[str]:
+    """Returns what the threshold of "none of these" does; empty for a run without one."""
+    rates = results.none_of_these
+    if rates is None:
+        return []
+    low, high = rates.false_rejection_interval
+    lines = [
+        f'photos that score below {rates.threshold:.2f} count as "none of these": about '
+        f"{rates.false_rejection:.0%} of new photos of the classes ({low:.0%} to {high:.0%}, by "
+        f"{rates.held_out_photos} held-out photos)"
+    ]
+    if rates.left_out_caught is not None:
+        lines[0] += f", and {rates.left_out_caught:.0%} of photos of a class that is not known"
+    if rates.other_caught is not None and rates.other_caught_interval is not None:
+        low, high = rates.other_caught_interval
+        lines.append(
+            f"of the {rates.other_photos} photos of other things, each scored without itself, "
+            f"{rates.other_caught:.0%} count so ({low:.0%} to {high:.0%})"
+        )
+    return lines
 
 
 def tried_lines(results: RunResults) -> list[str]:

@@ -44,6 +44,7 @@ class Workdir:
         self.results_file = self.path / "results.json"
         self.predictions_file = self.path / "predictions.npz"
         self.support_file = self.path / "support.npz"
+        self.known_classes_file = self.path / "known_classes.npz"
         self.checkpoints = self.path / "checkpoints"
         self.classes_file = self.path / "classes.npz"
         self.folds = self.path / "cv"
@@ -60,6 +61,7 @@ class Workdir:
         for folder in (self, *(Workdir(path) for path in self.candidates.glob("*/"))):
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
             folder.support_file.unlink(missing_ok=True)
+            folder.known_classes_file.unlink(missing_ok=True)
 
     def copy_model(self, other: "Workdir") -> None:
         """Copies everything that a finished run needs to predict to another, new folder."""

@@ -17,6 +17,7 @@ from PIL import Image
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
+from fgvpl_jax.inference.predictions import Belonging
 from fgvpl_jax.serving.answer_view import ENVIRONMENT, answer_html, problem_html
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
@@ -144,10 +145,11 @@ class PageEvents:
                 path.read_bytes(), path.name, COLUMNS, changes_in(session)
             )
         except (UserError, Overloaded) as error:
-            return {"image": path.name, "classes": [], "error": str(error)}
+            return {"image": path.name, "classes": [], "belonging": None, "error": str(error)}
         prediction = photo.response.prediction
         classes = list(zip(prediction.class_names, prediction.probabilities, strict=True))
-        return {"image": path.name, "classes": classes, "error": ""}
+        belonging = prediction.belonging
+        return {"image": path.name, "classes": classes, "belonging": belonging, "error": ""}
 
     async def add_class(
         self, name: str, paths: list[str] | None, session: Session | None
@@ -195,9 +197,17 @@ def write_table(rows: Sequence[dict[str, Any]]) -> str:
         writer = csv.writer(file)
         numbers = range(1, COLUMNS + 1)
         heads = [f"{field}_{i}" for i in numbers for field in ("class", "probability")]
-        writer.writerow(["image", *heads, "error"])
+        writer.writerow(["image", *heads, "none_of_these", "score", "threshold", "error"])
         for row in rows:
             cells = [c for pair in row["classes"] for c in (pair[0], f"{pair[1]:.6f}")]
             cells += [""] * (len(heads) - len(cells))
+            found = row["belonging"]
+            cells += [""] * 3 if found is None else belonging_cells(found)
             writer.writerow([row["image"], *cells, row["error"]])
     return path
+
+
+def belonging_cells(belonging: Belonging) -> list[str]:
+    """Returns whether a photo is "none of these", its score and the threshold."""
+    numbers = (f"{number:.6f}" for number in (belonging.score, belonging.threshold))
+    return [str(belonging.none_of_these).lower(), *numbers]

@@ -208,6 +208,40 @@ def test_split_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keys", "other"),
+    [
+        (("a/1.png", "b/1.png", "other/x/2.png", "other/1.png"), ("other/1.png", "other/x/2.png")),
+        (
+            ("train/a/1.png", "train/b/1.png", "other/1.png", "train/Other/1.png", "val/a/1.png"),
+            ("other/1.png", "train/Other/1.png"),
+        ),
+        (("train/a/1.png", "train/b/1.png", "train/other/1.png"), ("train/other/1.png",)),
+        (("a/1.png", "b/1.png", "others/1.png"), None),
+    ],
+)
+def test_photos_of_other_things_are_no_class(tmp_path, keys, other):
+    for key in keys:
+        touch_image(tmp_path / key)
+    dataset = load_folder(str(tmp_path))
+    assert (None if dataset.other is None else dataset.other.keys) == other
+    if other is not None:
+        assert dataset.class_names == ("a", "b")
+        assert not dataset.other.labels.any()
+        assert not dataset.skipped
+
+
+def test_a_folder_other_that_may_be_a_class_is_explained(tmp_path):
+    for key in ("a/1.png", "other/1.png"):
+        touch_image(tmp_path / key)
+    with pytest.raises(UserError, match="the folder other is no class, rename it"):
+        load_folder(str(tmp_path))
+    for key in ("train/a/1.png", "train/b/1.png", "test/other/1.png"):
+        touch_image(tmp_path / "splits" / key)
+    with pytest.raises(UserError, match=r"other is for photos of no class, and .*test has none"):
+        load_folder(str(tmp_path / "splits"))
+
+
+@pytest.mark.parametrize(
     ("train", "test"),
     [
         ("Train", "Test"),

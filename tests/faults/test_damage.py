@@ -22,7 +22,11 @@ def test_damaged_files_of_a_run_are_refused_or_harmless(undisturbed, tmp_path, s
     rng = np.random.default_rng(0)
     names = {
         *("config.json", "few_shot.json", "metrics.jsonl"),
-        *(("results.json", "support.npz", "predictions.npz") if start == "path" else ()),
+        *(
+            ("results.json", "support.npz", "known_classes.npz", "predictions.npz")
+            if start == "path"
+            else ()
+        ),
     }
     for number, name in enumerate(sorted(names) * TRIALS):
         copy = tmp_path / str(number)

@@ -81,6 +81,9 @@ def test_predictions_are_those_of_the_run_for_any_number_of_photos(exported, pho
             by_name = dict(zip(prediction.class_names, prediction.probabilities, strict=True))
             ours = [by_name[name] for name in manifest["class_names"]]
             np.testing.assert_allclose(outputs["probabilities"][row], ours, rtol=1e-5, atol=1e-6)
+            belonging = prediction.belonging
+            assert outputs["score"][row] == pytest.approx(belonging.score, rel=1e-4)
+            assert outputs["none_of_these"][row] == belonging.none_of_these
             assert ("object_mask" in outputs) == classifier.finds_objects
             if classifier.finds_objects:
                 np.testing.assert_array_equal(
@@ -103,7 +106,8 @@ def test_a_script_without_the_package_says_the_same(exported, photos, tmp_path):
         check=True,
     )
     assert done.stdout.splitlines() == [
-        f"{p.name}: {p.class_names[0]} ({p.probabilities[0]:.1%})"
+        f"{p.name}: {'none of these; the most probable would be ' * p.belonging.none_of_these}"
+        f"{p.class_names[0]} ({p.probabilities[0]:.1%})"
         for p in classifier.predict(names, top_k=1)
     ]
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvpl_jax.data import load_shapes
+from fgvpl_jax.evaluation import share_interval
 from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.runs import cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import (
     FoldLogits,
-    accuracy_interval,
     chosen_by_folds,
     stratified_folds,
 )
@@ -62,7 +62,7 @@ def test_the_interval_is_that_of_wilson():
     p, n, z = 0.9, 50, 1.959964
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
-    np.testing.assert_allclose(accuracy_interval(45, 50), expected, rtol=1e-5)
+    np.testing.assert_allclose(share_interval(45, 50), expected, rtol=1e-5)
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ def test_a_run_writes_its_files_and_results(finished):
     assert results.temperature == 1.0  # 9 photos are too few to fit a temperature
     assert results.test_nll_tempered > 0
     assert (path / "support.npz").exists()
+    assert (path / "known_classes.npz").exists()
+    assert results.none_of_these.held_out_photos == 18
     assert [line["epoch"] for line in metrics(path)] == [1, 2, 3, 4]
     stored = json.loads((path / "config.json").read_text())
     assert stored["config"]["shots"] == 3

@@ -64,6 +64,7 @@ def test_evaluating_an_old_run_again_returns_the_same_results(old_run):
             content.pop(name, None)
         for name in ("fitted_ece_after", "test_nll_tempered", "test_ece_tempered"):
             content.pop(name, None)
+    assert after.pop("none_of_these")["held_out_photos"] == 10
     assert list(after) == list(before)
     assert after["backbone"].pop("name") == str(CLIP)
     del before["backbone"]["name"], before["wall_seconds"], after["wall_seconds"]

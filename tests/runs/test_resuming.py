@@ -202,14 +202,15 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_one_befor
     assert metrics(tmp_path / "W") == metrics(path)
 
 
-def test_a_damaged_support_file_is_reported_and_written_again(finished, tmp_path):
+@pytest.mark.parametrize("name", ["support", "known_classes"])
+def test_a_damaged_array_file_is_reported_and_written_again(finished, tmp_path, name):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
-    file = tmp_path / "W" / "support.npz"
+    file = tmp_path / "W" / f"{name}.npz"
     content = bytearray(file.read_bytes())
     content[300] ^= 4  # inside the first array
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"support\.npz is damaged .*CRC.*same training command"):
+    with pytest.raises(UserError, match=rf"{name}\.npz is damaged .*CRC.*same training command"):
         load_classifier(tmp_path / "W")
     run(config, tmp_path / "W")
     load_classifier(tmp_path / "W")

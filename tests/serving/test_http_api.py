@@ -57,6 +57,8 @@ def test_the_answer_is_that_of_predict(client, classifier, photos_dir):
         assert found["probability"] == pytest.approx(expected.probabilities[place], abs=2e-6)
         assert found["logit"] == pytest.approx(expected.logits[place], abs=1e-4)
         assert sum(found["contributions"].values()) == pytest.approx(found["logit"], abs=1e-4)
+    assert answer["none_of_these"] == expected.belonging.none_of_these
+    assert answer["score"] == pytest.approx(expected.belonging.score, abs=1e-5)
     assert [s["path"] for s in answer["similar"]] == [s.key for s in expected.similar]
     np.testing.assert_allclose(answer["attention_map"], expected.location.attention_map, atol=1e-5)
     np.testing.assert_array_equal(

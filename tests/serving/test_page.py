@@ -1,6 +1,7 @@
 """The page's events, without a browser."""
 
 import asyncio
+import csv
 import threading
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
+from fgvpl_jax.inference.predictions import Belonging  # noqa: E402
 from fgvpl_jax.serving import page_events  # noqa: E402
 from fgvpl_jax.serving.answer_view import ENVIRONMENT  # noqa: E402
 from fgvpl_jax.serving.service import Limits, Service  # noqa: E402
@@ -141,3 +143,19 @@ def test_the_introduction_says_what_auto_tried():
     page = template.render(classifier=classifier, columns=("method",), tried=rows)
     assert "<p>gda has the lowest NLL.</p>" in page and "<td>62.5%</td>" in page
     assert "<table>" not in template.render(classifier=classifier, columns=(), tried=[])
+
+
+def test_the_table_of_many_photos_has_the_score(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    rows = [
+        {"image": "a", "classes": [("x", 0.9)], "belonging": Belonging(-2.0, -1.0), "error": ""},
+        {"image": "b", "classes": [("x", 0.9)], "belonging": None, "error": ""},
+        {"image": "c", "classes": [], "belonging": None, "error": "damaged"},
+    ]
+    with open(page_events.write_table(rows), encoding="utf-8-sig") as file:
+        first, second, third = csv.DictReader(file)
+    assert (first["none_of_these"], first["score"]) == ("true", "-2.000000")
+    assert (second["none_of_these"], second["threshold"]) == ("", "")
+    assert third["error"] == "damaged"
+    table = ENVIRONMENT.get_template("table.html.j2").render(rows=rows)
+    assert table.count("none of these") == 1

@@ -11,7 +11,7 @@ pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_CLASSES, MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.evidence import ClassEvidence
-from fgvpl_jax.inference.predictions import ObjectLocation
+from fgvpl_jax.inference.predictions import Belonging, ObjectLocation
 from fgvpl_jax.serving import server
 from fgvpl_jax.serving.answer_view import answer_html, layers_of, place_of, problem_html
 from fgvpl_jax.serving.page import build_page
@@ -57,9 +57,10 @@ def test_an_added_class_counts_as_eq_19_says(service, classifier, photos, photos
     from fgvpl_jax.inference.programs import padded_batch
 
     inference = classifier.inference
-    features, _ = inference.encode(
+    encoded, _ = inference.encode(
         padded_batch([classifier.crop(photos_dir / "test" / "green square" / "001.png", "x")], 1)
     )
+    features = encoded.method
     flat = nnx.to_flat_state(inference.weights.state)
     states = {"/".join(map(str, path)): leaf[...] for path, leaf in flat}
     get = lambda end: next(np.asarray(v, np.float64) for k, v in states.items() if k.endswith(end))  # noqa: E731
@@ -238,3 +239,22 @@ def test_an_unusable_address_is_reported():
 def test_loopback_addresses_are_recognised():
     hosts = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1", "example.org")
     assert [server.is_loopback(h) for h in hosts] == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("score", [-2.0, -0.5, None])
+def test_the_page_says_that_a_photo_is_none_of_these(service, photos, score):
+    photo = asyncio.run(service.recognise(photos[0][1], "x", 3, with_square=True))
+    belonging = None if score is None else Belonging(score, -1.0)
+    prediction = replace(photo.response.prediction, belonging=belonging)
+    photo = replace(photo, response=replace(photo.response, prediction=prediction))
+    html = answer_html(photo, service, (), ())
+    assert ("none of these</strong>" in html) == (score == -2.0)
+    assert ("Score of belonging" in html) == (score is not None)
+
+
+def test_added_classes_leave_the_score_out(service, photos):
+    added, _ = asyncio.run(service.with_class(None, "new", photos))
+    alone = asyncio.run(service.recognise(photos[0][1], "x", 1))
+    assert alone.response.prediction.belonging is not None
+    photo = asyncio.run(service.recognise(photos[0][1], "x", 1, added))
+    assert photo.response.prediction.belonging is None

@@ -54,7 +54,8 @@ def trained_class_accuracy(classifier: "Classifier") -> AccuracyChange:
     for start in range(0, len(places), BATCH_SIZE):
         batch = places[start : start + BATCH_SIZE].tolist()
         crops = [classifier.crop(photos.image(place), photos.keys[place]) for place in batch]
-        features, _ = classifier.inference.encode(padded_batch(crops, BATCH_SIZE))
+        images = padded_batch(crops, BATCH_SIZE)
+        features, _ = classifier.inference.encode(images, scored=False)
         for number, one in enumerate(changes):
             logits = classifier.inference.recognise(features, one.on_device).logits[: len(batch)]
             right[number] += (logits.argmax(axis=1) == photos.labels[batch]).sum()

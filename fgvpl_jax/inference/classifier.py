@@ -93,7 +93,7 @@ class Classifier:
         self.changes.check_photos(len(named))
         name = self.changes.checked_name(name)
         crops = [self.crop(photo, file) for file, photo in named]
-        _, kept = self.inference.encode(padded_batch(crops))
+        _, kept = self.inference.encode(padded_batch(crops), scored=False)
         assert kept is not None
         image, object_ = (None if x is None else np.asarray(x) for x in kept)
         assert image is not None  # every cache has image features

@@ -89,7 +89,7 @@ def evidence_map(
     log_probabilities = []
     for start in range(0, len(hidden), BATCH_SIZE):
         batch = hidden[start : start + BATCH_SIZE]
-        features, _ = inference.encode(padded_batch(batch, BATCH_SIZE))
+        features, _ = inference.encode(padded_batch(batch, BATCH_SIZE), scored=False)
         probabilities = inference.recognise(features, changes).probabilities[: len(batch), label]
         log_probabilities += list(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
     lost = log_probabilities[0] - np.asarray(log_probabilities[1:])

@@ -146,9 +146,18 @@ class Inference:
         self._encode = jax.jit(partial(encode, graphdef))
         self._recognise = jax.jit(partial(recognise, graphdef))
 
-    def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> tuple[Encoded, tuple | None]:
-        """Returns the features and those a cache would store; both stay on the device."""
-        return self._encode(self.weights, images)
+    def encode(
+        self, images: UInt8[np.ndarray, "b H W 3"], *, scored: bool = True
+    ) -> tuple[Encoded, tuple | None]:
+        """Returns the features and those a cache would store; both stay on the device.
+
+        Args:
+            images: A batch of crops.
+            scored: Whether to compute the score of belonging to the known classes, which takes
+                another pass of the image encoder if the method does not read its features.
+        """
+        weights = self.weights if scored else self.weights._replace(known=None)
+        return self._encode(weights, images)
 
     def recognise(
         self, features: Encoded, changes: ChangedClassArrays | None = None

@@ -126,6 +126,17 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
         (["--workdir=/no/such/run", "--mode=export"], "no --output"),
         (["--workdir=/no/such/run", "--mode=export", "--output=W.fgvpl"], "holds no run"),
+        (
+            ["--workdir=W", "--mode=export", "--output=W.fgvpl", "--push_to_hub=owner/name"],
+            "add --format=hf",
+        ),
+        (
+            [
+                *("--workdir=W", "--mode=export", "--output=W", "--format=hf"),
+                "--push_to_hub=name",
+            ],
+            "such as owner/name",
+        ),
         (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
         (["--workdir=/no/such/run", "--mode=serve", "/no/example.png"], "/no/example.png"),
         (

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
 from fgvpl_jax.commands.environment import check_devices, without_proxies
-from fgvpl_jax.commands.flags import CONFIG, EVIDENCE, HOST, JSON, OUTPUT, OVERLAY_DIR, PORT, TOP_K
+from fgvpl_jax.commands.flags import (
+    CONFIG,
+    EVIDENCE,
+    FORMAT,
+    HOST,
+    JSON,
+    OUTPUT,
+    OVERLAY_DIR,
+    PORT,
+    PUSH_TO_HUB,
+    TOP_K,
+)
 from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
 
@@ -75,13 +86,26 @@ def serve(workdir: str, arguments: list[str]) -> int:
 
 
 def export(workdir: str, arguments: list[str]) -> int:
-    """Writes a trained run to one file."""
+    """Writes a trained run to a file or folder; uploads it if --push_to_hub is given."""
     if OUTPUT.value is None:
         raise UserError("no --output: name the file to write, such as --output=eurosat.fgvpl")
-    from fgvpl_jax.inference.export import export_classifier
+    repository = PUSH_TO_HUB.value
+    if repository is not None and FORMAT.value != "hf":
+        raise UserError("--push_to_hub uploads only the folder of --format=hf: add --format=hf")
+    if FORMAT.value == "fgvpl":
+        from fgvpl_jax.inference.export import export_classifier
 
-    file = export_classifier(_load(workdir), OUTPUT.value)
-    print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
+        file = export_classifier(_load(workdir), OUTPUT.value)
+        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
+        return 0
+    from fgvpl_jax.inference import hugging_face
+
+    if repository is not None:
+        hugging_face.check_hub_id(repository)
+    folder = hugging_face.export_hugging_face(_load(workdir), OUTPUT.value)
+    print(f"{folder}: an adapted CLIP for transformers; its README.md says how to use it")
+    if repository is not None:
+        print(hugging_face.push_to_hub(folder, repository))
     return 0
 
 

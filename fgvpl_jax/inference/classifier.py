@@ -98,6 +98,8 @@ class Classifier:
         uses_cache: Whether its predictions have similar photos, and classes can be added.
         title: The method's name in tables.
         inference: The device programs.
+        model: The trained model.
+        templates: Templates of the class names.
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
@@ -110,7 +112,7 @@ class Classifier:
         self.clip = load_clip(config.clip if clip is None else clip)
         loaded = load_final_model(workdir, self.results, self.clip)
         model, cache, self.class_names = loaded.model, loaded.cache, loaded.class_names
-        self.support = loaded.support
+        self.model, self.support = model, loaded.support
         self.inference = Inference(
             model,
             model.frozen_encoder(self.clip, config),
@@ -121,7 +123,7 @@ class Classifier:
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
         self.title = method_label(self.results.method)
-        self._templates = config.data.templates
+        self.templates = tuple(config.data.templates)
 
     def predict(self, images: Photo | Iterable[Photo], top_k: int = TOP_K) -> list[Prediction]:
         """Classifies photos.
@@ -218,7 +220,7 @@ class Classifier:
 
     def text_features_of(self, class_name: str) -> Float[np.ndarray, "e"]:
         """Returns the unit vector of a new class's name in the run's templates."""
-        return np.asarray(class_text_features(self.clip, [class_name], self._templates)[0])
+        return np.asarray(class_text_features(self.clip, [class_name], self.templates)[0])
 
     def prediction(
         self,

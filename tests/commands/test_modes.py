@@ -21,7 +21,7 @@ ACCEPTED = {
     "data": {"config"},
     "sweep": {"config"},
     "report": set(),
-    "export": {"config", "output"},
+    "export": {"config", "output", "format", "push_to_hub"},
 }
 GIVEN = {
     "config": "--config=configs/eurosat.py",
@@ -37,6 +37,8 @@ GIVEN = {
     "host": "--host=127.0.0.1",
     "port": "--port=7860",
     "output": "--output=file",
+    "format": "--format=hf",
+    "push_to_hub": "--push_to_hub=owner/name",
 }
 PAIRS = [(mode, flag) for mode in ACCEPTED for flag in GIVEN]
 NEEDS_CONFIG = {"train", "data", "sweep"}

@@ -174,6 +174,18 @@ def test_serving_without_gradio_says_how_to_install_it(monkeypatch, capsys):
     assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
 
 
+def test_an_export_without_onnx_says_how_to_install_it(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith(("onnx", "fgvpl_jax.inference.onnx")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    arguments = ["--workdir=/no/such/run", "--mode=export", "--output=W.onnx", "--format=onnx"]
+    with flagsaver.flagsaver():
+        command_line.parse_flags(["run.py", *arguments])
+        assert command_line.main(["run.py"]) == command_line.MISTAKE
+    assert "pip install -c constraints.txt -e '.[onnx]'" in capsys.readouterr().err
+
+
 def test_the_command_checks_a_data_set(photos_dir, tmp_path):
     copy = tmp_path / "photos"
     shutil.copytree(photos_dir, copy)

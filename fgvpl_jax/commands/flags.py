@@ -54,8 +54,9 @@ OUTPUT = flags.DEFINE_string(
 FORMAT = flags.DEFINE_enum(
     "format",
     "fgvpl",
-    ["fgvpl", "hf"],
-    "export: `fgvpl` writes a file for jax, `hf` a folder with the adapted CLIP for transformers.",
+    ["fgvpl", "hf", "onnx"],
+    "export: `fgvpl` writes a file for jax, `onnx` a file for onnxruntime, `hf` a folder with the "
+    "adapted CLIP for transformers.",
 )
 PUSH_TO_HUB = flags.DEFINE_string(
     "push_to_hub",

@@ -26,6 +26,9 @@ from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from fgvpl_jax.inference.classifier import Classifier
 
 
@@ -92,10 +95,8 @@ def export(workdir: str, arguments: list[str]) -> int:
     repository = PUSH_TO_HUB.value
     if repository is not None and FORMAT.value != "hf":
         raise UserError("--push_to_hub uploads only the folder of --format=hf: add --format=hf")
-    if FORMAT.value == "fgvpl":
-        from fgvpl_jax.inference.export import export_classifier
-
-        file = export_classifier(_load(workdir), OUTPUT.value)
+    if FORMAT.value != "hf":
+        file = _file_exporter()(_load(workdir), OUTPUT.value)
         print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
         return 0
     from fgvpl_jax.inference import hugging_face
@@ -107,6 +108,24 @@ def export(workdir: str, arguments: list[str]) -> int:
     if repository is not None:
         print(hugging_face.push_to_hub(folder, repository))
     return 0
+
+
+def _file_exporter() -> "Callable[[Classifier, str], Path]":
+    """Returns the function that writes a file of the chosen format."""
+    if FORMAT.value == "fgvpl":
+        from fgvpl_jax.inference.export import export_classifier
+
+        return export_classifier
+    try:
+        from fgvpl_jax.inference.onnx_export import export_onnx
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "onnx":
+            raise
+        raise UserError(
+            "--format=onnx needs onnx: pip install -c constraints.txt -e '.[onnx]' in a checkout, "
+            "otherwise pip install 'onnx>=1.23'"
+        ) from error
+    return export_onnx
 
 
 def report(workdir: str, arguments: list[str]) -> int:

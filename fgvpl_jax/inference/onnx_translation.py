@@ -40,7 +40,8 @@ def translate(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> 
 
     def read(atom: Any) -> Value:
         if isinstance(atom, Literal):
-            return np.asarray(atom.val, atom.aval.dtype)
+            aval: Any = atom.aval
+            return np.asarray(atom.val, aval.dtype)
         return values[atom]
 
     for equation in jaxpr.eqns:

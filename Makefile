@@ -106,7 +106,7 @@ $(VENV)/developed: $(INSTALLED)
 lock:
 	printf 'jax[cuda12]\njax[tpu]; sys_platform == "linux"\n' | uv pip compile --quiet --universal \
 	  --python-version 3.11 --extra test --extra lint --extra docs --extra tensorflow --extra video --extra serve \
-	  --extra siglip --extra wandb --extra fuzz --no-annotate \
+	  --extra siglip --extra onnx --extra wandb --extra fuzz --no-annotate \
 	  pyproject.toml - -o constraints.txt
 
 clean:

@@ -126,6 +126,17 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
         (["--workdir=/no/such/run", "--mode=export"], "no --output"),
         (["--workdir=/no/such/run", "--mode=export", "--output=W.fgvpl"], "holds no run"),
+        (
+            ["--workdir=W", "--mode=export", "--output=W.fgvpl", "--push_to_hub=owner/name"],
+            "add --format=hf",
+        ),
+        (
+            [
+                *("--workdir=W", "--mode=export", "--output=W", "--format=hf"),
+                "--push_to_hub=name",
+            ],
+            "such as owner/name",
+        ),
         (["--workdir=/no/such/run", "--mode=predict", __file__], "holds no run"),
         (["--workdir=/no/such/run", "--mode=serve", "/no/example.png"], "/no/example.png"),
         (
@@ -161,6 +172,18 @@ def test_serving_without_gradio_says_how_to_install_it(monkeypatch, capsys):
         command_line.parse_flags(["run.py", "--workdir=/no/such/run", "--mode=serve"])
         assert command_line.main(["run.py"]) == command_line.MISTAKE
     assert "pip install -c constraints.txt -e '.[serve]'" in capsys.readouterr().err
+
+
+def test_an_export_without_onnx_says_how_to_install_it(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith(("onnx", "fgvpl_jax.inference.onnx")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    arguments = ["--workdir=/no/such/run", "--mode=export", "--output=W.onnx", "--format=onnx"]
+    with flagsaver.flagsaver():
+        command_line.parse_flags(["run.py", *arguments])
+        assert command_line.main(["run.py"]) == command_line.MISTAKE
+    assert "pip install -c constraints.txt -e '.[onnx]'" in capsys.readouterr().err
 
 
 def test_the_command_checks_a_data_set(photos_dir, tmp_path):

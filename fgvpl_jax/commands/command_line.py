@@ -28,6 +28,7 @@ from fgvpl_jax.commands.flags import (
     CONFIG,
     COORDINATOR,
     EVIDENCE,
+    FORMAT,
     HOST,
     JSON,
     NUM_PROCESSES,
@@ -35,6 +36,7 @@ from fgvpl_jax.commands.flags import (
     OVERLAY_DIR,
     PORT,
     PROCESS_ID,
+    PUSH_TO_HUB,
     TENSORBOARD,
     TOKEN_FILE,
     TOP_K,
@@ -292,8 +294,8 @@ MODES = {
     ),
     "export": Mode(
         using_runs.export,
-        "writes a trained run to one file that runs without this package",
-        (CONFIG, OUTPUT),
+        "writes a trained run for use without this package",
+        (CONFIG, OUTPUT, FORMAT, PUSH_TO_HUB),
     ),
 }
 

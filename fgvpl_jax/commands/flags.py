@@ -53,4 +53,19 @@ TOKEN_FILE = flags.DEFINE_string(
 )
 PORT = flags.DEFINE_integer("port", 7860, "serve: port to listen at.")
 
-OUTPUT = flags.DEFINE_string("output", None, "export: file to write; it must not exist yet.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "export: file or folder to write; it must not exist yet."
+)
+FORMAT = flags.DEFINE_enum(
+    "format",
+    "fgvpl",
+    ["fgvpl", "hf", "onnx"],
+    "export: `fgvpl` writes a file for jax, `onnx` a file for onnxruntime, `hf` a folder with the "
+    "adapted CLIP for transformers.",
+)
+PUSH_TO_HUB = flags.DEFINE_string(
+    "push_to_hub",
+    None,
+    "export: owner/name of a repository on the Hugging Face hub to upload the folder of "
+    "--format=hf to; a new one is private.",
+)

@@ -13,11 +13,13 @@ from fgvpl_jax.commands.environment import check_devices, without_proxies
 from fgvpl_jax.commands.flags import (
     CONFIG,
     EVIDENCE,
+    FORMAT,
     HOST,
     JSON,
     OUTPUT,
     OVERLAY_DIR,
     PORT,
+    PUSH_TO_HUB,
     TOKEN_FILE,
     TOP_K,
 )
@@ -28,6 +30,9 @@ from fgvpl_jax.files import expand_user
 SHORTEST_TOKEN = 16
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from fgvpl_jax.inference.classifier import Classifier
 
 
@@ -106,14 +111,43 @@ def read_token(file: str) -> str:
 
 
 def export(workdir: str, arguments: list[str]) -> int:
-    """Writes a trained run to one file."""
+    """Writes a trained run to a file or folder; uploads it if --push_to_hub is given."""
     if OUTPUT.value is None:
         raise UserError("no --output: name the file to write, such as --output=eurosat.fgvpl")
-    from fgvpl_jax.inference.export import export_classifier
+    repository = PUSH_TO_HUB.value
+    if repository is not None and FORMAT.value != "hf":
+        raise UserError("--push_to_hub uploads only the folder of --format=hf: add --format=hf")
+    if FORMAT.value != "hf":
+        file = _file_exporter()(_load(workdir), OUTPUT.value)
+        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
+        return 0
+    from fgvpl_jax.inference import hugging_face
 
-    file = export_classifier(_load(workdir), OUTPUT.value)
-    print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
+    if repository is not None:
+        hugging_face.check_hub_id(repository)
+    folder = hugging_face.export_hugging_face(_load(workdir), OUTPUT.value)
+    print(f"{folder}: an adapted CLIP for transformers; its README.md says how to use it")
+    if repository is not None:
+        print(hugging_face.push_to_hub(folder, repository))
     return 0
+
+
+def _file_exporter() -> "Callable[[Classifier, str], Path]":
+    """Returns the function that writes a file of the chosen format."""
+    if FORMAT.value == "fgvpl":
+        from fgvpl_jax.inference.export import export_classifier
+
+        return export_classifier
+    try:
+        from fgvpl_jax.inference.onnx_export import export_onnx
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "onnx":
+            raise
+        raise UserError(
+            "--format=onnx needs onnx: pip install -c constraints.txt -e '.[onnx]' in a checkout, "
+            "otherwise pip install 'onnx>=1.23'"
+        ) from error
+    return export_onnx
 
 
 def report(workdir: str, arguments: list[str]) -> int:

@@ -41,6 +41,8 @@ class Classifier:
         uses_cache: Whether its predictions have similar photos, and classes can be added.
         title: The method's name in tables.
         inference: The device programs.
+        model: The trained model.
+        templates: Templates of the class names.
     """
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
@@ -53,6 +55,7 @@ class Classifier:
         self.clip = load_clip(config.clip if clip is None else clip)
         loaded = load_final_model(workdir, self.results, self.clip)
         model, cache, self.support = loaded.model, loaded.cache, loaded.support
+        self.model = model
         self.trained_names = loaded.class_names
         self.changes = ClassChanges(self.trained_names)
         if workdir.classes_file.exists():
@@ -69,7 +72,7 @@ class Classifier:
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
         self.title = method_label(self.results.method)
-        self._templates = config.data.templates
+        self.templates = tuple(config.data.templates)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -243,7 +246,7 @@ class Classifier:
 
     def text_features_of(self, class_name: str) -> Float[np.ndarray, "e"]:
         """Returns the unit vector of a new class's name in the run's templates."""
-        return np.asarray(class_text_features(self.clip, [class_name], self._templates)[0])
+        return np.asarray(class_text_features(self.clip, [class_name], self.templates)[0])
 
     def prediction(
         self,

@@ -47,17 +47,10 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
     Returns:
         The path of the file.
     Raises:
-        UserError: If the path exists already, or the backbone prepares photos in a way that the
-            manifest cannot describe.
+        UserError: See `new_output`; or if the backbone prepares photos in a way that the manifest
+            cannot describe.
     """
-    file = expand_user(output)
-    if file.exists():
-        raise UserError(f"the output {output} exists already: name a new file, or remove it first")
-    if classifier.changes != ClassChanges(classifier.trained_names):
-        raise UserError(
-            "an export has the trained classes only, and the classes of this classifier have "
-            "changed: export the run that it was loaded from, or train a run with these classes"
-        )
+    file = new_output(classifier, output)
     preparation = describe_preparation(classifier)
     program, weights = trace(classifier)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +81,23 @@ def export_classifier(classifier: Classifier, output: str | Path) -> Path:
         }
         archive.writestr(MANIFEST, json.dumps(manifest, indent=2))
     return file
+
+
+def new_output(classifier: Classifier, output: str | Path) -> Path:
+    """Returns the path of an export that can be written.
+
+    Raises:
+        UserError: If the path exists already, or the classes of the classifier have changed.
+    """
+    path = expand_user(output)
+    if path.exists():
+        raise UserError(f"the output {output} exists already: name a new one, or remove it first")
+    if classifier.changes != ClassChanges(classifier.trained_names):
+        raise UserError(
+            "an export has the trained classes only, and the classes of this classifier have "
+            "changed: export the run that it was loaded from, or train a run with these classes"
+        )
+    return path
 
 
 def shareable(results: RunResults) -> dict[str, Any]:

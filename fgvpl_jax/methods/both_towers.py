@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float64, UInt8
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
-from fgvpl_jax.clip.layers import TransformerLayer
+from fgvpl_jax.clip.layers import Linear, TransformerLayer
+from fgvpl_jax.clip.towers import ImageTower
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.interface import PixelMethod, Recipe
 from fgvpl_jax.recognition import normalize
@@ -18,6 +21,14 @@ from fgvpl_jax.variables import Frozen
 BATCH_SIZE = 32
 # Rate that the cosine of 2SFS and CLIP-SVD ends at.
 FINAL_RATE = 1e-6
+
+
+class AdaptedLinear(nnx.Module):
+    """A linear layer whose kernel is trained in another form."""
+
+    def merged(self) -> Linear:
+        """Returns the ordinary layer that equals this one up to rounding."""
+        raise NotImplementedError
 
 
 class BothTowers(PixelMethod):
@@ -72,9 +83,24 @@ class BothTowers(PixelMethod):
         """Returns the adapted text tower's features of the classes as unit vectors."""
         return normalize(self.adapted_text.encode(self.texts[...], self.ends[...]))
 
+    def class_weights(self) -> Float[Array, "k e"]:
+        """Returns the unit vectors that image features are compared with: the text features."""
+        return self.adapted_text_features()
+
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Returns scaled cosines of both adapted towers' features."""
-        return self.cosine_logits(features, self.adapted_text_features())
+        """Returns scaled cosines of the adapted image features with the class weights."""
+        return self.cosine_logits(features, self.class_weights())
+
+    def merged_towers(self) -> tuple[ImageTower, TextTower]:
+        """Returns copies of both adapted towers in which every linear layer is an ordinary one."""
+        encoder, text = nnx.clone(self.adapted_encoder), nnx.clone(self.adapted_text)
+        for tower in (encoder, text):
+            for layer in layers_of(tower):
+                for holder in (layer, layer.attention):
+                    for name, value in list(vars(holder).items()):
+                        if isinstance(value, AdaptedLinear):
+                            setattr(holder, name, value.merged())
+        return encoder.vision, text
 
 
 def check_has_attention(clip: CLIP, method: str) -> None:
@@ -98,3 +124,12 @@ def first_template(config: ConfigDict) -> str:
 def layers_of(tower: ImageEncoder | TextTower) -> Sequence[TransformerLayer]:
     """Returns the transformer layers of a tower."""
     return tower.vision.attention_layers if isinstance(tower, ImageEncoder) else tower.layers
+
+
+def ordinary_linear(kernel: Float64[np.ndarray, "i o"], bias: Frozen | None) -> Linear:
+    """Returns a linear layer of float32 with these weights."""
+    linear = Linear(*kernel.shape, use_bias=bias is not None, rngs=nnx.Rngs(0))
+    linear.kernel.set_value(jnp.asarray(kernel, jnp.float32))
+    if bias is not None:
+        linear.bias = bias
+    return linear

@@ -4,6 +4,7 @@ import math
 from typing import TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -11,10 +12,12 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear
 from fgvpl_jax.methods.both_towers import (
+    AdaptedLinear,
     BothTowers,
     check_has_attention,
     first_template,
     layers_of,
+    ordinary_linear,
 )
 from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.variables import Trainable
@@ -28,7 +31,7 @@ ModuleT = TypeVar("ModuleT", ImageEncoder, TextTower)
 _kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class LoRALinear(nnx.Module):
+class LoRALinear(AdaptedLinear):
     """A linear layer with an update: x·kernel + bias + (α / sqrt(rank)) · x·down·up, with α = 1.
 
     Attributes:
@@ -47,6 +50,13 @@ class LoRALinear(nnx.Module):
         """Applies the layer and its update."""
         update = x @ self.down[...] @ self.up[...]
         return self.base(x) + ALPHA / math.sqrt(RANK) * update
+
+    def merged(self) -> Linear:
+        """Returns the layer with the updated kernel; see `AdaptedLinear`."""
+        kernel, down, up = (
+            np.asarray(matrix[...], np.float64) for matrix in (self.base.kernel, self.down, self.up)
+        )
+        return ordinary_linear(kernel + ALPHA / math.sqrt(RANK) * (down @ up), self.base.bias)
 
 
 class ClipLoRA(BothTowers):

@@ -15,10 +15,12 @@ from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear, TransformerLayer
 from fgvpl_jax.methods.both_towers import (
     FINAL_RATE,
+    AdaptedLinear,
     BothTowers,
     check_has_attention,
     first_template,
     layers_of,
+    ordinary_linear,
 )
 from fgvpl_jax.methods.interface import Task
 from fgvpl_jax.methods.optimizers import cosine
@@ -34,7 +36,7 @@ Factors = tuple[Array, Array, Array]
 _factors: WeakKeyDictionary[CLIP, tuple[list[Factors], list[Factors]]] = WeakKeyDictionary()
 
 
-class SVDLinear(nnx.Module):
+class SVDLinear(AdaptedLinear):
     """A linear layer (x·U · s)·Vᵀ + bias, with the factors of a frozen layer's kernel.
 
     The kernel is not formed: that would need its gradient, a larger product than the factors' two.
@@ -57,6 +59,14 @@ class SVDLinear(nnx.Module):
         """Applies the layer."""
         y = (x @ self.left[...] * self.singular_values[...]) @ self.right[...]
         return y if self.bias is None else y + self.bias[...]
+
+    def merged(self) -> Linear:
+        """Returns the layer with the kernel U · s · Vᵀ; see `AdaptedLinear`."""
+        left, values, right = (
+            np.asarray(factor[...], np.float64)
+            for factor in (self.left, self.singular_values, self.right)
+        )
+        return ordinary_linear(left * values @ right, self.bias)
 
 
 class ClipSVD(BothTowers):

@@ -113,9 +113,9 @@ class TwoStage(BothTowers):
         assert isinstance(schedule, TwoCosines)
         return two_stage_adamw(schedule, weight_decay)
 
-    def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
-        """Returns scaled cosines with the classifier's weights."""
-        return self.cosine_logits(features, normalize(self.classifier[...]))
+    def class_weights(self) -> Float[Array, "k e"]:
+        """Returns the classifier's weights as unit vectors."""
+        return normalize(self.classifier[...])
 
     def training_logits(
         self, inputs: UInt8[Array, "b H W 3"], support: None

@@ -140,5 +140,4 @@ def _smallest_of_three(labels: Int[Array, "b p q"], axis: int) -> Int[Array, "b 
 
 def _count(indices: Int[Array, "b n"], size: int) -> Int[Array, "b m"]:
     """Returns how often each of 0..size-1 occurs in each row."""
-    rows = jnp.arange(indices.shape[0])[:, None]
-    return jnp.zeros((indices.shape[0], size), jnp.int32).at[rows, indices].add(1)
+    return jax.vmap(lambda row: jnp.zeros(size, jnp.int32).at[row].add(1))(indices)

@@ -1,7 +1,9 @@
-"""A trained run that several modules use."""
+"""Trained runs of several kinds of methods, and their exports for jax."""
 
 import pytest
 
+import fgvpl_jax as fg
+from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 from tests.conftest import make_tiny_config
@@ -13,3 +15,27 @@ def workdir(tiny_clip_dir, photos_dir, tmp_path_factory):
     path = tmp_path_factory.mktemp("inference") / "W"
     experiment.train_and_evaluate(make_tiny_config(tiny_clip_dir, photos_dir), Workdir(path))
     return path
+
+
+# A method that looks for objects in pixels, one that reads frozen features and has its own cache,
+# one whose logits have the shape of its classes, one that looks for objects in frozen features, one
+# that needs a part of the text tower, and two with towers of their own.
+@pytest.fixture(
+    scope="session",
+    params=[
+        *("fg_vpl", "tip_adapter_f", "svm", "gda_pool"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "clip_svd", "two_stage")),
+    ],
+)
+def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):
+    config = make_tiny_config(tiny_clip_dir, photos_dir)
+    config.method = request.param
+    place = tmp_path_factory.mktemp(request.param)
+    experiment.train_and_evaluate(config, Workdir(place / "W"))
+    classifier = fg.load_classifier(place / "W")
+    return classifier, export_classifier(classifier, place / "a" / "W.fgvpl")
+
+
+@pytest.fixture(scope="session")
+def photos(photos_dir):
+    return sorted((photos_dir / "test").rglob("*.png"))

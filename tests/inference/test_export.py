@@ -19,8 +19,6 @@ from fgvpl_jax.data import decode_image
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
 from fgvpl_jax.inference.export import export_classifier
-from fgvpl_jax.runs import experiment
-from fgvpl_jax.runs.workdir import Workdir
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "run_exported.py"
 # The libraries that this package needs and the script must not use.
@@ -31,32 +29,6 @@ for name in ("fgvpl_jax", "flax", "transformers", "orbax", "ml_collections", "ja
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-# A method that looks for objects in pixels, one that reads frozen features and has its own cache,
-# one whose logits have the shape of its classes, one that looks for objects in frozen features, one
-# that needs a part of the text tower, and two with towers of their own.
-@pytest.fixture(
-    scope="module",
-    params=[
-        *("fg_vpl", "tip_adapter_f", "svm", "gda_pool"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "clip_svd", "two_stage")),
-    ],
-)
-def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):
-    from tests.conftest import make_tiny_config
-
-    config = make_tiny_config(tiny_clip_dir, photos_dir)
-    config.method = request.param
-    place = tmp_path_factory.mktemp(request.param)
-    experiment.train_and_evaluate(config, Workdir(place / "W"))
-    classifier = fg.load_classifier(place / "W")
-    return classifier, export_classifier(classifier, place / "a" / "W.fgvpl")
-
-
-@pytest.fixture(scope="module")
-def photos(photos_dir):
-    return sorted((photos_dir / "test").rglob("*.png"))
 
 
 def read(file):

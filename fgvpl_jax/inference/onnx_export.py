@@ -1,0 +1,72 @@
+"""Export of a trained run to an ONNX file with an open batch, for onnxruntime."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+import onnx
+
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.files import written_whole
+from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.inference.export import describe_preparation, new_output, program_of, shareable
+from fgvpl_jax.inference.onnx_graph import BATCH, IMAGES, Graph
+from fgvpl_jax.inference.onnx_translation import translate
+from fgvpl_jax.version import __version__
+
+MOST_BYTES = 2**31 - 1  # a protocol buffer can hold no more
+
+
+def export_onnx(classifier: Classifier, output: str | Path) -> Path:
+    """Writes a classifier to one ONNX file, completely or not at all.
+
+    Args:
+        classifier: A finished run.
+        output: Path of the new file.
+    Returns:
+        The path of the file.
+    Raises:
+        UserError: See `new_output`; or if the program has an operation without an ONNX operator,
+            the file would exceed 2 GB, or the backbone prepares photos in a way that the file
+            cannot describe.
+    """
+    file = new_output(classifier, output)
+    metadata = {
+        "fgvpl_jax": __version__,
+        "class_names": json.dumps(classifier.class_names),
+        "preparation": json.dumps(describe_preparation(classifier)),
+        "temperature": json.dumps(classifier.results.temperature),
+        "results": json.dumps(shareable(classifier.results)),
+    }
+    model = onnx_model(classifier, metadata)
+    if model.ByteSize() > MOST_BYTES:
+        raise UserError(
+            f"the model takes {model.ByteSize() / 1e9:.1f} GB, and an ONNX file holds at most 2 GB:"
+            " export with --format=fgvpl"
+        )
+    onnx.checker.check_model(model, full_check=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as stream:
+        stream.write(model.SerializeToString())
+    return file
+
+
+def onnx_model(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Returns the classifier's program as an ONNX model, with the weights as initializers."""
+    leaves, structure = jax.tree.flatten(classifier.inference.weights)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    side = classifier.clip.image_size
+    program = program_of(classifier, structure, leaves, range(len(leaves)))
+    (batch,) = jax.export.symbolic_shape(BATCH)
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)
+    traced = jax.jit(program).trace(leaves, images)
+    graph = Graph()
+    values = translate(graph, traced.jaxpr, [*leaves, IMAGES])
+    outputs: dict[str, tuple[Any, Any]] = {
+        name: (value, traced.jaxpr.out_avals[place])
+        for place, (name, value) in enumerate(zip(sorted(traced.out_info), values, strict=True))
+    }
+    return graph.model(side, outputs, metadata)

@@ -22,8 +22,9 @@ from safetensors.numpy import save_file
 
 from benchmarks.measuring import SHAPES, smooth_photo
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.clip.convert import LOGIT_SCALE, hugging_face_tensors
+from fgvpl_jax.clip.convert import LOGIT_SCALE, published_tensors
 from fgvpl_jax.clip.families.hugging_face_clip import read_sizes
+from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.data import benchmark_named
 
@@ -83,8 +84,9 @@ def write_clip(folder: Path, vision_config: VisionConfig) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
     _, text_config = read_sizes(folder / "config.json", config)
-    tensors = hugging_face_tensors(
-        VisionTower(vision_config, rngs=nnx.Rngs(0)), TextTower(text_config, rngs=nnx.Rngs(1))
+    tensors = published_tensors(
+        (VisionTower(vision_config, rngs=nnx.Rngs(0)), VISION_NAMES),
+        (TextTower(text_config, rngs=nnx.Rngs(1)), TEXT_NAMES),
     )
     tensors[LOGIT_SCALE] = np.array(np.log(100), np.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

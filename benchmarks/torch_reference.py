@@ -23,7 +23,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from fgvpl_jax import defaults
 from fgvpl_jax.clip import CLIP, class_token_tower
-from fgvpl_jax.clip.convert import hugging_face_tensors
+from fgvpl_jax.clip.convert import published_tensors
+from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
 
@@ -203,8 +204,10 @@ def clip_like(vision: VisionTower, text: TextTower, attention: str) -> CLIPModel
     }
     config = CLIPConfig.from_dict({**sizes, "projection_dim": vision.config.embed_dim})
     model = CLIPModel._from_config(config, attn_implementation=attention)
-    tensors = {name: to_torch(value) for name, value in hugging_face_tensors(vision, text).items()}
-    unfilled = model.load_state_dict(tensors, strict=False)
+    tensors = published_tensors((vision, VISION_NAMES), (text, TEXT_NAMES))
+    unfilled = model.load_state_dict(
+        {name: to_torch(value) for name, value in tensors.items()}, strict=False
+    )
     assert not unfilled.unexpected_keys, unfilled
     assert set(unfilled.missing_keys) <= {"logit_scale"}, unfilled
     return model.eval()

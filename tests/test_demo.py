@@ -1,12 +1,18 @@
-"""Checks the zero-shot accuracy of the demo's CLIP, and that the code draws the stored scenes."""
+"""Checks the demo's CLIP, its scenes, and the script that trains it and CLIPs of other families."""
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 from PIL import Image
 
 from configs import shapes
+from demo import train_clip
 from fgvpl_jax import load_clip
+from fgvpl_jax.clip.families import family_of
+from fgvpl_jax.clip.families.open_clip_resnet import BatchNorm
 from fgvpl_jax.data import load_shapes
 from fgvpl_jax.data.shapes import draw_scene
 from fgvpl_jax.recognition import class_text_features, normalize
@@ -31,3 +37,34 @@ def test_the_code_draws_the_stored_scenes():
         _, colour, shape = file.stem.split("_")
         scene = draw_scene(colour, shape, np.random.default_rng((2024, i)))
         np.testing.assert_array_equal(Image.open(file), scene.image)
+
+
+@pytest.mark.parametrize(
+    ("tower", "form"),
+    [("vit", "CLIPModel"), ("siglip", "SiglipModel"), ("resnet", "OpenCLIP's ResNets")],
+)
+def test_the_script_writes_files_of_the_family_with_a_grid_of_8_by_8(tower, form, tmp_path):
+    train_clip.write_small_files(tmp_path, tower)
+    family, config = family_of(tmp_path)
+    assert form in family.name
+    architecture = family.read(tmp_path, config)
+    assert nnx.eval_shape(architecture.vision).grid == (8, 8)
+    np.testing.assert_array_equal(architecture.image_processor.mean, train_clip.MEAN)
+    np.testing.assert_array_equal(architecture.image_processor.std, train_clip.STD)
+    words, other = architecture.tokenizer(["a yellow hexagon", "a crimson hexagon"])
+    assert len(set(words.tolist())) < len(set(other.tolist()))
+    if tower == "vit":
+        for file in tmp_path.iterdir():
+            assert file.read_bytes() == (DEMO / "clip" / file.name).read_bytes(), file.name
+
+
+def test_batch_statistics_normalise_the_batch_and_are_kept():
+    norm = BatchNorm(3)
+    trained = train_clip.BatchStatistics(norm)
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 3)).astype(np.float32)
+    mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    expected = (x - mean) / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(trained(jnp.asarray(x)), expected, atol=1e-5)
+    for _ in range(100):
+        trained(jnp.asarray(x))
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=1e-3)

@@ -6,16 +6,19 @@ checked where the family's own library loads the same files.
 
 import json
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from fgvpl_jax.clip.convert import LOGIT_SCALE
-from fgvpl_jax.clip.families import family_of
+from fgvpl_jax.clip.families import family_of, pe_core
 from fgvpl_jax.clip.family import source_of
 from tests.tiny_clip import END, START, vocabulary
 
@@ -192,6 +195,16 @@ def write_small_files(directory: Path, kind: str) -> None:
         write_open_clip(directory, OPEN_CLIP_KINDS[kind])
     else:
         write_transformers(directory, kind)
+
+
+@contextmanager
+def small_perception_encoder() -> Iterator[None]:
+    """Gives timm's smallest Perception Encoder, which has 577 tokens, other sizes and 17 tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        vision = OPEN_CLIP_KINDS["pe_core"]["model_cfg"]["vision_cfg"]
+        patch.setitem(pe_core.SIZES, vision["timm_model_name"], (32, 8, 48, 2, 3))
+        patch.setitem(vision, "image_size", 32)
+        yield
 
 
 def write_tiny_backbone(directory: Path, kind: str, seed: int = 0) -> None:

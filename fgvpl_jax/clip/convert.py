@@ -1,14 +1,14 @@
 """Conversion of published tensors to our modules, by an architecture's tables of names."""
 
+import math
 from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
-from fgvpl_jax.clip.family import Architecture, source_of
-from fgvpl_jax.clip.towers import ImageTower, TextTower, VisionTower
+from fgvpl_jax.clip.family import Architecture, Names, source_of
+from fgvpl_jax.clip.towers import ImageTower, TextTower
 from fgvpl_jax.clip.weights import Tensors
 from fgvpl_jax.errors import UserError
 
@@ -67,18 +67,22 @@ def build_towers(
     return vision, text, float(np.exp(tensors[LOGIT_SCALE].astype(np.float64).reshape(())))
 
 
-def hugging_face_tensors(vision: VisionTower, text: TextTower) -> Tensors:
-    """Returns the towers' variables under Hugging Face's names, in PyTorch's layout."""
+def published_tensors(*towers: tuple[nnx.Module, Names]) -> Tensors:
+    """Returns the variables of towers as they are published.
+
+    Args:
+        towers: Each tower with the published names of its tensors.
+    """
     tensors: Tensors = {}
-    for tower, names in ((vision, VISION_NAMES), (text, TEXT_NAMES)):
+    for tower, names in towers:
         for path, variable in nnx.to_flat_state(nnx.state(tower)):
             value = np.asarray(variable[...])
-            if path[-1] == "kernel":
-                value = value.T
-            if path[0] == "patch_embedding":
-                side = vision.config.patch_size
-                value = value.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
-            tensors[source_of(path, names).name] = np.ascontiguousarray(value)
+            name, layout = source_of(path, names)
+            shape = layout.published_shape(value.shape)
+            # Layouts only move values, so they also say from where each value came.
+            places = layout.ours(np.arange(math.prod(shape)).reshape(shape))
+            tensor = tensors.setdefault(name, np.empty(shape, value.dtype))
+            tensor.reshape(-1)[places] = value
     return tensors
 
 

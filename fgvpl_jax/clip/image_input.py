@@ -40,7 +40,7 @@ class ImageProcessor:
             normalise.
         rescale_factor: Factor that bytes are multiplied by first; 1 if the checkpoint does not
             rescale.
-        resample: Pillow's filter for the resize.
+        resample: Pillow's filter for the resize, also of training crops.
     """
 
     side: int

@@ -28,12 +28,19 @@ class Crop(NamedTuple):
     flip: bool
 
 
-def random_crop_and_flip(size: int) -> Augmentation:
-    """Returns the augmentation: a random bicubic crop to size × size, flipped half of the time."""
+def random_crop_and_flip(
+    size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Augmentation:
+    """Returns the augmentation: a random crop to size × size, flipped half of the time.
+
+    Args:
+        size: Side of the result in pixels.
+        resample: Pillow's filter for the resize.
+    """
 
     def augment(image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
         box, flip = random_crop(*image.size, rng)
-        crop = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+        crop = image.crop(box).resize((size, size), resample)
         if flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(crop, np.uint8)

@@ -8,10 +8,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fgvpl_jax.clip import VisionTower
-from fgvpl_jax.clip.convert import LOGIT_SCALE, hugging_face_tensors
+from fgvpl_jax.clip.convert import LOGIT_SCALE, published_tensors
 from fgvpl_jax.clip.families import family_of
 from fgvpl_jax.clip.families.hugging_face_clip import HUGGING_FACE_CLIP
 from fgvpl_jax.clip.families.metaclip_2 import METACLIP_2
+from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
 from fgvpl_jax.clip.hub import HUB_ID, find_checkpoint
 from fgvpl_jax.clip.load import small_files
 from fgvpl_jax.clip.weights import SAFETENSORS
@@ -23,7 +24,7 @@ from fgvpl_jax.inference.model_card import model_card
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.methods.both_towers import BothTowers
 
-# Families whose tensors have the names and layouts that `hugging_face_tensors` writes.
+# Families whose tensors are published under `VISION_NAMES` and `TEXT_NAMES`.
 FAMILIES = (HUGGING_FACE_CLIP, METACLIP_2)
 CLASS_WEIGHTS = "classifier.safetensors"
 CLASSIFIER = "classifier.json"
@@ -71,7 +72,7 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, partial / name)
         write_json(partial / family.config_file, float32_config(config))
-        tensors = hugging_face_tensors(vision, text)
+        tensors = published_tensors((vision, VISION_NAMES), (text, TEXT_NAMES))
         tensors[LOGIT_SCALE] = np.asarray(np.log(classifier.clip.logit_scale))
         save_file(tensors, partial / SAFETENSORS, metadata={"format": "pt"})
         weights = {"class_weights": np.asarray(model.class_weights())}

@@ -1,15 +1,36 @@
-"""The training augmentation on the device: Pillow's bicubic resize of a crop, in JAX."""
+"""The training augmentation on the device: Pillow's resize of a crop, in JAX."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import PIL
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from PIL import Image
 
 CUBIC = -0.5  # Pillow's coefficient of the bicubic kernel
-SUPPORT = 2.0  # radius of the kernel, in pixels of the coarser of the two images
 # From version 13 on Pillow resizes columns first if they lose over twice as many pixels as rows.
 MAY_BEGIN_DOWN = int(PIL.__version__.split(".")[0]) >= 13
 EXACT = jax.lax.Precision.HIGHEST  # lower precisions round the products on GPUs and TPUs
+
+
+def bicubic(distance: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Returns the weight of pixels at this distance, in pixels of the coarser image."""
+    near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+    far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+    return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0.0))
+
+
+def bilinear(distance: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Returns the weight of pixels at this distance, in pixels of the coarser image."""
+    return jnp.maximum(1 - distance, 0.0)
+
+
+# The filters of all published checkpoints.
+KERNELS: dict[Image.Resampling, Callable[[Array], Array]] = {
+    Image.Resampling.BICUBIC: bicubic,
+    Image.Resampling.BILINEAR: bilinear,
+}
 
 
 def crop_resize_flip(
@@ -17,8 +38,9 @@ def crop_resize_flip(
     box: Int[Array, "4"],
     flip: Bool[Array, ""],
     size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> UInt8[Array, "size size 3"]:
-    """Computes `Image.crop(box).resize((size, size), BICUBIC)` within 1 of 255, then the flip.
+    """Computes `Image.crop(box).resize((size, size), resample)` within 1 of 255, then the flip.
 
     It follows the installed Pillow: antialiased, rounded to bytes between the two passes, and
     without a look at pixels outside the box.
@@ -28,6 +50,7 @@ def crop_resize_flip(
         box: (left, top, right, bottom) in pixels, inside the photo.
         flip: True if left and right change places.
         size: Side of the result in pixels.
+        resample: Pillow's filter, one of `KERNELS`.
     """
     left, top, right, bottom = box
     columns_first = bottom - top - size > 2 * jnp.maximum(right - left - size, 0)
@@ -38,7 +61,7 @@ def crop_resize_flip(
 
     def weights(start: Array, stop: Array) -> Array:
         edges = start.astype(jnp.float32), stop.astype(jnp.float32)
-        return resize_weights(*edges, image.shape[0], size)
+        return resize_weights(*edges, image.shape[0], size, resample)
 
     across = weights(jnp.where(columns_first, top, left), jnp.where(columns_first, bottom, right))
     down = weights(jnp.where(columns_first, left, top), jnp.where(columns_first, right, bottom))
@@ -51,7 +74,11 @@ def crop_resize_flip(
 
 
 def resize_weights(
-    start: Float[Array, ""], stop: Float[Array, ""], length: int, size: int
+    start: Float[Array, ""],
+    stop: Float[Array, ""],
+    length: int,
+    size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Float[Array, "size length"]:
     """Returns the weight of each of `length` pixels in each of `size` pixels over [start, stop).
 
@@ -61,9 +88,7 @@ def resize_weights(
     pixels = jnp.arange(length) + 0.5
     centres = start + (jnp.arange(size) + 0.5) * scale
     distance = jnp.abs(pixels - centres[:, None]) / jnp.maximum(scale, 1.0)
-    near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
-    far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-    weights = jnp.where(distance < 1, near, jnp.where(distance < SUPPORT, far, 0.0))
+    weights = KERNELS[resample](distance)
     weights = jnp.where((pixels > start) & (pixels < stop), weights, 0.0)
     return weights / weights.sum(axis=1, keepdims=True)
 

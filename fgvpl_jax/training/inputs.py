@@ -70,7 +70,7 @@ class PixelInputs:
     """Supplies pixels.
 
     Args:
-        clip: Backbone whose image size and transform the images get.
+        clip: Backbone whose image size, transform and filter the images get.
         seed: Seed of the run.
         image_cache: Cache of images under the evaluation transform.
         share: Part of the data that this process reads.
@@ -78,7 +78,8 @@ class PixelInputs:
 
     def __init__(self, clip: CLIP, seed: int, image_cache: ImageCache | None, share: Share = ALL):
         self.transform: Transform = clip.resize_and_crop
-        self.augment = random_crop_and_flip(clip.image_size)
+        self.resample = clip.image_processor.resample
+        self.augment = random_crop_and_flip(clip.image_size, self.resample)
         self.seed = seed
         self.image_cache = image_cache
         self.share = share

@@ -122,8 +122,7 @@ def train(
     optimizer = model.optimizer(schedule, config.weight_decay)
     build_cache = None
     if model.uses_cache:
-        max_bytes = resident_bytes(config)
-        build_cache = make_cache_builder(graphdef, support, setup, max_bytes=max_bytes)
+        build_cache = make_cache_builder(graphdef, support, setup, max_bytes=resident_bytes(config))
     cache = None
     if build_cache is not None and config.cache_refresh == "once":
         cache = build_cache(trainable, frozen)
@@ -178,10 +177,11 @@ def batch_source(
     microbatch = config.microbatch or default_microbatch(model, mesh, len(support))
     layout = batch_layout(mesh, batch_size, microbatch)
     if isinstance(setup.inputs, PixelInputs) and isinstance(model, PixelMethod):
-        photos = decode_resident(support, resident_bytes(config))
+        resample = setup.inputs.resample
+        photos = decode_resident(support, resident_bytes(config), resample)
         if photos is not None:
-            size = model.image_encoder.vision.config.image_size
-            program = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, size)
+            crop = (model.image_encoder.vision.config.image_size, resample)
+            program = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, *crop)
             return ResidentBatches(
                 program, photos, support.labels, batch_size, layout, config.seed, mesh
             )

@@ -19,7 +19,7 @@ from fgvpl_jax.data import (
     random_crop,
 )
 from fgvpl_jax.data.images import UnreadableImage
-from fgvpl_jax.training.augmentation import crop_resize_flip
+from fgvpl_jax.training.augmentation import KERNELS, crop_resize_flip
 from fgvpl_jax.training.mesh import replicated, split_rows
 
 DECODED_AHEAD = 64
@@ -56,13 +56,17 @@ class Crops(NamedTuple):
     flips: Bool[Array | np.ndarray, "*b"]
 
     def pixels(
-        self, canvases: UInt8[Array, "s H H 3"], size: int, mesh: Mesh
+        self,
+        canvases: UInt8[Array, "s H H 3"],
+        size: int,
+        mesh: Mesh,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> UInt8[Array, "b size size 3"]:
         """Returns the pixels of the crops, size × size; every device crops its rows in parts."""
 
         def of_device(crops: "Crops", canvases: Array) -> Array:
             def crop(row: Any) -> Array:
-                return crop_resize_flip(canvases[row.places], row.boxes, row.flips, size)
+                return crop_resize_flip(canvases[row.places], row.boxes, row.flips, size, resample)
 
             return jax.lax.map(crop, crops, batch_size=CROPPED_AT_ONCE)
 
@@ -86,17 +90,23 @@ class EpochDraw(NamedTuple):
     weights: Float[Array | np.ndarray, "steps b"]
 
 
-def decode_resident(split: Split, max_bytes: int) -> ResidentPhotos | None:
+def decode_resident(
+    split: Split, max_bytes: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> ResidentPhotos | None:
     """Decodes all photos on the host.
 
     Args:
         split: The few-shot images.
         max_bytes: Most memory for all canvases together and the copies that are cropped at once.
+        resample: Pillow's filter for the crops.
     Returns:
-        The photos; None as soon as they turn out to need more memory.
+        The photos; None as soon as they turn out to need more memory, or if the device does not
+        compute the filter.
     Raises:
         UnreadableImage: If a photo cannot be decoded.
     """
+    if resample not in KERNELS:
+        return None
 
     def decode(place: int) -> Image.Image | UnreadableImage:
         try:

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
 
 from fgvpl_jax.methods import Method
 from fgvpl_jax.recognition import VisualCache
@@ -154,6 +155,7 @@ def make_resident_train_step(
     mesh: Mesh,
     num_passes: int,
     image_size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> ResidentTrainStep:
     """Compiles any number of an epoch's steps as one program, which also crops the photos.
 
@@ -163,6 +165,7 @@ def make_resident_train_step(
         mesh: Devices that the rows of each step are split over.
         num_passes: See `make_train_step`.
         image_size: Side of the crops in pixels.
+        resample: Pillow's filter for the crops.
     Returns:
         steps(state, frozen, support, choices, canvases, draw, first, last) -> (state, metrics).
         It does the steps from `first` to `last` - 1 of an epoch; metrics are arrays over all steps
@@ -180,7 +183,7 @@ def make_resident_train_step(
         last: Int[Array, ""],
     ) -> tuple[TrainState, StepMetrics]:
         def read(crops: Crops) -> Array:
-            return crops.pixels(canvases, image_size, mesh)
+            return crops.pixels(canvases, image_size, mesh, resample)
 
         def one(step: Int[Array, ""], state: TrainState) -> tuple[TrainState, StepMetrics]:
             crops, labels, weights = jax.lax.with_sharding_constraint(

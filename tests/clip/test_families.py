@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from fgvpl_jax import load_clip
 from fgvpl_jax.clip import class_token_tower, identity_of
 from fgvpl_jax.clip.config import VisionConfig
-from fgvpl_jax.clip.families import pe_core
+from fgvpl_jax.clip.convert import LOGIT_SCALE, build_towers, published_tensors
+from fgvpl_jax.clip.families import family_of, pe_core
 from fgvpl_jax.errors import UserError
 from tests.clip.checkpoints import edit_json, parameters
 from tests.comparison import BOUND, relative_error
@@ -72,6 +73,19 @@ def test_features_equal_the_golden_values(kind, backbone):
 
 
 GOLDEN = ("checksum", "token_ids", "image_features", "text_features", "logit_scale", "photo")
+
+
+def test_towers_are_written_as_they_were_read(backbone):
+    family, config = family_of(backbone)
+    architecture = family.read(backbone, config)
+    tensors = load_file(backbone / weights_name(backbone))
+    vision, text, _ = build_towers(architecture, tensors)
+    written = published_tensors(
+        (vision, architecture.vision_names), (text, architecture.text_names)
+    )
+    assert written.keys() == tensors.keys() - {LOGIT_SCALE, *architecture.unused}
+    for name, tensor in written.items():
+        np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -37,6 +37,11 @@ REAL = {
         "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
         "text_cfg": BASE_TEXT,
     },
+    "ViT-L-14": {
+        "embed_dim": 768,
+        "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+        "text_cfg": {"width": 768, "heads": 12, "layers": 12},
+    },
     "RN50": {
         "embed_dim": 1024,
         "quick_gelu": True,
@@ -192,7 +197,7 @@ def test_the_script_writes_the_committed_file(tmp_path):
 def test_features_at_real_shapes(name, tmp_path):
     config = REAL[name] | {"text_cfg": REAL[name]["text_cfg"] | {"vocab_size": 514}}
     model = write_native(tmp_path, {"model_cfg": config, "preprocess_cfg": {}})
-    errors = errors_of(model, tmp_path, batch=1 if name == "RN50x64" else 3)
+    errors = errors_of(model, tmp_path, batch=1 if name in ("RN50x64", "ViT-L-14") else 3)
     print(f"{name}: relative error of image features {errors[0]:.1e}, of text {errors[1]:.1e}")
     assert max(errors) <= BOUND
 
@@ -203,15 +208,44 @@ BASE = {
     "intermediate_size": 3072,
     "num_attention_heads": 12,
 }
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+}
+META_TEXT = {
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+}
 
 
 @pytest.mark.slow
-def test_siglip_at_the_shape_of_b_16(tmp_path):
-    vision = BASE | {"image_size": 224, "patch_size": 16}
-    text = BASE | {"projection_size": 768}
-    model = write_of_transformers(tmp_path, "siglip", vision_config=vision, text_config=text)
-    square = {"height": 224, "width": 224}
-    edit_json(tmp_path / "preprocessor_config.json", lambda c: c.update(size=square))
-    errors = errors_of(model, tmp_path)
-    print(f"SigLIP B/16: relative error of image features {errors[0]:.1e}, of text {errors[1]:.1e}")
+@pytest.mark.parametrize(
+    ("kind", "side", "vision", "text"),
+    [
+        pytest.param("siglip", 224, BASE, BASE, id="SigLIP B/16"),
+        pytest.param("siglip", 256, LARGE, LARGE, id="SigLIP L/16"),
+        pytest.param("metaclip_2", 224, BASE, META_TEXT, id="MetaCLIP 2 B/16"),
+    ],
+)
+def test_features_of_transformers_models_at_real_shapes(
+    kind, side, vision, text, tmp_path, request
+):
+    """Checks the published shapes but for the table of tokens, which is as small as the tokenizer.
+
+    SigLIP 2 base has the shape of SigLIP B/16.
+    """
+    vision = vision | {"image_size": side, "patch_size": 16}
+    if kind == "siglip":
+        text = text | {"projection_size": vision["hidden_size"]}
+    model = write_of_transformers(tmp_path, kind, vision_config=vision, text_config=text)
+    square = {"height": side, "width": side}
+    size = {"size": square} if kind == "siglip" else {"size": {"shortest_edge": side}}
+    edit_json(tmp_path / "preprocessor_config.json", lambda c: c.update(size, crop_size=square))
+    errors = errors_of(model, tmp_path, batch=1 if vision["hidden_size"] > 768 else 3)
+    name = request.node.callspec.id
+    print(f"{name}: relative error of image features {errors[0]:.1e}, of text {errors[1]:.1e}")
     assert max(errors) <= BOUND

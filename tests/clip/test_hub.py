@@ -156,6 +156,24 @@ def test_of_a_repository_with_two_forms_the_supported_one_is_fetched(tmp_path):
     hub.server.server_close()
 
 
+def test_safetensors_of_one_form_are_preferred_to_a_pickle_of_another(tmp_path):
+    """Checks a repository with transformers' config and pickle next to OpenCLIP's safetensors."""
+    directory = tmp_path / "clip"
+    write_tiny_backbone(directory, "open_clip")
+    expected = load_clip(directory)
+    (directory / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    (directory / "pytorch_model.bin").write_bytes(b"not to be fetched")
+    assert same(load_clip(directory), expected)
+    hub = Hub(directory, "someone/tiny-clip")
+    done = find_elsewhere("someone/tiny-clip", tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr
+    assert same(load_clip(done.stdout.split()[0]), expected)
+    assert "open_clip_model.safetensors" in hub.sent
+    assert "pytorch_model.bin" not in hub.sent
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
 def test_a_repository_that_is_not_there_or_has_no_weights(checkpoint, tmp_path):
     take_weights(checkpoint)
     hub = Hub(checkpoint, "someone/empty")

@@ -1,5 +1,7 @@
 """Every method on every family of backbones: built or refused, trained, used and exported."""
 
+import asyncio
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +18,14 @@ from fgvpl_jax.methods import METHODS, Task
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.runs import default_config
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import loop
+from fgvpl_jax.training.train_step import make_resident_train_step
 from tests.conftest import make_tiny_config
-from tests.tiny_backbones import write_tiny_backbone
+from tests.tiny_backbones import small_perception_encoder, write_tiny_backbone
 from tests.whole_runs import run
 
-FAMILIES = ("open_clip", "siglip", "resnet_wide", "metaclip_2")
+FAMILIES = ("open_clip", "siglip", "resnet_wide", "metaclip_2", "pe_core")
+PROMPTED = ("siglip", "resnet_wide", "pe_core")  # families with an own extension of FG-VPL
 CLASSES = ("red square", "dog", "Ferris wheel")
 # Methods that a family cannot take, and what the message says of its tower.
 REFUSED = {"resnet_wide": ({"clip_lora", "clip_svd", "two_stage"}, "ResNet")}
@@ -34,8 +39,9 @@ def family(request):
 @pytest.fixture(scope="module")
 def backbone(family, tmp_path_factory):
     directory = tmp_path_factory.mktemp(family)
-    write_tiny_backbone(directory, family)
-    return directory
+    with small_perception_encoder():
+        write_tiny_backbone(directory, family)
+        yield directory
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +111,29 @@ def test_a_class_name_that_leaves_no_room_for_coops_context_is_refused(clip):
         METHODS["coop"].build(clip, task, default_config.get_config(), rngs=nnx.Rngs(0))
 
 
+def recorded(crops):
+    """Returns `make_resident_train_step` that records side and filter of the crops."""
+
+    def make(*arguments):
+        crops.append(arguments[-2:])
+        return make_resident_train_step(*arguments)
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def trained(family, backbone, photos_dir, tmp_path_factory):
     config = make_tiny_config(backbone, photos_dir)
-    config.method = "fg_vpl" if family in ("siglip", "resnet_wide") else "tip_adapter_f"
+    config.method = "fg_vpl" if family in PROMPTED else "tip_adapter_f"
     config.epochs = 2
     place = tmp_path_factory.mktemp("run")
-    results = run(config, place / "W")
+    crops = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_resident_train_step", recorded(crops))
+        results = run(config, place / "W")
+    # Only methods that read pixels in training keep photos on the device.
+    processor = fg.load_clip(backbone).image_processor
+    assert crops == ([(processor.side, processor.resample)] if family in PROMPTED else [])
     return results, fg.load_classifier(place / "W"), place
 
 
@@ -131,6 +153,20 @@ def test_a_run_is_trained_used_and_exported(trained, photos_dir, backbone):
     probabilities = np.asarray(recognition.probabilities)
     for row, prediction in zip(probabilities, predictions, strict=True):
         assert classifier.class_names[row.argmax()] == prediction.class_names[0]
+
+
+def test_the_endpoint_answers_as_the_classifier(trained, photos_dir):
+    pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+    from fgvpl_jax.serving.service import Limits, Service
+
+    classifier = trained[1]
+    photo = sorted((photos_dir / "test").rglob("*.png"))[0]
+    service = Service(classifier, Limits(), (1,))
+    answer = asyncio.run(service.recognise(photo.read_bytes(), "photo", 3)).response.prediction
+    service.close()
+    (expected,) = classifier.predict(photo, top_k=3)
+    assert answer.class_names == expected.class_names
+    np.testing.assert_allclose(answer.probabilities, expected.probabilities, rtol=1e-4)
 
 
 def test_evidence_hides_cells_of_the_towers_grid(trained, photos_dir):

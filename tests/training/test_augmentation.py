@@ -9,20 +9,21 @@ import pytest
 from PIL import Image
 
 from fgvpl_jax.data.transforms import random_box
-from fgvpl_jax.training.augmentation import crop_resize_flip, resize_weights
+from fgvpl_jax.training.augmentation import KERNELS, crop_resize_flip, resize_weights
 
 SIZE = 32
 
 
-def pillow(photo, box, flip):
-    crop = Image.fromarray(photo).crop(tuple(box)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+def pillow(photo, box, flip, resample):
+    crop = Image.fromarray(photo).crop(tuple(box)).resize((SIZE, SIZE), resample)
     if flip:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(crop)
 
 
+@pytest.mark.parametrize("resample", KERNELS, ids=lambda resample: resample.name)
 @pytest.mark.parametrize("kind", ["noise", "edges", "smooth"])
-def test_crops_equal_those_of_pillow_within_one_grey_level(kind):
+def test_crops_equal_those_of_pillow_within_one_grey_level(kind, resample):
     """Crops photos larger and smaller than the result; the rest of the canvas must not show."""
     rng = np.random.default_rng(0)
     canvases = np.full((24, 110, 110, 3), 255, np.uint8)
@@ -38,8 +39,8 @@ def test_crops_equal_those_of_pillow_within_one_grey_level(kind):
         canvas[:height, :width] = photo
         boxes.append(random_box(width, height, rng))
         flips.append(bool(rng.random() < 0.5))
-        expected.append(pillow(photo, boxes[-1], flips[-1]))
-    ours = jax.vmap(partial(crop_resize_flip, size=SIZE))(
+        expected.append(pillow(photo, boxes[-1], flips[-1], resample))
+    ours = jax.vmap(partial(crop_resize_flip, size=SIZE, resample=resample))(
         jnp.asarray(canvases), jnp.asarray(boxes, jnp.int32), jnp.asarray(flips)
     )
     difference = np.abs(np.asarray(ours, int) - np.stack(expected).astype(int))

@@ -6,9 +6,17 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fgvpl_jax import load_clip
-from fgvpl_jax.data import ImageCache, Split, load_folder, random_crop_and_flip, train_batches
+from fgvpl_jax.data import (
+    ImageCache,
+    Split,
+    image_generator,
+    load_folder,
+    random_crop_and_flip,
+    train_batches,
+)
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training import (
     FeatureInputs,
@@ -19,6 +27,7 @@ from fgvpl_jax.training import (
 )
 from fgvpl_jax.visual_prompt import FeatureKindsEncoder
 from tests.conftest import write_photo_folders
+from tests.tiny_backbones import write_tiny_backbone
 from tests.tiny_clip import write_tiny_clip
 
 
@@ -63,6 +72,23 @@ def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photo
                 real = batch.weights > 0
                 expected = features_of(clip, of_pixels.inputs)[real]
                 np.testing.assert_allclose(batch.inputs[real], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "resample"),
+    [("open_clip", "BICUBIC"), ("siglip", "BILINEAR"), ("open_clip_variant", "BILINEAR")],
+)
+def test_crops_are_resized_with_the_checkpoints_own_filter(kind, resample, photos, cache, tmp_path):
+    write_tiny_backbone(tmp_path / kind, kind)
+    inputs = PixelInputs(load_clip(tmp_path / kind), 5, cache)
+    size = inputs.transform(photos.image(0)).shape[0]
+    found = {}
+    for name in ("BICUBIC", "BILINEAR"):
+        augment = random_crop_and_flip(size, Image.Resampling[name])
+        crops = [augment(photos.image(i), image_generator(5, 0, i)) for i in range(len(photos))]
+        batch = next(inputs.epoch(photos, 9, 0))
+        found[name] = (batch.inputs == np.stack(crops)[batch.indices]).all()
+    assert [name for name, same in found.items() if same] == [resample]
 
 
 def test_evaluation_has_the_features_of_the_checkpoints_own_transform(clip, photos, cache):
@@ -127,7 +153,7 @@ def test_the_files_of_a_split_are_fingerprinted_once_for_all_augmented_epochs(
     assert calls == [photos, part]
 
 
-@pytest.mark.parametrize("other", ["seed", "epoch", "backbone", "settings", "photos"])
+@pytest.mark.parametrize("other", ["seed", "epoch", "backbone", "settings", "photos", "filter"])
 def test_features_are_recomputed_if_anything_they_depend_on_changes(
     clip, photos, cache, tmp_path, monkeypatch, other
 ):
@@ -137,6 +163,8 @@ def test_features_are_recomputed_if_anything_they_depend_on_changes(
         seed = 6
     elif other == "epoch":
         epoch = 1
+    elif other == "filter":
+        monkeypatch.setattr(clip.image_processor, "resample", Image.Resampling.BILINEAR)
     elif other == "photos":
         photos = photos.select([1, 0, *range(2, 9)])
     else:  # the hash of the weights alone would miss a changed epsilon

@@ -25,6 +25,7 @@ from fgvpl_jax.training import (
     split_model,
 )
 from fgvpl_jax.training import resident as resident_module
+from fgvpl_jax.training.augmentation import KERNELS
 from fgvpl_jax.training.batch_sources import HostBatches, Pace, ResidentBatches
 from fgvpl_jax.training.loop import run_spans
 from fgvpl_jax.training.mesh import batch_layout
@@ -68,25 +69,27 @@ def draw(photos, num_rows=BATCH):
     return resident, drawn
 
 
-@partial(jax.jit, static_argnames=("size", "mesh"))
-def cropped(crops, canvases, *, size, mesh):
-    return crops.pixels(canvases, size, mesh)
+@partial(jax.jit, static_argnames=("size", "mesh", "resample"))
+def cropped(crops, canvases, *, size, mesh, resample):
+    return crops.pixels(canvases, size, mesh, resample)
 
 
-def pixels_of(crops, resident, clip):
-    return cropped(crops, resident.canvases, size=clip.image_size, mesh=data_mesh())
+def pixels_of(crops, resident, clip, resample=Image.Resampling.BICUBIC):
+    size, mesh = clip.image_size, data_mesh()
+    return cropped(crops, resident.canvases, size=size, mesh=mesh, resample=resample)
 
 
-def test_crops_order_labels_and_padding_equal_those_of_the_host(photos, clip):
+@pytest.mark.parametrize("resample", KERNELS, ids=lambda resample: resample.name)
+def test_crops_order_labels_and_padding_equal_those_of_the_host(photos, clip, resample):
     resident, drawn = draw(photos, num_rows=6)
-    augment = random_crop_and_flip(clip.image_size)
+    augment = random_crop_and_flip(clip.image_size, resample)
     host = train_batches(photos, BATCH, augment=augment, seed=SEED, epoch=EPOCH, num_rows=6)
     for step, batch in enumerate(host):
         crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
         np.testing.assert_array_equal(crops.places, batch.indices)
         np.testing.assert_array_equal(labels, batch.labels)
         np.testing.assert_array_equal(weights, batch.weights)
-        pixels = pixels_of(crops, resident, clip)
+        pixels = pixels_of(crops, resident, clip, resample)
         real = batch.weights > 0
         difference = np.abs(np.asarray(pixels, int) - batch.inputs)[real]
         assert difference.max() <= 1
@@ -97,6 +100,10 @@ def test_the_memory_budget_includes_all_canvases_and_working_copies(photos):
     canvases, copies = len(SIZES) * 64 * 64 * 3, AT_ONCE * (1 + 4) * 64 * 64 * 3
     assert decode_resident(photos, canvases + copies).canvases.nbytes == canvases
     assert decode_resident(photos, canvases + copies - 1) is None
+
+
+def test_photos_stay_on_the_host_if_the_device_has_no_such_filter(photos):
+    assert decode_resident(photos, 10**9, Image.Resampling.LANCZOS) is None
 
 
 def test_a_photo_that_cannot_be_decoded_is_named(tmp_path):

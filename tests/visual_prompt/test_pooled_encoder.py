@@ -13,13 +13,12 @@ from flax import nnx
 from scipy.special import erf
 
 from fgvpl_jax import load_clip, object_mask
-from fgvpl_jax.clip.families import pe_core
 from fgvpl_jax.variables import Trainable
 from fgvpl_jax.visual_prompt import ATTENTION_MAPS, fine_grained_encoder
 from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS
 from fgvpl_jax.visual_prompt.pooled_encoder import PooledFGImageEncoder
 from tests.comparison import as_float64, relative_error
-from tests.tiny_backbones import OPEN_CLIP_KINDS, write_tiny_backbone
+from tests.tiny_backbones import small_perception_encoder, write_tiny_backbone
 
 PROMPTS = 2
 
@@ -27,11 +26,7 @@ PROMPTS = 2
 @pytest.fixture(scope="module", params=["siglip", "resnet_wide", "pe_core"])
 def clip(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        # The smallest one has 577 tokens; this one has 17.
-        name, sizes = "vit_pe_core_tiny_patch16_384", (32, 8, 48, 2, 3)
-        patch.setitem(pe_core.SIZES, name, sizes)
-        patch.setitem(OPEN_CLIP_KINDS["pe_core"]["model_cfg"]["vision_cfg"], "image_size", 32)
+    with small_perception_encoder():
         write_tiny_backbone(directory, request.param)
         return load_clip(directory)
 

@@ -62,8 +62,14 @@ def family_of(
             f"{directory / name} has model_type {config.get('model_type')!r}, which is not "
             f"supported: only {', '.join(family.name for family in FAMILIES)}"
         )
-    # Without any weights, the first one is reported.
-    family = next((one for one in found if not names.isdisjoint(one.weight_formats)), found[0])
+    present = [family for family in found if not names.isdisjoint(family.weight_formats)]
+    # PyTorch's pickles come last. Without any weights, the first family is reported.
+    without_pickle = (
+        family
+        for family in present
+        if any(name in names and not name.endswith(".bin") for name in family.weight_formats)
+    )
+    family = next(without_pickle, present[0] if present else found[0])
     return family, configs[family.config_file]
 
 

@@ -48,7 +48,7 @@ class NoneOfThese(NamedTuple):
 
 
 class Photos(NamedTuple):
-    """Unit features of photos with what else they are known by.
+    """Unit features of photos, with their classes and folds.
 
     Attributes:
         features: Unit vectors of frozen CLIP.

@@ -79,7 +79,7 @@ class ClassChanges:
         return self.names.index(name)
 
     def check_photos(self, num_photos: int) -> None:
-        """Checks that a class with so many photos can be added.
+        """Checks that a class with this number of photos can be added.
 
         Raises:
             UserError: If there are no photos, or too many photos or classes.
@@ -228,7 +228,13 @@ def read_changes(file: Path) -> ClassChanges:
     Raises:
         UserError: If the file is damaged.
     """
-    arrays = read_arrays(file)
+    try:
+        arrays = read_arrays(file)
+    except UserError as error:
+        raise UserError(
+            f"{file} is damaged: save the classifier again, or remove the file to return to the "
+            "trained classes"
+        ) from error
     trained = tuple(str(name) or None for name in arrays["trained_names"])
     changes = ClassChanges(trained)
     for label, name in enumerate(arrays["added_names"]):

@@ -1,10 +1,12 @@
 """Measures what changes of the classes do to the trained ones."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fgvpl_jax.data import Split
+from fgvpl_jax.data import Split, UnreadableImage
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.runs.data_loading import load_dataset
@@ -13,7 +15,7 @@ from fgvpl_jax.runs.workdir import Workdir
 if TYPE_CHECKING:
     from fgvpl_jax.inference.classifier import Classifier
 
-MOST_PHOTOS = 300
+MOST_CHECKED = 300
 BATCH_SIZE = 32
 
 
@@ -41,23 +43,35 @@ def trained_class_accuracy(classifier: "Classifier") -> AccuracyChange:
     every n-th is taken.
 
     Raises:
-        UserError: If the photos can no longer be read.
+        UserError: If the data have other classes now, or no photo of a trained class can be read.
     """
     names = classifier.changes.trained_names
-    test = load_dataset(Workdir(classifier.workdir).stored_config()).test
-    photos: Split = classifier.support if test is None else test
+    dataset = load_dataset(Workdir(classifier.workdir).stored_config())
+    if tuple(dataset.class_names) != classifier.trained_names:
+        raise UserError(
+            f"the data have the classes {', '.join(dataset.class_names)} now, and the run was "
+            f"trained for {', '.join(classifier.trained_names)}: restore the data"
+        )
+    photos: Split = classifier.support if dataset.test is None else dataset.test
     kept = np.flatnonzero([names[label] is not None for label in photos.labels])
     by_class = kept[np.argsort(photos.labels[kept], kind="stable")]
-    places = by_class[:: -(-len(by_class) // MOST_PHOTOS)]
-    changes = (ClassChanges(tuple(map(str, range(len(names))))), classifier.changes)
-    right = np.zeros(2, np.int64)
+    places = by_class[:: max(1, -(-len(by_class) // MOST_CHECKED))].tolist()
+    changes = (ClassChanges(classifier.trained_names), classifier.changes)
+    right, read = np.zeros(2, np.int64), 0
     for start in range(0, len(places), BATCH_SIZE):
-        batch = places[start : start + BATCH_SIZE].tolist()
-        crops = [classifier.crop(photos.image(place), photos.keys[place]) for place in batch]
-        images = padded_batch(crops, BATCH_SIZE)
-        features, _ = classifier.inference.encode(images, scored=False)
+        crops, labels = [], []
+        for place in places[start : start + BATCH_SIZE]:
+            with suppress(UnreadableImage):  # the evaluation leaves it out as well
+                crops.append(classifier.crop(photos.image(place), photos.keys[place]))
+                labels.append(int(photos.labels[place]))
+        if not crops:
+            continue
+        features, _ = classifier.inference.encode(padded_batch(crops, BATCH_SIZE), scored=False)
         for number, one in enumerate(changes):
-            logits = classifier.inference.recognise(features, one.on_device).logits[: len(batch)]
-            right[number] += (logits.argmax(axis=1) == photos.labels[batch]).sum()
-    before, after = (right / len(places)).tolist()
-    return AccuracyChange(before, after, len(places), test is None)
+            logits = classifier.inference.recognise(features, one.on_device).logits[: len(crops)]
+            right[number] += np.sum(logits.argmax(axis=1) == np.array(labels))
+        read += len(crops)
+    if not read:
+        raise UserError("no photo of a trained class can be read, so there is nothing to compare")
+    before, after = (right / read).tolist()
+    return AccuracyChange(before, after, read, dataset.test is None)

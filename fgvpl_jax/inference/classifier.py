@@ -60,6 +60,8 @@ class Classifier:
         self.changes = ClassChanges(self.trained_names)
         if workdir.classes_file.exists():
             self.changes = read_changes(workdir.classes_file)
+        known = read_known_classes(workdir, self.results)
+        self._known_threshold = None if known is None else float(known.threshold)
         self.inference = Inference(
             model,
             self.clip.image_encoder,
@@ -67,7 +69,7 @@ class Classifier:
             cache,
             self.results.choices,
             self.results.temperature,
-            read_known_classes(workdir, self.results),
+            known,
         )
         self.finds_objects = model.finds_objects
         self.uses_cache = model.uses_cache
@@ -150,8 +152,7 @@ class Classifier:
         new = Workdir(workdir)
         if new.path.exists():
             raise UserError(f"the workdir {workdir} exists already: name a new folder")
-        Workdir(self.workdir).copy_model(new)
-        new.write_arrays(new.classes_file, **self.changes.arrays())
+        Workdir(self.workdir).copy_with_classes(new, self.changes.arrays())
 
     def predict(self, images: Photo | Iterable[Photo], top_k: int = TOP_K) -> list[Prediction]:
         """Classifies photos.
@@ -284,10 +285,10 @@ class Classifier:
                 for place, similarity in zip(places, similarities, strict=True)
                 if np.isfinite(similarity)
             )
-        scores, rates = recognition.known_score, self.results.none_of_these
+        scores, threshold = recognition.known_score, self._known_threshold
         belonging = None
-        if scores is not None and rates is not None:
-            belonging = Belonging(float(scores[row]), rates.threshold)
+        if scores is not None and threshold is not None:
+            belonging = Belonging(float(scores[row]), threshold)
         return Prediction(
             name=name,
             class_names=tuple(str(names[c]) for c in best),

@@ -48,7 +48,8 @@ class Belonging:
 
     Attributes:
         score: 0 at the mean of a class, lower far from all classes.
-        threshold: Score that 95% of new photos of the classes are expected to reach.
+        threshold: Score that most new photos of the classes reach; `RunResults.none_of_these` says
+            how many.
     """
 
     score: float

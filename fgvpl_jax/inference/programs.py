@@ -112,7 +112,7 @@ class Inference:
 
     Args:
         model: The trained model.
-        image_encoder: CLIP's image encoder, whose features the known classes are known by.
+        image_encoder: CLIP's image encoder, whose features the score of belonging reads.
         frozen_encoder: Encoder of the features that a `FeatureMethod` reads.
         cache: Cache of the support images; None for a method without one.
         choices: Values chosen on validation, such as λ.

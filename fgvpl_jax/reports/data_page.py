@@ -78,7 +78,7 @@ def suspects_section(
     title: str, name: str, explanation: str, look: DataLook, suspects: Sequence[Suspect]
 ) -> Section:
     """Returns a section with thumbnails of suspects, and a CSV file of all of them."""
-    section = Section(title, lines=[explanation if suspects else "None were found."])
+    section = Section(title, lines=[explanation if suspects else "No photos were found."])
     rows = [[one.key, one.label, one.reason] for one in suspects]
     section.csv_files.append(CsvFile(f"{name}.csv", ("photo", "class", "reason"), rows))
     if suspects:
@@ -100,7 +100,7 @@ def confused_section(look: DataLook) -> Section:
     if rows:
         section.tables.append(Table(section.title, columns, rows[:MOST_PAIRS]))
     else:
-        section.lines.append("None were found.")
+        section.lines.append("No classes are confused.")
     return section
 
 

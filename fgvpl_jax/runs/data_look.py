@@ -42,7 +42,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class DataLook:
-    """What a look at the photos found.
+    """Photos that a look at the data found.
 
     Attributes:
         splits: The splits that were looked at; the first is that for training.
@@ -158,7 +158,7 @@ def groups_across(
         first: Place of the first copy of each photo, counted over all splits.
         splits: The splits.
     Yields:
-        What the group is in, and split and place of each of its photos.
+        Where the group is (classes or splits), and split and place of each of its photos.
     """
     starts = np.cumsum([0, *map(len, splits)])
     for group in groups_of_copies(first):

@@ -83,8 +83,8 @@ def none_of_these_lines(results: RunResults) -> list[str]:
     if rates.other_caught is not None and rates.other_caught_interval is not None:
         low, high = rates.other_caught_interval
         lines.append(
-            f"of the {rates.other_photos} photos of other things, each scored without itself, "
-            f"{rates.other_caught:.0%} count so ({low:.0%} to {high:.0%})"
+            f"of the {rates.other_photos} photos of other things, each scored without its fold, "
+            f"{rates.other_caught:.0%} are below it ({low:.0%} to {high:.0%})"
         )
     return lines
 

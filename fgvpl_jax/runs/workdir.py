@@ -63,10 +63,15 @@ class Workdir:
             folder.support_file.unlink(missing_ok=True)
             folder.known_classes_file.unlink(missing_ok=True)
 
-    def copy_model(self, other: "Workdir") -> None:
-        """Copies everything that a finished run needs to predict to another, new folder."""
-        folds = shutil.ignore_patterns(self.folds.name)
-        shutil.copytree(self.path, other.path, ignore=folds)
+    def copy_with_classes(self, other: "Workdir", classes: dict[str, np.ndarray]) -> None:
+        """Copies a finished run to a new folder, with changes of its classes.
+
+        The results come last: without them, a folder is not that of a finished run.
+        """
+        names = (self.folds.name, self.results_file.name, self.classes_file.name, "data")
+        shutil.copytree(self.path, other.path, ignore=shutil.ignore_patterns(*names))
+        other.write_arrays(other.classes_file, **classes)
+        shutil.copyfile(self.results_file, other.results_file)
 
     def stored_config(self) -> ConfigDict:
         """Returns the resolved config of the run in this folder.

@@ -9,11 +9,9 @@ from starlette.datastructures import UploadFile
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS
-from fgvpl_jax.serving.http_api import problem
+from fgvpl_jax.serving.http_api import CLASSES, problem
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import Refused, Service
-
-CLASSES = "/api/classes"
 
 Change = Callable[[Request], Awaitable[None]]
 
@@ -29,8 +27,9 @@ def add_class_endpoints(app: FastAPI, service: Service, token: str) -> None:
     classifier = service.classifier
 
     async def changed(request: Request, change: Change | None = None) -> JSONResponse:
+        # Headers are decoded as Latin-1, whatever the client meant.
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
             return problem(401, "send the server's token in the header Authorization: Bearer TOKEN")
         try:
             if change is not None:
@@ -51,10 +50,10 @@ def add_class_endpoints(app: FastAPI, service: Service, token: str) -> None:
     async def rename(request: Request) -> None:
         async with request.form(max_files=0, max_fields=1) as form:
             new_name = str(form.get("name", ""))
-        classifier.rename_class(request.path_params["name"], new_name)
+        await service.rename_class(request.path_params["name"], new_name)
 
     async def remove(request: Request) -> None:
-        classifier.remove_class(request.path_params["name"])
+        await service.remove_class(request.path_params["name"])
 
     @app.get(CLASSES)
     async def names(request: Request) -> JSONResponse:

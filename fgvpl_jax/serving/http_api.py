@@ -18,6 +18,7 @@ from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import Limits, RecognisedPhoto, Refused, Service
 
 ENDPOINT = "/api/predict"
+CLASSES = "/api/classes"  # see `classes_api.py`
 FORM_BYTES = 10_000  # size of a form without its photo, at most
 MOST_CLIENTS = 10_000
 PLAIN_NUMBER = re.compile("[1-9][0-9]{0,8}")
@@ -79,7 +80,7 @@ class LimitedRequests:
     """Middleware that refuses bodies that are too large and clients that send too many requests.
 
     Each address may send `requests_per_minute` requests at once, and then as many in every minute.
-    Requests that only read do not count.
+    Requests for the page's own files do not count.
 
     Args:
         app: Application that handles the accepted requests.
@@ -94,7 +95,10 @@ class LimitedRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or responds with status 413 or 429."""
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PATCH", "DELETE"):
+        counts = scope["type"] == "http" and (
+            scope["method"] in ("POST", "PATCH", "DELETE") or scope["path"].startswith(CLASSES)
+        )
+        if not counts:
             await self._app(scope, receive, send)
             return
         wait = self._seconds_to_wait((scope.get("client") or ("", 0))[0])

@@ -172,7 +172,7 @@ class PageEvents:
         return session, added_html(session), "", None
 
     def remove_classes(self) -> tuple[None, str]:
-        """Returns to the trained classes."""
+        """Returns to the classifier's own classes."""
         return None, added_html(None)
 
 

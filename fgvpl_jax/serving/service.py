@@ -18,6 +18,7 @@ from fgvpl_jax.displays.overlay import centred_square
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.classifier import Classifier
+from fgvpl_jax.inference.evidence import BATCH_SIZE as EVIDENCE_BATCH
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.serving.micro_batches import MicroBatcher, Overloaded
@@ -133,7 +134,7 @@ class Service:
             num_incoming=lambda: self._num_decoding,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
-        self._one_change = asyncio.Lock()
+        self._one_change = asyncio.Lock()  # else a class that is being added undoes other changes
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
     async def recognise(
@@ -207,6 +208,16 @@ class Service:
         async with self._one_change:
             self.classifier.changes, _ = await self.with_class(None, raw_name, photos)
 
+    async def remove_class(self, name: str) -> None:
+        """Removes a class for all users; see `Classifier.remove_class`."""
+        async with self._one_change:
+            self.classifier.remove_class(name)
+
+    async def rename_class(self, name: str, new_name: str) -> None:
+        """Renames a class for all users; see `Classifier.rename_class`."""
+        async with self._one_change:
+            self.classifier.rename_class(name, new_name)
+
     def close(self) -> None:
         """Processes the photos that wait, then ends."""
         self._batches.close()
@@ -258,8 +269,10 @@ class Service:
         names = self.classifier.changes.trained_names
         removed = ClassChanges((*names[:-1], None)).on_device
         added = None
-        for size in self._batch_sizes:
-            features, kept = inference.encode(np.zeros((size, side, side, 3), np.uint8))
+        batches = [(size, True) for size in self._batch_sizes] + [(EVIDENCE_BATCH, False)]
+        for size, scored in batches:
+            black = np.zeros((size, side, side, 3), np.uint8)
+            features, kept = inference.encode(black, scored=scored)
             inference.recognise(features)
             inference.recognise(features, removed)
             if kept is None:

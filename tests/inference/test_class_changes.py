@@ -1,11 +1,14 @@
 """Classes that are added, removed and renamed without training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import softmax
 
 import fgvpl_jax as fg
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference import class_checks
 from fgvpl_jax.inference.class_changes import ClassChanges, read_changes
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.runs.workdir import Workdir
@@ -123,7 +126,18 @@ def test_a_damaged_file_of_changes_is_reported(classifier, tmp_path):
     file = Workdir(tmp_path / "new").classes_file
     assert read_changes(file) == ClassChanges(("blue square", "green square", None))
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged: save the classifier again"):
+        fg.load_classifier(tmp_path / "new")
+
+
+def test_an_interrupted_save_leaves_no_finished_run(classifier, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workdir, "write_arrays", stop)
+    with pytest.raises(KeyboardInterrupt):
+        classifier.save(tmp_path / "new")
+    with pytest.raises(UserError, match="is not finished"):
         fg.load_classifier(tmp_path / "new")
 
 
@@ -138,3 +152,20 @@ def test_the_accuracy_of_trained_classes_is_that_before_and_after(classifier, ph
     assert found.num_photos == len(test_photos) and not found.are_training_photos
     assert found.after == pytest.approx(np.mean(right))
     assert found.before <= found.after
+
+
+def test_the_accuracy_of_trained_classes_needs_their_photos(
+    classifier, new_photos, monkeypatch, tmp_path
+):
+    found = class_checks.load_dataset(Workdir(classifier.workdir).stored_config())
+    changed = replace(found, class_names=("ant", *found.class_names))
+    monkeypatch.setattr(class_checks, "load_dataset", lambda _: changed)
+    with pytest.raises(UserError, match="the data have the classes ant, blue square"):
+        classifier.trained_class_accuracy()
+    monkeypatch.undo()
+    for name in ("lawn", "meadow"):
+        classifier.add_class(name, new_photos[:1])
+    for name in classifier.trained_names:
+        classifier.remove_class(name)
+    with pytest.raises(UserError, match="no photo of a trained class can be read"):
+        classifier.trained_class_accuracy()

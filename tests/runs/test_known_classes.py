@@ -92,7 +92,8 @@ def test_a_summary_says_what_the_threshold_does(prepared):
     )
     rates = rates._replace(other_photos=4, other_caught=0.5, other_caught_interval=(0.15, 0.85))
     assert none_of_these_lines(made_up_results(none_of_these=rates))[1] == (
-        "of the 4 photos of other things, each scored without itself, 50% count so (15% to 85%)"
+        "of the 4 photos of other things, each scored without its fold, 50% are below it "
+        "(15% to 85%)"
     )
     assert none_of_these_lines(made_up_results()) == []
 

@@ -1,5 +1,7 @@
 """The endpoints that change the classes: what they return, and who may use them."""
 
+import asyncio
+
 import pytest
 
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
@@ -80,6 +82,19 @@ def test_mistakes_are_reported_and_change_nothing(client, photo):
         assert answer.status_code == status
         assert message in answer.json()["error"]
     assert client.get("/api/classes").json() == before
+
+
+def test_a_class_that_is_being_added_undoes_no_other_change(service, photo):
+    before = service.classifier.changes
+
+    async def both():
+        await asyncio.gather(
+            service.add_class("lawn", [("a.png", photo)]), service.remove_class("red square")
+        )
+
+    asyncio.run(both())
+    assert service.classifier.class_names == ("blue square", "green square", "lawn")
+    service.classifier.changes = before
 
 
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", TOKEN])

@@ -71,6 +71,11 @@ FUNCTIONS = {
     "einsum": lambda x: jnp.einsum("bhwc,hcd->bwd", x, jnp.ones((2, 3, 4))),
     "elements": lambda x: jnp.take_along_axis(x, jnp.minimum(x, 2).astype(jnp.int32), 3),
     "rows": lambda x: jnp.arange(20.0).reshape(10, 2)[jnp.minimum(x, 9).astype(jnp.int32)[:, 0, 0]],
+    "columns": lambda x: x.reshape(-1, 12)[:, jnp.array([[0, 3, 5], [7, 1, 0]])],
+    "shared elements": lambda x: jnp.take_along_axis(
+        x[:, 0], jnp.array([[[0, 2, 1, 1], [2, 1, 0, 2]]]), 2
+    ),
+    "new columns": lambda x: x.reshape(-1, 12).at[:, jnp.array([3, 0])].set(x[:, 0, 1, :2] + 1),
     "numbers": lambda x: x[:, 0, 0, 0] + jnp.arange(x.shape[0]) + x.shape[0],
     "counts": lambda x: jax.vmap(lambda row: jnp.zeros(3, jnp.int32).at[row].add(1))(
         jnp.minimum(x, 2).reshape(-1, 12).astype(jnp.int32)
@@ -109,7 +114,10 @@ def test_an_operation_without_an_operator_is_named():
     for function, name in (
         (lambda x: jnp.sort(x, 1), "sort"),
         (lambda x: x.astype(jnp.bfloat16) * 2, "bfloat16"),
-        (lambda x: jnp.zeros(9).at[x.reshape(-1)].add(1.0), "scatter-add"),
+        (lambda x: jnp.zeros(9).at[x[:, 0, 0, 0]].add(1.0), "scatter-add"),
+        (lambda x: x.reshape(-1), "reshape of the size 12\\*b"),
+        (lambda x: x[:-1], "gather of the size b - 1"),
+        (lambda x: jax.lax.slice_in_dim(x, x.shape[0] - 1, None), "slice of uint8"),
     ):
         traced = jax.jit(function).trace(images)
         with pytest.raises(UserError, match=f"{name}.*export with --format=fgvpl"):

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from fgvpl_jax.clip import VisionTower
 from fgvpl_jax.clip.convert import LOGIT_SCALE, published_tensors
-from fgvpl_jax.clip.families import family_of
+from fgvpl_jax.clip.families import family_of, read_config_file
 from fgvpl_jax.clip.families.hugging_face_clip import HUGGING_FACE_CLIP
 from fgvpl_jax.clip.families.metaclip_2 import METACLIP_2
 from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
@@ -29,6 +29,9 @@ FAMILIES = (HUGGING_FACE_CLIP, METACLIP_2)
 CLASS_WEIGHTS = "classifier.safetensors"
 CLASSIFIER = "classifier.json"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Keys of the tokenizer's config that transformers fills with paths of the machine that saved it.
+PATHS = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
 # Keys of a config that do not hold for the written weights, or name a folder of this machine.
 OUTDATED = ("torch_dtype", "dtype", "_name_or_path")
 
@@ -67,7 +70,12 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
     partial.mkdir()
     try:
         for file in small_files(directory, family):
-            shutil.copyfile(file, partial / file.name)
+            if file.name == TOKENIZER_CONFIG:
+                content = read_config_file(file)
+                kept = {key: one for key, one in content.items() if key not in PATHS}
+                write_json(partial / file.name, kept)
+            else:
+                shutil.copyfile(file, partial / file.name)
         for name in LICENCES:
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, partial / name)

@@ -42,6 +42,12 @@ def exported(request, photos_dir, tmp_path_factory):
         place / "clip" / "config.json",
         {**config, "torch_dtype": "float16", "_name_or_path": "/home/someone/clip"},
     )
+    tokenizer = read_json(place / "clip" / "tokenizer_config.json")
+    paths = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
+    write_json(
+        place / "clip" / "tokenizer_config.json",
+        {**tokenizer, **dict.fromkeys(paths, "/home/someone/clip/file")},
+    )
     (place / "clip" / "README.md").write_text("---\nlicense: mit\n---\n# A CLIP\n")
     (place / "clip" / "LICENSE").write_text("the licence")
     settings = make_tiny_config(place / "clip", photos_dir)
@@ -100,7 +106,10 @@ def test_the_folder_is_complete_and_names_no_path(exported):
     assert config["dtype"] == "float32"
     assert not {"torch_dtype", "_name_or_path"} & config.keys()
     card = (folder / "README.md").read_text()
-    assert str(classifier.workdir.parent) not in card
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert str(classifier.workdir.parent).encode() not in content, file.name
+        assert b"/home/someone" not in content, file.name
     assert metadata_load(folder / "README.md")["license"] == "mit"
     results = classifier.results
     assert f"{results.test_accuracy:.1%} of 15 test photos (95% Wilson interval" in card

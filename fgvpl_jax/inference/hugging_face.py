@@ -13,7 +13,7 @@ from fgvpl_jax.clip.families import family_of, read_config_file
 from fgvpl_jax.clip.families.hugging_face_clip import HUGGING_FACE_CLIP
 from fgvpl_jax.clip.families.metaclip_2 import METACLIP_2
 from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
-from fgvpl_jax.clip.hub import HUB_ID, find_checkpoint
+from fgvpl_jax.clip.hub import HUB_ID, LICENCES, find_checkpoint
 from fgvpl_jax.clip.load import small_files
 from fgvpl_jax.clip.weights import SAFETENSORS
 from fgvpl_jax.errors import UserError
@@ -28,7 +28,6 @@ from fgvpl_jax.methods.both_towers import BothTowers
 FAMILIES = (HUGGING_FACE_CLIP, METACLIP_2)
 CLASS_WEIGHTS = "classifier.safetensors"
 CLASSIFIER = "classifier.json"
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Keys of the tokenizer's config that transformers fills with paths of the machine that saved it.
 PATHS = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
@@ -76,9 +75,9 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
                 write_json(partial / file.name, kept)
             else:
                 shutil.copyfile(file, partial / file.name)
-        for name in LICENCES:
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, partial / name)
+        for file in directory.glob(LICENCES):
+            if file.is_file():
+                shutil.copyfile(file, partial / file.name)
         write_json(partial / family.config_file, float32_config(config))
         tensors = published_tensors((vision, VISION_NAMES), (text, TEXT_NAMES))
         tensors[LOGIT_SCALE] = np.asarray(np.log(classifier.clip.logit_scale))

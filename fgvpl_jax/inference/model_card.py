@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData, metadata_load
 
+from fgvpl_jax.clip.hub import README
 from fgvpl_jax.displays.labels import benchmark_label, shots_label
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation.metrics import share_interval
@@ -120,7 +121,7 @@ def licence_of(backbone: Path) -> str | None:
     Raises:
         UserError: If the metadata is damaged.
     """
-    file = backbone / "README.md"
+    file = backbone / README
     if not file.is_file():
         return None
     try:

@@ -1,5 +1,6 @@
 """Export of an adapted CLIP as a checkpoint that transformers loads, and its upload to the hub."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{folder} is written, but could not be uploaded to {repository} ({reason}): log in "
-            f"with `hf auth login`, then run `hf upload {repository} {folder}`"
+            f"with `hf auth login`, then run `hf upload --private {repository} "
+            f"{shlex.quote(str(folder))}`"
         ) from error
     return str(url)

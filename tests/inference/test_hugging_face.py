@@ -246,8 +246,13 @@ def test_the_hub_has_the_files_of_the_folder(exported, hub):
 def test_a_refused_upload_says_how_to_repeat_it(exported, hub, monkeypatch):
     _, folder = exported
     monkeypatch.setattr(hub, "answer", lambda path, body: (401, {"error": "Invalid token"}))
-    with pytest.raises(UserError, match=r"is written, but .*`hf upload someone/squares /"):
-        push_to_hub(folder, "someone/squares")
+    folder = folder.rename(folder.with_name("my hf"))
+    try:
+        command = rf"`hf upload --private someone/squares '{folder}'`"
+        with pytest.raises(UserError, match=f"is written, but .*{command}"):
+            push_to_hub(folder, "someone/squares")
+    finally:
+        folder = folder.rename(folder.with_name("hf"))
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(UserError, match="'squares': name a repository"):
         hugging_face.check_hub_id("squares")

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
             "--format=fgvpl"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    partial.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(prefix=".fgvpl_", dir=folder.parent) as place:
+        partial = Path(place) / folder.name
+        partial.mkdir()
         for file in small_files(directory, family):
             if file.name == TOKENIZER_CONFIG:
                 content = read_config_file(file)
@@ -93,8 +94,6 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
         write_json(partial / CLASSIFIER, numbers)
         (partial / "README.md").write_text(model_card(classifier, directory), encoding="utf-8")
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # exists only after a failure
     return folder
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json, write_json
 from fgvpl_jax.inference import hugging_face
 from fgvpl_jax.inference.hugging_face import export_hugging_face, push_to_hub
-from fgvpl_jax.inference.model_card import licence_of
+from fgvpl_jax.inference.model_card import licence_of, model_card
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 from tests.comparison import relative_error
@@ -118,6 +119,14 @@ def test_the_folder_is_complete_and_names_no_path(exported):
     assert ("a trained classifier" in card) == (results.method == "two_stage")
 
 
+def test_the_card_names_the_method_that_auto_chose(exported, monkeypatch):
+    classifier, folder = exported
+    monkeypatch.setattr(classifier, "title", "Auto")
+    card = model_card(classifier, folder)
+    assert f"| method | {classifier.model.title}, 2 epochs" in card
+    assert "transformers 5.3 or later" in card
+
+
 @pytest.mark.torch
 def test_transformers_has_equal_features_and_the_card_shows_how_to_predict(exported, images):
     torch = pytest.importorskip("torch", reason="compares live with PyTorch: make parity")
@@ -164,6 +173,31 @@ def test_runs_without_an_adapted_clip_are_refused(exported, tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"leaves the towers of CLIP as they are.* two_stage"):
         export_hugging_face(classifier, tmp_path / "hf")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_leaves_nothing_and_a_killed_one_hinders_no_other(
+    exported, tmp_path, monkeypatch
+):
+    classifier, folder = exported
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hugging_face, "model_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_hugging_face(classifier, tmp_path / "hf")
+        assert not list(tmp_path.iterdir())
+        # Nothing cleans up after SIGKILL.
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            export_hugging_face(classifier, tmp_path / "hf")
+    assert len(list(tmp_path.iterdir())) == 1
+    written = export_hugging_face(classifier, tmp_path / "hf")
+    assert {file.name for file in written.iterdir()} == {file.name for file in folder.iterdir()}
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert written.stat().st_mode == plain.stat().st_mode
 
 
 def test_the_licence_is_the_one_that_the_backbone_states(tmp_path):

@@ -15,6 +15,8 @@ from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.version import __version__
 
 USE = """\
+This code needs transformers 5.3 or later, torch and safetensors:
+
 ```py
 import json
 import torch
@@ -54,8 +56,8 @@ def model_card(classifier: Classifier, backbone: Path) -> str:
     )
     counts = results.counts
     rows = {
-        "method": f"{classifier.title}, {results.epochs} epochs, seed {results.seed}; weights "
-        "merged into both towers",
+        "method": f"{classifier.model.title}, {results.epochs} epochs, seed {results.seed}; "
+        "weights merged into both towers",
         "backbone": f"{identity['name']}, SHA-256 of its weights `{identity['sha256']}`",
         "data": f"{benchmark_label(results.benchmark)}, {shots_label(results.shots)}: "
         f"{counts.train} training, {counts.validation} validation and {counts.test} test photos; "

@@ -62,7 +62,7 @@ def main(
         cache = VisualCacheBuilder(
             graphdef, support, inputs=inputs, batch_size=batch_size, max_bytes=0, mesh=mesh
         )(trainable, frozen)
-        photos = decode_resident(support, ALL_BYTES)
+        photos = decode_resident(support, ALL_BYTES, resample=inputs.resample)
         assert photos is not None
         ways: dict[str, BatchSource] = {
             "host": HostBatches(
@@ -75,7 +75,12 @@ def main(
             ),
             "resident": ResidentBatches(
                 make_resident_train_step(
-                    graphdef, optimizer, mesh, layout.num_passes, clip.image_size
+                    graphdef,
+                    optimizer,
+                    mesh,
+                    layout.num_passes,
+                    image_size=clip.image_size,
+                    resample=inputs.resample,
                 ),
                 photos,
                 support.labels,

@@ -30,15 +30,18 @@ from tokenizers import models, normalizers, processors
 from tokenizers.pre_tokenizers import ByteLevel, Split
 
 from fgvpl_jax.clip.convert import LOGIT_SCALE, published_tensors
-from fgvpl_jax.clip.families import family_of
-from fgvpl_jax.clip.families.open_clip_resnet import BATCH_NORM_EPS, BatchNorm
+from fgvpl_jax.clip.families import FAMILIES, read_config_file
+from fgvpl_jax.clip.families.hugging_face_clip import HUGGING_FACE_CLIP
+from fgvpl_jax.clip.families.open_clip_resnet import BATCH_NORM_EPS, OPEN_CLIP_RESNET, BatchNorm
+from fgvpl_jax.clip.families.siglip import SIGLIP
 from fgvpl_jax.clip.family import Architecture
 from fgvpl_jax.clip.layers import INIT_STD
 from fgvpl_jax.data.shapes import COLOURS, SHAPES, SIDE, draw_scene, pretraining_pairs
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import trainable_copy
 
-OUT = flags.DEFINE_string("out", "demo/clip", "Folder to write the checkpoint into.")
+OUT = flags.DEFINE_string("out", None, "Folder to write the checkpoint into.")
 TOWER = flags.DEFINE_enum(
     "tower", "vit", ["vit", "siglip", "resnet"], "Image tower, which also decides the file format."
 )
@@ -193,11 +196,26 @@ def resnet_files() -> dict[str, Any]:
     }
 
 
+FAMILY_OF = {"vit": HUGGING_FACE_CLIP, "siglip": SIGLIP, "resnet": OPEN_CLIP_RESNET}
 FILES_OF = {"vit": vit_files, "siglip": siglip_files, "resnet": resnet_files}
 
 
 def write_small_files(out: Path, tower: str) -> None:
-    """Writes the config, the tokenizer and the preparation of images of a checkpoint."""
+    """Writes the config, the tokenizer and the preparation of images of a checkpoint.
+
+    Raises:
+        UserError: If the folder holds a config file of another form.
+    """
+    family = FAMILY_OF[tower]
+    for name in sorted({one.config_file for one in FAMILIES}):
+        file = out / name
+        if file.is_file() and not (
+            name == family.config_file and family.matches(read_config_file(file))
+        ):
+            raise UserError(
+                f"{file} belongs to a checkpoint of another form than {family.name}: name another "
+                "folder with --out"
+            )
     out.mkdir(parents=True, exist_ok=True)
     for name, content in FILES_OF[tower]().items():
         if not isinstance(content, str):
@@ -278,10 +296,12 @@ def draw_all(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def main(_: list[str]) -> None:
     """Draws the scenes, trains the model and writes the checkpoint."""
-    out, batch_size = Path(OUT.value), BATCH_SIZE.value
-    write_small_files(out, TOWER.value)
-    family, config = family_of(out)
-    architecture = family.read(out, config)
+    out, batch_size, family = Path(OUT.value), BATCH_SIZE.value, FAMILY_OF[TOWER.value]
+    try:
+        write_small_files(out, TOWER.value)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+    architecture = family.read(out, read_config_file(out / family.config_file))
     tokenizer, side = architecture.tokenizer, architecture.image_processor.side
     names = [" ".join(pair) for pair in pretraining_pairs()]
     captions = np.stack([tokenizer([t.format(n) for n in names]) for t in TEMPLATES])
@@ -358,4 +378,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("out")
     app.run(main)

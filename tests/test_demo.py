@@ -1,5 +1,7 @@
 """Checks the demo's CLIP, its scenes, and the script that trains it and CLIPs of other families."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from fgvpl_jax.clip.families import family_of
 from fgvpl_jax.clip.families.open_clip_resnet import BatchNorm
 from fgvpl_jax.data import load_shapes
 from fgvpl_jax.data.shapes import draw_scene
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition import class_text_features, normalize
 
 DEMO = Path(__file__).parents[1] / "demo"
@@ -56,6 +59,23 @@ def test_the_script_writes_files_of_the_family_with_a_grid_of_8_by_8(tower, form
     if tower == "vit":
         for file in tmp_path.iterdir():
             assert file.read_bytes() == (DEMO / "clip" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize(("tower", "other"), [("resnet", "vit"), ("vit", "siglip")])
+def test_a_folder_with_a_checkpoint_of_another_form_is_refused(tower, other, tmp_path):
+    train_clip.write_small_files(tmp_path, other)
+    train_clip.write_small_files(tmp_path, other)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"config\.json belongs to .* another form .*--out"):
+        train_clip.write_small_files(tmp_path, tower)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_script_needs_a_folder():
+    script = [sys.executable, str(DEMO / "train_clip.py")]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=DEMO.parent, check=False)
+    assert done.returncode != 0
+    assert "flag --out=None: Flag --out must have a value" in done.stderr
 
 
 def test_batch_statistics_normalise_the_batch_and_are_kept():

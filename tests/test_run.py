@@ -124,7 +124,12 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         (["--config=configs/eurosat.py"], "--workdir"),
         (["--workdir=/no/such/run"], "--config"),
         (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
-        (["--workdir=/no/such/run", "--mode=export"], "no --output"),
+        (["--workdir=/no/such/run", "--mode=export"], "--output=eurosat.fgvpl"),
+        (["--workdir=/no/such/run", "--mode=export", "--format=onnx"], "--output=eurosat.onnx"),
+        (
+            ["--workdir=/no/such/run", "--mode=export", "--format=hf"],
+            "no --output: name the folder",
+        ),
         (["--workdir=/no/such/run", "--mode=export", "--output=W.fgvpl"], "holds no run"),
         (
             ["--workdir=W", "--mode=export", "--output=W.fgvpl", "--push_to_hub=owner/name"],

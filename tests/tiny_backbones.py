@@ -199,7 +199,7 @@ def write_small_files(directory: Path, kind: str) -> None:
 
 @contextmanager
 def small_perception_encoder() -> Iterator[None]:
-    """Gives timm's smallest Perception Encoder, which has 577 tokens, other sizes and 17 tokens."""
+    """Shrinks timm's smallest Perception Encoder from 577 tokens to 17 within the block."""
     with pytest.MonkeyPatch.context() as patch:
         vision = OPEN_CLIP_KINDS["pe_core"]["model_cfg"]["vision_cfg"]
         patch.setitem(pe_core.SIZES, vision["timm_model_name"], (32, 8, 48, 2, 3))

@@ -8,6 +8,8 @@ from fgvpl_jax.clip.weights import SHARD_INDEX
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
 
+README = "README.md"  # states the licence
+LICENCES = "LICENSE*"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # The repository is listed first with this timeout, because `snapshot_download` waits forever on a
 # network that drops packets.
@@ -50,7 +52,7 @@ def _fetch(hub_id: str) -> tuple[Path, str]:
             raise _refusal(hub_id, error) from error
         return directory, directory.name
     files = {sibling.rfilename for sibling in siblings}
-    directory = _download(hub_id, all_small_files())
+    directory = _download(hub_id, [*all_small_files(), README, LICENCES])
     family, _ = family_of(directory, files)
     # Only one format is fetched: the first whose first file the repository has.
     weights = next((name for name in family.weight_formats if name in files), None)

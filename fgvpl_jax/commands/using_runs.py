@@ -113,7 +113,9 @@ def read_token(file: str) -> str:
 def export(workdir: str, arguments: list[str]) -> int:
     """Writes a trained run to a file or folder; uploads it if --push_to_hub is given."""
     if OUTPUT.value is None:
-        raise UserError("no --output: name the file to write, such as --output=eurosat.fgvpl")
+        example = "eurosat" if FORMAT.value == "hf" else f"eurosat.{FORMAT.value}"
+        kind = "folder" if FORMAT.value == "hf" else "file"
+        raise UserError(f"no --output: name the {kind} to write, such as --output={example}")
     repository = PUSH_TO_HUB.value
     if repository is not None and FORMAT.value != "hf":
         raise UserError("--push_to_hub uploads only the folder of --format=hf: add --format=hf")

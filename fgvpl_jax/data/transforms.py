@@ -28,9 +28,7 @@ class Crop(NamedTuple):
     flip: bool
 
 
-def random_crop_and_flip(
-    size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
-) -> Augmentation:
+def random_crop_and_flip(size: int, resample: Image.Resampling) -> Augmentation:
     """Returns the augmentation: a random crop to size × size, flipped half of the time.
 
     Args:

@@ -101,11 +101,16 @@ def new_output(classifier: Classifier, output: str | Path) -> Path:
 
 
 def shareable(results: RunResults) -> dict[str, Any]:
-    """Returns the results without the path of a backbone's folder; its hash identifies it."""
+    """Returns the results without paths of the machine that trained the run.
+
+    A backbone from a local folder keeps the folder's name; its hash identifies it. Unreadable
+    photos are left out, because a reason can name another path, such as the target of a link.
+    """
     backbone = results.backbone
-    if expand_user(backbone.name).exists():  # otherwise it is a hub id
-        backbone = replace(backbone, name=Path(backbone.name).name)
-    return replace(results, backbone=backbone).to_json()
+    if backbone.revision is None:  # otherwise the name is a hub id
+        backbone = replace(backbone, name=Path(backbone.name).absolute().name)
+    cleaned = replace(results, backbone=backbone, unreadable=(), validation_unreadable=())
+    return cleaned.to_json()
 
 
 def describe_preparation(classifier: Classifier) -> dict[str, Any]:

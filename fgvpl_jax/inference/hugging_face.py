@@ -1,6 +1,8 @@
 """Export of an adapted CLIP as a checkpoint that transformers loads, and its upload to the hub."""
 
+import shlex
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ from safetensors.numpy import save_file
 
 from fgvpl_jax.clip import VisionTower
 from fgvpl_jax.clip.convert import LOGIT_SCALE, published_tensors
-from fgvpl_jax.clip.families import family_of
+from fgvpl_jax.clip.families import family_of, read_config_file
 from fgvpl_jax.clip.families.hugging_face_clip import HUGGING_FACE_CLIP
 from fgvpl_jax.clip.families.metaclip_2 import METACLIP_2
 from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
-from fgvpl_jax.clip.hub import HUB_ID, find_checkpoint
+from fgvpl_jax.clip.hub import HUB_ID, LICENCES, find_checkpoint
 from fgvpl_jax.clip.load import small_files
 from fgvpl_jax.clip.weights import SAFETENSORS
 from fgvpl_jax.errors import UserError
@@ -28,7 +30,9 @@ from fgvpl_jax.methods.both_towers import BothTowers
 FAMILIES = (HUGGING_FACE_CLIP, METACLIP_2)
 CLASS_WEIGHTS = "classifier.safetensors"
 CLASSIFIER = "classifier.json"
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Keys of the tokenizer's config that transformers fills with paths of the machine that saved it.
+PATHS = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
 # Keys of a config that do not hold for the written weights, or name a folder of this machine.
 OUTDATED = ("torch_dtype", "dtype", "_name_or_path")
 
@@ -63,14 +67,19 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
             "--format=fgvpl"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    partial.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(prefix=".fgvpl_", dir=folder.parent) as place:
+        partial = Path(place) / folder.name
+        partial.mkdir()
         for file in small_files(directory, family):
-            shutil.copyfile(file, partial / file.name)
-        for name in LICENCES:
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, partial / name)
+            if file.name == TOKENIZER_CONFIG:
+                content = read_config_file(file)
+                kept = {key: one for key, one in content.items() if key not in PATHS}
+                write_json(partial / file.name, kept)
+            else:
+                shutil.copyfile(file, partial / file.name)
+        for file in directory.glob(LICENCES):
+            if file.is_file():
+                shutil.copyfile(file, partial / file.name)
         write_json(partial / family.config_file, float32_config(config))
         tensors = published_tensors((vision, VISION_NAMES), (text, TEXT_NAMES))
         tensors[LOGIT_SCALE] = np.asarray(np.log(classifier.clip.logit_scale))
@@ -85,8 +94,6 @@ def export_hugging_face(classifier: Classifier, output: str | Path) -> Path:
         write_json(partial / CLASSIFIER, numbers)
         (partial / "README.md").write_text(model_card(classifier, directory), encoding="utf-8")
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # exists only after a failure
     return folder
 
 
@@ -137,6 +144,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{folder} is written, but could not be uploaded to {repository} ({reason}): log in "
-            f"with `hf auth login`, then run `hf upload {repository} {folder}`"
+            f"with `hf auth login`, then run `hf upload --private {repository} "
+            f"{shlex.quote(str(folder))}`"
         ) from error
     return str(url)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData, metadata_load
 
+from fgvpl_jax.clip.hub import README
 from fgvpl_jax.displays.labels import benchmark_label, shots_label
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation.metrics import share_interval
@@ -14,6 +15,8 @@ from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.version import __version__
 
 USE = """\
+This code needs transformers 5.3 or later, torch and safetensors:
+
 ```py
 import json
 import torch
@@ -53,8 +56,8 @@ def model_card(classifier: Classifier, backbone: Path) -> str:
     )
     counts = results.counts
     rows = {
-        "method": f"{classifier.title}, {results.epochs} epochs, seed {results.seed}; weights "
-        "merged into both towers",
+        "method": f"{classifier.model.title}, {results.epochs} epochs, seed {results.seed}; "
+        "weights merged into both towers",
         "backbone": f"{identity['name']}, SHA-256 of its weights `{identity['sha256']}`",
         "data": f"{benchmark_label(results.benchmark)}, {shots_label(results.shots)}: "
         f"{counts.train} training, {counts.validation} validation and {counts.test} test photos; "
@@ -120,7 +123,7 @@ def licence_of(backbone: Path) -> str | None:
     Raises:
         UserError: If the metadata is damaged.
     """
-    file = backbone / "README.md"
+    file = backbone / README
     if not file.is_file():
         return None
     try:

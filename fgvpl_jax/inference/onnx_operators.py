@@ -119,17 +119,23 @@ def _split(graph: Graph, equation: JaxprEqn, x: Value) -> list[Value]:
 
 def _slice(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     params = equation.params
-    return _part(graph, x, params["start_indices"], params["limit_indices"], params["strides"])
+    bounds = params["start_indices"], params["limit_indices"]
+    return _part(graph, equation, x, *bounds, params["strides"])
 
 
 def _part(
     graph: Graph,
+    equation: JaxprEqn,
     x: Value,
     starts: Sequence[Any],
     ends: Sequence[Any],
     steps: Sequence[int] | None = None,
 ) -> str:
-    """Returns a slice; an open end is that of the batch."""
+    """Returns a slice of the equation's first input; an open end must be the end of an axis."""
+    for start, end, size in zip(starts, ends, _shape_of(equation.invars[0]), strict=True):
+        is_whole = isinstance(end, int) or str(end) == str(size)
+        if not isinstance(start, int) or not is_whole:
+            raise _unsupported(equation)
     bounds = [_int64(starts), _int64([e if isinstance(e, int) else TO_THE_END for e in ends])]
     return graph.add(
         "Slice", x, *bounds, _int64(range(len(starts))), _int64(steps or [1] * len(starts))
@@ -217,7 +223,7 @@ def _dot(graph: Graph, equation: JaxprEqn, left: Value, right: Value) -> Value:
 
 
 def _gather(graph: Graph, equation: JaxprEqn, x: Value, indices: Value) -> Value:
-    """Returns a slice at constant places, elements along one axis, or rows of a table.
+    """Returns a slice at constant places, elements along one axis, or slices of one axis.
 
     Indices must be within bounds; those of our programs are.
     """
@@ -229,23 +235,42 @@ def _gather(graph: Graph, equation: JaxprEqn, x: Value, indices: Value) -> Value
     if isinstance(indices, np.ndarray) and indices.ndim == 1 and not batched:
         starts = dict(zip(axes, indices.tolist(), strict=True))
         first = [starts.get(axis, 0) for axis in range(len(shape))]
-        ends = [
-            start + size if isinstance(size, int) else size
-            for start, size in zip(first, sizes, strict=True)
-        ]
-        return graph.reshape(_part(graph, x, first, ends), output)
+        ends = [start + size for start, size in zip(first, sizes, strict=True)]
+        return graph.reshape(_part(graph, equation, x, first, ends), output)
     if len(axes) != 1 or collapsed != axes or index_shape[-1] != 1:
         raise _unsupported(equation)
-    places = graph.reshape(indices, index_shape[:-1])
     (axis,) = axes
-    if set(batched) == set(range(len(shape))) - {axis} and batched == (
-        numbers.start_indices_batching_dims
-    ):
-        return graph.add("GatherElements", x, places, axis=axis)
-    rows = tuple(range(len(output) - len(shape) + 1, len(output)))
-    if batched or axis != 0 or numbers.offset_dims != rows or sizes[1:] != shape[1:]:
+    whole = tuple(place for place in range(len(shape)) if place not in (axis, *batched))
+    if any(sizes[place] != shape[place] for place in whole):
         raise _unsupported(equation)
-    return graph.add("Gather", x, places, axis=0)
+    others = (*range(axis), *range(axis + len(index_shape) - 1, len(output)))
+    if not batched and numbers.offset_dims == others:
+        return graph.add("Gather", x, graph.reshape(indices, index_shape[:-1]), axis=axis)
+    indexed = [place for place in range(len(output)) if place not in whole]
+    batches = [indexed[place] for place in numbers.start_indices_batching_dims]
+    if len(output) != len(shape) or numbers.offset_dims != whole or batches != [*batched]:
+        raise _unsupported(equation)
+    aligned = [1 if place in whole else size for place, size in enumerate(output)]
+    places = graph.reshape(indices, aligned)
+    return graph.add(
+        "GatherElements", x, graph.expand(places, output) if whole else places, axis=axis
+    )
+
+
+def _scatter(graph: Graph, equation: JaxprEqn, x: Value, indices: Value, updates: Value) -> Value:
+    """Returns a table with new columns; indices must be within bounds."""
+    numbers = equation.params["dimension_numbers"]
+    index_shape, updated = (_shape_of(atom) for atom in equation.invars[1:])
+    if (
+        len(_shape_of(equation.invars[0])) != 2
+        or len(index_shape) != 2
+        or numbers.operand_batching_dims
+        or numbers.update_window_dims != (0,)
+        or numbers.scatter_dims_to_operand_dims != (1,)
+    ):
+        raise _unsupported(equation)
+    places = graph.expand(graph.reshape(indices, (1, index_shape[0])), updated)
+    return graph.add("ScatterElements", x, places, updates, axis=1)
 
 
 def _scatter_add(
@@ -311,5 +336,6 @@ OPERATORS: dict[str, Operator] = {
     "top_k": _top_k,
     "dot_general": _dot,
     "gather": _gather,
+    "scatter": _scatter,
     "scatter-add": _scatter_add,
 }

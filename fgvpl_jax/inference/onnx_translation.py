@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from onnx import TensorProto, helper
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.onnx_graph import Graph, Value
+from fgvpl_jax.inference.onnx_graph import BATCH, Graph, Value
 from fgvpl_jax.inference.onnx_operators import OPERATORS
 
 # Primitives that call another jaxpr, which is translated where it is called.
@@ -51,7 +51,7 @@ def translate(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> 
 
 
 def closed_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
-    """Returns a jaxpr with its constants, of which a jaxpr without any has none."""
+    """Returns a closed jaxpr; a bare `Jaxpr` has no constants."""
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
 
 
@@ -59,13 +59,22 @@ def _translate_equation(
     graph: Graph, equation: JaxprEqn, inputs: Sequence[Value]
 ) -> Sequence[Value]:
     primitive, params = equation.primitive, equation.params
+    avals: list[Any] = [atom.aval for atom in equation.outvars]
+    sizes = [size for aval in avals for size in aval.shape if not isinstance(size, int)]
+    if primitive.name == "dim_as_value":
+        sizes.append(params["dim"])
+    for size in sizes:
+        if str(size) != BATCH:
+            raise UserError(
+                f"this method computes {primitive.name} of the size {size} on {BATCH} photos, and "
+                f"the ONNX export has operators only for sizes that are {BATCH} or do not depend "
+                "on it: export with --format=fgvpl"
+            )
     if primitive.name in CALLS:
         inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
         return translate(graph, closed_jaxpr(inner), inputs)
-    avals: list[Any] = [atom.aval for atom in equation.outvars]
-    is_open = any(not isinstance(size, int) for aval in avals for size in aval.shape)
     is_constant = not any(isinstance(value, str) for value in inputs)
-    if is_constant and not is_open and primitive.name != "dim_as_value":
+    if is_constant and not sizes:
         found = primitive.bind(*inputs, **params)
         return jax.tree.map(np.asarray, found if primitive.multiple_results else [found])
     if any(aval.dtype == jnp.bfloat16 for aval in avals):
@@ -92,7 +101,7 @@ def _while(graph: Graph, equation: JaxprEqn, inputs: Sequence[Value]) -> list[Va
     test_constants, step_constants = names[:tests], names[tests : tests + steps]
     carried = names[tests + steps :]
 
-    def goes_on(carried: Sequence[Value]) -> Value:
+    def continues(carried: Sequence[Value]) -> Value:
         test = closed_jaxpr(params["cond_jaxpr"])
         return translate(graph, test, [*test_constants, *carried])[0]
 
@@ -101,7 +110,7 @@ def _while(graph: Graph, equation: JaxprEqn, inputs: Sequence[Value]) -> list[Va
     def body() -> list[Value]:
         step = closed_jaxpr(params["body_jaxpr"])
         found = translate(graph, step, [*step_constants, *arguments[2:]])
-        return [goes_on(found), *found]
+        return [continues(found), *found]
 
     nodes, outputs = graph.body(body)
     avals: list[Any] = [atom.aval for atom in equation.outvars]
@@ -119,4 +128,4 @@ def _while(graph: Graph, equation: JaxprEqn, inputs: Sequence[Value]) -> list[Va
             for place, (name, kind) in enumerate(zip(outputs, [counter[1], *types], strict=True))
         ],
     )
-    return [*graph.add_all("Loop", len(carried), "", goes_on(carried), *carried, body=loop)]
+    return [*graph.add_all("Loop", len(carried), "", continues(carried), *carried, body=loop)]

@@ -38,7 +38,7 @@ def crop_resize_flip(
     box: Int[Array, "4"],
     flip: Bool[Array, ""],
     size: int,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    resample: Image.Resampling,
 ) -> UInt8[Array, "size size 3"]:
     """Computes `Image.crop(box).resize((size, size), resample)` within 1 of 255, then the flip.
 
@@ -61,7 +61,7 @@ def crop_resize_flip(
 
     def weights(start: Array, stop: Array) -> Array:
         edges = start.astype(jnp.float32), stop.astype(jnp.float32)
-        return resize_weights(*edges, image.shape[0], size, resample)
+        return resize_weights(*edges, image.shape[0], size=size, resample=resample)
 
     across = weights(jnp.where(columns_first, top, left), jnp.where(columns_first, bottom, right))
     down = weights(jnp.where(columns_first, left, top), jnp.where(columns_first, right, bottom))
@@ -78,7 +78,7 @@ def resize_weights(
     stop: Float[Array, ""],
     length: int,
     size: int,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    resample: Image.Resampling,
 ) -> Float[Array, "size length"]:
     """Returns the weight of each of `length` pixels in each of `size` pixels over [start, stop).
 

@@ -79,7 +79,7 @@ class PixelInputs:
     def __init__(self, clip: CLIP, seed: int, image_cache: ImageCache | None, share: Share = ALL):
         self.transform: Transform = clip.resize_and_crop
         self.resample = clip.image_processor.resample
-        self.augment = random_crop_and_flip(clip.image_size, self.resample)
+        self.augment = random_crop_and_flip(size=clip.image_size, resample=self.resample)
         self.seed = seed
         self.image_cache = image_cache
         self.share = share

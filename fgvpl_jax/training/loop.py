@@ -178,10 +178,11 @@ def batch_source(
     layout = batch_layout(mesh, batch_size, microbatch)
     if isinstance(setup.inputs, PixelInputs) and isinstance(model, PixelMethod):
         resample = setup.inputs.resample
-        photos = decode_resident(support, resident_bytes(config), resample)
+        photos = decode_resident(support, resident_bytes(config), resample=resample)
         if photos is not None:
-            crop = (model.image_encoder.vision.config.image_size, resample)
-            program = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, *crop)
+            size = model.image_encoder.vision.config.image_size
+            crop = {"image_size": size, "resample": resample}
+            program = make_resident_train_step(graphdef, optimizer, mesh, layout.num_passes, **crop)
             return ResidentBatches(
                 program, photos, support.labels, batch_size, layout, config.seed, mesh
             )

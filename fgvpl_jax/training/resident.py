@@ -60,13 +60,14 @@ class Crops(NamedTuple):
         canvases: UInt8[Array, "s H H 3"],
         size: int,
         mesh: Mesh,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        resample: Image.Resampling,
     ) -> UInt8[Array, "b size size 3"]:
         """Returns the pixels of the crops, size × size; every device crops its rows in parts."""
 
         def of_device(crops: "Crops", canvases: Array) -> Array:
             def crop(row: Any) -> Array:
-                return crop_resize_flip(canvases[row.places], row.boxes, row.flips, size, resample)
+                photo = canvases[row.places]
+                return crop_resize_flip(photo, row.boxes, row.flips, size=size, resample=resample)
 
             return jax.lax.map(crop, crops, batch_size=CROPPED_AT_ONCE)
 
@@ -91,7 +92,7 @@ class EpochDraw(NamedTuple):
 
 
 def decode_resident(
-    split: Split, max_bytes: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+    split: Split, max_bytes: int, resample: Image.Resampling
 ) -> ResidentPhotos | None:
     """Decodes all photos on the host.
 

@@ -155,7 +155,7 @@ def make_resident_train_step(
     mesh: Mesh,
     num_passes: int,
     image_size: int,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    resample: Image.Resampling,
 ) -> ResidentTrainStep:
     """Compiles any number of an epoch's steps as one program, which also crops the photos.
 
@@ -183,7 +183,7 @@ def make_resident_train_step(
         last: Int[Array, ""],
     ) -> tuple[TrainState, StepMetrics]:
         def read(crops: Crops) -> Array:
-            return crops.pixels(canvases, image_size, mesh, resample)
+            return crops.pixels(canvases, size=image_size, mesh=mesh, resample=resample)
 
         def one(step: Int[Array, ""], state: TrainState) -> tuple[TrainState, StepMetrics]:
             crops, labels, weights = jax.lax.with_sharding_constraint(

@@ -15,6 +15,7 @@ from flax.serialization import msgpack_serialize
 
 from fgvpl_jax import load_clip
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.model_card import licence_of
 from tests.clip.checkpoints import same, take_weights, to_flax_layout
 from tests.tiny_backbones import write_tiny_backbone
 
@@ -105,7 +106,8 @@ class Hub:
 
 
 def add_other_formats(directory, formats):
-    (directory / "README.md").write_text("not to be fetched")
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n")
+    (directory / "LICENSE.txt").write_text("the licence")
     (directory / "tf_model.h5").write_bytes(b"not to be fetched")
     if "model.safetensors" not in formats:
         tree = to_flax_layout(take_weights(directory))
@@ -126,9 +128,13 @@ def test_one_format_is_fetched(checkpoint, tmp_path, weights):
     assert done.returncode == 0, done.stderr
     directory, revision = done.stdout.split()
     assert revision == REVISION
-    assert same(load_clip(directory), original)
+    fetched = load_clip(directory)
+    assert same(fetched, original)
+    assert fetched.identity.small_files_sha256 == original.identity.small_files_sha256
+    assert licence_of(Path(directory)) == "mit"
     small = {"config.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
-    assert hub.sent == small | {weights, "preprocessor_config.json"}
+    licence = {"README.md", "LICENSE.txt"}
+    assert hub.sent == small | licence | {weights, "preprocessor_config.json"}
     hub.server.shutdown()
     hub.server.server_close()
     # One way of losing the hub per format, because a process takes seconds to import everything.

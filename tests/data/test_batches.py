@@ -34,7 +34,7 @@ def split(tmp_path):
 
 
 def epoch(split, batch_size=4, seed=1, epoch=0):
-    augment = random_crop_and_flip(SIZE)
+    augment = random_crop_and_flip(SIZE, Image.Resampling.BICUBIC)
     return list(train_batches(split, batch_size, augment=augment, seed=seed, epoch=epoch))
 
 
@@ -73,7 +73,7 @@ def test_seed_and_epoch_decide_everything(split, monkeypatch):
 
 @pytest.mark.parametrize("first_batch", [1, 2, 3])
 def test_an_epoch_resumes_with_the_remaining_batches(split, first_batch):
-    augment = random_crop_and_flip(SIZE)
+    augment = random_crop_and_flip(SIZE, Image.Resampling.BICUBIC)
     rest = list(train_batches(split, 4, augment=augment, seed=1, epoch=0, first_batch=first_batch))
     for a, b in zip(rest, epoch(split)[first_batch:], strict=True):
         np.testing.assert_array_equal(a.inputs, b.inputs)
@@ -143,7 +143,7 @@ def test_boxes_keep_to_area_and_aspect(size):
 
 def test_half_of_the_images_are_flipped():
     image = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8)[None, :, None] * 8, (32, 1, 3)))
-    augment, rng = random_crop_and_flip(SIZE), np.random.default_rng(0)
+    augment, rng = random_crop_and_flip(SIZE, Image.Resampling.BICUBIC), np.random.default_rng(0)
     flipped = [bool(a[0, 0, 0] > a[0, -1, 0]) for a in (augment(image, rng) for _ in range(400))]
     assert 0.42 < np.mean(flipped) < 0.58
 
@@ -151,7 +151,7 @@ def test_half_of_the_images_are_flipped():
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_shares_of_training_batches_make_up_the_whole(split, count):
     """10 images in batches of 4, padded to 12 rows."""
-    augment = random_crop_and_flip(SIZE)
+    augment = random_crop_and_flip(SIZE, Image.Resampling.BICUBIC)
 
     def rows(share):
         return list(

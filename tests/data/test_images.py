@@ -118,7 +118,7 @@ def test_very_wide_images_are_read(tmp_path):
     photo((10_000, 100)).save(tmp_path / "wide.jpg")
     image = decode_image(tmp_path / "wide.jpg")
     assert image.size == (10_000, 100)
-    crop = random_crop_and_flip(64)(image, np.random.default_rng(0))
+    crop = random_crop_and_flip(64, Image.Resampling.BICUBIC)(image, np.random.default_rng(0))
     np.testing.assert_allclose(crop.mean(axis=(0, 1)), RED, atol=6)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
+from PIL import Image
 
 from fgvpl_jax.evaluation.evaluator import compile_programs
 from fgvpl_jax.training import data_mesh
@@ -34,7 +35,7 @@ def structure(factor):
         (compile_programs, ()),
         (compile_support_features, ()),
         (make_train_step, (optax.sgd(0.1), data_mesh())),
-        (make_resident_train_step, (optax.sgd(0.1), data_mesh(), 1, 8)),
+        (make_resident_train_step, (optax.sgd(0.1), data_mesh(), 1, 8, Image.Resampling.BICUBIC)),
     ],
 )
 def test_only_the_programs_of_the_newest_structures_are_kept(make, arguments):

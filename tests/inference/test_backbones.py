@@ -114,9 +114,9 @@ def test_a_class_name_that_leaves_no_room_for_coops_context_is_refused(clip):
 def recorded(crops):
     """Returns `make_resident_train_step` that records side and filter of the crops."""
 
-    def make(*arguments):
-        crops.append(arguments[-2:])
-        return make_resident_train_step(*arguments)
+    def make(*arguments, image_size, resample):
+        crops.append((image_size, resample))
+        return make_resident_train_step(*arguments, image_size=image_size, resample=resample)
 
     return make
 

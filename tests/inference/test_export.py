@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from examples.run_exported import prepare
 from fgvpl_jax.data import decode_image
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
-from fgvpl_jax.inference.export import export_classifier
+from fgvpl_jax.inference.export import export_classifier, shareable
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "run_exported.py"
 # The libraries that this package needs and the script must not use.
@@ -101,6 +102,19 @@ def test_the_manifest_describes_the_export(exported):
     assert table not in [array.shape for array in weights]
     with zipfile.ZipFile(file) as archive:
         assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
+def test_shared_results_name_no_path(exported):
+    results = exported[0].results
+    lines = ("/home/someone/a.png: a link to /home/someone/b.png, which does not exist",)
+    moved = replace(results.backbone, name="/home/someone/clip")
+    results = replace(results, backbone=moved, unreadable=lines, validation_unreadable=lines)
+    shared = shareable(results)
+    assert shared["backbone"]["name"] == "clip"
+    assert "/home/someone" not in json.dumps(shared)
+    fetched = replace(moved, name="someone/clip", revision="0123")
+    assert shareable(replace(results, backbone=fetched))["backbone"]["name"] == "someone/clip"
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 33), (33, 101), (500, 32), (31, 20)])

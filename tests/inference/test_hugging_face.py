@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json, write_json
 from fgvpl_jax.inference import hugging_face
 from fgvpl_jax.inference.hugging_face import export_hugging_face, push_to_hub
-from fgvpl_jax.inference.model_card import licence_of
+from fgvpl_jax.inference.model_card import licence_of, model_card
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 from tests.comparison import relative_error
@@ -41,6 +42,12 @@ def exported(request, photos_dir, tmp_path_factory):
     write_json(
         place / "clip" / "config.json",
         {**config, "torch_dtype": "float16", "_name_or_path": "/home/someone/clip"},
+    )
+    tokenizer = read_json(place / "clip" / "tokenizer_config.json")
+    paths = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
+    write_json(
+        place / "clip" / "tokenizer_config.json",
+        {**tokenizer, **dict.fromkeys(paths, "/home/someone/clip/file")},
     )
     (place / "clip" / "README.md").write_text("---\nlicense: mit\n---\n# A CLIP\n")
     (place / "clip" / "LICENSE").write_text("the licence")
@@ -100,13 +107,24 @@ def test_the_folder_is_complete_and_names_no_path(exported):
     assert config["dtype"] == "float32"
     assert not {"torch_dtype", "_name_or_path"} & config.keys()
     card = (folder / "README.md").read_text()
-    assert str(classifier.workdir.parent) not in card
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert str(classifier.workdir.parent).encode() not in content, file.name
+        assert b"/home/someone" not in content, file.name
     assert metadata_load(folder / "README.md")["license"] == "mit"
     results = classifier.results
     assert f"{results.test_accuracy:.1%} of 15 test photos (95% Wilson interval" in card
     for words in (classifier.title, "clip, SHA-256", "9 training", "\n- red square\n", "`mit`"):
         assert words in card
     assert ("a trained classifier" in card) == (results.method == "two_stage")
+
+
+def test_the_card_names_the_method_that_auto_chose(exported, monkeypatch):
+    classifier, folder = exported
+    monkeypatch.setattr(classifier, "title", "Auto")
+    card = model_card(classifier, folder)
+    assert f"| method | {classifier.model.title}, 2 epochs" in card
+    assert "transformers 5.3 or later" in card
 
 
 @pytest.mark.torch
@@ -155,6 +173,31 @@ def test_runs_without_an_adapted_clip_are_refused(exported, tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"leaves the towers of CLIP as they are.* two_stage"):
         export_hugging_face(classifier, tmp_path / "hf")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_leaves_nothing_and_a_killed_one_hinders_no_other(
+    exported, tmp_path, monkeypatch
+):
+    classifier, folder = exported
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hugging_face, "model_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_hugging_face(classifier, tmp_path / "hf")
+        assert not list(tmp_path.iterdir())
+        # Nothing cleans up after SIGKILL.
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            export_hugging_face(classifier, tmp_path / "hf")
+    assert len(list(tmp_path.iterdir())) == 1
+    written = export_hugging_face(classifier, tmp_path / "hf")
+    assert {file.name for file in written.iterdir()} == {file.name for file in folder.iterdir()}
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert written.stat().st_mode == plain.stat().st_mode
 
 
 def test_the_licence_is_the_one_that_the_backbone_states(tmp_path):
@@ -237,8 +280,13 @@ def test_the_hub_has_the_files_of_the_folder(exported, hub):
 def test_a_refused_upload_says_how_to_repeat_it(exported, hub, monkeypatch):
     _, folder = exported
     monkeypatch.setattr(hub, "answer", lambda path, body: (401, {"error": "Invalid token"}))
-    with pytest.raises(UserError, match=r"is written, but .*`hf upload someone/squares /"):
-        push_to_hub(folder, "someone/squares")
+    folder = folder.rename(folder.with_name("my hf"))
+    try:
+        command = rf"`hf upload --private someone/squares '{folder}'`"
+        with pytest.raises(UserError, match=f"is written, but .*{command}"):
+            push_to_hub(folder, "someone/squares")
+    finally:
+        folder = folder.rename(folder.with_name("hf"))
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(UserError, match="'squares': name a repository"):
         hugging_face.check_hub_id("squares")

@@ -51,12 +51,16 @@ def test_crops_equal_those_of_pillow_within_one_grey_level(kind, resample):
 def test_a_box_of_the_output_size_is_copied():
     photo = np.random.default_rng(1).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     box = jnp.asarray([7, 3, 7 + SIZE, 3 + SIZE], jnp.int32)
-    ours = crop_resize_flip(jnp.asarray(photo), box, jnp.array(False), SIZE)
+    ours = crop_resize_flip(
+        jnp.asarray(photo), box, jnp.array(False), SIZE, Image.Resampling.BICUBIC
+    )
     np.testing.assert_array_equal(ours, photo[3 : 3 + SIZE, 7 : 7 + SIZE])
 
 
 def test_weights_sum_to_one_and_are_zero_outside_the_box():
-    weights = jax.jit(resize_weights, static_argnums=(2, 3))(5.0, 90.0, 120, SIZE)
+    weights = jax.jit(resize_weights, static_argnums=(2, 3, 4))(
+        5.0, 90.0, 120, SIZE, Image.Resampling.BICUBIC
+    )
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
     assert not np.asarray(weights)[:, :5].any()
     assert not np.asarray(weights)[:, 90:].any()

@@ -60,7 +60,7 @@ def record_decoding(monkeypatch):
 
 def test_an_epoch_has_the_features_of_its_pixels_in_the_same_batches(clip, photos, cache):
     inputs = FeatureInputs(clip, 5, cache, data_mesh())
-    augment = random_crop_and_flip(clip.image_size)
+    augment = random_crop_and_flip(clip.image_size, clip.image_processor.resample)
     for _ in range(2):  # computed, then read from the cache
         for epoch in range(2):
             pixels = list(train_batches(photos, 4, augment=augment, seed=5, epoch=epoch))
@@ -84,7 +84,7 @@ def test_crops_are_resized_with_the_checkpoints_own_filter(kind, resample, photo
     size = inputs.transform(photos.image(0)).shape[0]
     found = {}
     for name in ("BICUBIC", "BILINEAR"):
-        augment = random_crop_and_flip(size, Image.Resampling[name])
+        augment = random_crop_and_flip(size=size, resample=Image.Resampling[name])
         crops = [augment(photos.image(i), image_generator(5, 0, i)) for i in range(len(photos))]
         batch = next(inputs.epoch(photos, 9, 0))
         found[name] = (batch.inputs == np.stack(crops)[batch.indices]).all()

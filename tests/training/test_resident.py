@@ -62,7 +62,7 @@ def clip(tiny_clip_dir):
 
 def draw(photos, num_rows=BATCH):
     """Returns the photos on the device, and the crops, labels and weights of an epoch."""
-    resident = decode_resident(photos, 10**9)
+    resident = decode_resident(photos, 10**9, Image.Resampling.BICUBIC)
     drawn = draw_epoch(
         resident.sizes, photos.labels, BATCH, seed=SEED, epoch=EPOCH, num_rows=num_rows
     )
@@ -71,7 +71,7 @@ def draw(photos, num_rows=BATCH):
 
 @partial(jax.jit, static_argnames=("size", "mesh", "resample"))
 def cropped(crops, canvases, *, size, mesh, resample):
-    return crops.pixels(canvases, size, mesh, resample)
+    return crops.pixels(canvases, size=size, mesh=mesh, resample=resample)
 
 
 def pixels_of(crops, resident, clip, resample=Image.Resampling.BICUBIC):
@@ -82,7 +82,7 @@ def pixels_of(crops, resident, clip, resample=Image.Resampling.BICUBIC):
 @pytest.mark.parametrize("resample", KERNELS, ids=lambda resample: resample.name)
 def test_crops_order_labels_and_padding_equal_those_of_the_host(photos, clip, resample):
     resident, drawn = draw(photos, num_rows=6)
-    augment = random_crop_and_flip(clip.image_size, resample)
+    augment = random_crop_and_flip(size=clip.image_size, resample=resample)
     host = train_batches(photos, BATCH, augment=augment, seed=SEED, epoch=EPOCH, num_rows=6)
     for step, batch in enumerate(host):
         crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
@@ -98,8 +98,9 @@ def test_crops_order_labels_and_padding_equal_those_of_the_host(photos, clip, re
 
 def test_the_memory_budget_includes_all_canvases_and_working_copies(photos):
     canvases, copies = len(SIZES) * 64 * 64 * 3, AT_ONCE * (1 + 4) * 64 * 64 * 3
-    assert decode_resident(photos, canvases + copies).canvases.nbytes == canvases
-    assert decode_resident(photos, canvases + copies - 1) is None
+    decode = partial(decode_resident, photos, resample=Image.Resampling.BICUBIC)
+    assert decode(max_bytes=canvases + copies).canvases.nbytes == canvases
+    assert decode(max_bytes=canvases + copies - 1) is None
 
 
 def test_photos_stay_on_the_host_if_the_device_has_no_such_filter(photos):
@@ -109,7 +110,8 @@ def test_photos_stay_on_the_host_if_the_device_has_no_such_filter(photos):
 def test_a_photo_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no photo")
     with pytest.raises(UnreadableImage, match=r"a\.png"):
-        decode_resident(Split(tmp_path, ("a.png",), np.zeros(1, np.int32)), 10**9)
+        split = Split(tmp_path, ("a.png",), np.zeros(1, np.int32))
+        decode_resident(split, 10**9, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
@@ -142,7 +144,8 @@ def test_a_span_equals_single_steps_on_the_same_pixels(photos, clip, parts, monk
         state, metrics = single(state, frozen, None, {}, StepBatch(pixels, labels, weights))
         expected.append(metrics)
 
-    program = make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size)
+    crop = {"image_size": clip.image_size, "resample": clip.image_processor.resample}
+    program = make_resident_train_step(graphdef, optimizer, mesh, 1, **crop)
     for seconds, spans in ((0.0, [1, 1]), (60.0, [2])):
         monkeypatch.setattr(batch_sources, "SPAN_SECONDS", seconds)
         source = ResidentBatches(
@@ -229,7 +232,8 @@ def test_a_span_compiles_to_a_loop_that_never_calls_the_host(photos, clip, parts
     graphdef, trainable, frozen = parts
     mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
     resident, drawn = draw(photos)
-    program = make_resident_train_step(graphdef, optimizer, mesh, 1, clip.image_size)
+    crop = {"image_size": clip.image_size, "resample": clip.image_processor.resample}
+    program = make_resident_train_step(graphdef, optimizer, mesh, 1, **crop)
     arguments = (new_state(mesh, trainable, optimizer), frozen, None, {}, resident.canvases, drawn)
     compiled = program.lower(*arguments, jnp.int32(0), jnp.int32(2)).compile().as_text()
     assert " while(" in compiled

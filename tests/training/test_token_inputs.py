@@ -74,7 +74,7 @@ def test_an_epoch_has_the_tokens_of_its_pixels_and_repeats(
 ):
     inputs = inputs_of(clip, photos, cache if kept else None, max_bytes)
     below = model_of(clip).below_prompt
-    augment = random_crop_and_flip(clip.image_size)
+    augment = random_crop_and_flip(clip.image_size, clip.image_processor.resample)
     epochs = [list(inputs.epoch(photos, 4, epoch, num_rows=6)) for epoch in range(2 * PASSES)]
     for epoch in range(PASSES):
         pixels = train_batches(photos, 4, augment=augment, seed=SEED, epoch=epoch, num_rows=6)

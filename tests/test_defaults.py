@@ -64,6 +64,7 @@ def test_these_settings_have_a_default():
         "cache_votes",
         "connectivity",
         "false_rejection_rate",
+        "favourite",
         "minutes",
         "num_prompts",
         "object_logit_weight",

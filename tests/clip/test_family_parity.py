@@ -42,6 +42,17 @@ REAL = {
         "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
         "text_cfg": {"width": 768, "heads": 12, "layers": 12},
     },
+    "ViT-H-14": {
+        "embed_dim": 1024,
+        "vision_cfg": {
+            "image_size": 224,
+            "layers": 32,
+            "width": 1280,
+            "head_width": 80,
+            "patch_size": 14,
+        },
+        "text_cfg": {"width": 1024, "heads": 16, "layers": 24},
+    },
     "RN50": {
         "embed_dim": 1024,
         "quick_gelu": True,
@@ -197,7 +208,9 @@ def test_the_script_writes_the_committed_file(tmp_path):
 def test_features_at_real_shapes(name, tmp_path):
     config = REAL[name] | {"text_cfg": REAL[name]["text_cfg"] | {"vocab_size": 514}}
     model = write_native(tmp_path, {"model_cfg": config, "preprocess_cfg": {}})
-    errors = errors_of(model, tmp_path, batch=1 if name in ("RN50x64", "ViT-L-14") else 3)
+    errors = errors_of(
+        model, tmp_path, batch=1 if name in ("RN50x64", "ViT-L-14", "ViT-H-14") else 3
+    )
     print(f"{name}: relative error of image features {errors[0]:.1e}, of text {errors[1]:.1e}")
     assert max(errors) <= BOUND
 
@@ -214,6 +227,18 @@ LARGE = {
     "intermediate_size": 4096,
     "num_attention_heads": 16,
 }
+SHAPE_400M = {
+    "hidden_size": 1152,
+    "num_hidden_layers": 27,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+}
+HUGE = {
+    "hidden_size": 1280,
+    "num_hidden_layers": 32,
+    "intermediate_size": 5120,
+    "num_attention_heads": 16,
+}
 META_TEXT = {
     "hidden_size": 512,
     "num_hidden_layers": 12,
@@ -224,21 +249,23 @@ META_TEXT = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "side", "vision", "text"),
+    ("kind", "side", "patch", "vision", "text"),
     [
-        pytest.param("siglip", 224, BASE, BASE, id="SigLIP B/16"),
-        pytest.param("siglip", 256, LARGE, LARGE, id="SigLIP L/16"),
-        pytest.param("metaclip_2", 224, BASE, META_TEXT, id="MetaCLIP 2 B/16"),
+        pytest.param("siglip", 224, 16, BASE, BASE, id="SigLIP B/16"),
+        pytest.param("siglip", 256, 16, LARGE, LARGE, id="SigLIP L/16"),
+        pytest.param("siglip", 224, 14, SHAPE_400M, SHAPE_400M, id="SigLIP so400m/14"),
+        pytest.param("metaclip_2", 224, 16, BASE, META_TEXT, id="MetaCLIP 2 B/16"),
+        pytest.param("metaclip_2", 224, 14, HUGE, LARGE, id="MetaCLIP 2 H/14"),
     ],
 )
 def test_features_of_transformers_models_at_real_shapes(
-    kind, side, vision, text, tmp_path, request
+    kind, side, patch, vision, text, tmp_path, request
 ):
     """Checks the published shapes but for the table of tokens, which is as small as the tokenizer.
 
     SigLIP 2 base has the shape of SigLIP B/16.
     """
-    vision = vision | {"image_size": side, "patch_size": 16}
+    vision = vision | {"image_size": side, "patch_size": patch}
     if kind == "siglip":
         text = text | {"projection_size": vision["hidden_size"]}
     model = write_of_transformers(tmp_path, kind, vision_config=vision, text_config=text)

@@ -119,7 +119,7 @@ def test_a_mix_adds_up_the_probabilities_of_its_members(
         folder = Workdir(tmp_path / "auto").candidate(one.method)
         part = json.loads((tmp_path / "auto" / "results.json").read_text())
         part |= {"method": one.method, "temperature": one.temperature, **one.choices}
-        part["tried"] = None
+        part["tried"] = part["none_of_these"] = None
         folder.write(folder.results_file, part)
         for row, found in enumerate(fg.load_classifier(folder.path).predict(test_photos, top_k=3)):
             for name, probability in zip(found.class_names, found.probabilities, strict=True):

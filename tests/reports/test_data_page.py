@@ -32,7 +32,7 @@ def test_the_page_shows_the_first_photos_and_the_file_all(look, tmp_path):
     assert "reason 60" not in html
     assert f"the first {MOST_SHOWN} of 70" in html
     assert "<b>/" not in html  # names are escaped
-    assert "None were found." in html  # outliers
+    assert "No photos were found." in html  # outliers
     assert "dog" in html
     with open(tmp_path / "data" / "mislabelled.csv", encoding="utf-8") as file:
         assert [row["reason"] for row in csv.DictReader(file)] == [f"reason {i}" for i in range(70)]

@@ -114,7 +114,7 @@ def test_a_prediction_has_the_score_of_its_photo(
     ):
         belonging = prediction.belonging
         assert belonging.score == pytest.approx(row.sum(axis=1).max(), rel=1e-3)
-        assert belonging.threshold == known.threshold
+        assert belonging.threshold == np.float32(known.threshold)
         assert belonging.none_of_these == (belonging.score < belonging.threshold)
         content = json.loads(json.dumps(content_of(prediction)))
         assert content["none_of_these"] == belonging.none_of_these

@@ -1,4 +1,4 @@
-"""What the modes that use finished runs check before they load one."""
+"""Checks of the modes that use finished runs, before they load one."""
 
 import pytest
 

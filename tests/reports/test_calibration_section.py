@@ -1,4 +1,4 @@
-"""What the report says about the temperature, for runs written by hand."""
+"""The section of the report about the temperature, for runs written by hand."""
 
 import json
 

@@ -93,10 +93,8 @@ class Classifier:
             UserError: If the method has no visual cache, the name is taken, a photo cannot be
                 read, or there are too many classes or photos.
         """
-        self.check_takes_classes()
         named = named_photos(photos)
-        self.changes.check_photos(len(named))
-        name = self.changes.checked_name(name)
+        name = self.checked_class(self.changes, name, len(named))
         crops = [self.crop(photo, file) for file, photo in named]
         _, kept = self.inference.encode(padded_batch(crops), scored=False)
         assert kept is not None
@@ -108,13 +106,20 @@ class Classifier:
         ]
         self.changes = self.changes.with_class(name, self.text_features_of(name), rows)
 
-    def check_takes_classes(self) -> None:
-        """Raises `UserError` if no class can be added, because the method has no visual cache."""
+    def checked_class(self, changes: ClassChanges, raw_name: str, num_photos: int) -> str:
+        """Returns the name of a class that can be added to changed classes, as it is stored.
+
+        Raises:
+            UserError: If the method has no visual cache, the name cannot be used, or there are no
+                photos, or too many photos or classes.
+        """
         if not self.uses_cache:
             raise UserError(
                 f"{self.results.method} has no visual cache, so no class can be added: train a run "
                 "with the class, or with the method fg_vpl or tar"
             )
+        changes.check_photos(num_photos)
+        return changes.checked_name(raw_name)
 
     def remove_class(self, name: str) -> None:
         """Removes a class, trained or added: it is not predicted any more.

@@ -44,7 +44,7 @@ class ObjectLocation:
 
 @dataclass(frozen=True)
 class Belonging:
-    """How well a photo fits the trained classes together, by frozen CLIP's features.
+    """Fit of a photo to the trained classes together, by frozen CLIP's features.
 
     Attributes:
         score: 0 at the mean of a class, lower far from all classes.

@@ -188,10 +188,8 @@ class Service:
             UserError: If the name or the photos cannot be used, or the method has no visual cache.
             Overloaded: If too many photos wait.
         """
-        self.classifier.check_takes_classes()
         changes = changes or self.classifier.changes
-        changes.check_photos(len(photos))
-        name = changes.checked_name(raw_name)
+        name = self.classifier.checked_class(changes, raw_name, len(photos))
         recognised = await asyncio.gather(
             *(self.recognise(data, file, 1, with_square=True) for file, data in photos)
         )

@@ -40,6 +40,36 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@jax.custom_vjp
+def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*b j k"]) -> Float[Array, "*b i k"]:
+    """Returns left · right in the operands' type, and gradients in that type."""
+    return _contract(left, -1, right, -2)
+
+
+def _contract(left: Array, left_axis: int, right: Array, right_axis: int) -> Array:
+    """Returns the product that sums over one of the last two axes of each operand."""
+    leading = tuple(range(left.ndim - 2))
+    contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
+    return jax.lax.dot_general(
+        left,
+        right,
+        (contracted, (leading, leading)),
+        preferred_element_type=jnp.promote_types(left.dtype, jnp.float32),
+    ).astype(left.dtype)
+
+
+def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(left, right), (left, right)
+
+
+def _matmul_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    left, right = kept
+    return _contract(gradient, -1, right, -1), _contract(left, -2, gradient, -2)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nnx.Module):
     """x·kernel + bias with a kernel [in, out], computed in the type of x."""
 
@@ -49,7 +79,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """Returns x·kernel + bias."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = matmul(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype))
+        y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -114,7 +145,7 @@ class Attention(nnx.Module):
         """Attends from other tokens, the readers, to all tokens; see `__call__`."""
         value = self._heads(self.value(tokens))
         weights = attention_weights(self._queries(readers), self._keys(tokens), mask)
-        mixed = (weights @ value).swapaxes(1, 2)
+        mixed = matmul(weights, value).swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
     def from_class_token(
@@ -204,7 +235,7 @@ def _attention_weights_backward(
     product = weights.astype(wide) * gradient.astype(wide)
     of_scores = product - weights.astype(wide) * product.sum(axis=-1, keepdims=True)
     of_scores = of_scores.astype(weights.dtype)
-    return of_scores @ keys, of_scores.mT @ queries, None
+    return matmul(of_scores, keys), _contract(of_scores, -2, queries, -2), None
 
 
 # Keeps only queries, keys and weights for the backward pass; by default, the exponentials and their

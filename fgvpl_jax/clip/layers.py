@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip.config import TransformerConfig
@@ -42,20 +43,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @jax.custom_vjp
 def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*b j k"]) -> Float[Array, "*b i k"]:
-    """Returns left · right in the operands' type, and gradients in that type."""
-    return _contract(left, -1, right, -2)
-
-
-def _contract(left: Array, left_axis: int, right: Array, right_axis: int) -> Array:
-    """Returns the product that sums over one of the last two axes of each operand."""
-    leading = tuple(range(left.ndim - 2))
-    contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
-    return jax.lax.dot_general(
-        left,
-        right,
-        (contracted, (leading, leading)),
-        preferred_element_type=jnp.promote_types(left.dtype, jnp.float32),
-    ).astype(left.dtype)
+    """Returns left · right in the operands' type, like its gradients."""
+    return _rounded_contract(left, -1, right, -2)
 
 
 def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -64,10 +53,29 @@ def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Arra
 
 def _matmul_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     left, right = kept
-    return _contract(gradient, -1, right, -1), _contract(left, -2, gradient, -2)
+    return _rounded_contract(gradient, -1, right, -1), _rounded_contract(left, -2, gradient, -2)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _rounded_contract(left: Array, left_axis: int, right: Array, right_axis: int) -> Array:
+    # XLA has fast bfloat16 products on CPUs only with a float32 result, and only where no operand
+    # is transposed; it computes all others in float32, after converting the operands.
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = jnp.promote_types(left.dtype, jnp.float32) if on_cpu else left.dtype
+    return _contract(left, left_axis, right, right_axis, dtype).astype(left.dtype)
+
+
+def _contract(
+    left: Array, left_axis: int, right: Array, right_axis: int, dtype: DTypeLike
+) -> Array:
+    """Returns the product over one of the last two axes of each operand; the others are shared."""
+    shared = tuple(range(left.ndim - 2))
+    contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
+    return jax.lax.dot_general(
+        left, right, (contracted, (shared, shared)), preferred_element_type=dtype
+    )
 
 
 class Linear(nnx.Module):
@@ -79,7 +87,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """Returns x·kernel + bias."""
-        y = matmul(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype))
+        y = matmul(x.reshape(-1, x.shape[-1]), jnp.asarray(self.kernel[...], x.dtype))
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -211,8 +219,7 @@ def attention_weights(
     Returns:
         The weights in the queries' type.
     """
-    wide = jnp.promote_types(queries.dtype, jnp.float32)
-    scores = jnp.matmul(queries, keys.mT, preferred_element_type=wide)
+    scores = _contract(queries, -1, keys, -1, jnp.promote_types(queries.dtype, jnp.float32))
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
@@ -235,7 +242,7 @@ def _attention_weights_backward(
     product = weights.astype(wide) * gradient.astype(wide)
     of_scores = product - weights.astype(wide) * product.sum(axis=-1, keepdims=True)
     of_scores = of_scores.astype(weights.dtype)
-    return matmul(of_scores, keys), _contract(of_scores, -2, queries, -2), None
+    return matmul(of_scores, keys), _rounded_contract(of_scores, -2, queries, -2), None
 
 
 # Keeps only queries, keys and weights for the backward pass; by default, the exponentials and their

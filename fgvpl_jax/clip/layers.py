@@ -16,6 +16,8 @@ from fgvpl_jax.variables import Frozen
 
 INIT_STD = 0.02
 
+Axes = tuple[int, ...]
+
 
 @jax.custom_vjp
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -42,9 +44,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @jax.custom_vjp
-def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*b j k"]) -> Float[Array, "*b i k"]:
-    """Returns left · right in the operands' type, like its gradients."""
-    return _rounded_contract(left, -1, right, -2)
+def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*c j k"]) -> Float[Array, "*b i k"]:
+    """Returns left · right in the operands' type, like its gradients.
+
+    Args:
+        left: Matrices.
+        right: As many matrices, or one for all of them.
+    """
+    return _rounded_contract(left, (left.ndim - 1,), right, (right.ndim - 2,), right.ndim - 2)
 
 
 def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -53,28 +60,34 @@ def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Arra
 
 def _matmul_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     left, right = kept
-    return _rounded_contract(gradient, -1, right, -1), _rounded_contract(left, -2, gradient, -2)
+    last, shared = (left.ndim - 1,), right.ndim - 2
+    rows = tuple(range(shared, left.ndim - 1))
+    return (
+        _rounded_contract(gradient, last, right, (right.ndim - 1,), shared),
+        _rounded_contract(left, rows, gradient, rows, shared),
+    )
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _rounded_contract(left: Array, left_axis: int, right: Array, right_axis: int) -> Array:
+def _rounded_contract(
+    left: Array, left_axes: Axes, right: Array, right_axes: Axes, shared: int
+) -> Array:
     # XLA has fast bfloat16 products on CPUs only with a float32 result, and only where no operand
     # is transposed; it computes all others in float32, after converting the operands.
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.promote_types(left.dtype, jnp.float32) if on_cpu else left.dtype
-    return _contract(left, left_axis, right, right_axis, dtype).astype(left.dtype)
+    return _contract(left, left_axes, right, right_axes, shared, dtype).astype(left.dtype)
 
 
 def _contract(
-    left: Array, left_axis: int, right: Array, right_axis: int, dtype: DTypeLike
+    left: Array, left_axes: Axes, right: Array, right_axes: Axes, shared: int, dtype: DTypeLike
 ) -> Array:
-    """Returns the product over one of the last two axes of each operand; the others are shared."""
-    shared = tuple(range(left.ndim - 2))
-    contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
+    """Returns the sum over pairs of axes; the first `shared` axes of the operands are the same."""
+    batch = tuple(range(shared))
     return jax.lax.dot_general(
-        left, right, (contracted, (shared, shared)), preferred_element_type=dtype
+        left, right, ((left_axes, right_axes), (batch, batch)), preferred_element_type=dtype
     )
 
 
@@ -87,8 +100,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """Returns x·kernel + bias."""
-        y = matmul(x.reshape(-1, x.shape[-1]), jnp.asarray(self.kernel[...], x.dtype))
-        y = y.reshape(*x.shape[:-1], -1)
+        y = matmul(x, jnp.asarray(self.kernel[...], x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -219,7 +231,8 @@ def attention_weights(
     Returns:
         The weights in the queries' type.
     """
-    scores = _contract(queries, -1, keys, -1, jnp.promote_types(queries.dtype, jnp.float32))
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    scores = _contract(queries, (3,), keys, (3,), 2, wide)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
@@ -242,7 +255,7 @@ def _attention_weights_backward(
     product = weights.astype(wide) * gradient.astype(wide)
     of_scores = product - weights.astype(wide) * product.sum(axis=-1, keepdims=True)
     of_scores = of_scores.astype(weights.dtype)
-    return matmul(of_scores, keys), _rounded_contract(of_scores, -2, queries, -2), None
+    return matmul(of_scores, keys), _rounded_contract(of_scores, (2,), queries, (2,), 2), None
 
 
 # Keeps only queries, keys and weights for the backward pass; by default, the exponentials and their

@@ -60,10 +60,12 @@ def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Arra
 
 def _matmul_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     left, right = kept
-    last, shared = (left.ndim - 1,), right.ndim - 2
-    rows = tuple(range(shared, left.ndim - 1))
+    shape, shared = left.shape, right.ndim - 2
+    if not shared:  # with more axes, XLA would copy the transposed matrix
+        left, gradient = (array.reshape(-1, array.shape[-1]) for array in (left, gradient))
+    rows, last = (left.ndim - 2,), (left.ndim - 1,)
     return (
-        _rounded_contract(gradient, last, right, (right.ndim - 1,), shared),
+        _rounded_contract(gradient, last, right, (right.ndim - 1,), shared).reshape(shape),
         _rounded_contract(left, rows, gradient, rows, shared),
     )
 

@@ -32,6 +32,7 @@ from benchmarks.measuring import (
 from benchmarks.programs import LEARNING_RATE, WEIGHT_DECAY, programs, steps
 from fgvpl_jax.clip import class_token_tower
 from fgvpl_jax.clip.config import VisionConfig
+from fgvpl_jax.clip.layers import matmul
 from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.runs.settings import COMPUTE_DTYPES
 from fgvpl_jax.training import data_mesh
@@ -117,7 +118,7 @@ def xla_matmul(rows: int, width: int, hidden: int, dtype: str) -> Callable[[], A
         jnp.asarray(rng.normal(size=size), dtype)
         for size in ((rows, width), (width, hidden), (hidden, width))
     )
-    product = jax.jit(lambda x, up, down: (x @ up) @ down)
+    product = jax.jit(lambda x, up, down: matmul(matmul(x, up), down))
     return lambda: [product(x, up, down) for _ in range(PRODUCTS)]
 
 

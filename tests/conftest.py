@@ -8,14 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fgvpl_jax.runs import default_config
-from tests.tiny_clip import write_tiny_clip
-
-# Tests compile the same small programs many times, some in separate processes.
+# Tests compile the same small programs many times, some in separate processes, and run them on a
+# few small arrays: compiling is most of their time. JAX reads these variables when it is imported.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_square": (50, 60, 210)}
 
@@ -42,6 +41,8 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_clip_dir(tmp_path_factory) -> Path:
+    from tests.tiny_clip import write_tiny_clip
+
     directory = tmp_path_factory.mktemp("tiny_clip")
     write_tiny_clip(directory)
     return directory
@@ -64,6 +65,8 @@ def demo_clip_dir() -> Path:
 
 def make_tiny_config(tiny_clip_dir: Path, photos_dir: Path) -> ConfigDict:
     """Returns the config of a whole run that takes a few seconds."""
+    from fgvpl_jax.runs import default_config
+
     config = default_config.get_config()
     config.benchmark = "squares"
     config.clip = str(tiny_clip_dir)

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip.config import TransformerConfig
@@ -14,6 +15,8 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
 
 INIT_STD = 0.02
+
+Axes = tuple[int, ...]
 
 
 @jax.custom_vjp
@@ -40,6 +43,56 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@jax.custom_vjp
+def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*c j k"]) -> Float[Array, "*b i k"]:
+    """Returns left · right in the operands' type, like its gradients.
+
+    Args:
+        left: Matrices.
+        right: As many matrices, or one for all of them.
+    """
+    return _rounded_contract(left, (left.ndim - 1,), right, (right.ndim - 2,), right.ndim - 2)
+
+
+def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(left, right), (left, right)
+
+
+def _matmul_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    left, right = kept
+    shape, shared = left.shape, right.ndim - 2
+    if not shared:  # with more axes, XLA would copy the transposed matrix
+        left, gradient = (array.reshape(-1, array.shape[-1]) for array in (left, gradient))
+    rows, last = (left.ndim - 2,), (left.ndim - 1,)
+    return (
+        _rounded_contract(gradient, last, right, (right.ndim - 1,), shared).reshape(shape),
+        _rounded_contract(left, rows, gradient, rows, shared),
+    )
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _rounded_contract(
+    left: Array, left_axes: Axes, right: Array, right_axes: Axes, shared: int
+) -> Array:
+    # XLA has fast bfloat16 products on CPUs only with a float32 result, and only where no operand
+    # is transposed; it computes all others in float32, after converting the operands.
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = jnp.promote_types(left.dtype, jnp.float32) if on_cpu else left.dtype
+    return _contract(left, left_axes, right, right_axes, shared, dtype).astype(left.dtype)
+
+
+def _contract(
+    left: Array, left_axes: Axes, right: Array, right_axes: Axes, shared: int, dtype: DTypeLike
+) -> Array:
+    """Returns the sum over pairs of axes; the first `shared` axes of the operands are the same."""
+    batch = tuple(range(shared))
+    return jax.lax.dot_general(
+        left, right, ((left_axes, right_axes), (batch, batch)), preferred_element_type=dtype
+    )
+
+
 class Linear(nnx.Module):
     """x·kernel + bias with a kernel [in, out], computed in the type of x."""
 
@@ -49,7 +102,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """Returns x·kernel + bias."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = matmul(x, jnp.asarray(self.kernel[...], x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -114,7 +167,7 @@ class Attention(nnx.Module):
         """Attends from other tokens, the readers, to all tokens; see `__call__`."""
         value = self._heads(self.value(tokens))
         weights = attention_weights(self._queries(readers), self._keys(tokens), mask)
-        mixed = (weights @ value).swapaxes(1, 2)
+        mixed = matmul(weights, value).swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
     def from_class_token(
@@ -181,7 +234,7 @@ def attention_weights(
         The weights in the queries' type.
     """
     wide = jnp.promote_types(queries.dtype, jnp.float32)
-    scores = jnp.matmul(queries, keys.mT, preferred_element_type=wide)
+    scores = _contract(queries, (3,), keys, (3,), 2, wide)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
@@ -204,7 +257,7 @@ def _attention_weights_backward(
     product = weights.astype(wide) * gradient.astype(wide)
     of_scores = product - weights.astype(wide) * product.sum(axis=-1, keepdims=True)
     of_scores = of_scores.astype(weights.dtype)
-    return of_scores @ keys, of_scores.mT @ queries, None
+    return matmul(of_scores, keys), _rounded_contract(of_scores, (2,), queries, (2,), 2), None
 
 
 # Keeps only queries, keys and weights for the backward pass; by default, the exponentials and their

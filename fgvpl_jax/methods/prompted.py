@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from jaxtyping import Array, UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
 from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.visual_prompt import (
@@ -35,6 +36,12 @@ class PromptedMethod(PixelMethod):
             assert isinstance(self.encoder, FGImageEncoder)
             return self.encoder(inputs)
         return self.encoder(self.image_encoder.normalize_pixels(inputs))
+
+    def zero_shot_logits(self, inputs: UInt8[Array, "b H W 3"]) -> Float[Array, "b k"]:
+        """Returns plain CLIP's logits (Eq. 1); its layers compute in the run's type."""
+        pixels = self.image_encoder.normalize_pixels(inputs)
+        features = self.encoder.vision(pixels, self.encoder.compute_dtype)
+        return self.text_logits(features.astype(jnp.promote_types(features.dtype, jnp.float32)))
 
     def below_prompt(self, inputs: UInt8[Array, "b H W 3"]) -> TokensBelow:
         """Returns what the layers below the prompt compute, which no training changes."""

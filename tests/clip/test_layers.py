@@ -1,6 +1,7 @@
 """One transformer layer: fewer queries, masked keys, causality and the compute type."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from fgvpl_jax.clip.config import TransformerConfig
-from fgvpl_jax.clip.layers import LayerNorm, TransformerLayer, attention_weights, quick_gelu
+from fgvpl_jax.clip.layers import (
+    LayerNorm,
+    TransformerLayer,
+    attention_weights,
+    matmul,
+    quick_gelu,
+)
 from fgvpl_jax.errors import UserError
 
 
@@ -135,6 +142,53 @@ def test_attention_keeps_its_weights_once_and_in_the_compute_type():
         [queries.shape, keys.shape, (2, 2, 3, 5)]
     )
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("shape, of_right", [((), ()), ((2, 3), (2, 3)), ((2, 3), ())])
+def test_products_and_their_gradients_are_rounded_once(shape, of_right):
+    rng = np.random.default_rng(5)
+    left, right = rng.normal(size=(*shape, 5, 7)), rng.normal(size=(*of_right, 7, 4))
+    gradient = rng.normal(size=(*shape, 5, 4))
+    operands = [jnp.asarray(array, jnp.bfloat16) for array in (left, right)]
+    product, pull = jax.vjp(matmul, *operands)
+    found = [product, *pull(jnp.asarray(gradient, jnp.bfloat16))]
+    left, right, gradient = (
+        np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+        for array in (left, right, gradient)
+    )
+    by_right = left.mT @ gradient
+    summed = tuple(range(len(shape) - len(of_right)))
+    exact = [left @ right, gradient @ right.mT, by_right.sum(axis=summed)]
+    for ours, expected in zip(found, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        expected = jnp.asarray(expected, jnp.bfloat16).astype(jnp.float32)
+        np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_products_of_a_bfloat16_layer_have_the_form_that_is_fast_on_cpus(layer, tokens):
+    """Checks bfloat16 operands, a float32 result, and operands that are not transposed before."""
+
+    def loss(tokens):
+        updated, weights = layer(tokens)
+        return updated.astype(jnp.float32).sum() + weights.astype(jnp.float32).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(tokens.astype(jnp.bfloat16))
+    products = list(equations(program.jaxpr, "dot_general"))
+    assert len(products) > 16  # six of weights, two of attention, and those of gradients
+    for product in products:
+        assert {operand.aval.dtype for operand in product.invars} == {jnp.dtype(jnp.bfloat16)}
+        assert [result.aval.dtype for result in product.outvars] == [jnp.float32]
+    transposes = equations(program.jaxpr, "transpose")
+    assert all(equation.params["permutation"] == (0, 2, 1, 3) for equation in transposes)
+
+
+def equations(jaxpr, name):
+    """Yields the equations of a program, and of those inside it, with this primitive."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner, name)
 
 
 def test_heads_must_divide_the_width():

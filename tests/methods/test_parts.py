@@ -31,6 +31,22 @@ def test_fvp_compares_both_branches_with_the_texts(clip, text_features):
     np.testing.assert_array_equal(features.image, full.features(jnp.asarray(images)).image)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.1)])
+def test_zero_shot_logits_are_those_of_clip_in_the_type_of_the_run(
+    clip, text_features, dtype, tolerance
+):
+    settings = FVP_SETTINGS | {"compute_dtype": dtype}
+    model = FVP(clip, text_features, **settings, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (3, clip.image_size, clip.image_size, 3), dtype=np.uint8)
+    found = model.zero_shot_logits(jnp.asarray(images))
+    expected = model.text_logits(clip.image_encoder(jnp.asarray(images)))
+    assert found.dtype == jnp.float32
+    largest = np.abs(found - expected).max() / float(clip.logit_scale)
+    assert largest < tolerance
+    assert (largest > 1e-5) == (dtype == "bfloat16")
+
+
 @pytest.fixture
 def cache():
     rng = np.random.default_rng(2)

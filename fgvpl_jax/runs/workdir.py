@@ -46,6 +46,8 @@ class Workdir:
         self.support_file = self.path / "support.npz"
         self.known_classes_file = self.path / "known_classes.npz"
         self.checkpoints = self.path / "checkpoints"
+        # Only in the folder of a run with several labels a photo.
+        self.label_model_file = self.path / "labels.npz"
         self.classes_file = self.path / "classes.npz"
         self.folds = self.path / "cv"
         # Only in the folder of a run with the method "auto".

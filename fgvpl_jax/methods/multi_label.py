@@ -19,6 +19,8 @@ from fgvpl_jax.methods.held_out import first_of_the_best
 from fgvpl_jax.methods.interface import Choices
 
 MAX_ITERATIONS = 2000
+TOLERANCE = 1e-6  # of the gradient; scikit-learn's default, 1e-4, stops far from the minimum
+MOST_PHOTOS = 4096  # with more, every further candidate would take minutes
 # Without both a photo with a label and one without it, nothing is learned about the label: its
 # value is the same for all photos, this far from 0.
 CONSTANT_VALUE = 2.0
@@ -86,7 +88,8 @@ def fit_linear_probe(
     length = max(float(np.sqrt(((x - mean) ** 2).sum(axis=1).mean())), 1e-12)
     x = (x - mean) / length
     coefficients, intercepts = np.zeros((x.shape[1], truth.shape[1])), constant_values(truth)
-    solver = LogisticRegression(C=choices["inverse_regularisation"], max_iter=MAX_ITERATIONS)
+    c = choices["inverse_regularisation"]
+    solver = LogisticRegression(C=c, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # C decides more than the last digits
         for label in np.flatnonzero(is_learnable(truth)):
@@ -99,7 +102,10 @@ def fit_linear_probe(
 def fit_kernel_ridge(
     features: Float[np.ndarray, "s e"], truth: Bool[np.ndarray, "s k"], choices: Choices
 ) -> LabelScorer:
-    """Solves (K + λI) A = labels, where K is the kernel of `kernel_ridge_plain`."""
+    """Solves (K + λI) A = labels minus their means, with the kernel of `kernel_ridge_plain`.
+
+    The means are the intercepts.
+    """
     x = unit(features)
     sharpness = choices["kernel_sharpness"] / 2  # exp(-β (1 - x·y)) for unit vectors
     kernel = gaussian(x, x, sharpness) + choices["kernel_regularisation"] * np.eye(len(x))
@@ -145,11 +151,15 @@ class LabelMethod(NamedTuple):
 
     Attributes:
         fit: Fits the method with one of the candidates.
-        candidates: Values that out-of-fold predictions choose from, the first ones first.
+        grid: Values that out-of-fold predictions choose from, the first ones first.
     """
 
     fit: Callable[[np.ndarray, np.ndarray, Choices], LabelScorer]
-    candidates: Sequence[Choices]
+    grid: Sequence[Choices]
+
+    def candidates(self, num_photos: int) -> Sequence[Choices]:
+        """Returns the grid; with very many photos, only its first values."""
+        return self.grid if num_photos <= MOST_PHOTOS else self.grid[:1]
 
 
 LABEL_METHODS = {
@@ -199,7 +209,7 @@ def fit_sigmoid(values: Float64[np.ndarray, "N k"], truth: Bool[np.ndarray, "N k
     column = np.concatenate([values.ravel()] * 2)[:, None]
     spread = max(float(column.std()), 1e-12)
     classes = np.repeat([1, 0], targets.size)
-    solver = LogisticRegression(C=np.inf, tol=1e-8, max_iter=MAX_ITERATIONS)
+    solver = LogisticRegression(C=np.inf, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     solver.fit(column / spread, classes, sample_weight=np.concatenate([targets, 1 - targets]))
     return Sigmoid(float(solver.coef_[0, 0]) / spread, float(solver.intercept_[0]))
 

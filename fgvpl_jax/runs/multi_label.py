@@ -127,10 +127,11 @@ def fit_labels(run: LabelRun) -> Trained:
     folds = label_folds(run)
     warn_of_rare_labels(run)
     started = time.monotonic()
-    values = np.zeros((len(method.candidates), *truth.shape))
+    candidates = method.candidates(len(truth))
+    values = np.zeros((len(candidates), *truth.shape))
     for fold in np.unique(folds):
         out = folds == fold
-        for place, choices in enumerate(method.candidates):
+        for place, choices in enumerate(candidates):
             scorer = method.fit(features[~out], truth[~out], choices)
             values[place, out] = scorer.values(features[out])
     probabilities, assigned = np.zeros(truth.shape), np.zeros(truth.shape, np.bool_)
@@ -140,7 +141,7 @@ def fit_labels(run: LabelRun) -> Trained:
         probabilities[out] = sigmoid.probabilities(values[candidate, out])
         assigned[out] = probabilities[out] >= thresholds
     candidate, sigmoid, thresholds = chosen_from(values, truth)
-    scorer = method.fit(features, truth, method.candidates[candidate])
+    scorer = method.fit(features, truth, candidates[candidate])
     model = LabelModel(run.dataset.class_names, scorer, sigmoid, thresholds)
     held_out = HeldOutLabels(probabilities, assigned, run.cosines(features))
     return Trained(model, held_out, candidate, time.monotonic() - started)
@@ -253,7 +254,7 @@ def measure_labels(run: LabelRun, started: float) -> LabelResults:
         split_protocol=dataset.split_protocol,
         counts=ImageCounts(train=len(dataset.train.photos), validation=0, test=num_test),
         photos_without_label=int((~dataset.train.truth.any(axis=1)).sum()),
-        choices=label_method(config.method).candidates[trained.candidate],
+        choices=label_method(config.method).grid[trained.candidate],
         thresholds=by_label(model.thresholds, model.class_names),
         chance=chance_precision(truth),
         zero_shot_mean_average_precision=zero_shot.mean_average_precision,

@@ -137,8 +137,7 @@ def fit_svm(
 
 def is_learnable(truth: Bool[np.ndarray, "s k"]) -> Bool[np.ndarray, "k"]:
     """Returns which labels some of the photos have and others lack."""
-    has_some: np.ndarray = truth.any(axis=0)
-    return has_some & ~truth.all(axis=0)
+    return np.logical_and(truth.any(axis=0), ~truth.all(axis=0))
 
 
 def constant_values(truth: Bool[np.ndarray, "s k"]) -> Float64[np.ndarray, "k"]:

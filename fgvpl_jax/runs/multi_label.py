@@ -29,6 +29,7 @@ from fgvpl_jax.methods.multi_label import (
     choose_candidate,
     label_method,
 )
+from fgvpl_jax.runs.copies import warn_of_copies_in
 from fgvpl_jax.runs.cross_validation import is_intact, stratified_folds
 from fgvpl_jax.runs.label_results import LabelResults
 from fgvpl_jax.runs.label_run import LabelRun, prepare_labels, training_record
@@ -101,7 +102,11 @@ def train_labels(config: ConfigDict, workdir: Workdir) -> LabelResults:
             workdir.write_config(run.config, asdict(run.clip.identity))
         if not is_intact(workdir.label_model_file):
             write_trained(run, fit_labels(run))
-        return measure_labels(run, started)
+        results = measure_labels(run, started)
+        test = None if run.dataset.test is None else run.dataset.test.photos
+        support = run.dataset.train.photos
+        warn_of_copies_in({"test": test}, support, run.clip, run.image_cache)
+        return results
 
 
 def evaluate_labels(workdir: Workdir, config: ConfigDict | None = None) -> LabelResults:

@@ -127,22 +127,3 @@ def test_other_commands_refuse_the_run_in_one_line(
     assert output.err.startswith("error: ")
     assert message in output.err
     assert len(output.err.strip().splitlines()) == 1
-
-
-def test_the_command_trains_on_a_list(list_file, demo_clip_dir, tmp_path, capsys):
-    config = [
-        "--config=configs/folder.py",
-        f"--config.data.root={list_file}",
-        f"--config.clip={demo_clip_dir}",
-        f"--workdir={tmp_path / 'W'}",
-    ]
-    one = "--num_processes=1"  # jax has already begun, and can join no other processes
-    code, output = command(capsys, *config, one)
-    assert code == command_line.MISTAKE
-    assert "fg_vpl cannot learn several labels a photo" in output.err
-    code, output = command(capsys, *config, one, "--config.method=linear_probe")
-    assert code == 0
-    assert output.out.splitlines()[-1].startswith("Linear probe: mean average precision")
-    code, output = command(capsys, *config, "--mode=data")
-    assert code == command_line.MISTAKE
-    assert "has the column labels, several labels a photo" in output.err

@@ -185,6 +185,14 @@ def test_copies_of_a_photo_share_their_fold(demo_clip_dir, tmp_path, caplog):
     assert "8 of the 16 photos look like copies" in caplog.text
 
 
+def test_test_photos_that_are_copies_are_warned_of(demo_clip_dir, tmp_path, caplog):
+    file = write_label_list(tmp_path / "list", {"train": 12, "test": 3})
+    shutil.copy(tmp_path / "list" / "train_000.png", tmp_path / "list" / "test_001.png")
+    train_labels(config_of(demo_clip_dir, file), Workdir(tmp_path / "W"))
+    assert "1 of the 3 test images look like copies" in caplog.text
+    assert "test_001.png" in caplog.text
+
+
 def test_rare_labels_are_spread_over_the_folds(finished):
     config, path, _ = finished
     run = prepare_labels(config, Workdir(path))

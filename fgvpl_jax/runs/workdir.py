@@ -139,7 +139,8 @@ class Workdir:
                 message names, or a run without its config.
         """
         if not self.config_file.exists():
-            for leftover in (self.checkpoints, self.folds, self.candidates):
+            parts = (self.checkpoints, self.folds, self.candidates, self.label_model_file)
+            for leftover in parts:
                 if leftover.exists():
                     raise UserError(
                         f"{leftover} belongs to a run without its config.json: choose another "

@@ -248,6 +248,10 @@ def test_a_folder_holds_one_run(finished, demo_clip_dir, tmp_path):
     changed = write_label_list(tmp_path / "list", seed=1)
     with pytest.raises(UserError, match=r"the data in .* changed"):
         train_labels(config_of(demo_clip_dir, changed), Workdir(path))
+    shutil.copytree(path, tmp_path / "W")
+    (tmp_path / "W" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"labels\.npz belongs to a run without its config"):
+        train_labels(config, Workdir(tmp_path / "W"))
 
 
 def test_commands_for_one_label_refuse_the_run_and_the_list(finished, tmp_path):

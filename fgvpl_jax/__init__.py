@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fgvpl_jax.clip import load_clip
     from fgvpl_jax.inference.classifier import load_classifier
     from fgvpl_jax.inference.fit import fit
+    from fgvpl_jax.inference.multi_label import fit_multi_label, load_multi_label
     from fgvpl_jax.recognition import TwoPathwayHead, VisualCache
     from fgvpl_jax.visual_prompt import (
         FGImageEncoder,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "fit": "fgvpl_jax.inference.fit",
+    "fit_multi_label": "fgvpl_jax.inference.multi_label",
+    "load_multi_label": "fgvpl_jax.inference.multi_label",
     "load_classifier": "fgvpl_jax.inference.classifier",
     "load_clip": "fgvpl_jax.clip",
     "attention_map": "fgvpl_jax.visual_prompt",
@@ -41,9 +44,11 @@ __all__ = [
     "__version__",
     "attention_map",
     "fit",
+    "fit_multi_label",
     "largest_component",
     "load_classifier",
     "load_clip",
+    "load_multi_label",
     "object_mask",
     "otsu_threshold",
 ]

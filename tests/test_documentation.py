@@ -31,9 +31,12 @@ def with_python(page):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """Enters a folder with the files that the pages name: photos, and a tiny CLIP for each CLIP."""
+    """Enters a folder with the files that the pages name: photos, a list, and a CLIP for each."""
     write_photo_folders(tmp_path / "photos", 4)
     shutil.copy(tmp_path / "photos" / "red_square" / "000.png", tmp_path / "new_photo.jpg")
+    photos = sorted((tmp_path / "photos").glob("*/*.png"))
+    rows = [f"{photo.relative_to(tmp_path)},{photo.parent.name}|square" for photo in photos]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,labels", *rows]))
     for name in ("demo/clip", "openai/clip-vit-base-patch16"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         os.symlink(ROOT / "demo" / "clip", tmp_path / name)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.commands.command_line import MODES
+from tests.label_lists import write_label_list
 from tests.whole_runs import stored_results
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +251,21 @@ def test_only_modes_that_resume_promise_it_when_interrupted(mode, promise, monke
         command_line.parse_flags(["run.py", "--workdir=W", f"--mode={mode}", config])
         assert command_line.main(["run.py"]) == command_line.INTERRUPTED
     assert capsys.readouterr().err == f"interrupted{promise}\n"
+
+
+def test_the_command_trains_on_a_list_with_several_labels(demo_clip_dir, tmp_path):
+    arguments = [
+        f"--config.data.root={write_label_list(tmp_path / 'list')}",
+        f"--config.clip={demo_clip_dir}",
+        f"--workdir={tmp_path / 'W'}",
+    ]
+    done = run("--config=configs/folder.py", *arguments)
+    assert done.returncode == command_line.MISTAKE
+    assert "fg_vpl cannot learn several labels a photo" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    done = run("--config=configs/folder.py", *arguments, "--config.method=linear_probe")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("Linear probe: mean average precision")
 
 
 def test_a_full_disk_is_reported_without_a_stack(monkeypatch, capsys, caplog, tmp_path):

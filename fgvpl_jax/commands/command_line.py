@@ -50,7 +50,6 @@ from fgvpl_jax.files import expand_user
 from fgvpl_jax.interruption import handling_signals
 
 if TYPE_CHECKING:
-    from fgvpl_jax.runs.results import RunResults
     from fgvpl_jax.runs.workdir import Workdir
 
 PROCESSES = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
@@ -134,13 +133,24 @@ def _interrupted(interruption: KeyboardInterrupt, mode: Mode) -> int:
 def train(workdir: str, arguments: list[str]) -> int:
     """Trains and evaluates; resumes a run that was interrupted."""
 
-    def call() -> "RunResults":
+    def call() -> list[str]:
         from fgvpl_jax.runs import experiment
+        from fgvpl_jax.runs.label_results import label_summary
+        from fgvpl_jax.runs.label_run import has_label_list
+        from fgvpl_jax.runs.multi_label import train_labels
+        from fgvpl_jax.runs.summary import summary_lines
         from fgvpl_jax.runs.training_monitor import LogTargets
         from fgvpl_jax.runs.workdir import Workdir
 
         targets = LogTargets(TENSORBOARD.value, WANDB.value)
-        return experiment.train_and_evaluate(CONFIG.value, Workdir(workdir), targets)
+        if has_label_list(CONFIG.value):
+            if targets != LogTargets():
+                raise UserError(
+                    "a run with several labels a photo has no epochs to log: leave --tensorboard "
+                    "and --wandb out"
+                )
+            return label_summary(train_labels(CONFIG.value, Workdir(workdir)))
+        return summary_lines(experiment.train_and_evaluate(CONFIG.value, Workdir(workdir), targets))
 
     return _run_and_print(call)
 
@@ -148,20 +158,25 @@ def train(workdir: str, arguments: list[str]) -> int:
 def evaluate(workdir: str, arguments: list[str]) -> int:
     """Evaluates a trained run again."""
 
-    def call() -> "RunResults":
+    def call() -> list[str]:
         from fgvpl_jax.runs import experiment
+        from fgvpl_jax.runs.label_results import label_summary
+        from fgvpl_jax.runs.multi_label import evaluate_labels
+        from fgvpl_jax.runs.summary import summary_lines
         from fgvpl_jax.runs.workdir import Workdir
 
-        return experiment.evaluate(Workdir(workdir), CONFIG.value)
+        run = Workdir(workdir)
+        if run.label_model_file.exists():
+            return label_summary(evaluate_labels(run, CONFIG.value))
+        return summary_lines(experiment.evaluate(run, CONFIG.value))
 
     return _run_and_print(call)
 
 
-def _run_and_print(call: Callable[[], "RunResults"]) -> int:
-    """Joins the processes of the job, runs, and prints the results on process 0."""
+def _run_and_print(call: Callable[[], list[str]]) -> int:
+    """Joins the processes of the job, runs, and prints the lines of the results on process 0."""
     import jax
 
-    from fgvpl_jax.runs.summary import summary_lines
     from fgvpl_jax.training import LostProcesses, is_writer, join_processes
 
     try:
@@ -173,7 +188,7 @@ def _run_and_print(call: Callable[[], "RunResults"]) -> int:
         os._exit(_interrupted(interruption, MODES[MODE.value]))  # see above
     check_devices()
     try:
-        results = call()
+        lines = call()
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -185,7 +200,7 @@ def _run_and_print(call: Callable[[], "RunResults"]) -> int:
         )
         os._exit(LOST_PROCESS)  # an ordinary exit would wait for the lost process
     if is_writer():
-        for line in summary_lines(results):
+        for line in lines:
             print(line)
     return 0
 

@@ -6,7 +6,8 @@ what it needs when it is called, so that `--help` and mistakes do not wait for j
 
 import errno
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
 from fgvpl_jax.commands.environment import check_devices, without_proxies
@@ -30,7 +31,7 @@ from fgvpl_jax.files import expand_user
 SHORTEST_TOKEN = 16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from fgvpl_jax.inference.classifier import Classifier
@@ -39,28 +40,72 @@ if TYPE_CHECKING:
 def predict(workdir: str, arguments: list[str]) -> int:
     """Prints a prediction for each photo; returns exit code 2 if a photo could not be read."""
     from fgvpl_jax.inference import predict as prediction
+    from fgvpl_jax.runs.workdir import Workdir
 
     if EVIDENCE.value is not None and not JSON.value and OVERLAY_DIR.value is None:
         raise UserError(
             f"--evidence={EVIDENCE.value} would not be shown: add --json or --overlay_dir=FOLDER"
         )
     photos = prediction.find_photos(arguments)
-    classifier = _load(workdir)
-    unreadable = 0
-    for answer in prediction.predict_files(
-        classifier, photos, TOP_K.value, OVERLAY_DIR.value, EVIDENCE.value
-    ):
+    if Workdir(workdir).label_model_file.exists():
+        return _predict_labels(workdir, photos)
+    found = prediction.predict_files(
+        _load(workdir), photos, TOP_K.value, OVERLAY_DIR.value, EVIDENCE.value
+    )
+    return _print_answers(
+        Answer(one.result, partial(prediction.as_json, one), prediction.as_text) for one in found
+    )
+
+
+def _predict_labels(workdir: str, photos: "list[Path]") -> int:
+    """Does the work of `predict` with a run with several labels a photo."""
+    from fgvpl_jax.inference import multi_label
+
+    for flag in (OVERLAY_DIR, EVIDENCE):
+        if flag.value is not None:
+            raise UserError(
+                f"{workdir} holds a run with several labels a photo, which has no pictures and no "
+                f"evidence: leave --{flag.name} out"
+            )
+    check_devices()
+    clip = None if CONFIG.value is None else CONFIG.value.clip
+    found = multi_label.load_multi_label(workdir, clip).predict_each(photos, TOP_K.value)
+    return _print_answers(
+        Answer(one, partial(multi_label.label_json, photo, one), multi_label.label_text)
+        for photo, one in zip(photos, found, strict=True)
+    )
+
+
+class Answer(NamedTuple):
+    """The result for one photo, and how it is printed.
+
+    Attributes:
+        result: The prediction, or the error if the photo cannot be read.
+        as_json: Returns its JSON line.
+        as_text: Returns a prediction's lines of text.
+    """
+
+    result: Any
+    as_json: "Callable[[], str]"
+    as_text: "Callable[[Any], str]"
+
+
+def _print_answers(answers: "Iterable[Answer]") -> int:
+    """Prints the answers as they come; returns exit code 2 if a photo could not be read."""
+    count = unreadable = 0
+    for answer in answers:
+        count += 1
         if isinstance(answer.result, UserError):
             unreadable += 1
             complain(answer.result)
         if JSON.value:
-            print(prediction.as_json(answer), flush=True)  # for a program that reads the pipe
+            print(answer.as_json(), flush=True)  # for a program that reads the pipe
         elif not isinstance(answer.result, UserError):
-            print(printable(prediction.as_text(answer.result)), flush=True)
+            print(printable(answer.as_text(answer.result)), flush=True)
         if (error := output_error()) is not None:  # no reader, or a full disk
             return BROKEN_PIPE if error.errno == errno.EPIPE else MISTAKE
     if unreadable:
-        complain(f"{unreadable} of {len(photos)} photos could not be read")
+        complain(f"{unreadable} of {count} photos could not be read")
     return MISTAKE if unreadable else 0
 
 

@@ -1,8 +1,12 @@
 """Warns of a user's photos that are evaluated although copies of them were trained on."""
 
+from collections.abc import Mapping
+
 import jax
 from absl import logging
 
+from fgvpl_jax.clip import CLIP
+from fgvpl_jax.data import ImageCache, Split
 from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, signatures
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.training import is_writer
@@ -21,24 +25,44 @@ def warn_of_copies(run: Run) -> None:
     """
     if run.config.data.source != "folder" or not is_writer():
         return
-    support = run.few_shot.support
     cache = run.image_cache if jax.process_count() == 1 else None
     evaluated = {"validation": run.few_shot.validation, "test": run.dataset.test}
+    hint = "; --mode=data lists all of them"
+    warn_of_copies_in(evaluated, run.few_shot.support, run.clip, cache, hint)
+
+
+def warn_of_copies_in(
+    evaluated: Mapping[str, Split | None],
+    support: Split,
+    clip: CLIP,
+    cache: ImageCache | None,
+    hint: str = "",
+) -> None:
+    """Logs a warning if photos look like copies of support images.
+
+    Args:
+        evaluated: Photos by the name of their split; None for a split that does not exist.
+        support: Images that were trained on.
+        clip: Backbone whose crops are compared.
+        cache: Cache of decoded images; None reads the files.
+        hint: What to do to see all copies, after a semicolon.
+    """
     known = None
     for name, split in evaluated.items():
         if split is None or max(len(split), len(support)) > MOST_PHOTOS:
             continue
         if known is None:
-            known = signatures(support, run.clip.resize_and_crop, cache)
-        found = copied_from(signatures(split, run.clip.resize_and_crop, cache), known)
+            known = signatures(support, clip.resize_and_crop, cache)
+        found = copied_from(signatures(split, clip.resize_and_crop, cache), known)
         if found.any():
             keys = [key for key, is_copy in zip(split.keys, found, strict=True) if is_copy]
             logging.warning(
                 "%d of the %d %s images look like copies of support images, so results on them are "
-                "too good: %s%s; --mode=data lists all of them",
+                "too good: %s%s%s",
                 len(keys),
                 len(split),
                 name,
                 ", ".join(keys[:MOST_NAMED]),
                 ", …" if len(keys) > MOST_NAMED else "",
+                hint,
             )

@@ -18,6 +18,7 @@ from fgvpl_jax.runs.workdir import Workdir
 SPREAD = ("facts", "choices")
 # Fields that are null in the JSON object where they have no value; all others are left out there.
 NULLABLE = ("shots", "test_accuracy")
+SEVERAL_LABELS = "several labels"  # `task` in the results of runs with several labels a photo
 SCORES = ("accuracy", "mean_class_accuracy", "nll", "ece")
 ONLY_WITH_TEST_SPLIT = (
     *(f"test_{score}" for score in SCORES),
@@ -230,9 +231,16 @@ class RunResults:
         """Reads `results.json`.
 
         Raises:
-            UserError: If the file is damaged; names the field.
+            UserError: If the file is damaged, and names the field; if the run has several labels a
+                photo.
         """
-        return cls.from_json(read_json(workdir.results_file), workdir.results_file)
+        content = read_json(workdir.results_file)
+        if content.get("task") == SEVERAL_LABELS:
+            raise UserError(
+                f"{workdir.path} holds a run with several labels a photo, which only training, "
+                "--mode=evaluate and --mode=predict take (in Python, load_multi_label)"
+            )
+        return cls.from_json(content, workdir.results_file)
 
 
 def _to_json(value: Any) -> Any:
@@ -256,8 +264,8 @@ def _from_json(content: Mapping[str, Any]) -> dict[str, Any]:
     for name in (*hints, *chosen):
         if name in {*required, *chosen} and name not in content:
             raise ValueError(f"the field {name} is missing")
-    arguments = {n: _converted(content[n], hints[n], n) for n in hints if n in content}
-    arguments["choices"] = {n: _converted(content[n], float, n) for n in chosen}
+    arguments = {n: converted(content[n], hints[n], n) for n in hints if n in content}
+    arguments["choices"] = {n: converted(content[n], float, n) for n in chosen}
     arguments["facts"] = {
         n: value for n, value in content.items() if n not in hints and n not in chosen
     }
@@ -271,18 +279,18 @@ def _chosen_method(content: Mapping[str, Any]) -> str:
     return str(members[0] if len(members) == 1 else content.get("method"))
 
 
-def _converted(value: Any, kind: Any, name: str) -> Any:
+def converted(value: Any, kind: Any, name: str) -> Any:
     """Returns a value of JSON as a field's type; raises `ValueError`, which names the field."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is types.UnionType:  # all of these are `... | None`
-        return None if value is None else _converted(value, arguments[0], name)
+        return None if value is None else converted(value, arguments[0], name)
     if origin is dict and isinstance(value, dict):
-        return {key: _converted(one, arguments[1], f"{name}.{key}") for key, one in value.items()}
+        return {key: converted(one, arguments[1], f"{name}.{key}") for key, one in value.items()}
     if origin is tuple and isinstance(value, list):
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else [*arguments]
         if len(kinds) == len(value):
             pairs = zip(value, kinds, strict=True)
-            return tuple(_converted(one, kind, name) for one, kind in pairs)
+            return tuple(converted(one, kind, name) for one, kind in pairs)
     if origin is None and kind in PARTS and isinstance(value, dict):
         hints = get_type_hints(kind)
         if kind is Identity:  # runs before small files had a hash are known by their weights alone
@@ -291,7 +299,7 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
         if differing:
             state = "missing" if differing[0] in hints else "unknown"
             raise ValueError(f"the field {name}.{differing[0]} is {state}")
-        return kind(**{n: _converted(value[n], hint, f"{name}.{n}") for n, hint in hints.items()})
+        return kind(**{n: converted(value[n], hint, f"{name}.{n}") for n, hint in hints.items()})
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if origin is None and type(value) is kind:

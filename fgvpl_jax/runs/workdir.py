@@ -46,6 +46,8 @@ class Workdir:
         self.support_file = self.path / "support.npz"
         self.known_classes_file = self.path / "known_classes.npz"
         self.checkpoints = self.path / "checkpoints"
+        # Only in the folder of a run with several labels a photo.
+        self.label_model_file = self.path / "labels.npz"
         self.classes_file = self.path / "classes.npz"
         self.folds = self.path / "cv"
         # Only in the folder of a run with the method "auto".
@@ -137,7 +139,8 @@ class Workdir:
                 message names, or a run without its config.
         """
         if not self.config_file.exists():
-            for leftover in (self.checkpoints, self.folds, self.candidates):
+            parts = (self.checkpoints, self.folds, self.candidates, self.label_model_file)
+            for leftover in parts:
                 if leftover.exists():
                     raise UserError(
                         f"{leftover} belongs to a run without its config.json: choose another "

@@ -133,7 +133,7 @@ class KernelRidge(FittedOnce):
 
     def facts(self) -> dict[str, Any]:
         """Returns β, λ and the weight."""
-        sharpness, regularisation, weight = map(float, self.settings[...])
+        sharpness, regularisation, weight = map(float, np.asarray(self.settings[...]))
         return {
             "kernel_sharpness": sharpness,
             "kernel_regularisation": regularisation,

@@ -7,7 +7,8 @@ WORKDIR holds a trained run; with --shape, a run over a random CLIP of that shap
 first. Two servers, with and without batches, take turns at the same requests of many simultaneous
 clients on loopback, and every answer is compared with `predict`. Then one client calls `predict`,
 the endpoint and the page in turns. The page opens in the installed Chromium if Playwright is
-installed.
+installed. At last, one photo is timed by part, and the endpoint's answers with 1 and with many
+clients.
 """
 
 import argparse
@@ -19,24 +20,36 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jax
 import numpy as np
 import uvicorn
 
 import fgvpl_jax as fg
 from benchmarks.measuring import SHAPES, ratio, report, take_turns
 from benchmarks.synthetic_imagenet import write_clip
-from fgvpl_jax.data import load_shapes
+from fgvpl_jax.data import decode_image, load_shapes
+from fgvpl_jax.defaults import TOP_K
+from fgvpl_jax.displays.overlay import centred_square
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.predictions import Prediction
+from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.serving import server
-from fgvpl_jax.serving.service import BATCH_SIZES, Limits, Service
+from fgvpl_jax.serving.answer_view import answer_html
+from fgvpl_jax.serving.service import (
+    BATCH_SIZES,
+    Limits,
+    PhotoResponse,
+    RecognisedPhoto,
+    Service,
+)
 
 TIMEOUT = 600.0
 TOLERANCE = 1e-3  # of a logit: sums round differently at another batch size
@@ -64,9 +77,53 @@ def main(
         result["batched_over_unbatched_requests_per_second"] = ratio(
             seconds, "unbatched", "batched"
         )
-        result |= tally
         result |= one_after_the_other(classifier, batched, photos, rounds)
+        for number in (1, clients):
+            waited: list[float] = []
+            one_by_one = count // number
+            asyncio.run(crowd(batched, photos, number, one_by_one, expected, tally, waited))
+            result |= percentiles(f"endpoint_{number}_clients", waited)
+        result |= tally
+    for part, values in times_of_parts(classifier, photos, 3 * rounds).items():
+        result |= percentiles(part, values)
     return result
+
+
+def percentiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    """Returns the median and the 99th percentile in milliseconds."""
+    return {f"{name}_p{p}_ms": 1e3 * float(np.percentile(seconds, p)) for p in (50, 99)}
+
+
+def times_of_parts(
+    classifier: Classifier, photos: Sequence[Path], rounds: int
+) -> dict[str, list[float]]:
+    """Times what the server does for one photo at a time, in seconds by part."""
+    service = Service(classifier, Limits(requests_per_minute=10**9), (1,))
+    inference = classifier.inference
+    times: dict[str, list[float]] = {}
+
+    def timed(part: str, call: Callable[[], Any], *, is_counted: bool) -> Any:
+        started = time.perf_counter()
+        value = jax.block_until_ready(call())
+        if is_counted:
+            times.setdefault(part, []).append(time.perf_counter() - started)
+        return value
+
+    for turn in range(-1, rounds):  # the first turn warms up
+        part = partial(timed, is_counted=turn >= 0)
+        for file in photos:
+            content, name = file.read_bytes(), file.name
+            photo = part("decode", partial(decode_image, content, name))
+            crop = part("resize", partial(classifier.crop, photo, name))
+            batch = padded_batch([crop], 1)
+            features, _ = part("encode", partial(inference.encode, batch))
+            found = part("head", partial(inference.recognise, features))
+            response = PhotoResponse(classifier.prediction(found, 0, name, TOP_K), None)
+            square = part("square", partial(centred_square, photo))
+            answer = RecognisedPhoto(crop, square, response)
+            part("picture", partial(answer_html, answer, service, (), ()))
+    service.close()
+    return times
 
 
 def one_after_the_other(
@@ -103,19 +160,26 @@ async def crowd(
     requests: int,
     expected: dict[str, Prediction],
     tally: dict[str, int],
+    waited: list[float] | None = None,
 ) -> None:
-    """Runs clients that send one request after another; counts wrong and lost answers."""
+    """Runs clients that send one request after another; counts wrong and lost answers.
+
+    Appends the seconds of each answer to `waited`.
+    """
     port = int(address.rpartition(":")[2])
 
     async def one(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for turn in range(requests):
             photo = photos[(number + turn * clients) % len(photos)]
+            started = time.perf_counter()
             try:
                 status, body = await asyncio.wait_for(ask(reader, writer, photo), TIMEOUT)
             except (OSError, EOFError, TimeoutError):
                 tally["lost"] += 1
                 return
+            if waited is not None:
+                waited.append(time.perf_counter() - started)
             tally["answers"] += 1
             tally["wrong"] += not is_right(status, body, expected[photo.name])
         writer.close()

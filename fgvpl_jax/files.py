@@ -28,6 +28,16 @@ def expand_user(path: str | Path) -> Path:
         ) from error
 
 
+def user_cache_folder(name: str) -> Path:
+    """Returns a folder of this package's cache, by the XDG base directory specification.
+
+    Raises:
+        UserError: If this user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expand_user(base) / "fgvpl_jax" / name
+
+
 @contextmanager
 def written_whole(file: Path) -> Iterator[BinaryIO]:
     """Opens a stream whose content replaces the file at the end of the block, synced to disk.

@@ -3,10 +3,14 @@
 Models are split by type, never by matching names: `nnx.split(model, Trainable, ...)`.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
@@ -17,6 +21,20 @@ class Frozen(nnx.Variable):
 
 class Trainable(nnx.Param):
     """A variable that the optimizer updates."""
+
+
+def on_device(
+    values: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike | None = np.float32
+) -> jax.Array:
+    """Returns values of the host as an array on the device, without compiling a program.
+
+    `jnp.asarray` and `jnp.zeros` compile one for each shape.
+
+    Args:
+        values: A number, a sequence of them, or an array of NumPy's.
+        dtype: Type of the result; None for the type of the values.
+    """
+    return jax.device_put(np.asarray(values, dtype))
 
 
 def trainable_copy(module: ModuleT) -> ModuleT:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -11,6 +10,7 @@ from fgvpl_jax.clip.family import Architecture, Names, source_of
 from fgvpl_jax.clip.towers import ImageTower, TextTower
 from fgvpl_jax.clip.weights import Tensors
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.variables import on_device
 
 LOGIT_SCALE = "logit_scale"
 
@@ -43,7 +43,7 @@ def build_towers(
             if tensor.shape != expected:
                 misshaped.add(f"{name} {tensor.shape}, expected {expected}")
                 continue
-            filled.append((path, variable.replace(jnp.asarray(layout.ours(tensor)))))
+            filled.append((path, variable.replace(on_device(layout.ours(tensor), None))))
         towers.append((graphdef, filled))
     for name in (LOGIT_SCALE, *architecture.unused):
         used.add(name)

@@ -2,13 +2,12 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from fgvpl_jax.clip.towers import ImageTower
-from fgvpl_jax.variables import Frozen
+from fgvpl_jax.variables import Frozen, on_device
 
 
 @runtime_checkable
@@ -48,8 +47,8 @@ class ImageEncoder(nnx.Module):
         rescale_factor: float | np.floating,
     ):
         self.vision = vision
-        self.pixel_scale = Frozen(jnp.asarray(rescale_factor / std))
-        self.pixel_shift = Frozen(jnp.asarray(-mean / std))
+        self.pixel_scale = Frozen(on_device(rescale_factor / std, None))
+        self.pixel_shift = Frozen(on_device(-mean / std, None))
 
     @property
     def feature_dim(self) -> int:

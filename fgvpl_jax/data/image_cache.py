@@ -25,6 +25,7 @@ from PIL import Image
 
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
+from fgvpl_jax.files import user_cache_folder
 
 FORMAT = 3  # incremented when the records, or the bytes that `decode_image` returns, change
 # Only files with these suffixes, which no other program uses, are ever removed.
@@ -39,9 +40,8 @@ Append = Callable[..., None]
 
 
 def default_cache_folder() -> Path:
-    """Returns the cache folder according to the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fgvpl_jax" / "images"
+    """Returns the cache folder; see `user_cache_folder`."""
+    return user_cache_folder("images")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 from numpy.typing import ArrayLike
@@ -15,6 +14,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.programs import AddedClassArrays, ChangedClassArrays
 from fgvpl_jax.recognition import VisualCache
+from fgvpl_jax.variables import on_device
 
 # Arrays always have these sizes, so that adding a class or a photo compiles nothing.
 MOST_CLASSES = 8
@@ -186,7 +186,7 @@ class ClassChanges:
         trained = len(self.trained_names)
         is_predicted = np.array([name is not None for name in self.names])
         if not self.added_names:
-            arrays = ChangedClassArrays(jnp.asarray(is_predicted), None)
+            arrays = ChangedClassArrays(on_device(is_predicted, None), None)
             return None if is_predicted.all() else arrays
         has_objects = self.photos[0].object is not None
         labels = np.array([trained + photo.label for photo in self.photos], np.int32)
@@ -198,7 +198,7 @@ class ClassChanges:
                 if has_objects
                 else None,
                 padded(labels, MOST_PHOTOS),
-                jnp.arange(MOST_PHOTOS) < len(self.photos),
+                on_device(np.arange(MOST_PHOTOS) < len(self.photos), None),
             ),
         )
         return ChangedClassArrays(padded(is_predicted, trained + MOST_CLASSES), added)
@@ -254,4 +254,5 @@ def read_changes(file: Path) -> ClassChanges:
 def padded(rows: Sequence[ArrayLike | None] | np.ndarray, size: int) -> Shaped[Array, "size ..."]:
     """Puts the rows on the device, with zeros up to `size` rows."""
     array = np.asarray(rows)
-    return jnp.asarray(np.pad(array, [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]))
+    padding = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return on_device(np.pad(array, padding), None)

@@ -19,6 +19,7 @@ from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
 from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, Similar
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.recognition import class_text_features
+from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.known_classes import read_known_classes
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import check_jax_settings
@@ -47,6 +48,7 @@ class Classifier:
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
         check_jax_settings()
+        keep_compiled_programs()
         config = workdir.stored_config()
         if not workdir.results_file.exists():
             raise unfinished(workdir)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ShapesSplit, Split
@@ -17,6 +17,7 @@ from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import build_model
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
+from fgvpl_jax.variables import on_device
 
 
 class FinalModel(NamedTuple):
@@ -86,9 +87,9 @@ def load_trained(workdir: Workdir, clip: CLIP) -> FinalModel:
     cache = None
     if model.uses_cache:
         cache = VisualCache(
-            jnp.asarray(support["image"]),
-            jnp.asarray(support["object"]) if "object" in support else None,
-            jnp.asarray(support["labels"]),
-            jnp.ones(len(keys), bool),
+            on_device(support["image"], None),
+            on_device(support["object"], None) if "object" in support else None,
+            on_device(support["labels"], None),
+            on_device(np.ones(len(keys), bool), None),
         )
     return FinalModel(model, cache, class_names, photos)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
@@ -28,7 +27,7 @@ from fgvpl_jax.methods.held_out import (
 )
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
-from fgvpl_jax.variables import Trainable
+from fgvpl_jax.variables import Trainable, on_device
 from fgvpl_jax.visual_prompt import FeatureKinds, FeatureKindsEncoder
 
 # docs/ablations.md says how these values were chosen: never on a test split.
@@ -70,11 +69,11 @@ class GDAPool(FittedOnce):
     ):
         super().__init__(clip, text_features, labels, rule)
         num_classes, dim = text_features.shape
-        self.kernel = Trainable(jnp.zeros((len(KINDS), dim, num_classes)))
-        self.bias = Trainable(jnp.zeros(num_classes))
-        self.text_weight = Trainable(jnp.ones(()))
-        self.weights = Trainable(jnp.zeros(2 * len(KINDS) + 1))
-        self.ridges = Trainable(jnp.zeros(2 * len(KINDS)))
+        self.kernel = Trainable(on_device(np.zeros((len(KINDS), dim, num_classes))))
+        self.bias = Trainable(on_device(np.zeros(num_classes)))
+        self.text_weight = Trainable(on_device(1.0))
+        self.weights = Trainable(on_device(np.zeros(2 * len(KINDS) + 1)))
+        self.ridges = Trainable(on_device(np.zeros(2 * len(KINDS))))
 
     @classmethod
     def frozen_encoder(cls, clip: CLIP, config: ConfigDict) -> FrozenEncoder:
@@ -115,10 +114,10 @@ class GDAPool(FittedOnce):
         self._set(experts, weights, text_weight, present)
         parts = [*(fit.held_out.support for fit in fits), text.support]
         held_out = sum(w * logits for w, logits in zip(chosen, parts, strict=True))
-        self.held_out.set_value(jnp.asarray(held_out, jnp.float32))
+        self.held_out.set_value(on_device(held_out))
 
     def _unit_kinds(self, packed: Float[np.ndarray, "b c"]) -> Float64[np.ndarray, "3 b e"]:
-        return unit(np.asarray(self.features(jnp.asarray(packed)).kinds)).swapaxes(0, 1)
+        return unit(np.asarray(self.features(on_device(packed)).kinds)).swapaxes(0, 1)
 
     def _set(
         self,
@@ -138,11 +137,11 @@ class GDAPool(FittedOnce):
         bias -= bias[present].mean()
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
         ridges = [0.0 if expert is None else expert.ridge for expert in experts]
-        self.kernel.set_value(jnp.asarray(kernel, jnp.float32))
-        self.bias.set_value(jnp.asarray(bias, jnp.float32))
-        self.text_weight.set_value(jnp.float32(weights[-1] * text_weight))
-        self.weights.set_value(jnp.asarray(weights, jnp.float32))
-        self.ridges.set_value(jnp.asarray(ridges, jnp.float32))
+        self.kernel.set_value(on_device(kernel))
+        self.bias.set_value(on_device(bias))
+        self.text_weight.set_value(on_device(weights[-1] * text_weight))
+        self.weights.set_value(on_device(weights))
+        self.ridges.set_value(on_device(ridges))
 
     def facts(self) -> dict[str, Any]:
         """Returns weights and τ of the discriminants by kind, and the weight of zero-shot CLIP."""

@@ -7,7 +7,6 @@ to `fgvpl_jax/methods/__init__.py`.
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -18,7 +17,7 @@ from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.methods.held_out import LabelledLogits
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import normalize, total
-from fgvpl_jax.variables import Frozen
+from fgvpl_jax.variables import Frozen, on_device
 
 # Numbers that validation chooses, by the names of the arguments of `logits` that take them.
 Choices = dict[str, float]
@@ -114,7 +113,7 @@ class Method(nnx.Module):
 
     def __init__(self, clip: CLIP, text_features: Float[Array, "k e"]):
         self.text_features = Frozen(text_features)
-        self.logit_scale = Frozen(jnp.asarray(clip.logit_scale))
+        self.logit_scale = Frozen(on_device(clip.logit_scale))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "Method":

@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
@@ -14,7 +13,7 @@ from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
-from fgvpl_jax.variables import Trainable
+from fgvpl_jax.variables import Trainable, on_device
 
 # C is scikit-learn's: the weight of the summed loss relative to half the squared norm of the
 # weights.
@@ -51,10 +50,10 @@ class LinearProbe(FeatureMethod):
         super().__init__(clip, text_features)
         self.rule = rule
         num_classes, dim = text_features.shape
-        self.kernel = Trainable(jnp.zeros((dim, num_classes)))
-        self.bias = Trainable(jnp.zeros((num_classes,)))
-        self.inverse_regularisation = Trainable(jnp.ones(()))
-        self.gradient_norm = Trainable(jnp.zeros(()))
+        self.kernel = Trainable(on_device(np.zeros((dim, num_classes))))
+        self.bias = Trainable(on_device(np.zeros(num_classes)))
+        self.inverse_regularisation = Trainable(on_device(1.0))
+        self.gradient_norm = Trainable(on_device(0.0))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "LinearProbe":
@@ -87,10 +86,10 @@ class LinearProbe(FeatureMethod):
                 norm,
                 LARGEST_GRADIENT,
             )
-        self.gradient_norm.set_value(jnp.asarray(norm, jnp.float32))
-        self.kernel.set_value(jnp.asarray(kernel))
-        self.bias.set_value(jnp.asarray(bias))
-        self.inverse_regularisation.set_value(jnp.asarray(c, jnp.float32))
+        self.gradient_norm.set_value(on_device(norm))
+        self.kernel.set_value(on_device(kernel))
+        self.bias.set_value(on_device(bias))
+        self.inverse_regularisation.set_value(on_device(c))
 
     def facts(self) -> dict[str, Any]:
         """Returns C and the gradient norm, which shows how near the solution is."""

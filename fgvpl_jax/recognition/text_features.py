@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.recognition.feature_adapter import normalize
+from fgvpl_jax.variables import on_device
 
 # Texts per call of the text tower; bounds memory at 1,000 classes × 7 templates.
 BATCH_SIZE = 64
@@ -40,11 +39,15 @@ def class_text_features(
     rows = clip.tokenize([t.replace("{}", n) for n in names for t in templates])
     padding = -len(rows) % BATCH_SIZE  # one shape, one compilation
     token_ids = np.pad(rows, ((0, padding), (0, 0)), mode="edge")
-    features = jnp.concatenate(
-        [
-            normalize(clip.encode_text(token_ids[start : start + BATCH_SIZE]))
-            for start in range(0, len(token_ids), BATCH_SIZE)
-        ]
-    )
-    features = features[: len(features) - padding].reshape(len(names), len(templates), -1)
-    return normalize(features.mean(axis=1))
+    batches = [
+        clip.encode_text(token_ids[start : start + BATCH_SIZE])
+        for start in range(0, len(token_ids), BATCH_SIZE)
+    ]
+    # On the host, where the few small operations need no compilation.
+    features = np.concatenate([np.asarray(batch, np.float64) for batch in batches])[: len(rows)]
+    means = _unit(features).reshape(len(names), len(templates), -1).mean(axis=1)
+    return on_device(_unit(means))
+
+
+def _unit(features: Float64[np.ndarray, "*b e"]) -> Float64[np.ndarray, "*b e"]:
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)

@@ -11,6 +11,7 @@ from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import Dataset, Split
 from fgvpl_jax.data.near_copies import first_copies, groups_of_copies, signatures
 from fgvpl_jax.evaluation.suspects import confusions, out_of_fold, outliers, suspect_labels
+from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.cross_validation import stratified_folds
 from fgvpl_jax.runs.data_loading import load_dataset, open_image_cache
 from fgvpl_jax.runs.known_classes import FOLDS, MOST_PHOTOS
@@ -72,6 +73,7 @@ def look_at_data(config: ConfigDict, workdir: Workdir) -> DataLook | None:
     Raises:
         UserError: If the backbone cannot be loaded.
     """
+    keep_compiled_programs()
     dataset = load_dataset(config)
     splits = tuple(x for x in (dataset.train, dataset.validation, dataset.test) if x is not None)
     if sum(map(len, splits)) > MOST_PHOTOS:

@@ -12,6 +12,7 @@ from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
 from fgvpl_jax.methods import AUTO, PromptedMethod, method_named
+from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.settings import check_config, check_jax_settings, with_recipe
@@ -26,6 +27,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
         UserError: For every mistake in config or data.
     """
     check_jax_settings()
+    keep_compiled_programs()
     check_config(config)
     method = None if config.method == AUTO else method_named(config.method)
     reads_features = method is None or method.reads_features

@@ -1,0 +1,32 @@
+"""Training on frozen features compiles only the programs that it needs."""
+
+import jax
+import pytest
+
+import fgvpl_jax as fg
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+# The text tower; the image tower for the batches of two lengths; the features and logits of the
+# validation photos; the logits of the test photos; a random key, in three.
+NEEDED = 9
+
+
+@pytest.fixture
+def compiled():
+    """Collects the names of the programs that are compiled, or read from JAX's cache."""
+    names = []
+
+    def listen(event, _, **facts):
+        if event == COMPILATION:
+            names.append(facts.get("fun_name"))
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("method", ["gda", "linear_probe", "kernel_ridge", "svm"])
+def test_frozen_features_need_few_programs(method, tiny_clip_dir, photos_dir, compiled):
+    fg.fit(photos_dir, clip=tiny_clip_dir, method=method, shots=3, data={"image_cache_gb": 0})
+    assert len(compiled) <= NEEDED, "\n".join(compiled)

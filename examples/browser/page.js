@@ -5,6 +5,7 @@ import { decode, geometry, prepare } from "./prepare.js";
 
 const MOST_CLASSES = 5;
 const LONGEST_SIDE = 640;
+const DARKNESS = 0.55;
 const element = (id) => document.getElementById(id);
 let model = null;
 let shown = null; // photo, outputs and geometry of the answer on the page
@@ -88,10 +89,15 @@ function draw() {
     const down = canvas.height / seen.height;
     const square = [seen.left * across, seen.top * down, seen.side * across, seen.side * down];
     if (element("show-mask").checked) {
-      // Background patches become dark.
-      const layer = layerOf(mask, (value) => [0, 0, 0, value ? 0 : 0.5]);
+      // Background patches and what the model did not see become dark.
+      const layer = layerOf(mask, (value) => [0, 0, 0, value ? 0 : DARKNESS]);
       context.imageSmoothingEnabled = false;
       context.drawImage(layer, ...square);
+      context.fillStyle = `rgb(0 0 0 / ${DARKNESS})`;
+      context.beginPath();
+      context.rect(0, 0, canvas.width, canvas.height);
+      context.rect(...square);
+      context.fill("evenodd");
     }
     if (element("show-map").checked) {
       const most = map.data.reduce((one, other) => Math.max(one, other), 0) || 1;
@@ -99,6 +105,8 @@ function draw() {
       context.imageSmoothingEnabled = true;
       context.drawImage(layer, ...square);
     }
+    context.strokeStyle = "rgb(255 255 255 / 0.7)";
+    context.strokeRect(...square);
   }
   canvas.setAttribute("aria-label", text);
 }

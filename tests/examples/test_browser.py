@@ -96,15 +96,15 @@ def browser():
 @pytest.fixture
 def open_page(browser, address):
     """Opens the page; it may send nothing to its own server and ask no other one for anything."""
-    contexts, requests = [], []
+    contexts, requests, errors = [], [], []
 
     def open_(**settings):
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(SECONDS)
-        context.on("request", requests.append)
-        page.on("pageerror", lambda error: pytest.fail(str(error)))
+        context.on("request", lambda request: requests.append(request))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         page.locator("#status", has_text="The model knows 10 classes").wait_for()
         return page
@@ -112,8 +112,10 @@ def open_page(browser, address):
     yield open_
     for context in contexts:
         context.close()
-    assert requests
+    assert errors == [] and requests
     for request in requests:
+        if request.failure == "csp":  # refused by the page's policy, so it left no machine
+            continue
         assert request.url.startswith((address, "data:", "blob:")), request.url
         assert (request.method, request.post_data) == ("GET", None)
 

@@ -131,19 +131,24 @@ def tower_products(model: onnx.ModelProto, config: TransformerConfig) -> list[st
 
     They multiply tokens [b, t, in] by a constant [in, out], both sides of which are widths of the
     tower. The products of attention, which decide the object mask, have no constant. Those of the
-    head, such as adapters and caches, have no tokens.
+    head, such as adapters and caches, have no tokens. The patch embedding can have these widths,
+    but no product comes before it.
     """
     sides = {config.width, config.mlp_width}
     constants = {one.name: set(one.dims) for one in model.graph.initializer}
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
     ranks = {one.name: len(one.type.tensor_type.shape.dim) for one in inferred}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "MatMul"
-        and ranks.get(node.input[0]) == 3
-        and constants.get(node.input[1], {None}) <= sides
-    ]
+    after_a_product: set[str] = set()
+    found = []
+    for node in model.graph.node:
+        is_product = node.op_type == "MatMul"
+        follows = not after_a_product.isdisjoint(node.input)
+        if is_product or follows:
+            after_a_product.update(node.output)
+        is_linear = constants.get(node.input[1], {None}) <= sides if is_product else False
+        if follows and is_linear and ranks.get(node.input[0]) == 3:
+            found.append(node.name)
+    return found
 
 
 def compare(

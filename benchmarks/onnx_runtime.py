@@ -5,7 +5,8 @@
 The model is FG-VPL with 10 classes, 160 photos in its cache and random weights. Each runtime is a
 fresh process, which loads its file, waits for its turns and reports its peak of resident memory;
 `predict` builds its random weights instead, and its peak is taken after that. A turn is one batch
-of prepared photos. Ratios are medians over the rounds. Prints text and one JSON line.
+of prepared photos. Ratios are medians over the rounds. Prints each batch size when it is measured,
+then all as text and one JSON line.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def main(shape: str, batches: Sequence[int], rounds: int) -> dict[str, Any]:
                     "over_predict": ratio(seconds, runtime, "predict"),
                     "peak_mib": processes[runtime].peak_mib,
                 }
+                print(batch, runtime, {key: round(x, 3) for key, x in figures.items()}, flush=True)
                 result |= {f"batch_{batch}_{runtime}_{key}": x for key, x in figures.items()}
     return result
 

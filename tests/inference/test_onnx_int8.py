@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
+from fgvpl_jax.commands import command_line
 from fgvpl_jax.errors import UserError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
@@ -113,3 +115,16 @@ def test_training_photos_that_are_gone_are_named(exported, tmp_path, monkeypatch
     with pytest.raises(UserError, match=f"no photo in {gone.root} can be read: restore them"):
         export_onnx_int8(classifier, tmp_path / "int8.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
+def test_the_command_prints_the_difference(exported, tmp_path, capsys):
+    classifier, _ = exported
+    file = tmp_path / "int8.onnx"
+    flags = [f"--workdir={classifier.workdir}", "--mode=export", f"--output={file}"]
+    with flagsaver.flagsaver():
+        command_line.parse_flags(["run.py", *flags, "--format=onnx_int8"])
+        assert command_line.main(["run.py"]) == 0
+    size, difference = capsys.readouterr().out.splitlines()
+    assert size.startswith(f"{file}: 0.") and size.endswith("docs/export.md says how to run it")
+    assert difference.startswith("compared with --format=onnx on 9 validation photos: ")

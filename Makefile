@@ -45,9 +45,10 @@ parity: $(VENV)/developed
 slow: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
-# Opens the page in an installed Chromium; CHROMIUM=PATH chooses another browser.
+# Opens the pages in an installed Chromium; CHROMIUM=PATH chooses another browser. That of
+# examples/browser needs npm and a network.
 browser: $(VENV)/developed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/serving
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m browser tests/serving tests/examples
 
 # Runs notebooks/quickstart.ipynb.
 notebook: $(VENV)/developed

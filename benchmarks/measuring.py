@@ -32,6 +32,8 @@ PACKAGES = (
     "flax",
     "numpy",
     "pillow",
+    "onnx",
+    "onnxruntime",
     "scikit-image",
     "transformers",
     "torch",

@@ -128,6 +128,10 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         (["--workdir=/no/such/run", "--mode=export"], "--output=eurosat.fgvpl"),
         (["--workdir=/no/such/run", "--mode=export", "--format=onnx"], "--output=eurosat.onnx"),
         (
+            ["--workdir=/no/such/run", "--mode=export", "--format=onnx_int8"],
+            "--output=eurosat.onnx",
+        ),
+        (
             ["--workdir=/no/such/run", "--mode=export", "--format=hf"],
             "no --output: name the folder",
         ),

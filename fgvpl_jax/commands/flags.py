@@ -59,9 +59,9 @@ OUTPUT = flags.DEFINE_string(
 FORMAT = flags.DEFINE_enum(
     "format",
     "fgvpl",
-    ["fgvpl", "hf", "onnx"],
-    "export: `fgvpl` writes a file for jax, `onnx` a file for onnxruntime, `hf` a folder with the "
-    "adapted CLIP for transformers.",
+    ["fgvpl", "hf", "onnx", "onnx_int8"],
+    "export: `fgvpl` writes a file for jax, `onnx` a file for onnxruntime, `onnx_int8` a smaller "
+    "one whose answers can differ, `hf` a folder with the adapted CLIP for transformers.",
 )
 PUSH_TO_HUB = flags.DEFINE_string(
     "push_to_hub",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fgvpl_jax.inference.classifier import Classifier
+    from fgvpl_jax.inference.onnx_int8 import Difference
 
 
 def predict(workdir: str, arguments: list[str]) -> int:
@@ -158,15 +159,17 @@ def read_token(file: str) -> str:
 def export(workdir: str, arguments: list[str]) -> int:
     """Writes a trained run to a file or folder; uploads it if --push_to_hub is given."""
     if OUTPUT.value is None:
-        example = "eurosat" if FORMAT.value == "hf" else f"eurosat.{FORMAT.value}"
+        example = "eurosat" if FORMAT.value == "hf" else f"eurosat.{FORMAT.value.split('_')[0]}"
         kind = "folder" if FORMAT.value == "hf" else "file"
         raise UserError(f"no --output: name the {kind} to write, such as --output={example}")
     repository = PUSH_TO_HUB.value
     if repository is not None and FORMAT.value != "hf":
         raise UserError("--push_to_hub uploads only the folder of --format=hf: add --format=hf")
     if FORMAT.value != "hf":
-        file = _file_exporter()(_load(workdir), OUTPUT.value)
+        file, difference = _export_file(workdir, OUTPUT.value)
         print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB; docs/export.md says how to run it")
+        if difference is not None:
+            print(difference)
         return 0
     from fgvpl_jax.inference import hugging_face
 
@@ -179,22 +182,27 @@ def export(workdir: str, arguments: list[str]) -> int:
     return 0
 
 
-def _file_exporter() -> "Callable[[Classifier, str], Path]":
-    """Returns the function that writes a file of the chosen format."""
+def _export_file(workdir: str, output: str) -> "tuple[Path, Difference | None]":
+    """Writes a file of the chosen format; returns its path, and its difference if not exact."""
     if FORMAT.value == "fgvpl":
         from fgvpl_jax.inference.export import export_classifier
 
-        return export_classifier
+        return export_classifier(_load(workdir), output), None
     try:
-        from fgvpl_jax.inference.onnx_export import export_onnx
+        if FORMAT.value == "onnx_int8":
+            from fgvpl_jax.inference.onnx_int8 import export_onnx_int8
+        else:
+            from fgvpl_jax.inference.onnx_export import export_onnx
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "onnx":
+        if error.name is None or error.name.split(".")[0] not in ("onnx", "onnxruntime"):
             raise
         raise UserError(
-            "--format=onnx needs onnx: pip install -c constraints.txt -e '.[onnx]' in a checkout, "
-            "otherwise pip install 'onnx>=1.23'"
+            f"--format={FORMAT.value} needs onnx and onnxruntime: pip install -c constraints.txt "
+            "-e '.[onnx]' in a checkout, otherwise pip install 'onnx>=1.23' 'onnxruntime>=1.32'"
         ) from error
-    return export_onnx
+    if FORMAT.value == "onnx_int8":
+        return export_onnx_int8(_load(workdir), output)
+    return export_onnx(_load(workdir), output), None
 
 
 def report(workdir: str, arguments: list[str]) -> int:

@@ -30,35 +30,37 @@ def export_onnx(classifier: Classifier, output: str | Path) -> Path:
     Returns:
         The path of the file.
     Raises:
-        UserError: See `new_output`; or if the program has an operation without an ONNX operator,
-            the file would exceed 2 GB, or the backbone prepares photos in a way that the file
-            cannot describe.
+        UserError: See `new_output` and `onnx_model`; or if the backbone prepares photos in a way
+            that the file cannot describe.
     """
     file = new_output(classifier, output)
-    metadata = {
+    metadata = describe(classifier)
+    write_model(file, onnx_model(classifier), metadata)
+    return file
+
+
+def describe(classifier: Classifier) -> dict[str, str]:
+    """Returns the metadata of a classifier's ONNX file.
+
+    Raises:
+        UserError: See `describe_preparation`.
+    """
+    return {
         "fgvpl_jax": __version__,
         "class_names": json.dumps(classifier.class_names),
         "preparation": json.dumps(describe_preparation(classifier)),
         "temperature": json.dumps(classifier.results.temperature),
         "results": json.dumps(shareable(classifier.results)),
     }
-    model = onnx_model(classifier, metadata)
-    # Not `ByteSize`, which fails beyond 2 GB.
-    weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weight_bytes > MOST_WEIGHT_BYTES:
-        raise UserError(
-            f"the model takes {weight_bytes / 1e9:.1f} GB, and an ONNX file holds at most 2 GB: "
-            "export with --format=fgvpl"
-        )
-    onnx.checker.check_model(model, full_check=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as stream:
-        stream.write(model.SerializeToString())
-    return file
 
 
-def onnx_model(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Returns the classifier's program as an ONNX model, with the weights as initializers."""
+def onnx_model(classifier: Classifier) -> onnx.ModelProto:
+    """Returns the classifier's program as an ONNX model, with the weights as initializers.
+
+    Raises:
+        UserError: If the program has an operation without an ONNX operator, or the model would
+            exceed 2 GB.
+    """
     leaves, structure = jax.tree.flatten(classifier.inference.weights)
     leaves = [np.asarray(leaf) for leaf in leaves]
     side = classifier.clip.image_size
@@ -72,4 +74,21 @@ def onnx_model(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelPr
         name: (value, traced.jaxpr.out_avals[place])
         for place, (name, value) in enumerate(zip(sorted(traced.out_info), values, strict=True))
     }
-    return graph.model(side, outputs, metadata)
+    model = graph.model(side, outputs)
+    # Not `ByteSize`, which fails beyond 2 GB.
+    weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weight_bytes > MOST_WEIGHT_BYTES:
+        raise UserError(
+            f"the model takes {weight_bytes / 1e9:.1f} GB, and an ONNX file holds at most 2 GB: "
+            "export with --format=fgvpl"
+        )
+    return model
+
+
+def write_model(file: Path, model: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    """Checks a model and writes it with its metadata, completely or not at all."""
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as stream:
+        stream.write(model.SerializeToString())

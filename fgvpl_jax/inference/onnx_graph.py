@@ -55,7 +55,9 @@ class Graph:
         """Adds a node; returns the names of its outputs."""
         outputs = [self.name() for _ in range(num_outputs)]
         names = [self.named(value) for value in inputs]
-        self.nodes.append(helper.make_node(operator, names, outputs, **attributes))
+        # The node's name lets a quantiser be given a list of nodes.
+        node = helper.make_node(operator, names, outputs, name=outputs[0], **attributes)
+        self.nodes.append(node)
         return outputs
 
     def cast(self, value: Value, dtype: Any) -> str:
@@ -81,15 +83,12 @@ class Graph:
         nodes, self.nodes = self.nodes, outer
         return nodes, outputs
 
-    def model(
-        self, image_side: int, outputs: dict[str, tuple[Value, Any]], metadata: dict[str, str]
-    ) -> onnx.ModelProto:
+    def model(self, image_side: int, outputs: dict[str, tuple[Value, Any]]) -> onnx.ModelProto:
         """Returns the model.
 
         Args:
             image_side: Side of the images in pixels.
             outputs: Value and aval of each output, by its name.
-            metadata: Texts to store in the file.
         """
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [self.named(value)], [name]))
@@ -106,11 +105,9 @@ class Graph:
             ],
         )
         opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(
+        return helper.make_model(
             graph, opset_imports=[opset], ir_version=helper.find_min_ir_version_for([opset])
         )
-        helper.set_model_props(model, metadata)
-        return model
 
 
 def _info(name: str, dtype: Any, shape: Sequence[Any]) -> onnx.ValueInfoProto:

@@ -98,7 +98,7 @@ def test_operators_compute_what_jax_computes(name):
     traced = function.trace(jax.ShapeDtypeStruct((batch, 2, 2, 3), np.uint8))
     graph = Graph()
     (value,) = translate(graph, traced.jaxpr, [IMAGES])
-    model = graph.model(2, {"found": (value, traced.jaxpr.out_avals[0])}, {})
+    model = graph.model(2, {"found": (value, traced.jaxpr.out_avals[0])})
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     rng = np.random.default_rng(0)

@@ -54,8 +54,12 @@ class Share:
 
     def of(self, size: int) -> slice:
         """Returns the contiguous part of `size` items; the last parts may be short or empty."""
-        part = -(-size // self.count)
+        part = self.largest_of(size)
         return slice(min(self.number * part, size), min((self.number + 1) * part, size))
+
+    def largest_of(self, size: int) -> int:
+        """Returns the number of items in the largest part."""
+        return -(-size // self.count)
 
 
 ALL = Share()
@@ -95,6 +99,20 @@ def train_batches(
     Raises:
         UnreadableImage: If an image cannot be decoded.
     """
+    rows = epoch_rows(len(split), batch_size, seed=seed, epoch=epoch, num_rows=num_rows)
+    ours = rows[first_batch:, share.of(rows.shape[1])]
+    return augmented_batches(split, ours, augment=augment, seed=seed, epoch=epoch)
+
+
+def augmented_batches(
+    split: Split,
+    rows: Int[np.ndarray, "steps rows"],
+    *,
+    augment: Augmentation,
+    seed: int,
+    epoch: int,
+) -> Iterator[Batch]:
+    """Returns images at these places as augmented in an epoch; see `train_batches`."""
     blank = augment(BLANK, np.random.default_rng(0))
 
     def load(index: int) -> _Example:
@@ -103,10 +121,8 @@ def train_batches(
         rng = image_generator(seed, epoch, index)
         return _example(split, index, lambda image: augment(image, rng))
 
-    rows = epoch_rows(len(split), batch_size, seed=seed, epoch=epoch, num_rows=num_rows)
-    ours = rows[first_batch:, share.of(rows.shape[1])]
-    examples = in_threads(load, ours.ravel().tolist(), ours.shape[1])
-    return _batches(examples, ours.shape[1], blank=blank, strict=True)
+    examples = in_threads(load, rows.ravel().tolist(), rows.shape[1])
+    return _batches(examples, rows.shape[1], blank=blank, strict=True)
 
 
 def epoch_rows(
@@ -162,23 +178,51 @@ def eval_batches(
             that could not be read is tried again each time.
         share: Part of the split to read.
     """
+    blank = transform(BLANK)
+
+    def batches_of(split: Split, size: int) -> Iterator[Batch]:
+        return _eval_batches(split, size, transform, blank, strict, cache)
+
+    return share_batches(
+        split, batch_size, share, batches_of, padding=lambda size: _stack([], size, blank)
+    )
+
+
+def share_batches(
+    split: Split,
+    batch_size: int,
+    share: Share,
+    batches_of: Callable[[Split, int], Iterator[Batch]],
+    *,
+    padding: Callable[[int], Batch],
+) -> Iterator[Batch]:
+    """Returns the batches of a contiguous part of a split; all processes return equally many.
+
+    Args:
+        split: Any split.
+        batch_size: Size of every batch, over all processes.
+        share: Part of the split to read.
+        batches_of: Returns the batches of a split that is not empty, of a given size.
+        padding: Returns a batch of a given size without any image.
+    """
     if share.count == 1:
-        return _eval_batches(split, batch_size, transform, strict, cache)
+        return batches_of(split, batch_size) if len(split) else iter(())
     part = share.of(len(split))
     ours = split.select(range(len(split))[part])
     size = batch_size // share.count
-    batches = _eval_batches(ours, size, transform, strict, cache)
-    largest_part = -(-len(split) // share.count)
-    num_batches = -(-largest_part // size)
-    return _placed(batches, part.start, num_batches, _stack([], size, transform(BLANK)))
+    batches = batches_of(ours, size) if len(ours) else iter(())
+    num_batches = -(-share.largest_of(len(split)) // size)
+    return _placed(batches, part.start, num_batches, padding(size))
 
 
 def _eval_batches(
-    split: Split, batch_size: int, transform: Transform, strict: bool, cache: ImageCache | None
+    split: Split,
+    batch_size: int,
+    transform: Transform,
+    blank: np.ndarray,
+    strict: bool,
+    cache: ImageCache | None,
 ) -> Iterator[Batch]:
-    if not len(split):
-        return iter(())
-    blank = transform(BLANK)
     entry = None if cache is None else cache.entry(split, transform)
     if entry is not None and (kept := entry.read()) is not None:
         # No threads: handing an image from thread to thread costs more than copying it.

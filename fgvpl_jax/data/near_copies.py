@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 from PIL import Image
 
-from fgvpl_jax.data.batches import eval_batches
+from fgvpl_jax.data.batches import ALL, Share, eval_batches
 from fgvpl_jax.data.image_cache import ImageCache
 from fgvpl_jax.data.splits import Split
 from fgvpl_jax.data.transforms import Transform
@@ -77,11 +77,19 @@ def are_alike(
 
 
 def signatures(
-    split: Split, transform: Transform, cache: ImageCache | None
+    split: Split, transform: Transform, cache: ImageCache | None, share: Share = ALL
 ) -> Float32[np.ndarray, "N 192"]:
-    """Returns the signature of each photo under the evaluation transform; 0 if it is unreadable."""
+    """Returns the signature of each photo under the evaluation transform; 0 if it is unreadable.
+
+    Args:
+        split: The photos.
+        transform: The evaluation transform.
+        cache: Cache of decoded images.
+        share: Part of the photos that is read.
+    """
     rows = [np.zeros((0, SIGNATURE), np.float32)]
-    for batch in eval_batches(split, BATCH_SIZE, transform=transform, cache=cache):
+    size = BATCH_SIZE * share.count
+    for batch in eval_batches(split, size, transform=transform, cache=cache, share=share):
         readable = batch.weights[batch.indices >= 0] > 0
         rows += [
             signature(Image.fromarray(pixels))[None] * np.float32(is_readable)

@@ -33,7 +33,16 @@ from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import Chosen, calibration, choose_on_validation
 from fgvpl_jax.runs.training_monitor import LogTargets
 from fgvpl_jax.runs.trying import Attempt, Record, try_methods
-from fgvpl_jax.training import PixelInputs, SharedFeatures, replicate, split_model
+from fgvpl_jax.training import (
+    PixelInputs,
+    SharedFeatures,
+    gather_rows,
+    gather_texts,
+    process_share,
+    replicate,
+    split_model,
+    wait_for_all,
+)
 
 READING_BATCH_SIZE = 64
 
@@ -57,6 +66,7 @@ def train_auto(run: Run, started: float, targets: LogTargets) -> RunResults:
     folds = photo_folds(run)
     warn_of_classes_left_out(run, folds)
     record = Record(run.workdir)
+    wait_for_all("record of methods")  # until every process has read it
     try_methods(run, folds, record)
     results = measure_auto(run, record, unreadable, started)
     warn_of_copies(run)
@@ -85,10 +95,13 @@ def with_shared_features(run: Run) -> tuple[Run, tuple[str, ...]]:
     unreadable: list[str] = []
     readable: list[int] = []
     if validation is not None:
-        pixels = PixelInputs(run.clip, run.config.seed, run.image_cache)
-        for batch in pixels.evaluation(validation, READING_BATCH_SIZE):
+        share = process_share()
+        pixels = PixelInputs(run.clip, run.config.seed, run.image_cache, share)
+        for batch in pixels.evaluation(validation, READING_BATCH_SIZE * share.count):
             unreadable += batch.unreadable
             readable += batch.indices[batch.weights > 0].tolist()
+        unreadable = gather_texts(unreadable)
+        readable = gather_rows(np.array(readable, np.int32)).tolist()
         validation = validation.select(readable) if readable else None
     few_shot = replace(run.few_shot, validation=validation)
     features = SharedFeatures(

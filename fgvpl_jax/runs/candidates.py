@@ -20,7 +20,15 @@ from fgvpl_jax.runs.cross_validation import folds_of, is_intact, stratified_fold
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
 from fgvpl_jax.runs.settings import with_recipe
-from fgvpl_jax.training import FewShotInputs, SharedFeatures, batch_size_for, read_metrics
+from fgvpl_jax.training import (
+    SharedFeatures,
+    batch_size_for,
+    initialise,
+    is_writer,
+    read_metrics,
+    slowest,
+    wait_for_all,
+)
 
 # A training on this many photos for this many epochs measures the speed of a method.
 MEASURED_PHOTOS = 8
@@ -165,7 +173,7 @@ def held_out_photos(run: Run, folds: PhotoFolds) -> HeldOutPhotos:
         if not np.isfinite(whole.logits).all():
             raise UserError("its logits of held-out photos are not finite")
         run.workdir.write_arrays(file, **whole._asdict())
-        shutil.rmtree(run.workdir.folds, ignore_errors=True)  # no longer needed
+        remove_folder(run.workdir.folds)  # no longer needed
     return HeldOutPhotos(**read_arrays(file))
 
 
@@ -198,8 +206,18 @@ def held_out_fold(run: Run, folds: PhotoFolds, number: int) -> HeldOutPhotos:
     if run.config.epochs:
         folder.mkdir(parents=True, exist_ok=True)
         run.workdir.write_arrays(file, **result._asdict())
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # no longer needed
+        remove_folder(folder / "checkpoints")  # no longer needed
     return result
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder if it exists; every process must call this function.
+
+    Returns once process 0 has removed it, and has thus written its files from before.
+    """
+    if is_writer():
+        shutil.rmtree(folder, ignore_errors=True)
+    wait_for_all(str(folder))
 
 
 def fitted(run: Run, support: Split, folder: Path) -> Method:
@@ -208,7 +226,7 @@ def fitted(run: Run, support: Split, folder: Path) -> Method:
         return trained_on(run, support, folder)
     model = run.new_model(support)
     size = batch_size_for(run.mesh, run.config.batch_size, len(support))
-    model.initialise(FewShotInputs(run.inputs, support, run.few_shot.validation, size))
+    initialise(model, run.inputs, support, run.few_shot.validation, size)
     return model
 
 
@@ -250,22 +268,25 @@ def predict_seconds(run: Run, folds: PhotoFolds) -> PredictedSeconds:
 
 
 def measured_seconds(run: Run, count: int) -> tuple[float, float]:
-    """Returns the seconds of a short training on `count` photos: compilation, and one epoch."""
+    """Returns the seconds of a short training on `count` photos: compilation, and one epoch.
+
+    All processes return the times of the slowest one.
+    """
     support = run.few_shot.support
     few = support.select(np.linspace(0, len(support) - 1, count).round().astype(int).tolist())
     epochs = min(run.config.epochs, MEASURED_EPOCHS)
     config = run.config.copy_and_resolve_references()
     config.epochs = epochs
     short, folder = replace(run, config=config), run.workdir.path / "measured"
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     seconds = []
     for _ in range(1 if epochs else 2):  # what is fitted at once compiles the first time
         started = time.monotonic()
         fitted(short, few, folder)
-        seconds.append(time.monotonic() - started)
+        seconds.append(slowest(time.monotonic() - started))
     if epochs:
         lines = read_metrics(folder / "metrics.jsonl", epochs)
         epoch = min(float(line["seconds"]) for line in lines)
-        seconds.append(epoch)
-    shutil.rmtree(folder, ignore_errors=True)
+        seconds.append(slowest(epoch))
+    remove_folder(folder)
     return max(seconds[0] - max(epochs, 1) * seconds[-1], 0.0), seconds[-1]

@@ -2,12 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
 from fgvpl_jax.data import Split
-from fgvpl_jax.data.near_copies import first_copies, signatures
 from fgvpl_jax.evaluation import NoneOfThese
 from fgvpl_jax.evaluation.none_of_these import (
     Photos,
@@ -19,7 +17,7 @@ from fgvpl_jax.files import read_arrays
 from fgvpl_jax.recognition import KnownClasses, known_score
 from fgvpl_jax.runs.cross_validation import stratified_folds
 from fgvpl_jax.runs.results import RunResults
-from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.run import Run, first_copies_of
 from fgvpl_jax.runs.workdir import Workdir
 
 FOLDS = 10
@@ -45,12 +43,11 @@ def known_classes_of(run: Run) -> FoundKnownClasses | None:
     threshold.
 
     Returns:
-        None with fewer than ten held-out photos, with more than 20,000 photos, and in a job of
-        several processes.
+        None with fewer than ten held-out photos, and with more than 20,000 photos.
     """
     support, validation = run.few_shot.support, run.few_shot.validation
     strangers = run.dataset.other
-    if jax.process_count() > 1 or len(support) + len(strangers or ()) > MOST_PHOTOS:
+    if len(support) + len(strangers or ()) > MOST_PHOTOS:
         return None
     features = run.support_features
     photos = Photos(features, support.labels, folds_without_copies(run, support))
@@ -80,7 +77,7 @@ def folds_without_copies(run: Run, photos: Split) -> np.ndarray:
     """Returns the fold of each photo; copies of a user's photo share its fold."""
     first = None
     if run.config.data.source == "folder":
-        first = first_copies(signatures(photos, run.clip.resize_and_crop, run.image_cache))
+        first = first_copies_of(run, photos)
     return stratified_folds(photos.labels, FOLDS, run.config.seed, first)
 
 

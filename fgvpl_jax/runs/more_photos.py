@@ -1,11 +1,9 @@
 """Estimates whether more photos would help, from the support images alone."""
 
-import jax
 import numpy as np
 
-from fgvpl_jax.data.near_copies import first_copies, signatures
 from fgvpl_jax.evaluation import LearningCurve, learning_curve
-from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.run import Run, first_copies_of
 
 MOST_PHOTOS = 20_000  # with more, the fits would take minutes
 
@@ -15,17 +13,14 @@ def learning_curve_of(run: Run) -> LearningCurve | None:
 
     Its features are those of CLIP's frozen image encoder, whatever the run's method reads: they
     cost one forward pass per photo, where training costs many. Of a user's own photos that are
-    copies of one another only the first one is used. A job of several processes has no curve,
-    because one process computes the features.
+    copies of one another only the first one is used.
     """
     support = run.few_shot.support
-    if jax.process_count() > 1 or len(support) > MOST_PHOTOS:
+    if len(support) > MOST_PHOTOS:
         return None
     places = np.arange(len(support))
     if run.config.data.source == "folder":
-        places = np.unique(
-            first_copies(signatures(support, run.clip.resize_and_crop, run.image_cache))
-        )
+        places = np.unique(first_copies_of(run, support))
     features, labels = run.support_features[places], support.labels[places]
     text_features = np.asarray(run.text_features, np.float64)
     zero_shot_logits = float(run.clip.logit_scale) * features @ text_features.T

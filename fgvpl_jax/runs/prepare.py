@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import Identity, load_clip
@@ -11,7 +10,7 @@ from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
-from fgvpl_jax.methods import AUTO, PromptedMethod, method_named
+from fgvpl_jax.methods import AUTO
 from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
@@ -29,18 +28,6 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     check_jax_settings()
     keep_compiled_programs()
     check_config(config)
-    method = None if config.method == AUTO else method_named(config.method)
-    reads_features = method is None or method.reads_features
-    reads_tokens = (
-        method is not None and issubclass(method, PromptedMethod) and config.prompt_layer > 1
-    )
-    if (reads_features or reads_tokens) and jax.process_count() > 1:
-        name = f"prompt_layer={config.prompt_layer}" if reads_tokens else config.method
-        raise UserError(
-            f"{name} reads {'tokens' if reads_tokens else 'features'} that one process computes, "
-            "and this job has "
-            f"{jax.process_count()} processes: start a single one, which may use several devices"
-        )
     dataset = load_dataset(config)
     warn_of_skipped(dataset.skipped, config.data.root)
     few_shot = draw(config, dataset)

@@ -130,11 +130,11 @@ class RunResults:
         mask_iou: Mean IoU of the object masks with the true masks, from 0 to 1; None if the method
             has no masks or the data has no true ones.
         learning_curve: Held-out accuracy of a quick classifier by the number of photos, and what
-            twice as many would bring; None if each class has fewer than four photos, with more than
-            20,000 photos, and in a job of several processes.
+            twice as many would bring; None if each class has fewer than four photos, and with more
+            than 20,000 photos.
         none_of_these: Threshold of the score below which a photo belongs to none of the classes,
             and the rates at which held-out photos are below it; None with fewer than ten held-out
-            photos, with more than 20,000 photos, and in a job of several processes.
+            photos, and with more than 20,000 photos.
         tried: The methods that "auto" tried, in order; None for other methods.
         reason: Reason why these methods make up the final classifier of "auto".
         train_seconds: Duration of all epochs, in seconds, including those before an interruption.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import Dataset, FewShot, ImageCache, Split
+from fgvpl_jax.data.near_copies import first_copies, signatures
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import Method, PromptedMethod, Task, method_named
 from fgvpl_jax.methods.fitted_once import unit
@@ -25,6 +26,8 @@ from fgvpl_jax.training import (
     TokenInputs,
     TrainingSetup,
     batch_size_for,
+    gather,
+    gather_rows,
     make_cache_builder,
     process_share,
     replicate,
@@ -176,8 +179,15 @@ def readable_features(
     inputs: FeatureInputs, split: Split, batch_size: int
 ) -> tuple[Float64[np.ndarray, "n e"], Int[np.ndarray, "n"]]:
     """Returns unit vectors of the readable images of a split, and their places in it."""
-    features, places = [], []
-    for batch in inputs.evaluation(split, batch_size):
-        features.append(batch.inputs[batch.weights > 0])
-        places.append(batch.indices[batch.weights > 0])
-    return unit(np.concatenate(features)), np.concatenate(places)
+    found = gather(inputs.evaluation(split, batch_size))
+    return unit(found.inputs), found.places
+
+
+def first_copies_of(run: Run, photos: Split) -> Int[np.ndarray, "n"]:
+    """Returns for each photo the place of the first photo that it is a copy of; its own if none.
+
+    Each of several processes reads its share.
+    """
+    share = process_share()
+    ours = signatures(photos, run.clip.resize_and_crop, run.image_cache, share)
+    return first_copies(gather_rows(ours))

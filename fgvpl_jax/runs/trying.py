@@ -3,6 +3,9 @@
 import time
 from dataclasses import asdict, dataclass
 
+import jax
+
+from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.displays.live_table import duration
 from fgvpl_jax.errors import UserError, problem_of
 from fgvpl_jax.files import read_json
@@ -16,6 +19,7 @@ from fgvpl_jax.runs.candidates import (
 from fgvpl_jax.runs.mixing import held_out_scores
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import is_writer, slowest
 
 # Part of the time that may be spent on measuring how fast methods are.
 MOST_MEASURING = 0.25
@@ -129,7 +133,7 @@ def leave_out(record: Record, attempt: Attempt, why: str) -> None:
     if not attempt.is_settled and not attempt.seconds:
         attempt.note = f"not tried: {why}"
         record.write()
-        print(f"{attempt.method}: {attempt.note}")
+        say(f"{attempt.method}: {attempt.note}")
 
 
 def predict(candidate: Run, folds: PhotoFolds, record: Record, budget: float) -> None:
@@ -144,13 +148,12 @@ def predict(candidate: Run, folds: PhotoFolds, record: Record, budget: float) ->
     started = time.monotonic()
     try:
         found = predict_seconds(candidate, folds)
-    except Exception as error:  # any error fails only this method
-        attempt.note = f"failed: {problem_of(error)}"
-        print(f"{attempt.method}: {attempt.note}")
+    except Exception as error:
+        note_failure(attempt, error)
     else:
         attempt.predicted_seconds = round(found.folds + found.final, 3)
         attempt.final_seconds = round(found.final, 3)
-    attempt.measuring_seconds = round(time.monotonic() - started, 3)
+    attempt.measuring_seconds = round(slowest(time.monotonic() - started), 3)
     record.write()
 
 
@@ -161,13 +164,32 @@ def carry_out_attempt(candidate: Run, folds: PhotoFolds, record: Record, attempt
     started = time.monotonic() - attempt.seconds  # time before an interruption counts
     try:
         found = held_out_photos(candidate, folds)
-    except Exception as error:  # any error fails only this method
-        attempt.note = f"failed: {problem_of(error)}"
-        print(f"{attempt.method}: {attempt.note}")
+    except Exception as error:
+        note_failure(attempt, error)
     else:
         attempt.finished = True
         nll, accuracy = held_out_scores(found.logits, found.labels)
-        print(f"{attempt.method}: held-out NLL {nll:.3f}, accuracy {accuracy:.1%}")
-    finally:
+        say(f"{attempt.method}: held-out NLL {nll:.3f}, accuracy {accuracy:.1%}")
+    finally:  # an interruption may end one process only, so this does not wait for the others
         attempt.seconds = round(time.monotonic() - started, 3)
         record.write()
+    attempt.seconds = round(slowest(attempt.seconds), 3)
+
+
+def note_failure(attempt: Attempt, error: Exception) -> None:
+    """Records that a method failed; any error fails only this method.
+
+    In a job of several processes, only errors that all of them find do: after another one, the
+    others would wait for this process, so it ends.
+    """
+    everywhere = isinstance(error, UserError) and not isinstance(error, UnreadableImage)
+    if jax.process_count() > 1 and not everywhere:
+        raise error
+    attempt.note = f"failed: {problem_of(error)}"
+    say(f"{attempt.method}: {attempt.note}")
+
+
+def say(line: str) -> None:
+    """Prints a line on process 0."""
+    if is_writer():
+        print(line)

@@ -1,9 +1,9 @@
 """State, step, loop, checkpoints and the device mesh."""
 
 from fgvpl_jax.training.checkpoints import Checkpoints, Progress, Provenance, same_backbone
+from fgvpl_jax.training.few_shot_inputs import FewShotInputs, gather, initialise
 from fgvpl_jax.training.inputs import (
     FeatureInputs,
-    FewShotInputs,
     Inputs,
     PixelInputs,
     kept_text_features,
@@ -21,10 +21,12 @@ from fgvpl_jax.training.mesh import (
 from fgvpl_jax.training.metrics_file import EpochMetrics, read_metrics
 from fgvpl_jax.training.processes import (
     LostProcesses,
+    gather_rows,
     gather_texts,
     is_writer,
     join_processes,
     process_share,
+    slowest,
     wait_for_all,
 )
 from fgvpl_jax.training.restoring import restore_model
@@ -54,7 +56,10 @@ __all__ = [
     "batch_layout",
     "batch_size_for",
     "data_mesh",
+    "gather",
+    "gather_rows",
     "gather_texts",
+    "initialise",
     "is_writer",
     "join_processes",
     "kept_text_features",
@@ -67,6 +72,7 @@ __all__ = [
     "resident_bytes",
     "restore_model",
     "same_backbone",
+    "slowest",
     "split_batch",
     "split_model",
     "to_host",

@@ -5,7 +5,6 @@ features under the evaluation transform, and features of each augmented epoch. T
 (seed, epoch, place) alone, as the pixels do.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -28,15 +27,18 @@ from fgvpl_jax.data import (
     Share,
     Split,
     Transform,
+    augmented_batches,
     epoch_rows,
     eval_batches,
     identify,
     in_rows,
     random_crop_and_flip,
+    share_batches,
     train_batches,
 )
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.processes import gather_rows, process_share
 
 T = TypeVar("T")
 
@@ -117,6 +119,12 @@ class PixelInputs:
             share=self.share,
         )
 
+    def augmented(
+        self, split: Split, rows: Int[np.ndarray, "steps rows"], epoch: int
+    ) -> Iterator[Batch]:
+        """Returns images at these places as augmented in an epoch; see `train_batches`."""
+        return augmented_batches(split, rows, augment=self.augment, seed=self.seed, epoch=epoch)
+
     def plain_identity(self, split: Split) -> list[Any] | None:
         """Returns the identity of images under the evaluation transform; see `identify`."""
         return None if self.image_cache is None else identify(split, self.transform)
@@ -167,7 +175,9 @@ def backbone_identity(clip: CLIP) -> list[Any]:
 
 
 class FeatureInputs:
-    """Supplies frozen features, raw; only for jobs of one process.
+    """Supplies frozen features, raw.
+
+    Each of several processes computes those of its share of the images, on its own devices.
 
     Args:
         clip: The backbone.
@@ -185,13 +195,14 @@ class FeatureInputs:
         mesh: Mesh,
         encoder: FrozenEncoder | None = None,
     ):
-        self.pixels = PixelInputs(clip, seed, image_cache)
+        self.share = process_share()
+        self.pixels = PixelInputs(clip, seed, image_cache, self.share)
         self.seed = seed
         self.image_cache = image_cache
         self.mesh = mesh
         encoder = encoder or clip.image_encoder
         graphdef, state = nnx.split(encoder)
-        self._encoder = partial(_encode, graphdef, replicate(mesh, state))
+        self._encoder = partial(_encode, graphdef, replicate(mesh.local_mesh, state))
         feature = ("feature", np.float32, (encoder.feature_dim,))
         self._record = np.dtype([feature, ("readable", np.bool_)])
         self._encoding = [*backbone_identity(clip), *encoder.settings]
@@ -208,18 +219,36 @@ class FeatureInputs:
         """Returns one augmented epoch; see `Inputs.epoch`."""
         features = self._augmented(split, epoch)
         rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=epoch, num_rows=num_rows)
-        return (feature_batch(features, split.labels, places) for places in rows[first_batch:])
+        ours = rows[first_batch:, self.share.of(rows.shape[1])]
+        return (feature_batch(features, split.labels, places) for places in ours)
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
-        entry = self._entry(split, self.pixels.plain_identity(split))
+
+        def padding(size: int) -> Batch:
+            blank = np.zeros((1, *self._record["feature"].shape), np.float32)
+            return feature_batch(blank, np.zeros(1, np.int32), np.full(size, PADDING))
+
+        batches_of = partial(self._evaluation, strict=strict)
+        return share_batches(split, batch_size, self.share, batches_of, padding=padding)
+
+    def _evaluation(self, split: Split, batch_size: int, *, strict: bool) -> Iterator[Batch]:
+        """Returns the images of this process."""
+        entry = self._entry(self.pixels.plain_identity(split), len(split))
         kept = None if entry is None else entry.read_checked()
         # Images that could not be read are tried again, so that they are named.
         if kept is not None and kept["readable"].all():
             for places in in_rows(np.arange(len(split)), batch_size):
                 yield feature_batch(kept["feature"], split.labels, places)
             return
-        batches = self._encoded(self.pixels.evaluation(split, batch_size, strict=strict))
+        pixels = eval_batches(
+            split,
+            batch_size,
+            transform=self.pixels.transform,
+            strict=strict,
+            cache=self.image_cache,
+        )
+        batches = self._encoded(pixels)
         if entry is None or kept is not None:
             yield from batches
             return
@@ -231,33 +260,37 @@ class FeatureInputs:
 
     def _augmented(self, split: Split, epoch: int) -> Float32[np.ndarray, "s e"]:
         """Returns the features of one augmented epoch, in the split's order."""
-        entry = self._entry(
-            split, self.pixels.augmented_identity(split), "augmented", self.seed, epoch
-        )
-        kept = None if entry is None else entry.read_checked()
-        if kept is not None:
-            return np.array(kept["feature"])
         size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(split))
+        rows = epoch_rows(len(split), size, seed=self.seed, epoch=epoch)[:, self.share.of(size)]
+        ours = np.sort(rows[rows != PADDING])
+        which = () if self.share.count == 1 else (size, self.share.count, self.share.number)
+        identity = self.pixels.augmented_identity(split)
+        entry = self._entry(identity, len(ours), "augmented", self.seed, epoch, *which)
+        kept = None if entry is None else entry.read_checked()
         features = np.empty((len(split), *self._record["feature"].shape), np.float32)
-        for batch in self._encoded(self.pixels.epoch(split, size, epoch)):
-            real = batch.indices != PADDING
-            features[batch.indices[real]] = batch.inputs[real]
-        if entry is not None:
-            with entry.recording() as append:
-                append(features, np.ones(len(features), np.bool_))
+        if kept is not None:
+            features[ours] = kept["feature"]
+        else:
+            for batch in self._encoded(self.pixels.epoch(split, size, epoch)):
+                real = batch.indices != PADDING
+                features[batch.indices[real]] = batch.inputs[real]
+            if entry is not None:
+                with entry.recording() as append:
+                    append(features[ours], np.ones(len(ours), np.bool_))
+        if self.share.count > 1:
+            features[gather_rows(ours.astype(np.int32))] = gather_rows(features[ours])
         return features
 
-    def _entry(
-        self, split: Split, images: list[Any] | None, *which: str | int
-    ) -> CacheEntry | None:
-        if self.image_cache is None or images is None:
+    def _entry(self, images: list[Any] | None, length: int, *which: str | int) -> CacheEntry | None:
+        if self.image_cache is None or images is None or not length:
             return None
         identity = ["features", FEATURE_FORMAT, *self._encoding, *images, *which]
-        return self.image_cache.place(identity, self._record, len(split))
+        return self.image_cache.place(identity, self._record, length)
 
     def _encoded(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         dispatched = (
-            (batch, self._encoder(split_batch(self.mesh, batch.inputs))) for batch in batches
+            (batch, self._encoder(split_batch(self.mesh.local_mesh, batch.inputs)))
+            for batch in batches
         )
         for batch, features in one_behind(dispatched):
             yield batch._replace(inputs=np.asarray(features))
@@ -302,54 +335,3 @@ def kept_text_features(
     with entry.recording() as append:
         append(np.asarray(features))
     return features
-
-
-class FewShotInputs:
-    """Supplies the few-shot images as whole arrays, for computations before training.
-
-    Attributes:
-        labels: Classes of the support images.
-        seconds: Time that reading, decoding and encoding took so far.
-    """
-
-    def __init__(self, inputs: Inputs, support: Split, validation: Split | None, batch_size: int):
-        self.labels = support.labels
-        self.seconds = 0.0
-        self._inputs = inputs
-        self._support = support
-        self._validation = validation
-        self._batch_size = batch_size
-
-    def augmented(self, epoch: int) -> np.ndarray:
-        """Returns inputs of the support images as augmented in epoch `epoch`, from 0."""
-        return self._gather(self._inputs.epoch(self._support, self._batch_size, epoch))[0]
-
-    def plain(self) -> np.ndarray:
-        """Returns inputs of the support images under the evaluation transform."""
-        batches = self._inputs.evaluation(self._support, self._batch_size, strict=True)
-        return self._gather(batches)[0]
-
-    def validation(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns inputs and labels of the readable validation images; None if there are none."""
-        if self._validation is None:
-            return None
-        inputs, labels = self._gather(self._inputs.evaluation(self._validation, self._batch_size))
-        return (inputs, labels) if len(labels) else None
-
-    def _gather(self, batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        started = time.monotonic()
-        gathered = gather(batches)
-        self.seconds += time.monotonic() - started
-        return gathered
-
-
-def gather(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs and labels of the real images, in the split's order."""
-    rows, labels, places = [], [], []
-    for batch in batches:
-        real = batch.weights > 0
-        rows.append(batch.inputs[real])
-        labels.append(batch.labels[real])
-        places.append(batch.indices[real])
-    order = np.argsort(np.concatenate(places))
-    return np.concatenate(rows)[order], np.concatenate(labels)[order]

@@ -26,7 +26,8 @@ from fgvpl_jax.training.batch_sources import (
     StepCall,
 )
 from fgvpl_jax.training.checkpoints import Checkpoints, Progress
-from fgvpl_jax.training.inputs import FewShotInputs, PixelInputs
+from fgvpl_jax.training.few_shot_inputs import initialise
+from fgvpl_jax.training.inputs import PixelInputs
 from fgvpl_jax.training.mesh import batch_layout, batch_size_for, replicate
 from fgvpl_jax.training.metrics_file import (
     EpochMetrics,
@@ -107,11 +108,7 @@ def train(
     seconds = 0.0
     if checkpoints.latest_step is None:
         size = batch_size_for(mesh, config.batch_size, len(support))
-        few_shot = FewShotInputs(setup.inputs, support, setup.validation, size)
-        started = time.monotonic()
-        model.initialise(few_shot)
-        jax.block_until_ready(nnx.state(model))
-        seconds = time.monotonic() - started - few_shot.seconds
+        seconds = initialise(model, setup.inputs, support, setup.validation, size)
     if not config.epochs:
         keep_initialised_model(model, checkpoints, metrics_file, mesh, seconds)
         return

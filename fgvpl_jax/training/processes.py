@@ -124,14 +124,29 @@ def process_share() -> Share:
     return Share(jax.process_index(), jax.process_count())
 
 
+def gather_arrays(ours: np.ndarray) -> list[np.ndarray]:
+    """Returns the array of each process; every process must call this function.
+
+    Args:
+        ours: Array of at most 32 bits a number; its first axis may differ between processes.
+    """
+    if jax.process_count() == 1:
+        return [ours]
+    sizes = multihost_utils.process_allgather(np.int32(len(ours)))
+    padding = [(0, sizes.max() - len(ours))] + [(0, 0)] * (ours.ndim - 1)
+    found = multihost_utils.process_allgather(np.pad(ours, padding))
+    return [theirs[:size] for theirs, size in zip(found, sizes, strict=True)]
+
+
+def gather_rows(ours: np.ndarray) -> np.ndarray:
+    """Returns the rows of all processes, in their order; see `gather_arrays`."""
+    return np.concatenate(gather_arrays(ours))
+
+
 def gather_texts(texts: Iterable[str]) -> list[str]:
     """Returns the texts of all processes, in their order; every process must call this function."""
     ours = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(ours)))
-    padded = np.pad(ours, (0, sizes.max() - len(ours)))
-    rows = multihost_utils.process_allgather(padded)
-    decoded = [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
-    return [text for theirs in decoded for text in theirs]
+    return [text for theirs in gather_arrays(ours) for text in json.loads(theirs.tobytes())]
 
 
 def agree_to_stop() -> bool:

@@ -10,13 +10,10 @@ from jaxtyping import Float32, Int
 
 from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.data import Batch, ImageCache, Split, in_rows
-from fgvpl_jax.training.inputs import (
-    EXTRACTION_BATCH_SIZE,
-    FeatureInputs,
-    feature_batch,
-    gather,
-)
+from fgvpl_jax.training.few_shot_inputs import gather
+from fgvpl_jax.training.inputs import EXTRACTION_BATCH_SIZE, FeatureInputs, feature_batch
 from fgvpl_jax.training.mesh import batch_size_for
+from fgvpl_jax.training.processes import slowest
 
 
 class SharedFeatures(FeatureInputs):
@@ -80,13 +77,17 @@ class SharedFeatures(FeatureInputs):
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
         found = self._find(split)
-        if found is None:
-            yield from super().evaluation(split, batch_size, strict=strict)
+        if found is not None and (whole := found[0]) not in self._plain:
+            size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(whole))
+            self._plain[whole] = gather(super().evaluation(whole, size, strict=True)).inputs
+        return super().evaluation(split, batch_size, strict=strict)
+
+    def _evaluation(self, split: Split, batch_size: int, *, strict: bool) -> Iterator[Batch]:
+        found = self._find(split)
+        if found is None or found[0] not in self._plain:
+            yield from super()._evaluation(split, batch_size, strict=strict)
             return
         whole, places = found
-        if whole not in self._plain:
-            size = batch_size_for(self.mesh, EXTRACTION_BATCH_SIZE, len(whole))
-            self._plain[whole] = gather(super().evaluation(whole, size, strict=True))[0]
         features = self._plain[whole][places]
         for batch in in_rows(np.arange(len(split)), batch_size):
             yield feature_batch(features, split.labels, batch)
@@ -100,7 +101,7 @@ class SharedFeatures(FeatureInputs):
         if features is None:
             started = time.monotonic()
             features = super()._augmented(support, epoch)
-            self.pass_seconds = time.monotonic() - started
+            self.pass_seconds = slowest(time.monotonic() - started)
             if len(self._passes) < self._most_passes:
                 self._passes[epoch] = features
         return features[places]

@@ -15,7 +15,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.data import PADDING, Batch, ImageCache, Split, epoch_rows, in_rows
+from fgvpl_jax.data import (
+    PADDING,
+    Batch,
+    ImageCache,
+    Split,
+    epoch_rows,
+    eval_batches,
+    in_rows,
+    share_batches,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.prompted import PromptedMethod
 from fgvpl_jax.training.inputs import (
@@ -25,7 +34,10 @@ from fgvpl_jax.training.inputs import (
     one_behind,
 )
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.processes import process_share
 from fgvpl_jax.visual_prompt import TokensBelow
+
+Places = Int[np.ndarray, "n"]
 
 TOKEN_FORMAT = 1  # increases when records, or the computation of tokens, change
 # Tokens of this many images are computed at once.
@@ -41,11 +53,14 @@ def below_prompt(
 
 
 class TokenInputs:
-    """Supplies tokens of the few-shot images; only for jobs of one process.
+    """Supplies tokens of the few-shot images.
 
     Epoch e has the crops and the order of epoch e mod `num_passes`, so that the tokens of that many
     passes are all that training reads. A part of the support images, such as a fold's training
     images, gets the rows of the whole: an image is augmented the same way in every fold.
+
+    Each of several processes computes and keeps the tokens of its own rows, which differ between
+    folds, on its own devices.
 
     Args:
         model: Model whose encoder reads the tokens.
@@ -71,7 +86,8 @@ class TokenInputs:
         max_bytes: int,
         mesh: Mesh,
     ):
-        self.pixels = PixelInputs(clip, seed, image_cache)
+        self.share = process_share()
+        self.pixels = PixelInputs(clip, seed, image_cache, self.share)
         self.support = support
         self._rows = {key: row for row, key in enumerate(support.keys)}
         self.seed = seed
@@ -81,7 +97,7 @@ class TokenInputs:
         self._max_bytes = max_bytes
         graphdef, state = nnx.split(model)
         self._tokens: Callable[[Array], TokensBelow] = partial(
-            below_prompt, graphdef, replicate(mesh, state)
+            below_prompt, graphdef, replicate(mesh.local_mesh, state)
         )
         size = clip.image_size
         shapes = jax.eval_shape(self._tokens, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
@@ -97,7 +113,7 @@ class TokenInputs:
             *backbone_identity(clip),
             *(encoder.layers_below, encoder.map_name, str(encoder.compute_dtype)),
         ]
-        self._in_memory: dict[int | None, np.ndarray] = {}
+        self._in_memory: dict[int | None, tuple[Places, np.ndarray]] = {}
 
     def epoch(
         self,
@@ -113,64 +129,84 @@ class TokenInputs:
         Where nothing keeps tokens, images are augmented by their place in the split.
         """
         number = epoch % self.num_passes
-        kept = self._kept(number)
-        if kept is None:
-            return self._computed(
-                self.pixels.epoch(
-                    split, batch_size, number, first_batch=first_batch, num_rows=num_rows
-                )
-            )
         rows = epoch_rows(len(split), batch_size, seed=self.seed, epoch=number, num_rows=num_rows)
-        places = np.argsort(self._order(number))[self._places(split)]
-        return (_token_batch(kept, places, split.labels, row) for row in rows[first_batch:])
+        ours = rows[:, self.share.of(rows.shape[1])]
+        order = epoch_rows(len(self.support), len(self.support), seed=self.seed, epoch=number)[0]
+        if self.share.count > 1:
+            order = self._places(split)[ours[ours != PADDING]]
+        kept = self._kept(number, order)
+        if kept is None:
+            return self._computed(self.pixels.augmented(split, ours[first_batch:], number))
+        return self._batches(kept, order, split, ours[first_batch:])
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns support images in order; see `Inputs.evaluation`. All must be readable."""
-        kept = self._kept(None)
+
+        def padding(size: int) -> Batch:
+            nothing = np.empty(0, self._record), np.empty(0, np.int64)
+            (batch,) = self._batches(*nothing, split, np.full((1, size), PADDING))
+            return batch
+
+        return share_batches(split, batch_size, self.share, self._evaluation, padding=padding)
+
+    def _evaluation(self, split: Split, batch_size: int) -> Iterator[Batch]:
+        """Returns the images of this process."""
+        whole = np.arange(len(self.support))
+        order = whole if self.share.count == 1 else self._places(split)
+        kept = self._kept(None, order)
         if kept is None:
-            return self._computed(self.pixels.evaluation(split, batch_size, strict=True))
-        rows = in_rows(np.arange(len(split)), batch_size)
-        places = self._places(split)
+            return self._computed(self._plain(split, batch_size))
+        return self._batches(kept, order, split, in_rows(np.arange(len(split)), batch_size))
+
+    def _batches(
+        self, kept: np.ndarray, order: Places, split: Split, rows: Int[np.ndarray, "steps b"]
+    ) -> Iterator[Batch]:
+        """Returns the images at these rows of a split, whose records have this order."""
+        records = np.zeros(len(self.support), np.int64)
+        records[order] = np.arange(len(order))
+        places = records[self._places(split)]
         return (_token_batch(kept, places, split.labels, row) for row in rows)
 
     def _places(self, split: Split) -> Int[np.ndarray, "n"]:
         """Returns the places of a split's images among the support images."""
         return np.array([self._rows[key] for key in split.keys], np.int64)
 
-    def _kept(self, number: int | None) -> np.ndarray | None:
+    def _kept(self, number: int | None, order: Places) -> np.ndarray | None:
         """Returns the records of a pass, computed at first; None if nothing can keep them.
 
-        Records are in the order in which the images are read. `number` is None for the evaluation
-        transform.
+        Args:
+            number: Number of the augmented pass; None for the evaluation transform.
+            order: Places of the images, in the order in which they are read and recorded.
         """
-        if number in self._in_memory:
-            return self._in_memory[number]
-        batches = partial(self._pass, number)
+        known = self._in_memory.get(number)
+        if known is not None and np.array_equal(known[0], order):
+            return known[1]
+        batches = partial(self._pass, number, order)
         images = self._images(number)
-        if self.image_cache is not None and images is not None:
+        if self.image_cache is not None and images is not None and len(order):
             which = [] if number is None else ["augmented", self.seed, number]
-            identity = ["tokens", TOKEN_FORMAT, *self._identity, *images, *which]
-            entry = self.image_cache.place(identity, self._record, len(self.support))
+            ours = [] if self.share.count == 1 else [order.tolist()]
+            identity = ["tokens", TOKEN_FORMAT, *self._identity, *images, *which, *ours]
+            entry = self.image_cache.place(identity, self._record, len(order))
             if (kept := entry.read_checked()) is None:
                 with entry.recording() as append:
                     for columns in batches():
                         append(*columns)
                 kept = entry.read()
             if kept is not None:
-                self._in_memory[number] = kept  # a memory map
+                self._in_memory[number] = order, kept  # a memory map
                 return kept
             self.image_cache = None  # it has no room, so later passes do not try again
-        num_bytes = len(self.support) * self._record.itemsize * (1 + self.num_passes)
-        if num_bytes > self._max_bytes:
+        if len(order) * self._record.itemsize * (1 + self.num_passes) > self._max_bytes:
             return None
-        kept = np.empty(len(self.support), self._record)
+        kept = np.empty(len(order), self._record)
         first = 0
         for columns in batches():
             last = first + len(columns[0])
             for name, column in zip(self._record.names or (), columns, strict=True):
                 kept[name][first:last] = column
             first = last
-        self._in_memory[number] = kept
+        self._in_memory[number] = order, kept
         return kept
 
     def _images(self, number: int | None) -> list[Any] | None:
@@ -181,18 +217,13 @@ class TokenInputs:
         identity = pixels.plain_identity if number is None else pixels.augmented_identity
         return identity(self.support)
 
-    def _order(self, number: int) -> Int[np.ndarray, "s"]:
-        """Returns the places of the images in the order in which a pass reads them."""
-        count = len(self.support)
-        return epoch_rows(count, count, seed=self.seed, epoch=number)[0]
-
-    def _pass(self, number: int | None) -> Iterator[list[np.ndarray]]:
+    def _pass(self, number: int | None, order: Places) -> Iterator[list[np.ndarray]]:
         """Yields the columns of the records of a pass."""
-        size = batch_size_for(self.mesh, TOKEN_BATCH_SIZE, len(self.support))
+        size = batch_size_for(self.mesh, TOKEN_BATCH_SIZE, len(self.support)) // self.share.count
         pixels = (
-            self.pixels.evaluation(self.support, size, strict=True)
+            self._plain(self.support.select(order.tolist()), size)
             if number is None
-            else self.pixels.epoch(self.support, size, number)
+            else self.pixels.augmented(self.support, in_rows(order, size), number)
         )
         for batch in self._computed(pixels):
             real = batch.indices != PADDING
@@ -200,9 +231,15 @@ class TokenInputs:
             check_range(columns[0])
             yield columns
 
+    def _plain(self, split: Split, batch_size: int) -> Iterator[Batch]:
+        """Returns all pixels of a split under the evaluation transform."""
+        transform, cache = self.pixels.transform, self.pixels.image_cache
+        return eval_batches(split, batch_size, transform=transform, strict=True, cache=cache)
+
     def _computed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         dispatched = (
-            (batch, self._tokens(split_batch(self.mesh, batch.inputs))) for batch in batches
+            (batch, self._tokens(split_batch(self.mesh.local_mesh, batch.inputs)))
+            for batch in batches
         )
         for batch, tokens in one_behind(dispatched):
             yield batch._replace(inputs=jax.tree.map(np.asarray, tokens))
@@ -231,8 +268,8 @@ def _token_batch(
     real = row != PADDING
 
     def column(name: str) -> np.ndarray:
-        values = np.asarray(kept[name][places[row]])
-        values[~real] = 0
+        values = np.zeros((len(row), *kept.dtype[name].shape), kept.dtype[name].base)
+        values[real] = kept[name][places[row[real]]]
         return values
 
     decided = "significance" in (kept.dtype.names or ())

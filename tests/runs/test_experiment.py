@@ -173,16 +173,6 @@ def test_a_setting_that_the_method_would_ignore_is_refused(tiny_config, tmp_path
     assert not (tmp_path / "W").exists()
 
 
-def test_methods_on_frozen_features_refuse_several_processes(tiny_config, tmp_path, monkeypatch):
-    tiny_config.method = "tar"
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(
-        UserError, match=r"tar reads features .* this job has 2 processes: start a single"
-    ):
-        run(tiny_config, tmp_path / "W")
-    assert not (tmp_path / "W").exists()
-
-
 def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, photos_dir):
     config, path, _ = finished
     copy = tmp_path / "photos"

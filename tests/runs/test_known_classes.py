@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
@@ -61,11 +60,6 @@ def test_photos_of_other_things_are_used_and_damaged_ones_left_out(prepared, str
     assert found.known.other.shape == (7, found.known.centre.size)
     assert found.rates.other_photos == 7
     assert "1 of the 8 photos of other things cannot be read" in caplog.text
-
-
-def test_a_job_of_several_processes_has_none(prepared, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert known_classes_of(prepared[1]) is None
 
 
 def test_too_few_photos_have_none(tiny_config, tmp_path):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
@@ -46,11 +45,6 @@ def test_copies_count_once(prepared):
     doubled = run.few_shot.support.select(np.repeat(np.arange(18), 2).tolist())
     twice = replace(run, few_shot=replace(run.few_shot, support=doubled))
     assert learning_curve_of(twice) == learning_curve_of(run)
-
-
-def test_a_job_of_several_processes_has_no_curve(prepared, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert learning_curve_of(prepared[1]) is None
 
 
 def test_one_line_says_whether_more_photos_would_help(prepared):

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from fgvpl_jax import load_clip
+from fgvpl_jax import load_clip, training
 from fgvpl_jax.data import (
     ImageCache,
+    Share,
     Split,
     image_generator,
     load_folder,
@@ -207,6 +210,42 @@ def test_few_shot_inputs_keep_the_order_of_the_split_without_unreadable_images(c
     inputs, labels = few_shot.validation()
     assert len(inputs) == len(labels) == 8
     np.testing.assert_array_equal(labels, np.delete(photos.labels, 2))
+
+
+def test_three_processes_exchange_the_features_of_one(clip, photos, cache, monkeypatch):
+    """Threads stand for processes; two parts of the support images are shorter than the first."""
+    victim = photos.path(2)
+    victim.write_bytes(b"")
+    support = photos.select([8, 0, 1, 3, 5])
+
+    def features():
+        few_shot = FewShotInputs(FeatureInputs(clip, 5, cache, data_mesh()), support, photos, 6)
+        return few_shot.augmented(1), few_shot.plain(), *few_shot.validation()
+
+    expected = features()
+    jobs, everyone, ours = threading.local(), threading.Barrier(3, timeout=60), [None] * 3
+
+    def gather_rows(rows):
+        ours[jobs.number] = rows
+        everyone.wait()
+        found = np.concatenate(ours)
+        everyone.wait()
+        return found
+
+    def process(number):
+        jobs.number = number
+        return features()
+
+    monkeypatch.setattr(training.inputs, "process_share", lambda: Share(jobs.number, 3))
+    for module in (training.inputs, training.few_shot_inputs):
+        monkeypatch.setattr(module, "gather_rows", gather_rows)
+    calls = record_decoding(monkeypatch)
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(2):
+            for found in threads.map(process, range(3)):
+                for theirs, of_one in zip(found, expected, strict=True):
+                    np.testing.assert_allclose(theirs, of_one, rtol=1e-4, atol=1e-5)
+    assert len(calls) == 5 + 5 + 9 + 1  # each image once, the unreadable one again
 
 
 def test_texts_are_encoded_once_for_the_same_names_and_templates(clip, cache, monkeypatch):

@@ -6,10 +6,17 @@ import pytest
 from flax import nnx
 
 from fgvpl_jax import load_clip
-from fgvpl_jax.data import ImageCache, Split, load_folder, random_crop_and_flip, train_batches
+from fgvpl_jax.data import (
+    ImageCache,
+    Share,
+    Split,
+    load_folder,
+    random_crop_and_flip,
+    train_batches,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import FVP
-from fgvpl_jax.training import TokenInputs, VisualCacheBuilder, data_mesh, split_model
+from fgvpl_jax.training import TokenInputs, VisualCacheBuilder, data_mesh, split_model, token_inputs
 from fgvpl_jax.training.token_inputs import check_range
 from tests.conftest import write_photo_folders
 from tests.method_settings import FVP_SETTINGS
@@ -110,6 +117,39 @@ def test_a_part_gets_the_rows_of_the_whole(clip, photos, cache, monkeypatch, kep
     np.testing.assert_array_equal(batch.inputs.tokens, whole.inputs.tokens[rows])
     (batch,) = inputs.evaluation(part, 4)
     np.testing.assert_array_equal(batch.inputs.tokens, plain.inputs.tokens[places])
+    assert not calls
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_three_processes_have_the_rows_of_one(clip, photos, cache, monkeypatch, kept):
+    """Also of a fold's training images, and where the last process has none to evaluate."""
+    cache = cache if kept else None
+    one = inputs_of(clip, photos, cache)
+    jobs = []
+    for number in range(3):
+        monkeypatch.setattr(token_inputs, "process_share", lambda n=number: Share(n, 3))
+        jobs.append(inputs_of(clip, photos, cache))
+    for split in (photos, photos.select([7, 0, 3, 5])):
+        for of_one, *parts in zip(
+            one.epoch(split, 6, 1), *(job.epoch(split, 6, 1) for job in jobs), strict=True
+        ):
+            indices = np.concatenate([part.indices for part in parts])
+            np.testing.assert_array_equal(indices, of_one.indices)
+            tokens = np.concatenate([part.inputs.tokens for part in parts])
+            np.testing.assert_allclose(tokens, of_one.inputs.tokens, rtol=2e-3, atol=2e-3)
+        (of_one,) = one.evaluation(split, 9)
+        batches = [list(job.evaluation(split, 3)) for job in jobs]
+        assert len({len(of_job) for of_job in batches}) == 1
+        rows = {}
+        for batch in (batch for of_job in batches for batch in of_job):
+            for place, row in zip(batch.indices.tolist(), batch.inputs.tokens, strict=True):
+                rows[place] = row
+        assert sorted(rows)[-len(split) :] == list(range(len(split)))
+        found = np.stack([rows[place] for place in range(len(split))])
+        expected = of_one.inputs.tokens[: len(split)]
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    calls = record_decoding(monkeypatch)
+    list(jobs[0].epoch(split, 6, 1))
     assert not calls
 
 

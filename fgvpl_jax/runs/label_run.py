@@ -19,6 +19,7 @@ from fgvpl_jax.methods.fitted_once import unit
 from fgvpl_jax.methods.multi_label import (
     label_method,
 )
+from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.data_loading import check_readable, open_image_cache
 from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
 from fgvpl_jax.runs.settings import check_config, check_jax_settings, flatten, with_recipe
@@ -105,6 +106,7 @@ def prepare_labels(config: ConfigDict, workdir: Workdir) -> LabelRun:
         UserError: For every mistake in config or data.
     """
     check_jax_settings()
+    keep_compiled_programs()
     label_method(config.method)
     check_config(config)
     fields = flatten(config.to_dict())

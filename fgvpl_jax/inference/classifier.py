@@ -15,9 +15,16 @@ from fgvpl_jax.inference.class_changes import ClassChanges, read_changes
 from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accuracy
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
-from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
-from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, Similar
+from fgvpl_jax.inference.photos import Photo, named_photos, one_photo, open_photo
+from fgvpl_jax.inference.predictions import (
+    Belonging,
+    ObjectLocation,
+    Prediction,
+    check_top_k,
+    similar_photos,
+)
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
+from fgvpl_jax.inference.regions import Region, regions_of
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.runs.known_classes import read_known_classes
 from fgvpl_jax.runs.results import RunResults
@@ -183,8 +190,7 @@ class Classifier:
         self, images: Photo | Iterable[Photo], top_k: int = TOP_K
     ) -> Iterator[Prediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
-        if top_k < 1:
-            raise UserError(f"top_k is {top_k}: give 1 or more")
+        check_top_k(top_k)
         named = named_photos(images)
         for start in range(0, len(named), BATCH_SIZE):
             batch = named[start : start + BATCH_SIZE]
@@ -213,10 +219,7 @@ class Classifier:
         Raises:
             UserError: If the photo cannot be read or is not exactly one, or there is no such class.
         """
-        named = named_photos(image)
-        if len(named) != 1:
-            raise UserError(f"evidence is for one photo, not for {len(named)}: give one")
-        ((name, photo),) = named
+        name, photo = one_photo(image, "evidence is")
         crop = self.crop(photo, name)
         if class_name is None:
             class_name = self._predict_crops([(name, crop)], 1)[0].class_names[0]
@@ -246,6 +249,26 @@ class Classifier:
             ),
         )
 
+    def regions(self, image: Photo, top_k: int = TOP_K) -> tuple[Region, ...]:
+        """Finds the objects in a photo, and returns a box and the classes of each, largest first.
+
+        Each connected area of the map above Otsu's threshold is a region, up to 8. Its logits are
+        the object's contributions, with the region as the object.
+
+        Args:
+            image: One photo that `predict` takes.
+            top_k: Number of classes to return, at most all.
+        Returns:
+            The regions; one that covers the whole crop where no object stands out.
+        Raises:
+            UserError: If the method looks for no object, the photo cannot be read or is not exactly
+                one, or top_k is below 1.
+        """
+        check_top_k(top_k)
+        name, photo = one_photo(image, "regions are")
+        opened = open_photo(photo, name)
+        return regions_of(self, self.clip.resize_and_crop(opened), opened.size, top_k)
+
     def crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the centred crop that the model sees of a photo; raises `UnreadableImage`."""
         return self.clip.resize_and_crop(open_photo(photo, name))
@@ -272,23 +295,14 @@ class Classifier:
             changes: The changed classes that the batch was recognised with; None for the
                 classifier's own.
         """
-        names = (changes or self.changes).names
-        labels = np.array([label for label, name in enumerate(names) if name is not None])
-        probabilities = recognition.probabilities[row]
-        best = labels[np.argsort(-probabilities[labels], kind="stable")][:top_k]
+        changes = changes or self.changes
+        names, probabilities = changes.names, np.asarray(recognition.probabilities[row])
+        best = changes.most_probable(probabilities, top_k)
         location = None
         if recognition.locations is not None:
             grid = self.clip.vision.grid
             location = ObjectLocation(
                 *(np.asarray(rows[row]).reshape(grid) for rows in recognition.locations)
-            )
-        similar: tuple[Similar, ...] = ()
-        if recognition.similar is not None:
-            similarities, places = (column[row] for column in recognition.similar)
-            similar = tuple(
-                self._similar(int(place), float(similarity), changes or self.changes)
-                for place, similarity in zip(places, similarities, strict=True)
-                if np.isfinite(similarity)
             )
         scores, threshold = recognition.known_score, self._known_threshold
         belonging = None
@@ -299,7 +313,7 @@ class Classifier:
             class_names=tuple(str(names[c]) for c in best),
             probabilities=tuple(float(probabilities[c]) for c in best),
             location=location,
-            similar=similar,
+            similar=similar_photos(recognition, row, self.support, changes),
             logits=tuple(float(recognition.logits[row, c]) for c in best),
             contributions={
                 part: tuple(float(values[row, c]) for c in best)
@@ -326,14 +340,6 @@ class Classifier:
         return [
             self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)
         ]
-
-    def _similar(self, place: int, similarity: float, changes: ClassChanges) -> Similar:
-        number = place - len(self.support)
-        if number < 0:
-            name = changes.names[self.support.labels[place]]
-            return Similar(place, self.support.keys[place], str(name), similarity)
-        photo = changes.photos[number]
-        return Similar(place, photo.name, changes.added_names[photo.label], similarity)
 
 
 def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Classifier:

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fgvpl_jax.data import Split
+from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.class_changes import ClassChanges
+from fgvpl_jax.inference.programs import Recognition
+
 
 @dataclass(frozen=True)
 class Similar:
@@ -86,3 +91,40 @@ class Prediction:
     logits: tuple[float, ...]
     contributions: dict[str, tuple[float, ...]]
     belonging: Belonging | None
+
+
+def check_top_k(top_k: int) -> None:
+    """Checks the number of classes to return.
+
+    Raises:
+        UserError: If it is below 1.
+    """
+    if top_k < 1:
+        raise UserError(f"top_k is {top_k}: give 1 or more")
+
+
+def similar_photos(
+    recognition: Recognition, row: int, support: Split, changes: ClassChanges
+) -> tuple[Similar, ...]:
+    """Returns the training photos that are most similar to one photo of a batch.
+
+    Args:
+        recognition: Recognition of the batch.
+        row: Index of the photo in the batch.
+        support: The training photos.
+        changes: The changed classes.
+    """
+    if recognition.similar is None:
+        return ()
+    found = []
+    for similarity, index in zip(*(column[row] for column in recognition.similar), strict=True):
+        place, number = int(index), int(index) - len(support)
+        if not np.isfinite(similarity):
+            continue
+        if number < 0:
+            key, name = support.keys[place], str(changes.names[support.labels[place]])
+        else:
+            photo = changes.photos[number]
+            key, name = photo.name, changes.added_names[photo.label]
+        found.append(Similar(place, key, name, float(similarity)))
+    return tuple(found)

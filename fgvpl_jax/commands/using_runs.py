@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
 from fgvpl_jax.commands.environment import check_devices, without_proxies
 from fgvpl_jax.commands.flags import (
+    COCO,
     CONFIG,
     EVIDENCE,
     FORMAT,
@@ -20,12 +21,13 @@ from fgvpl_jax.commands.flags import (
     OVERLAY_DIR,
     PORT,
     PUSH_TO_HUB,
+    REGIONS,
     TOKEN_FILE,
     TOP_K,
 )
 from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import expand_user
+from fgvpl_jax.files import expand_user, write_json
 
 SHORTEST_TOKEN = 16
 
@@ -39,29 +41,59 @@ if TYPE_CHECKING:
 def predict(workdir: str, arguments: list[str]) -> int:
     """Prints a prediction for each photo; returns exit code 2 if a photo could not be read."""
     from fgvpl_jax.inference import predict as prediction
+    from fgvpl_jax.inference.regions import coco_content
 
     if EVIDENCE.value is not None and not JSON.value and OVERLAY_DIR.value is None:
         raise UserError(
             f"--evidence={EVIDENCE.value} would not be shown: add --json or --overlay_dir=FOLDER"
         )
+    coco = coco_file()
     photos = prediction.find_photos(arguments)
     classifier = _load(workdir)
-    unreadable = 0
+    unreadable, found = 0, []
     for answer in prediction.predict_files(
-        classifier, photos, TOP_K.value, OVERLAY_DIR.value, EVIDENCE.value
+        classifier,
+        photos,
+        TOP_K.value,
+        OVERLAY_DIR.value,
+        EVIDENCE.value,
+        with_regions=REGIONS.value,
     ):
+        if answer.regions is not None and answer.size is not None:
+            found.append((answer.photo, answer.size, answer.regions))
         if isinstance(answer.result, UserError):
             unreadable += 1
             complain(answer.result)
         if JSON.value:
             print(prediction.as_json(answer), flush=True)  # for a program that reads the pipe
         elif not isinstance(answer.result, UserError):
-            print(printable(prediction.as_text(answer.result)), flush=True)
+            print(printable(prediction.as_text(answer.result, answer.regions)), flush=True)
         if (error := output_error()) is not None:  # no reader, or a full disk
             return BROKEN_PIPE if error.errno == errno.EPIPE else MISTAKE
+    if coco is not None:
+        write_json(coco, coco_content(found, classifier.class_names))
     if unreadable:
         complain(f"{unreadable} of {len(photos)} photos could not be read")
     return MISTAKE if unreadable else 0
+
+
+def coco_file() -> "Path | None":
+    """Returns the file of --coco, if it is given; makes its folder.
+
+    Raises:
+        UserError: If there are no regions to write, or the file cannot be written.
+    """
+    if COCO.value is None:
+        return None
+    if not REGIONS.value:
+        raise UserError(f"--coco={COCO.value} is a file of regions: add --regions")
+    file = expand_user(COCO.value)
+    if file.is_dir() or file.suffix != ".json":
+        raise UserError(
+            f"--coco={COCO.value} is not the name of a .json file: name one, such as regions.json"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def serve(workdir: str, arguments: list[str]) -> int:

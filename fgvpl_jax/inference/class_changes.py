@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 from numpy.typing import ArrayLike
 
 from fgvpl_jax.data.splits import class_name, same_name
@@ -77,18 +77,6 @@ class ClassChanges:
                 f"there is no class {name!r}: choose one of {', '.join(self.class_names)}"
             )
         return self.names.index(name)
-
-    def most_probable(
-        self, probabilities: Float[np.ndarray, "k"], count: int
-    ) -> Int[np.ndarray, "c"]:
-        """Returns the labels of the most probable classes that can be predicted, best first.
-
-        Args:
-            probabilities: Probabilities of all labels and padding.
-            count: Number of labels to return, at most all.
-        """
-        labels = np.array([label for label, name in enumerate(self.names) if name is not None])
-        return labels[np.argsort(-probabilities[labels], kind="stable")][:count]
 
     def check_photos(self, num_photos: int) -> None:
         """Checks that a class with this number of photos can be added.

@@ -16,13 +16,7 @@ from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accur
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
 from fgvpl_jax.inference.photos import Photo, named_photos, one_photo, open_photo
-from fgvpl_jax.inference.predictions import (
-    Belonging,
-    ObjectLocation,
-    Prediction,
-    check_top_k,
-    similar_photos,
-)
+from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, similar_photos
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.inference.regions import Region, regions_of
 from fgvpl_jax.recognition import class_text_features
@@ -44,6 +38,7 @@ class Classifier:
         support: The training photos. They are decoded only when needed, so they may be gone.
         results: Results of the run, such as `results.test_accuracy`.
         finds_objects: Whether its predictions have attention maps and object masks.
+        connectivity: Connectivity of the object masks; see `object_mask`.
         clip: The backbone.
         uses_cache: Whether its predictions have similar photos, and classes can be added.
         title: The method's name in tables.
@@ -79,6 +74,7 @@ class Classifier:
             known,
         )
         self.finds_objects = model.finds_objects
+        self.connectivity = config.connectivity
         self.uses_cache = model.uses_cache
         self.title = method_label(self.results.method)
         self.templates = tuple(config.data.templates)
@@ -190,13 +186,12 @@ class Classifier:
         self, images: Photo | Iterable[Photo], top_k: int = TOP_K
     ) -> Iterator[Prediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
-        check_top_k(top_k)
         named = named_photos(images)
         for start in range(0, len(named), BATCH_SIZE):
             batch = named[start : start + BATCH_SIZE]
             crops = [self._crop_or_error(photo, name) for name, photo in batch]
             predictions = iter(
-                self._predict_crops(
+                self.predict_crops(
                     [
                         (name, crop)
                         for (name, _), crop in zip(batch, crops, strict=True)
@@ -222,7 +217,7 @@ class Classifier:
         name, photo = one_photo(image, "evidence is")
         crop = self.crop(photo, name)
         if class_name is None:
-            class_name = self._predict_crops([(name, crop)], 1)[0].class_names[0]
+            class_name = self.predict_crops([(name, crop)], 1)[0].class_names[0]
         return self.evidence_in(crop, class_name)
 
     def evidence_in(
@@ -252,22 +247,18 @@ class Classifier:
     def regions(self, image: Photo, top_k: int = TOP_K) -> tuple[Region, ...]:
         """Finds the objects in a photo, and returns a box and the classes of each, largest first.
 
-        Each connected area of the map above Otsu's threshold is a region, up to 8. Its logits are
-        the object's contributions, with the region as the object.
+        Each connected area of the map above Otsu's threshold is a region, up to 8. If there are
+        several, the square around each is predicted, twice as wide as its box is long. Where no
+        object stands out, the whole crop is the only region.
 
         Args:
             image: One photo that `predict` takes.
             top_k: Number of classes to return, at most all.
-        Returns:
-            The regions; one that covers the whole crop where no object stands out.
         Raises:
-            UserError: If the method looks for no object, the photo cannot be read or is not exactly
-                one, or top_k is below 1.
+            UserError: If the method looks for no object, or this is not one photo that can be read.
         """
-        check_top_k(top_k)
         name, photo = one_photo(image, "regions are")
-        opened = open_photo(photo, name)
-        return regions_of(self, self.clip.resize_and_crop(opened), opened.size, top_k)
+        return regions_of(self, open_photo(photo, name), top_k)
 
     def crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the centred crop that the model sees of a photo; raises `UnreadableImage`."""
@@ -296,8 +287,9 @@ class Classifier:
                 classifier's own.
         """
         changes = changes or self.changes
-        names, probabilities = changes.names, np.asarray(recognition.probabilities[row])
-        best = changes.most_probable(probabilities, top_k)
+        names, probabilities = changes.names, recognition.probabilities[row]
+        labels = np.array([label for label, name in enumerate(names) if name is not None])
+        best = labels[np.argsort(-probabilities[labels], kind="stable")][:top_k]
         location = None
         if recognition.locations is not None:
             grid = self.clip.vision.grid
@@ -330,15 +322,23 @@ class Classifier:
         except UnreadableImage as error:
             return error
 
-    def _predict_crops(
-        self, crops: list[tuple[str, UInt8[np.ndarray, "H W 3"]]], top_k: int
+    def predict_crops(
+        self,
+        crops: list[tuple[str, UInt8[np.ndarray, "H W 3"]]],
+        top_k: int,
+        changes: ClassChanges | None = None,
     ) -> list[Prediction]:
+        """Like `predict`, for one batch of crops with names, and with changed classes."""
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}: give 1 or more")
         if not crops:
             return []
+        changes = changes or self.changes
         features, _ = self.inference.encode(padded_batch([crop for _, crop in crops]))
-        recognition = self.inference.recognise(features, self.changes.on_device)
+        recognition = self.inference.recognise(features, changes.on_device)
         return [
-            self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)
+            self.prediction(recognition, row, name, top_k, changes)
+            for row, (name, _) in enumerate(crops)
         ]
 
 

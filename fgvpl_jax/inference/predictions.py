@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fgvpl_jax.data import Split
-from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.programs import Recognition
 
@@ -91,16 +90,6 @@ class Prediction:
     logits: tuple[float, ...]
     contributions: dict[str, tuple[float, ...]]
     belonging: Belonging | None
-
-
-def check_top_k(top_k: int) -> None:
-    """Checks the number of classes to return.
-
-    Raises:
-        UserError: If it is below 1.
-    """
-    if top_k < 1:
-        raise UserError(f"top_k is {top_k}: give 1 or more")
 
 
 def similar_photos(

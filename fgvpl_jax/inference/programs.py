@@ -10,12 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fgvpl_jax.clip import FrozenEncoder, ImageEncoder
-from fgvpl_jax.methods import Choices, Method, PromptedMethod
+from fgvpl_jax.methods import Choices, Method
 from fgvpl_jax.recognition import KnownClasses, VisualCache, known_score, normalize, total
-from fgvpl_jax.visual_prompt import FeatureKindsEncoder, object_regions
 
 NUM_SIMILAR = 3
-MOST_REGIONS = 8
 
 
 class AddedClassArrays(NamedTuple):
@@ -90,21 +88,6 @@ class Recognition(NamedTuple):
     known_score: Float[Array | np.ndarray, "b"] | None
 
 
-class RecognisedRegions(NamedTuple):
-    """The regions of a batch of photos and the model's output for each.
-
-    Attributes:
-        masks: Patches of each region, largest region first; no patch for one that a photo lacks.
-        probabilities: Softmax of the sum of the object's contributions, divided by the run's
-            temperature.
-        contributions: See `Method.contributions`; the object is the region.
-    """
-
-    masks: Bool[Array | np.ndarray, "b r n"]
-    probabilities: Float[Array | np.ndarray, "b r k"]
-    contributions: dict[str, Float[Array | np.ndarray, "b r k"]]
-
-
 class Weights(NamedTuple):
     """All arrays that the device programs read, except the images.
 
@@ -162,7 +145,6 @@ class Inference:
         self.program = partial(encode_and_recognise, graphdef)
         self._encode = jax.jit(partial(encode, graphdef))
         self._recognise = jax.jit(partial(recognise, graphdef))
-        self._recognise_regions = jax.jit(partial(recognise_regions, graphdef))
 
     def encode(
         self, images: UInt8[np.ndarray, "b H W 3"], *, scored: bool = True
@@ -187,17 +169,6 @@ class Inference:
             changes: Changes of the classes; only a method with a cache can have added ones.
         """
         return jax.device_get(self._recognise(self.weights, features, changes))
-
-    def recognise_regions(
-        self, images: UInt8[np.ndarray, "b H W 3"], changes: ChangedClassArrays | None = None
-    ) -> RecognisedRegions:
-        """Finds the regions of photos and recognises each; for a method that finds objects.
-
-        Args:
-            images: A batch of crops.
-            changes: Changes of the classes; only a method with a cache can have added ones.
-        """
-        return jax.device_get(self._recognise_regions(self.weights, images, changes))
 
 
 def encode_and_recognise(
@@ -235,7 +206,10 @@ def recognise(
     features, score = encoded.method, encoded.known_score
     if changes is not None:
         score = None  # the known classes are the trained ones
-    cache = _with_added_classes(model, cache, changes)
+    if changes is not None and changes.added is not None:
+        texts = [model.text_features[...], changes.added.text_features]
+        model.text_features.set_value(jnp.concatenate(texts))
+        cache = jax.tree.map(lambda *rows: jnp.concatenate(rows), cache, changes.added.photos)
     contributions = model.contributions(features, cache, **choices)
     logits = total(contributions)
     if changes is not None:
@@ -253,53 +227,6 @@ def recognise(
         locations = ObjectLocations(features.attention_map, features.object_mask)
     probabilities = jax.nn.softmax(logits / temperature)
     return Recognition(probabilities, logits, contributions, similar, locations, score)
-
-
-def recognise_regions(
-    graphdef: nnx.GraphDef,
-    weights: Weights,
-    images: UInt8[Array, "b H W 3"],
-    changes: ChangedClassArrays | None = None,
-) -> RecognisedRegions:
-    """Implements `Inference.recognise_regions`; must be called under jit."""
-    state, cache, choices, temperature, _ = weights
-    frozen_encoder, model, _ = nnx.merge(graphdef, state)
-    cache = _with_added_classes(model, cache, changes)
-
-    def features(mask: Bool[Array, "b n"] | None = None) -> Any:
-        if isinstance(frozen_encoder, FeatureKindsEncoder):
-            return model.features(frozen_encoder(images, mask))
-        assert isinstance(model, PromptedMethod)
-        return model.features(images, mask)
-
-    finder = (frozen_encoder if model.reads_features else model).encoder
-    found = features()
-    masks = object_regions(
-        found.attention_map,
-        found.object_mask,
-        finder.vision.grid,
-        finder.connectivity,
-        MOST_REGIONS,
-    )
-    # The encoder's layers do not depend on the mask, so they run once for all regions.
-    contributions = jax.vmap(
-        lambda mask: model.contributions(features(mask), cache, **choices), in_axes=1, out_axes=1
-    )(masks)
-    logits = total({part: v for part, v in contributions.items() if part.startswith("object_")})
-    if changes is not None:
-        logits = jnp.where(changes.is_predicted, logits, -jnp.inf)
-    return RecognisedRegions(masks, jax.nn.softmax(logits / temperature), contributions)
-
-
-def _with_added_classes(
-    model: Method, cache: VisualCache | None, changes: ChangedClassArrays | None
-) -> VisualCache | None:
-    """Adds the texts of added classes to the model; returns the cache with their photos."""
-    if changes is None or changes.added is None:
-        return cache
-    texts = [model.text_features[...], changes.added.text_features]
-    model.text_features.set_value(jnp.concatenate(texts))
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows), cache, changes.added.photos)
 
 
 def padded_batch(

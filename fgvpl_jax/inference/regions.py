@@ -5,30 +5,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
+from PIL import Image
+from scipy.ndimage import label
 
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.predictions import ObjectLocation
 from fgvpl_jax.version import __version__
+from fgvpl_jax.visual_prompt import otsu_threshold
 
 if TYPE_CHECKING:
     from fgvpl_jax.inference.class_changes import ClassChanges
     from fgvpl_jax.inference.classifier import Classifier
+
+MOST_REGIONS = 8
+# Side of the square that is recognised, in lengths of the box's longer side; see docs/ablations.md.
+CONTEXT = 2.0
 
 Box = tuple[float, float, float, float]  # left, top, width, height
 
 
 @dataclass(frozen=True)
 class Region:
-    """A connected area of a photo's map above the threshold, and its class.
+    """A connected area of a photo's map above the threshold, and its classes.
 
     Attributes:
         mask: True for its patches in the centred crop that the model saw; True for all patches
             where no object stands out.
         rectangles: Boxes of its patches, one for each run of patches in a row of the grid, in
             pixels of the photo as it is displayed, which EXIF may turn.
-        class_names: The k most probable classes.
-        probabilities: Probabilities of these classes; over all classes they sum to 1.
+        class_names: The k most probable classes of the square around it.
+        probabilities: Calibrated probabilities of these classes; over all classes they sum to 1.
     """
 
     mask: Bool[np.ndarray, "gh gw"]
@@ -39,9 +48,7 @@ class Region:
     @property
     def box(self) -> Box:
         """The smallest box around it: left, top, width and height in pixels of the photo."""
-        left, top = (min(r[axis] for r in self.rectangles) for axis in (0, 1))
-        right, bottom = (max(r[axis] + r[axis + 2] for r in self.rectangles) for axis in (0, 1))
-        return left, top, right - left, bottom - top
+        return box_around(self.rectangles)
 
     @property
     def area(self) -> float:
@@ -51,8 +58,7 @@ class Region:
 
 def regions_of(
     classifier: "Classifier",
-    crop: UInt8[np.ndarray, "H W 3"],
-    size: tuple[int, int],
+    photo: Image.Image,
     top_k: int,
     changes: "ClassChanges | None" = None,
 ) -> tuple[Region, ...]:
@@ -60,43 +66,94 @@ def regions_of(
 
     Args:
         classifier: A trained run.
-        crop: The crop that the model sees of the photo.
-        size: Width and height of the photo.
+        photo: The upright RGB photo.
         top_k: Number of classes to return.
         changes: The classes as a user changed them; None for the classifier's own.
     Raises:
-        UserError: If the method looks for no object, or the backbone prepares photos in a way that
-            boxes cannot be computed for.
+        UserError: If the method looks for no object, the backbone prepares photos in a way that
+            boxes cannot be computed for, or top_k is below 1.
+    """
+    check_finds_objects(classifier)
+    clip = classifier.clip
+    left, top, right, bottom = clip.image_processor.seen_box(*photo.size)
+    patch_size = clip.vision.config.patch_size
+    x, y = (n / clip.image_size * patch_size for n in (right - left, bottom - top))
+    whole = classifier.predict_crops([("", clip.resize_and_crop(photo))], top_k, changes)
+    assert whole[0].location is not None
+    masks = areas(whole[0].location, classifier.connectivity)
+    places = [
+        tuple(
+            (left + start * x, top + row * y, (end - start) * x, y)
+            for row, start, end in runs(mask)
+        )
+        for mask in masks
+    ]
+    predictions = whole
+    if len(masks) > 1:
+        squares = [photo.crop(square_around(box_around(place), photo.size)) for place in places]
+        crops = [("", clip.resize_and_crop(square)) for square in squares]
+        predictions = classifier.predict_crops(crops, top_k, changes)
+    return tuple(
+        Region(mask, place, prediction.class_names, prediction.probabilities)
+        for mask, place, prediction in zip(masks, places, predictions, strict=True)
+    )
+
+
+def check_finds_objects(classifier: "Classifier") -> None:
+    """Checks that a run's predictions have attention maps.
+
+    Raises:
+        UserError: If they have not.
     """
     if not classifier.finds_objects:
         raise UserError(
             f"{classifier.results.method} looks for no object, so it has no regions: use a method "
             "that looks for objects, such as fg_vpl"
         )
-    changes = changes or classifier.changes
-    vision = classifier.clip.vision
-    left, top, right, bottom = classifier.clip.image_processor.seen_box(*size)
-    side, patch_size = classifier.clip.image_size, vision.config.patch_size
-    x, y = ((end - start) / side * patch_size for start, end in ((left, right), (top, bottom)))
-    found = classifier.inference.recognise_regions(crop[None], changes.on_device)
-    regions = []
-    for mask, probabilities in zip(found.masks[0], found.probabilities[0], strict=True):
-        if not mask.any():
-            break
-        grid_mask = np.asarray(mask).reshape(vision.grid)
-        best = changes.most_probable(np.asarray(probabilities), top_k)
-        regions.append(
-            Region(
-                grid_mask,
-                tuple(
-                    (left + start * x, top + row * y, (end - start) * x, y)
-                    for row, start, end in runs(grid_mask)
-                ),
-                tuple(str(changes.names[label]) for label in best),
-                tuple(float(probabilities[label]) for label in best),
-            )
-        )
-    return tuple(regions)
+
+
+def areas(location: ObjectLocation, connectivity: int) -> list[Bool[np.ndarray, "gh gw"]]:
+    """Returns the connected areas of patches above Otsu's threshold, largest first, at most 8.
+
+    The first is the object mask. It is the only one where it keeps every patch, because no object
+    stands out. Of equal areas, the one met first in row-major order comes first.
+
+    Args:
+        location: Map and object mask.
+        connectivity: 2 joins patches that share an edge or a corner, 1 only those that share an
+            edge; as for the object mask.
+    """
+    mask, values = location.object_mask, location.attention_map
+    if not location.object_found:
+        return [mask]
+    threshold = np.asarray(otsu_threshold(jnp.asarray(values.reshape(1, -1))))[0]
+    others = (values > threshold) & ~mask
+    labels, count = label(others, structure=np.ones((3, 3)) if connectivity == 2 else None)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    largest = np.argsort(-sizes, kind="stable")[: MOST_REGIONS - 1]
+    return [mask, *(labels == 1 + place for place in largest)]
+
+
+def square_around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Returns a square around a box as left, top, right and bottom, within the photo.
+
+    Args:
+        box: The box.
+        size: Width and height of the photo.
+    """
+    side = min(round(CONTEXT * max(box[2:])), *size)
+    left, top = (
+        min(max(round(start + length / 2 - side / 2), 0), end - side)
+        for start, length, end in zip(box[:2], box[2:], size, strict=True)
+    )
+    return left, top, left + side, top + side
+
+
+def box_around(rectangles: Sequence[Box]) -> Box:
+    """Returns the smallest box around rectangles."""
+    left, top = (min(r[axis] for r in rectangles) for axis in (0, 1))
+    right, bottom = (max(r[axis] + r[axis + 2] for r in rectangles) for axis in (0, 1))
+    return left, top, right - left, bottom - top
 
 
 def runs(mask: Bool[np.ndarray, "gh gw"]) -> list[tuple[int, int, int]]:

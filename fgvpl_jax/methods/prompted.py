@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, UInt8
 
 from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.visual_prompt import (
@@ -25,21 +25,16 @@ class PromptedMethod(PixelMethod):
     passes_are_cheap: ClassVar[bool] = True
     encoder: FGImageEncoder | PooledFGImageEncoder
 
-    def features(
-        self,
-        inputs: UInt8[Array, "b H W 3"] | TokensBelow,
-        mask: Bool[Array, "b n"] | None = None,
-    ) -> ImageFeatures:
+    def features(self, inputs: UInt8[Array, "b H W 3"] | TokensBelow) -> ImageFeatures:
         """Returns raw features, attention maps and object masks.
 
         Args:
             inputs: Pixels, or what `below_prompt` returned for them.
-            mask: Patches to take as the object; None cuts the object from the map.
         """
         if isinstance(inputs, TokensBelow):
             assert isinstance(self.encoder, FGImageEncoder)
-            return self.encoder(inputs, mask)
-        return self.encoder(self.image_encoder.normalize_pixels(inputs), mask)
+            return self.encoder(inputs)
+        return self.encoder(self.image_encoder.normalize_pixels(inputs))
 
     def below_prompt(self, inputs: UInt8[Array, "b H W 3"]) -> TokensBelow:
         """Returns what the layers below the prompt compute, which no training changes."""

@@ -8,12 +8,7 @@ from fgvpl_jax.visual_prompt.encoder import (
     TokensBelow,
 )
 from fgvpl_jax.visual_prompt.feature_kinds import FeatureKinds, FeatureKindsEncoder
-from fgvpl_jax.visual_prompt.object_mask import (
-    largest_component,
-    object_mask,
-    object_regions,
-    otsu_threshold,
-)
+from fgvpl_jax.visual_prompt.object_mask import largest_component, object_mask, otsu_threshold
 from fgvpl_jax.visual_prompt.pooled_encoder import PooledFGImageEncoder, fine_grained_encoder
 
 __all__ = [
@@ -28,6 +23,5 @@ __all__ = [
     "fine_grained_encoder",
     "largest_component",
     "object_mask",
-    "object_regions",
     "otsu_threshold",
 ]

@@ -141,16 +141,11 @@ class FGImageEncoder(nnx.Module):
             PROMPT_STD * nnx.initializers.normal(1.0)(rngs.params(), (num_prompts, width))
         )
 
-    def __call__(
-        self,
-        inputs: Float[Array, "b H W 3"] | TokensBelow,
-        mask: Bool[Array, "b n"] | None = None,
-    ) -> ImageFeatures:
+    def __call__(self, inputs: Float[Array, "b H W 3"] | TokensBelow) -> ImageFeatures:
         """Encodes normalised images; all shapes are static and all work stays on the device.
 
         Args:
             inputs: Normalised images, or what `below_prompt` returned for them.
-            mask: Patches to take as the object; None cuts the object from the map.
         """
         num_prompts, (gh, gw) = self.prompt.shape[0], self.vision.grid
         if isinstance(inputs, TokensBelow):
@@ -169,10 +164,9 @@ class FGImageEncoder(nnx.Module):
         trace = _Trace(*(lower + upper for lower, upper in zip(below, above, strict=True)))
         decided = inputs.significance if isinstance(inputs, TokensBelow) else None
         significance = self._significance(trace, decided)
-        if mask is None:
-            mask = object_mask(significance, (gh, gw), self.connectivity)
-            if self.map_name == BORDER_CONTRAST:
-                mask |= significance.max(axis=1, keepdims=True) < self.least_contrast[...]
+        mask = object_mask(significance, (gh, gw), self.connectivity)
+        if self.map_name == BORDER_CONTRAST:
+            mask |= significance.max(axis=1, keepdims=True) < self.least_contrast[...]
 
         # Eq. 8. The class token is computed separately, so that a program that uses no patch, such
         # as a training step, computes no patch. A program that uses both shares keys and values.

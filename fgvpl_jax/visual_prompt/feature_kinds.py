@@ -71,10 +71,8 @@ class FeatureKindsEncoder(nnx.Module):
         """Returns the name of the features and the settings of the object mask."""
         return ["feature kinds", self.encoder.map_name, self.encoder.connectivity]
 
-    def __call__(
-        self, images: UInt8[Array, "b H W 3"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b c"]:
-        """Returns packed features of photos; `mask` is that of `FGImageEncoder.__call__`."""
-        found = self.encoder(self.image_encoder.normalize_pixels(images), mask)
+    def __call__(self, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b c"]:
+        """Returns packed features of photos."""
+        found = self.encoder(self.image_encoder.normalize_pixels(images))
         columns = [found.image, found.object, found.patches, found.attention_map]
         return jnp.concatenate([*columns, found.object_mask.astype(found.image.dtype)], axis=1)

@@ -81,40 +81,14 @@ def otsu_threshold(values: Float[Array, "b n"]) -> Float[Array, "b"]:
     return jnp.where(span > 0, low + (best + 0.5) * (span / NUM_BINS), low)
 
 
-def object_regions(
-    attention_map: Float[Array, "b n"],
-    object_mask: Bool[Array, "b n"],
-    grid: tuple[int, int],
-    connectivity: int,
-    count: int,
-) -> Bool[Array, "b r n"]:
-    """Returns the largest connected areas of patches above Otsu's threshold, largest first.
-
-    The first is the object mask. Where the mask keeps every patch, because no object stands out, it
-    is the only one.
-
-    Args:
-        attention_map: Map that the object mask was cut from.
-        object_mask: The object mask.
-        grid: (gh, gw) with gh · gw = n.
-        connectivity: 2 or 1; see `object_mask`.
-        count: Number of areas r. Those that a map does not have keep no patch.
-    """
-    foreground = attention_map > otsu_threshold(attention_map)[:, None]
-    labels, areas = _components(foreground.reshape(-1, *grid), connectivity)
-    # Of equal areas, `top_k` takes that with the lower index first, as `largest_component` does.
-    sizes, first_cells = jax.lax.top_k(areas, min(count, areas.shape[1]))
-    regions = (labels[:, None] == first_cells[..., None]) & (sizes > 0)[..., None]
-    regions = jnp.pad(regions, ((0, 0), (0, count - regions.shape[1]), (0, 0)))
-    nothing_stands_out = object_mask.all(axis=1)[:, None, None]
-    only_first = (jnp.arange(count) == 0)[None, :, None]
-    return jnp.where(nothing_stands_out, only_first, regions)
-
-
 def largest_component(
     mask: Bool[Array, "b gh gw"], connectivity: int = CONNECTIVITY
 ) -> Bool[Array, "b gh gw"]:
     """Returns the connected area with the most cells; in a tie, the first in row-major order.
+
+    Every cell starts with its own index as its label. Each round replaces a cell's label by the
+    smallest label among its neighbours, then by the label of the cell with that index. At the end,
+    the label of every cell is the index of the first cell of its area.
 
     Args:
         mask: Cells to connect.
@@ -126,21 +100,6 @@ def largest_component(
     """
     if connectivity not in (1, 2):
         raise UserError(f"connectivity is {connectivity}: give 2 (8 neighbours) or 1 (4)")
-    labels, areas = _components(mask, connectivity)
-    largest = areas.argmax(axis=1)
-    return (labels == largest[:, None]).reshape(mask.shape) & mask
-
-
-def _components(
-    mask: Bool[Array, "b gh gw"], connectivity: int
-) -> tuple[Int[Array, "b n"], Int[Array, "b n"]]:
-    """Returns the label of each cell, and the number of cells that have each label.
-
-    Every cell starts with its own index as its label. Each round replaces a cell's label by the
-    smallest label among its neighbours, then by the label of the cell with that index. At the end,
-    the label of every cell is the index of the first cell of its area. Cells outside the mask have
-    the label n.
-    """
     batch, gh, gw = mask.shape
     size = gh * gw
     background = size  # a label larger than that of every cell
@@ -166,7 +125,9 @@ def _components(
     own = jnp.where(mask, jnp.arange(size).reshape(gh, gw), background)
     labels, _ = jax.lax.while_loop(lambda state: state[1], step, (own, jnp.any(mask)))
     labels = labels.reshape(batch, size)
-    return labels, _count(labels, size + 1)[:, :size]
+    areas = _count(labels, size + 1)[:, :size]
+    largest = areas.argmax(axis=1)
+    return (labels == largest[:, None]).reshape(mask.shape) & mask
 
 
 def _smallest_of_three(labels: Int[Array, "b p q"], axis: int) -> Int[Array, "b r s"]:

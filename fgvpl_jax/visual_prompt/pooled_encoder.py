@@ -88,10 +88,8 @@ class PooledFGImageEncoder(nnx.Module):
             entering, _ = self._layers(vision.embed(test_card(vision.config.image_size)))
             self.least_contrast = Frozen(LEAST_SHARE * self._contrast(entering).max())
 
-    def __call__(
-        self, pixels: Float[Array, "b H W 3"], mask: Bool[Array, "b n"] | None = None
-    ) -> ImageFeatures:
-        """Encodes normalised images; see `FGImageEncoder.__call__`."""
+    def __call__(self, pixels: Float[Array, "b H W 3"]) -> ImageFeatures:
+        """Encodes normalised images; all shapes are static and all work stays on the device."""
         vision, (gh, gw) = self.vision, self.vision.grid
         tokens = vision.embed(pixels, self.compute_dtype)
         prompt = self.prompt[...].astype(tokens.dtype)
@@ -99,8 +97,7 @@ class PooledFGImageEncoder(nnx.Module):
         entering, attentions = self._layers(jnp.concatenate([tokens, prompt], axis=1))
         pooled = vision.before_pooling(entering[-1])
         image, row = self._run(vision.pooling, pooled)
-        significance, found = self._find_object(entering, [*attentions, row])
-        mask = found if mask is None else mask
+        significance, mask = self._find_object(entering, [*attentions, row])
 
         kept = [
             jnp.ones((mask.shape[0], count), bool)

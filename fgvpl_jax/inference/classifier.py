@@ -190,16 +190,9 @@ class Classifier:
         for start in range(0, len(named), BATCH_SIZE):
             batch = named[start : start + BATCH_SIZE]
             crops = [self._crop_or_error(photo, name) for name, photo in batch]
-            predictions = iter(
-                self.predict_crops(
-                    [
-                        (name, crop)
-                        for (name, _), crop in zip(batch, crops, strict=True)
-                        if isinstance(crop, np.ndarray)
-                    ],
-                    top_k,
-                )
-            )
+            pairs = zip((name for name, _ in batch), crops, strict=True)
+            readable = [(name, crop) for name, crop in pairs if isinstance(crop, np.ndarray)]
+            predictions = iter(self.predict_crops(readable, top_k))
             for crop in crops:
                 yield next(predictions) if isinstance(crop, np.ndarray) else crop
 

@@ -145,8 +145,8 @@ def test_the_first_region_is_the_object_mask_and_regions_are_apart(classifier, p
 
 
 def test_mistakes_are_named(classifier, photos):
-    with pytest.raises(UserError, match="regions are for one photo, not for 2: give one"):
-        classifier.regions(photos[:2])
+    with pytest.raises(UserError, match="regions are for one photo, not for 5: give one"):
+        classifier.regions(photos[0].parent)
     with pytest.raises(UserError, match="top_k is 0: give 1 or more"):
         classifier.regions(photos[0], top_k=0)
     with pytest.MonkeyPatch.context() as patch:

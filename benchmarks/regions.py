@@ -139,7 +139,7 @@ def main(workdir: str, num_scenes: int) -> dict[str, Any]:
             labels = rng.choice(len(BENCHMARK_PAIRS), count, replace=False)
             rows.append(judge(classifier, branch, draw_picture(labels.tolist(), rng)))
         for name in rows[0]:
-            values = np.array([row[name] for row in rows])
+            values = np.array([row[name] for row in rows], np.float64)
             values = values[~np.isnan(values)]
             mean = (float(values.mean()), *interval_of_mean(values)) if len(values) else None
             result[f"{count} objects: {name}"] = mean

@@ -59,11 +59,35 @@ class ImageProcessor:
         side = self.side
         if self.geometry is Geometry.SQUASH:
             return np.array(image.resize((side, side), self.resample))
-        width, height = (int(side * length / min(image.size)) for length in image.size)
-        half = round if self.geometry is Geometry.CROP_TO_EVEN else int
-        left, top = half((width - side) / 2), half((height - side) / 2)
+        (left, width), (top, height) = (self._offset(n, image.size) for n in image.size)
         resized = image.resize((width, height), self.resample)
         return np.array(resized.crop((left, top, left + side, top + side)))
+
+    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Returns left, top, right and bottom of the part of a photo that `resize_and_crop` keeps.
+
+        Args:
+            width: Width of the photo in pixels, in which the box is measured too.
+            height: Its height.
+        Raises:
+            UserError: If the checkpoint's geometry is none of `Geometry`.
+        """
+        if self.geometry is None:
+            raise UserError(
+                "this checkpoint prepares photos in a way of its own, so no box can be given in "
+                "pixels of the photo: use another checkpoint"
+            )
+        if self.geometry is Geometry.SQUASH:
+            return 0.0, 0.0, float(width), float(height)
+        (left, across), (top, down) = (self._offset(n, (width, height)) for n in (width, height))
+        x, y = width / across, height / down
+        return left * x, top * y, (left + self.side) * x, (top + self.side) * y
+
+    def _offset(self, length: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns where the crop begins along an axis of the resized photo, and its length."""
+        resized = int(self.side * length / min(size))
+        half = round if self.geometry is Geometry.CROP_TO_EVEN else int
+        return half((resized - self.side) / 2), resized
 
     def _other(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         raise NotImplementedError

@@ -25,6 +25,7 @@ from fgvpl_jax.commands.console import (
 )
 from fgvpl_jax.commands.environment import check_devices, import_jax
 from fgvpl_jax.commands.flags import (
+    COCO,
     CONFIG,
     COORDINATOR,
     EVIDENCE,
@@ -37,6 +38,7 @@ from fgvpl_jax.commands.flags import (
     PORT,
     PROCESS_ID,
     PUSH_TO_HUB,
+    REGIONS,
     TENSORBOARD,
     TOKEN_FILE,
     TOP_K,
@@ -279,7 +281,7 @@ MODES = {
     "predict": Mode(
         using_runs.predict,
         "names the classes of photos (files or folders after the flags) with a trained run",
-        (CONFIG, TOP_K, JSON, OVERLAY_DIR, EVIDENCE),
+        (CONFIG, TOP_K, JSON, OVERLAY_DIR, EVIDENCE, REGIONS, COCO),
         takes_arguments=True,
     ),
     "serve": Mode(

@@ -44,6 +44,12 @@ EVIDENCE = flags.DEFINE_string(
     "predict: class whose evidence is computed for each photo, for --json and --overlay_dir; "
     "`predicted` takes each photo's most probable class. About 100 times the work.",
 )
+REGIONS = flags.DEFINE_bool(
+    "regions", False, "predict: also name the class of every area of a photo that stands out."
+)
+COCO = flags.DEFINE_string(
+    "coco", None, "predict: file for the regions of all photos in COCO's JSON format."
+)
 
 HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: address to listen at.")
 TOKEN_FILE = flags.DEFINE_string(

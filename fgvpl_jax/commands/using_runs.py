@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
 from fgvpl_jax.commands.environment import check_devices, without_proxies
 from fgvpl_jax.commands.flags import (
+    COCO,
     CONFIG,
     EVIDENCE,
     FORMAT,
@@ -21,12 +22,13 @@ from fgvpl_jax.commands.flags import (
     OVERLAY_DIR,
     PORT,
     PUSH_TO_HUB,
+    REGIONS,
     TOKEN_FILE,
     TOP_K,
 )
 from fgvpl_jax.commands.output import output_error
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import expand_user
+from fgvpl_jax.files import expand_user, write_json
 
 SHORTEST_TOKEN = 16
 
@@ -41,32 +43,49 @@ if TYPE_CHECKING:
 def predict(workdir: str, arguments: list[str]) -> int:
     """Prints a prediction for each photo; returns exit code 2 if a photo could not be read."""
     from fgvpl_jax.inference import predict as prediction
+    from fgvpl_jax.inference.regions import coco_content
     from fgvpl_jax.runs.workdir import Workdir
 
     if EVIDENCE.value is not None and not JSON.value and OVERLAY_DIR.value is None:
         raise UserError(
             f"--evidence={EVIDENCE.value} would not be shown: add --json or --overlay_dir=FOLDER"
         )
+    coco = coco_file()
     photos = prediction.find_photos(arguments)
     if Workdir(workdir).label_model_file.exists():
         return _predict_labels(workdir, photos)
-    found = prediction.predict_files(
-        _load(workdir), photos, TOP_K.value, OVERLAY_DIR.value, EVIDENCE.value
-    )
-    return _print_answers(
-        Answer(one.result, partial(prediction.as_json, one), prediction.as_text) for one in found
-    )
+    classifier = _load(workdir)
+    found: list[Any] = []
+
+    def answers() -> "Iterable[Answer]":
+        for one in prediction.predict_files(
+            classifier,
+            photos,
+            TOP_K.value,
+            OVERLAY_DIR.value,
+            EVIDENCE.value,
+            with_regions=REGIONS.value,
+        ):
+            if one.regions is not None and one.size is not None:
+                found.append((one.photo, one.size, one.regions))
+            as_text = partial(prediction.as_text, regions=one.regions)
+            yield Answer(one.result, partial(prediction.as_json, one), as_text)
+
+    code = _print_answers(answers())
+    if coco is not None and output_error() is None:  # otherwise photos are missing
+        write_json(coco, coco_content(found, classifier.class_names))
+    return code
 
 
 def _predict_labels(workdir: str, photos: "list[Path]") -> int:
     """Does the work of `predict` with a run with several labels a photo."""
     from fgvpl_jax.inference import multi_label
 
-    for flag in (OVERLAY_DIR, EVIDENCE):
-        if flag.value is not None:
+    for flag in (OVERLAY_DIR, EVIDENCE, REGIONS):
+        if flag.value:
             raise UserError(
-                f"{workdir} holds a run with several labels a photo, which has no pictures and no "
-                f"evidence: leave --{flag.name} out"
+                f"{workdir} holds a run with several labels a photo, which has no pictures, "
+                f"evidence or regions: leave --{flag.name} out"
             )
     check_devices()
     clip = None if CONFIG.value is None else CONFIG.value.clip
@@ -108,6 +127,25 @@ def _print_answers(answers: "Iterable[Answer]") -> int:
     if unreadable:
         complain(f"{unreadable} of {count} photos could not be read")
     return MISTAKE if unreadable else 0
+
+
+def coco_file() -> "Path | None":
+    """Returns the file of --coco, if it is given; makes its folder.
+
+    Raises:
+        UserError: If there are no regions to write, or the file cannot be written.
+    """
+    if COCO.value is None:
+        return None
+    if not REGIONS.value:
+        raise UserError(f"--coco={COCO.value} is a file of regions: add --regions")
+    file = expand_user(COCO.value)
+    if file.is_dir() or file.suffix != ".json":
+        raise UserError(
+            f"--coco={COCO.value} is not the name of a .json file: name one, such as regions.json"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def serve(workdir: str, arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ MARGIN = 14
 THUMBNAIL = 92
 INK, PAPER, FAINT = (24, 26, 30), (255, 255, 255), (226, 229, 235)
 BAR, OUTLINE = (64, 110, 220), (255, 60, 60)
+LABEL = 19  # height of a box's label
 DIMMING = 0.55  # outside the object
 HEAT = 0.55  # opacity of the attention map
 FOR, AGAINST = (230, 85, 13), (49, 100, 196)  # evidence for a class and against it
@@ -143,6 +144,24 @@ def mask_layer(mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
         for neighbour, line in sides:
             if not neighbour:
                 pen.line(line, fill=OUTLINE, width=3)
+    return layer
+
+
+def boxes_layer(named: Sequence[tuple[Bool[np.ndarray, "gh gw"], str]]) -> Image.Image:
+    """Returns an RGBA layer with a box around each mask and its class name at the top."""
+    layer = Image.new("RGBA", (PANEL, PANEL))
+    pen = ImageDraw.Draw(layer)
+    letters = font(15)
+    for mask, name in reversed(named):  # the first is drawn over the others
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        top, bottom = (round(PANEL * n / mask.shape[0]) for n in (rows[0], rows[-1] + 1))
+        left, right = (round(PANEL * n / mask.shape[1]) for n in (columns[0], columns[-1] + 1))
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=OUTLINE, width=3)
+        text = fitted(name, PANEL - 8, letters)
+        width = round(letters.getlength(text)) + 8
+        start, above = min(left, PANEL - width), max(top - LABEL, 0)
+        pen.rectangle((start, above, start + width, above + LABEL), fill=OUTLINE)
+        write(pen, (start + 4, above), text, width, 15)
     return layer
 
 

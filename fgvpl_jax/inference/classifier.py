@@ -15,9 +15,10 @@ from fgvpl_jax.inference.class_changes import ClassChanges, read_changes
 from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accuracy
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
-from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
-from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, Similar
+from fgvpl_jax.inference.photos import Photo, named_photos, one_photo, open_photo
+from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, similar_photos
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
+from fgvpl_jax.inference.regions import Region, regions_of
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.known_classes import read_known_classes
@@ -38,6 +39,7 @@ class Classifier:
         support: The training photos. They are decoded only when needed, so they may be gone.
         results: Results of the run, such as `results.test_accuracy`.
         finds_objects: Whether its predictions have attention maps and object masks.
+        connectivity: Connectivity of the object masks; see `object_mask`.
         clip: The backbone.
         uses_cache: Whether its predictions have similar photos, and classes can be added.
         title: The method's name in tables.
@@ -74,6 +76,7 @@ class Classifier:
             known,
         )
         self.finds_objects = model.finds_objects
+        self.connectivity = config.connectivity
         self.uses_cache = model.uses_cache
         self.title = method_label(self.results.method)
         self.templates = tuple(config.data.templates)
@@ -185,22 +188,13 @@ class Classifier:
         self, images: Photo | Iterable[Photo], top_k: int = TOP_K
     ) -> Iterator[Prediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
-        if top_k < 1:
-            raise UserError(f"top_k is {top_k}: give 1 or more")
         named = named_photos(images)
         for start in range(0, len(named), BATCH_SIZE):
             batch = named[start : start + BATCH_SIZE]
             crops = [self._crop_or_error(photo, name) for name, photo in batch]
-            predictions = iter(
-                self._predict_crops(
-                    [
-                        (name, crop)
-                        for (name, _), crop in zip(batch, crops, strict=True)
-                        if isinstance(crop, np.ndarray)
-                    ],
-                    top_k,
-                )
-            )
+            pairs = zip((name for name, _ in batch), crops, strict=True)
+            readable = [(name, crop) for name, crop in pairs if isinstance(crop, np.ndarray)]
+            predictions = iter(self.predict_crops(readable, top_k))
             for crop in crops:
                 yield next(predictions) if isinstance(crop, np.ndarray) else crop
 
@@ -215,13 +209,10 @@ class Classifier:
         Raises:
             UserError: If the photo cannot be read or is not exactly one, or there is no such class.
         """
-        named = named_photos(image)
-        if len(named) != 1:
-            raise UserError(f"evidence is for one photo, not for {len(named)}: give one")
-        ((name, photo),) = named
+        name, photo = one_photo(image, "evidence is")
         crop = self.crop(photo, name)
         if class_name is None:
-            class_name = self._predict_crops([(name, crop)], 1)[0].class_names[0]
+            class_name = self.predict_crops([(name, crop)], 1)[0].class_names[0]
         return self.evidence_in(crop, class_name)
 
     def evidence_in(
@@ -247,6 +238,22 @@ class Classifier:
                 changes.on_device,
             ),
         )
+
+    def regions(self, image: Photo, top_k: int = TOP_K) -> tuple[Region, ...]:
+        """Finds the objects in a photo, and returns a box and the classes of each, largest first.
+
+        Each connected area of the map above Otsu's threshold is a region, up to 8. If there are
+        several, the square around each is predicted, twice as wide as its box is long. Where no
+        object stands out, the whole crop is the only region.
+
+        Args:
+            image: One photo that `predict` takes.
+            top_k: Number of classes to return, at most all.
+        Raises:
+            UserError: If the method looks for no object, or this is not one photo that can be read.
+        """
+        name, photo = one_photo(image, "regions are")
+        return regions_of(self, open_photo(photo, name), top_k)
 
     def crop(self, photo: Photo, name: str) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the centred crop that the model sees of a photo; raises `UnreadableImage`."""
@@ -274,23 +281,15 @@ class Classifier:
             changes: The changed classes that the batch was recognised with; None for the
                 classifier's own.
         """
-        names = (changes or self.changes).names
+        changes = changes or self.changes
+        names, probabilities = changes.names, recognition.probabilities[row]
         labels = np.array([label for label, name in enumerate(names) if name is not None])
-        probabilities = recognition.probabilities[row]
         best = labels[np.argsort(-probabilities[labels], kind="stable")][:top_k]
         location = None
         if recognition.locations is not None:
             grid = self.clip.vision.grid
             location = ObjectLocation(
                 *(np.asarray(rows[row]).reshape(grid) for rows in recognition.locations)
-            )
-        similar: tuple[Similar, ...] = ()
-        if recognition.similar is not None:
-            similarities, places = (column[row] for column in recognition.similar)
-            similar = tuple(
-                self._similar(int(place), float(similarity), changes or self.changes)
-                for place, similarity in zip(places, similarities, strict=True)
-                if np.isfinite(similarity)
             )
         scores, threshold = recognition.known_score, self._known_threshold
         belonging = None
@@ -301,7 +300,7 @@ class Classifier:
             class_names=tuple(str(names[c]) for c in best),
             probabilities=tuple(float(probabilities[c]) for c in best),
             location=location,
-            similar=similar,
+            similar=similar_photos(recognition, row, self.support, changes),
             logits=tuple(float(recognition.logits[row, c]) for c in best),
             contributions={
                 part: tuple(float(values[row, c]) for c in best)
@@ -318,24 +317,24 @@ class Classifier:
         except UnreadableImage as error:
             return error
 
-    def _predict_crops(
-        self, crops: list[tuple[str, UInt8[np.ndarray, "H W 3"]]], top_k: int
+    def predict_crops(
+        self,
+        crops: list[tuple[str, UInt8[np.ndarray, "H W 3"]]],
+        top_k: int,
+        changes: ClassChanges | None = None,
     ) -> list[Prediction]:
+        """Like `predict`, for one batch of crops with names, and with changed classes."""
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}: give 1 or more")
         if not crops:
             return []
+        changes = changes or self.changes
         features, _ = self.inference.encode(padded_batch([crop for _, crop in crops]))
-        recognition = self.inference.recognise(features, self.changes.on_device)
+        recognition = self.inference.recognise(features, changes.on_device)
         return [
-            self.prediction(recognition, row, name, top_k) for row, (name, _) in enumerate(crops)
+            self.prediction(recognition, row, name, top_k, changes)
+            for row, (name, _) in enumerate(crops)
         ]
-
-    def _similar(self, place: int, similarity: float, changes: ClassChanges) -> Similar:
-        number = place - len(self.support)
-        if number < 0:
-            name = changes.names[self.support.labels[place]]
-            return Similar(place, self.support.keys[place], str(name), similarity)
-        photo = changes.photos[number]
-        return Similar(place, photo.name, changes.added_names[photo.label], similarity)
 
 
 def load_classifier(workdir: str | Path, clip: str | Path | None = None) -> Classifier:

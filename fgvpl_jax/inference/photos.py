@@ -61,6 +61,21 @@ def named_photos(images: object) -> list[tuple[str, Any]]:
     return named
 
 
+def one_photo(image: object, what: str) -> tuple[str, Any]:
+    """Returns the one photo with its name; see `named_photos`.
+
+    Args:
+        image: The photo.
+        what: The result and its verb, for the error message, such as "evidence is".
+    Raises:
+        UserError: If it is no photo or several.
+    """
+    named = named_photos(image)
+    if len(named) != 1:
+        raise UserError(f"{what} for one photo, not for {len(named)}: give one")
+    return named[0]
+
+
 def open_photo(photo: Any, name: str) -> Image.Image:
     """Returns a photo as an RGB image, the same one in whatever form it is given.
 

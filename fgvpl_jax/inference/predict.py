@@ -8,12 +8,19 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from fgvpl_jax.data import Split, UnreadableImage, decode_image, photos_at
-from fgvpl_jax.displays.overlay import draw_overlay, evidence_layer, heat_layer, mask_layer
+from fgvpl_jax.displays.overlay import (
+    boxes_layer,
+    draw_overlay,
+    evidence_layer,
+    heat_layer,
+    mask_layer,
+)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.inference.predictions import Prediction
+from fgvpl_jax.inference.regions import Region, check_finds_objects, content_of_regions
 
 # A file's name may have 255 bytes, and a character takes up to four.
 LONGEST_STEM = 50
@@ -28,12 +35,17 @@ class PhotoResult(NamedTuple):
         result: The prediction, or the error if the photo cannot be read.
         overlay: File of the overlay picture, if one was drawn.
         evidence: Evidence for one class; None if it was not computed.
+        regions: Regions of the photo; None if they were not computed.
+        size: Width and height of the upright photo, if it was opened for evidence, regions or
+            overlay.
     """
 
     photo: Path
     result: Prediction | UnreadableImage
     overlay: Path | None
     evidence: ClassEvidence | None = None
+    regions: tuple[Region, ...] | None = None
+    size: tuple[int, int] | None = None
 
 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
@@ -53,6 +65,8 @@ def predict_files(
     top_k: int,
     overlay_dir: str | None,
     evidence_for: str | None = None,
+    *,
+    with_regions: bool = False,
 ) -> Iterator[PhotoResult]:
     """Yields one result for each photo as soon as its batch is ready.
 
@@ -63,9 +77,10 @@ def predict_files(
         overlay_dir: Folder for one PNG picture for each photo; None draws no pictures.
         evidence_for: Class to compute the evidence for, `PREDICTED` for the most probable class of
             each photo; None computes none.
+        with_regions: Whether to compute the regions of each photo; see `Classifier.regions`.
     Raises:
-        UserError: If `overlay_dir` is given for a method that looks for no object, or there is no
-            class `evidence_for`.
+        UserError: If `overlay_dir` is given or regions are wanted for a method that looks for no
+            object, or there is no class `evidence_for`.
     """
     if evidence_for not in (None, PREDICTED, *classifier.class_names):
         raise UserError(
@@ -77,24 +92,29 @@ def predict_files(
             f"overlay_dir is {overlay_dir}, but {classifier.results.method} looks for no object "
             "that could be drawn: leave overlay_dir out"
         )
+    if with_regions:
+        check_finds_objects(classifier)
     folder = None if overlay_dir is None else expand_user(overlay_dir)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     results = classifier.predict_each(photos, top_k)
     for number, (photo, result) in enumerate(zip(photos, results, strict=True)):
-        overlay = evidence = None
-        explained = evidence_for is not None or folder is not None
+        overlay = evidence = regions = size = None
+        explained = evidence_for is not None or folder is not None or with_regions
         if explained and isinstance(result, Prediction):
             # Decoded again, because a batch of large photos might not fit into memory.
             image = decode_image(photo)
+            size = image.size
             if evidence_for is not None:
                 wanted = result.class_names[0] if evidence_for == PREDICTED else evidence_for
                 evidence = classifier.evidence(image, wanted)
+            if with_regions:
+                regions = classifier.regions(image, top_k)
             if folder is not None:
                 # Numbered, because photos from several folders may have the same name.
                 overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
-                overlay_of(image, result, classifier.support, evidence).save(overlay)
-        yield PhotoResult(photo, result, overlay, evidence)
+                overlay_of(image, result, classifier.support, evidence, regions).save(overlay)
+        yield PhotoResult(photo, result, overlay, evidence, regions, size)
 
 
 def overlay_of(
@@ -102,6 +122,7 @@ def overlay_of(
     prediction: Prediction,
     support: Split,
     evidence: ClassEvidence | None = None,
+    regions: Sequence[Region] | None = None,
 ) -> Image.Image:
     """Draws one prediction, with the similar training photos that still exist.
 
@@ -131,11 +152,16 @@ def overlay_of(
     ]
     if evidence is not None:
         panels.append((f"evidence for {evidence.class_name}", evidence_layer(evidence.map)))
+    if regions is not None:
+        named = [(region.mask, region.class_names[0]) for region in regions]
+        panels.append(
+            ("1 region" if len(named) == 1 else f"{len(named)} regions", boxes_layer(named))
+        )
     return draw_overlay(image, panels, classes, similar)
 
 
-def as_text(prediction: Prediction) -> str:
-    """Returns the prediction as lines of text."""
+def as_text(prediction: Prediction, regions: Sequence[Region] | None = None) -> str:
+    """Returns the prediction, and the regions if they were computed, as lines of text."""
     lines, belonging = [prediction.name], prediction.belonging
     if belonging is not None and belonging.none_of_these:
         lines.append("  none of these; the most probable would be")
@@ -145,6 +171,11 @@ def as_text(prediction: Prediction) -> str:
     ]
     if belonging is not None:
         lines.append(f"  score {belonging.score:.2f}, threshold {belonging.threshold:.2f}")
+    for number, region in enumerate(regions or (), start=1):
+        left, top, width, height = (round(length) for length in region.box)
+        place = f"{width} x {height} pixels at ({left}, {top})"
+        best = f"{region.probabilities[0]:6.1%}  {region.class_names[0]}"
+        lines.append(f"  region {number}, {place}:{best}")
     return "\n".join(lines)
 
 
@@ -160,6 +191,8 @@ def as_json(result: PhotoResult) -> str:
             "class": result.evidence.class_name,
             "map": result.evidence.map.astype(float).round(6).tolist(),
         }
+    if result.regions is not None:
+        content["regions"] = content_of_regions(result.regions)
     if result.overlay is not None:
         content["overlay"] = str(result.overlay)
     return json.dumps(content)

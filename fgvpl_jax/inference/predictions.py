@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fgvpl_jax.data import Split
+from fgvpl_jax.inference.class_changes import ClassChanges
+from fgvpl_jax.inference.programs import Recognition
+
 
 @dataclass(frozen=True)
 class Similar:
@@ -86,3 +90,30 @@ class Prediction:
     logits: tuple[float, ...]
     contributions: dict[str, tuple[float, ...]]
     belonging: Belonging | None
+
+
+def similar_photos(
+    recognition: Recognition, row: int, support: Split, changes: ClassChanges
+) -> tuple[Similar, ...]:
+    """Returns the training photos that are most similar to one photo of a batch.
+
+    Args:
+        recognition: Recognition of the batch.
+        row: Index of the photo in the batch.
+        support: The training photos.
+        changes: The changed classes.
+    """
+    if recognition.similar is None:
+        return ()
+    found = []
+    for similarity, index in zip(*(column[row] for column in recognition.similar), strict=True):
+        place, number = int(index), int(index) - len(support)
+        if not np.isfinite(similarity):
+            continue
+        if number < 0:
+            key, name = support.keys[place], str(changes.names[support.labels[place]])
+        else:
+            photo = changes.photos[number]
+            key, name = photo.name, changes.added_names[photo.label]
+        found.append(Similar(place, key, name, float(similarity)))
+    return tuple(found)

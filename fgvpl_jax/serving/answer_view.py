@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from fgvpl_jax.displays.overlay import evidence_layer, heat, mask_layer
+from fgvpl_jax.displays.overlay import boxes_layer, evidence_layer, heat, mask_layer
 from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.inference.predictions import Prediction
+from fgvpl_jax.inference.regions import Region
 from fgvpl_jax.serving.service import RecognisedPhoto, Service
 
 # Titles of the table's columns, in their order: the two things that each part compares.
@@ -54,6 +55,7 @@ def answer_html(
     added: Sequence[str],
     added_squares: Sequence[Image.Image | None],
     evidence: ClassEvidence | None = None,
+    regions: Sequence[Region] = (),
 ) -> str:
     """Renders the photo with its layers, classes, similar photos and each part's contribution.
 
@@ -64,6 +66,7 @@ def answer_html(
         added_squares: Squares of the added photos, in the order of `ClassChanges.photos`; None for
             a photo without a picture.
         evidence: Evidence for a class; None shows none.
+        regions: Regions of the photo; without any, no boxes are shown.
     """
     assert photo.square is not None
     prediction, classifier = photo.response.prediction, service.classifier
@@ -85,7 +88,7 @@ def answer_html(
         prediction=prediction,
         number=next(_numbers),  # ids must differ from those of the previous answer
         square=as_address(photo.square, "JPEG"),
-        layers=layers_of(prediction, evidence),
+        layers=layers_of(prediction, evidence, regions),
         nothing_stands_out=prediction.location is not None and not prediction.location.object_found,
         similar=similar,
         added=added,
@@ -106,9 +109,19 @@ def problem_html(message: str) -> str:
     )
 
 
-def layers_of(prediction: Prediction, evidence: ClassEvidence | None = None) -> list[Layer]:
-    """Returns the evidence, if it is given, and the attention map and mask of an object."""
+def layers_of(
+    prediction: Prediction,
+    evidence: ClassEvidence | None = None,
+    regions: Sequence[Region] = (),
+) -> list[Layer]:
+    """Returns regions and evidence, if they are given, and attention map and mask of an object."""
     layers = []
+    if regions:
+        named = [(region.mask, region.class_names[0]) for region in regions]
+        places = "; ".join(f"{name} {place_of(mask)}" for mask, name in named)
+        layers.append(
+            Layer("regions", "regions", f"Regions: {places}", as_address(boxes_layer(named), "PNG"))
+        )
     if evidence is not None:
         layers.append(
             Layer(

@@ -17,12 +17,16 @@ KEPT_SECONDS = 3600  # for uploads, and for the classes of a user who has left
 
 
 class PhotoTab(NamedTuple):
-    """Components of the tab for one photo; `picked` is the event of picking an example."""
+    """Components of the tab for one photo; `picked` is the event of picking an example.
+
+    `find` is the button for regions; None for a method that looks for no object.
+    """
 
     photo: gr.Image
     answer: gr.HTML
     evidence_class: gr.Dropdown
     explain: gr.Button
+    find: gr.Button | None
     picked: Any
 
 
@@ -63,7 +67,7 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
         tried = [tried_cells(one) for one in best_first(classifier.results.tried or ())]
         intro = ENVIRONMENT.get_template("intro.html.j2")
         gr.HTML(intro.render(classifier=classifier, columns=TRIED_COLUMNS, tried=tried))
-        photo_tab = add_photo_tab(examples, classifier.class_names)
+        photo_tab = add_photo_tab(examples, classifier.class_names, classifier.finds_objects)
         photos_tab = add_photos_tab(service.limits.photos_at_once)
         class_tab = add_class_tab() if classifier.uses_cache else None
         connect_events(PageEvents(service), session, photo_tab, photos_tab, class_tab)
@@ -71,7 +75,9 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
     return page
 
 
-def add_photo_tab(examples: Sequence[Path], class_names: Sequence[str]) -> PhotoTab:
+def add_photo_tab(
+    examples: Sequence[Path], class_names: Sequence[str], finds_objects: bool
+) -> PhotoTab:
     """Adds the tab that shows the answer for one photo."""
     with gr.Tab("One photo"), gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -106,7 +112,8 @@ def add_photo_tab(examples: Sequence[Path], class_names: Sequence[str]) -> Photo
                     elem_id="evidence-class",
                 )
                 explain = gr.Button("Why? Show the evidence", elem_id="explain")
-    return PhotoTab(photo, answer, evidence_class, explain, picked)
+            find = gr.Button("Name every region", elem_id="find") if finds_objects else None
+    return PhotoTab(photo, answer, evidence_class, explain, find, picked)
 
 
 def add_photos_tab(photos_at_once: int) -> PhotosTab:
@@ -169,6 +176,10 @@ def connect_events(
         photo_tab.answer,
         **settings,
     )
+    if photo_tab.find is not None:
+        photo_tab.find.click(
+            events.find_regions, [photo_tab.photo, session], photo_tab.answer, **settings
+        )
     if photo_tab.picked is not None:
         photo_tab.picked.then(**recognise)
     photos_tab.classify.click(

@@ -14,10 +14,12 @@ import gradio as gr
 from anyio import to_thread
 from PIL import Image
 
+from fgvpl_jax.data import decode_image
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.predictions import Belonging
+from fgvpl_jax.inference.regions import Region, regions_of
 from fgvpl_jax.serving.answer_view import ENVIRONMENT, answer_html, problem_html
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
@@ -75,6 +77,12 @@ class PageEvents:
         answer = self._answer(file, session, with_evidence=True, class_name=class_name)
         return await self._if_newest(answer, request)
 
+    async def find_regions(
+        self, file: str | None, session: Session | None, request: gr.Request
+    ) -> Any:
+        """Returns the answer with the regions of the photo; see `recognise_photo`."""
+        return await self._if_newest(self._answer(file, session, with_regions=True), request)
+
     async def _if_newest(self, answer: Coroutine[Any, Any, str], request: gr.Request) -> Any:
         call = self._newest[request.session_hash] = object()
         html = await answer
@@ -90,6 +98,7 @@ class PageEvents:
         *,
         with_evidence: bool = False,
         class_name: str | None = None,
+        with_regions: bool = False,
     ) -> str:
         if file is None:
             return ""
@@ -118,8 +127,23 @@ class PageEvents:
                     )
             except UserError as error:
                 return problem_html(str(error))
+        regions: tuple[Region, ...] = ()
+        if with_regions:
+            try:
+                async with self._one_evidence:  # up to nine predictions
+                    regions = await to_thread.run_sync(
+                        self._regions_in, Path(file), changes_in(session)
+                    )
+            except UserError as error:
+                return problem_html(str(error))
         # In a thread, because it decodes training photos.
-        return await to_thread.run_sync(answer_html, photo, self._service, names, squares, evidence)
+        return await to_thread.run_sync(
+            answer_html, photo, self._service, names, squares, evidence, regions
+        )
+
+    def _regions_in(self, file: Path, changes: ClassChanges | None) -> tuple[Region, ...]:
+        """Returns the regions of a photo that was accepted; decodes it again, for their squares."""
+        return regions_of(self._service.classifier, decode_image(file, file.name), 1, changes)
 
     async def recognise_photos(
         self, paths: list[str] | None, session: Session | None

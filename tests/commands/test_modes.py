@@ -16,7 +16,7 @@ PROCESSES = {"coordinator_address", "num_processes", "process_id"}
 ACCEPTED = {
     "train": {"config", "tensorboard", "wandb", *PROCESSES},
     "evaluate": {"config", *PROCESSES},
-    "predict": {"config", "top_k", "json", "overlay_dir", "evidence"},
+    "predict": {"config", "top_k", "json", "overlay_dir", "evidence", "regions", "coco"},
     "serve": {"config", "host", "port", "token_file"},
     "data": {"config"},
     "sweep": {"config"},
@@ -34,6 +34,8 @@ GIVEN = {
     "json": "--nojson",
     "overlay_dir": "--overlay_dir=pictures",
     "evidence": "--evidence=predicted",
+    "regions": "--regions",
+    "coco": "--coco=regions.json",
     "host": "--host=127.0.0.1",
     "port": "--port=7860",
     "token_file": "--token_file=token",

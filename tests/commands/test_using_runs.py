@@ -1,8 +1,10 @@
 """Checks of the modes that use finished runs, before they load one."""
 
 import pytest
+from absl.testing import flagsaver
 
-from fgvpl_jax.commands.using_runs import read_token
+from fgvpl_jax.commands import flags
+from fgvpl_jax.commands.using_runs import coco_file, read_token
 from fgvpl_jax.errors import UserError
 
 
@@ -26,3 +28,27 @@ def test_a_token_that_cannot_be_used_is_refused(tmp_path, content, message):
         file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_token(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "regions", "message"),
+    [
+        ("regions.json", False, "is a file of regions: add --regions"),
+        ("photo.jpg", True, "is not the name of a .json file"),
+        ("folder.json", True, "is not the name of a .json file"),
+    ],
+)
+def test_a_coco_file_that_cannot_be_written_is_refused(tmp_path, name, regions, message):
+    (tmp_path / "folder.json").mkdir()
+    with flagsaver.flagsaver((flags.COCO, str(tmp_path / name)), (flags.REGIONS, regions)):  # noqa: SIM117
+        with pytest.raises(UserError, match=message):
+            coco_file()
+
+
+def test_the_folder_of_a_coco_file_is_made(tmp_path):
+    file = tmp_path / "a" / "regions.json"
+    with flagsaver.flagsaver((flags.COCO, str(file)), (flags.REGIONS, True)):
+        assert coco_file() == file
+    assert file.parent.is_dir()
+    with flagsaver.flagsaver((flags.COCO, None), (flags.REGIONS, True)):
+        assert coco_file() is None

@@ -16,6 +16,7 @@ from fgvpl_jax.displays.overlay import (
     PANEL,
     PAPER,
     THUMBNAIL,
+    boxes_layer,
     centred_square,
     draw_overlay,
     evidence_layer,
@@ -131,6 +132,18 @@ def test_evidence_is_orange_for_the_class_and_blue_against_it():
     assert pro[3] > contra[3] > 0
     assert layer[2 * side, 2 * side, 3] < 3
     assert not np.asarray(evidence_layer(np.zeros((4, 4))))[..., 3].any()
+
+
+def test_boxes_surround_their_masks_and_have_names():
+    first, second = np.zeros((2, 4, 4), bool)
+    first[1:3, 2:], second[0, 0] = True, True
+    layer = np.asarray(boxes_layer([(first, "a"), (second, "a very long name " * 9)]))
+    side, inside = PANEL // 4, layer[..., 3] > 0
+    for row, column in ((side, 2 * side), (3 * side - 1, PANEL - 1), (side - 1, 0)):
+        assert tuple(layer[row, column, :3]) == OUTLINE
+    assert not inside[2 * side, 3 * side]
+    assert not inside[3 * side + 5 :].any()
+    assert (layer[:side, :, :3] == INK).all(axis=-1).any()  # letters
 
 
 def test_a_mask_of_everything_is_clear():

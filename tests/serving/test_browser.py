@@ -155,6 +155,16 @@ def test_the_evidence_is_shown_on_request(open_page, classifier, red):
     assert described.startswith(f"Evidence for {expected.class_names[0]}: strongest")
 
 
+def test_the_regions_are_shown_on_request(open_page, red):
+    page = open_page()
+    upload(page, red)
+    answer_for(page, red.name)
+    assert page.locator(".fg-layer-regions").count() == 0
+    page.get_by_role("button", name="Name every region").click()
+    page.wait_for_selector(".fg-layer-regions")
+    assert page.locator(".fg-layer-regions").is_visible()
+
+
 def test_pictures_and_fields_have_names_for_users_who_cannot_see_them(open_page, red):
     page = open_page()
     upload(page, red)

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import re
 import threading
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
+from fgvpl_jax.inference.class_changes import ClassChanges  # noqa: E402
 from fgvpl_jax.inference.predictions import Belonging  # noqa: E402
 from fgvpl_jax.serving import page_events  # noqa: E402
 from fgvpl_jax.serving.answer_view import ENVIRONMENT  # noqa: E402
@@ -87,7 +89,7 @@ def test_evidence_that_waited_for_another_users_does_not_replace_a_newer_answer(
     monkeypatch, tmp_path
 ):
     monkeypatch.setattr(
-        page_events, "answer_html", lambda photo, *others: f"{photo.crop}: {others[-1]}"
+        page_events, "answer_html", lambda photo, *others: f"{photo.crop}: {others[3]}"
     )
     for name in "abc":
         (tmp_path / name).write_bytes(b"")
@@ -111,6 +113,32 @@ def test_evidence_that_waited_for_another_users_does_not_replace_a_newer_answer(
         assert events._newest == {}
 
     asyncio.run(check())
+
+
+def test_the_page_names_the_regions_among_the_users_classes(classifier, photos_dir):
+    service = Service(classifier, Limits(), batch_sizes=(1,))
+    events = page_events.PageEvents(service)
+    photo = photos_dir / "test" / "red_square" / "000.png"
+    request = gr.Request(session_hash="one")
+    removed = ClassChanges((*classifier.trained_names[:-1], None))
+    session = page_events.Session(removed, (), ())
+
+    async def named():
+        return [
+            await events.find_regions(str(photo), None, request),
+            await events.find_regions(str(photo), session, request),
+            await events.find_regions(None, None, request),
+        ]
+
+    try:
+        html, changed, nothing = asyncio.run(named())
+    finally:
+        service.close()
+    assert "fg-layer-regions" in html
+    assert html.index("fg-layer-regions") < html.index("fg-layer-attention")
+    names = "|".join(removed.class_names)
+    assert re.search(f'alt="Regions: ({names}) ', changed)
+    assert nothing == ""
 
 
 def test_the_page_shows_evidence_for_any_class(classifier, photos_dir):

@@ -8,13 +8,14 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-# Tests compile the same small programs many times, some in separate processes, and run them on a
-# few small arrays: compiling is most of their time. JAX reads these variables when it is imported.
+# Tests compile the same small programs many times, some in separate processes. JAX reads these
+# variables when it is imported.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+DEFAULT_TESTS = "not slow and not browser"
 
 COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_square": (50, 60, 210)}
 
@@ -29,6 +30,17 @@ def write_photo_folders(root: Path, per_class: int, seed: int = 0) -> None:
             top, left = rng.integers(0, 24, size=2)
             pixels[top : top + 16, left : left + 16] = colour
             Image.fromarray(pixels).save(root / name / f"{i:03}.png")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the small programs of the default tests fast rather than well.
+
+    Slow tests, comparisons with PyTorch, and all processes that a test starts compile as users do.
+    """
+    if config.getoption("markexpr") == DEFAULT_TESTS:
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -44,7 +45,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @jax.custom_vjp
-def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*c j k"]) -> Float[Array, "*b i k"]:
+def matmul(left: Float[Array, "*b j"], right: Float[Array, "*c j k"]) -> Float[Array, "*b k"]:
     """Returns left · right in the operands' type, like its gradients.
 
     Args:
@@ -54,23 +55,31 @@ def matmul(left: Float[Array, "*b i j"], right: Float[Array, "*c j k"]) -> Float
     return _rounded_contract(left, (left.ndim - 1,), right, (right.ndim - 2,), right.ndim - 2)
 
 
-def _matmul_forward(left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(left, right), (left, right)
+def _matmul_forward(
+    left: CustomVJPPrimal, right: CustomVJPPrimal
+) -> tuple[Array, tuple[Array | None, Array]]:
+    # The operand of a frozen matrix is not kept.
+    kept = left.value if right.perturbed else None
+    return matmul(left.value, right.value), (kept, right.value)
 
 
-def _matmul_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    kept: tuple[Array | None, Array], gradient: Array | SymbolicZero
+) -> tuple[Array | None, Array | None]:
     left, right = kept
-    shape, shared = left.shape, right.ndim - 2
+    if isinstance(gradient, SymbolicZero):
+        return None, None
+    shape, shared = (*gradient.shape[:-1], right.shape[-2]), right.ndim - 2
     if not shared:  # with more axes, XLA would copy the transposed matrix
-        left, gradient = (array.reshape(-1, array.shape[-1]) for array in (left, gradient))
-    rows, last = (left.ndim - 2,), (left.ndim - 1,)
-    return (
-        _rounded_contract(gradient, last, right, (right.ndim - 1,), shared).reshape(shape),
-        _rounded_contract(left, rows, gradient, rows, shared),
-    )
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        left = None if left is None else left.reshape(-1, left.shape[-1])
+    rows, last = (gradient.ndim - 2,), (gradient.ndim - 1,)
+    of_left = _rounded_contract(gradient, last, right, (right.ndim - 1,), shared).reshape(shape)
+    of_right = None if left is None else _rounded_contract(left, rows, gradient, rows, shared)
+    return of_left, of_right
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
 
 
 def _rounded_contract(

@@ -204,7 +204,7 @@ def test_files_and_folders_give_text_json_and_pictures(
     found = list(predict_files(classifier, photos, 2, "~/pictures"))
     assert [one.photo for one in found] == photos
     assert [isinstance(one.result, UnreadableImage) for one in found] == [0, 0, 1, 0, 0, 0, 0]
-    for photo, result, overlay, _ in found:
+    for photo, result, overlay, *_ in found:
         line = json.loads(as_json(PhotoResult(photo, result, overlay)))
         assert line["image"] == str(photo)
         if isinstance(result, UnreadableImage):

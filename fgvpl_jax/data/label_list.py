@@ -38,7 +38,7 @@ class LabelledPhotos:
 
 @dataclass(frozen=True)
 class LabelListDataset:
-    """The photos of a list.
+    """The photos of a list, sorted by their paths: a run does not depend on the order of the lines.
 
     Attributes:
         class_names: The labels, ready for a text template.
@@ -100,9 +100,9 @@ def load_label_list(manifest: str) -> LabelListDataset:
     names = tuple(sorted(known))
 
     def photos(roles: set[str]) -> LabelledPhotos:
-        members = [
+        members = sorted(
             (key, labels) for key, (labels, role) in zip(keys, found, strict=True) if role in roles
-        ]
+        )
         truth = np.array([[name in labels for name in names] for _, labels in members], np.bool_)
         split = make_split(file.parent, [(key, 0) for key, _ in members])
         return LabelledPhotos(split, truth.reshape(len(members), len(names)))

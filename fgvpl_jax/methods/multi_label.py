@@ -212,7 +212,7 @@ def out_of_fold_values(
 
     The intercept of a label grows with its share of the photos that a scorer is fitted on, which is
     the lower, the more photos of the held-out fold have the label. With few photos, values would
-    therefore fall where the label fits. So the intercepts of all folds are replaced by their mean.
+    therefore fall where the label fits. So the mean of all folds' intercepts replaces each of them.
     """
     values = np.zeros((len(candidates), *truth.shape))
     intercepts = np.zeros(values.shape)

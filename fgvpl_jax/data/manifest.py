@@ -37,9 +37,9 @@ def load_manifest(manifest: str) -> Dataset:
     file = list_file(manifest)
     if has_several_labels(file):
         raise UserError(
-            f"{file} has the column labels, several labels a photo: only training, evaluation and "
-            "prediction take it (in Python, fit_multi_label); name the column label if each photo "
-            "has one"
+            f"{file} has the column labels, several labels a photo: only training, evaluation, "
+            "prediction and the counts of --mode=data take it (in Python, fit_multi_label); name "
+            "the column label if each photo has one"
         )
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     named: list[tuple[str, str, str, str]] = []

@@ -23,6 +23,9 @@ OBJECT_QUERY = "class_token"  # Eq. 16: "class_token" (f_O) or "object_patches"
 TOP_K = 5  # most probable classes that a prediction names
 FALSE_REJECTION_RATE = 0.05  # share of photos of the classes that "none of these" may reject
 
+# Several labels a photo
+LABEL_METHOD = "kernel_ridge_plain"  # of `fit_multi_label`
+
 # method="auto"
 MINUTES = 5.0  # time for trying methods
 FAVOURITE = "gda_pool"  # tried before all other methods, and favoured by the prior of a mix

@@ -65,6 +65,7 @@ def test_these_settings_have_a_default():
         "connectivity",
         "false_rejection_rate",
         "favourite",
+        "label_method",
         "minutes",
         "num_prompts",
         "object_logit_weight",

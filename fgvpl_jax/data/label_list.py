@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from fgvpl_jax.data.listed_files import find_listed
 from fgvpl_jax.data.manifest import (
     check_text,
-    has_several_labels,
+    column_names,
     list_file,
     refuse_no_name,
     refuse_surplus,
@@ -38,7 +38,7 @@ class LabelledPhotos:
 
 @dataclass(frozen=True)
 class LabelListDataset:
-    """The photos of a list.
+    """The photos of a list, sorted by their paths: a run does not depend on the order of the lines.
 
     Attributes:
         class_names: The labels, ready for a text template.
@@ -62,12 +62,15 @@ def load_label_list(manifest: str) -> LabelListDataset:
             of a validation split join those for training, because out-of-fold predictions choose
             what validation photos would.
     Raises:
-        UserError: If the file has no column `labels`, the file or a photo is missing, a line is
-            incomplete, a path leaves the folder or occurs twice, no photo for training has a label,
-            or the test split has a label that the others lack.
+        UserError: If the file has no column `labels`, or `label` too, the file or a photo is
+            missing, a line is incomplete, a path leaves the folder or occurs twice, no photo for
+            training has a label, or the test split has a label that the others lack.
     """
     file = list_file(manifest)
-    if not has_several_labels(file) and file.is_file():
+    columns = column_names(file)
+    if {"label", "labels"} <= columns:
+        raise UserError(f"{manifest} has the columns label and labels: remove one of them")
+    if columns and "labels" not in columns:
         raise UserError(
             f"{manifest} has no column labels: one names the labels of each photo, separated by "
             f"{SEPARATOR}; for one label a photo, use fit"
@@ -100,9 +103,9 @@ def load_label_list(manifest: str) -> LabelListDataset:
     names = tuple(sorted(known))
 
     def photos(roles: set[str]) -> LabelledPhotos:
-        members = [
+        members = sorted(
             (key, labels) for key, (labels, role) in zip(keys, found, strict=True) if role in roles
-        ]
+        )
         truth = np.array([[name in labels for name in names] for _, labels in members], np.bool_)
         split = make_split(file.parent, [(key, 0) for key, _ in members])
         return LabelledPhotos(split, truth.reshape(len(members), len(names)))

@@ -37,9 +37,9 @@ def load_manifest(manifest: str) -> Dataset:
     file = list_file(manifest)
     if has_several_labels(file):
         raise UserError(
-            f"{file} has the column labels, several labels a photo: only training, evaluation and "
-            "prediction take it (in Python, fit_multi_label); name the column label if each photo "
-            "has one"
+            f"{file} has the column labels, several labels a photo: only training, evaluation, "
+            "prediction and the counts of --mode=data take it (in Python, fit_multi_label); name "
+            "the column label if each photo has one"
         )
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     named: list[tuple[str, str, str, str]] = []
@@ -96,21 +96,28 @@ def has_several_labels(file: Path) -> bool:
 
     False for a file that is no list or cannot be read, which reading it explains.
     """
+    names = column_names(file)
+    return "labels" in names and "label" not in names
+
+
+def column_names(file: Path) -> set[str]:
+    """Returns the columns that the first line of a list names, with any of the separators.
+
+    For JSON lines, it is the fields of the first one. Empty for a file that cannot be read.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             first = next((line for line in stream if line.strip()), "")
         if file.suffix.lower() == ".csv":
-            names = {
+            return {
                 name
                 for separator in SEPARATORS
                 for name in _columns(next(csv.reader([first], delimiter=separator), ()))
             }
-        else:
-            row = parse_json(first)
-            names = set(row) if isinstance(row, dict) else set()
+        row = parse_json(first)
+        return set(row) if isinstance(row, dict) else set()
     except (OSError, ValueError, csv.Error):
-        return False
-    return "labels" in names and "label" not in names
+        return set()
 
 
 def _fields(row: dict[Any, Any], where: str) -> tuple[str, str, str]:

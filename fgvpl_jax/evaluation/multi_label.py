@@ -11,10 +11,10 @@ BLOCK = 100  # resamples that are scored at once
 # high: a photo that is drawn twice makes a label's photos look better ranked than they are.
 DEVIATIONS = 1.96
 PLAIN_THRESHOLD = 0.5
-# A label's own threshold counts as much as the threshold that suits all labels together if so many
-# photos have the label: the best threshold of a few photos is chance.
+# Number of a label's photos at which its own threshold counts as much as the threshold that suits
+# all labels together: the best threshold of a few photos is chance.
 PRIOR_PHOTOS = 10
-FEWEST_PHOTOS = 2  # a label of fewer held-out photos takes the threshold of all labels together
+FEWEST_OF_LABEL = 2  # a label with fewer photos takes the threshold of all labels together
 
 
 class LabelScores(NamedTuple):
@@ -136,7 +136,7 @@ def label_thresholds(
     together = best_threshold(probabilities.ravel(), truth.ravel())
     photos = truth.sum(axis=0)
     thresholds = np.full(truth.shape[1], together)
-    for label in np.flatnonzero(photos >= FEWEST_PHOTOS):
+    for label in np.flatnonzero(photos >= FEWEST_OF_LABEL):
         own = best_threshold(probabilities[:, label], truth[:, label])
         weight = photos[label] / (photos[label] + PRIOR_PHOTOS)
         thresholds[label] = weight * own + (1 - weight) * together

@@ -1,6 +1,7 @@
 """A trained run as a classifier, which predicts photos' classes and explains its predictions."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from fgvpl_jax.inference.class_changes import ClassChanges, read_changes
 from fgvpl_jax.inference.class_checks import AccuracyChange, trained_class_accuracy
 from fgvpl_jax.inference.evidence import ClassEvidence, evidence_map, mean_colour
 from fgvpl_jax.inference.final_model import load_final_model, unfinished
-from fgvpl_jax.inference.photos import Photo, named_photos, one_photo, open_photo
+from fgvpl_jax.inference.photos import (
+    NamedCrop,
+    Photo,
+    all_readable,
+    named_photos,
+    one_photo,
+    open_photo,
+    predict_batches,
+)
 from fgvpl_jax.inference.predictions import Belonging, ObjectLocation, Prediction, similar_photos
 from fgvpl_jax.inference.programs import Inference, Recognition, padded_batch
 from fgvpl_jax.inference.regions import Region, regions_of
@@ -25,8 +34,6 @@ from fgvpl_jax.runs.known_classes import read_known_classes
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
-
-BATCH_SIZE = 64
 
 
 class Classifier:
@@ -177,26 +184,13 @@ class Classifier:
         Raises:
             UserError: If a photo cannot be read, something else is given, or top_k is below 1.
         """
-        predictions = []
-        for result in self.predict_each(images, top_k):
-            if isinstance(result, UnreadableImage):
-                raise result
-            predictions.append(result)
-        return predictions
+        return all_readable(self.predict_each(images, top_k))
 
     def predict_each(
         self, images: Photo | Iterable[Photo], top_k: int = TOP_K
     ) -> Iterator[Prediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
-        named = named_photos(images)
-        for start in range(0, len(named), BATCH_SIZE):
-            batch = named[start : start + BATCH_SIZE]
-            crops = [self._crop_or_error(photo, name) for name, photo in batch]
-            pairs = zip((name for name, _ in batch), crops, strict=True)
-            readable = [(name, crop) for name, crop in pairs if isinstance(crop, np.ndarray)]
-            predictions = iter(self.predict_crops(readable, top_k))
-            for crop in crops:
-                yield next(predictions) if isinstance(crop, np.ndarray) else crop
+        return predict_batches(images, self.clip, partial(self.predict_crops, top_k=top_k))
 
     def evidence(self, image: Photo, class_name: str | None = None) -> ClassEvidence:
         """Returns where the evidence for a class is in a photo.
@@ -309,17 +303,9 @@ class Classifier:
             belonging=belonging,
         )
 
-    def _crop_or_error(
-        self, photo: Photo, name: str
-    ) -> UInt8[np.ndarray, "H W 3"] | UnreadableImage:
-        try:
-            return self.crop(photo, name)
-        except UnreadableImage as error:
-            return error
-
     def predict_crops(
         self,
-        crops: list[tuple[str, UInt8[np.ndarray, "H W 3"]]],
+        crops: list[NamedCrop],
         top_k: int,
         changes: ClassChanges | None = None,
     ) -> list[Prediction]:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,29 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
         UserError: For every mistake in data or settings.
     """
     config = config_for(data, settings)
+    with run_folder(workdir) as run:
+        results = train_and_evaluate(config, run)
+    for line in more_photos_lines(results):
+        print(line)
+    return Classifier(run)
+
+
+@contextmanager
+def run_folder(workdir: str | Path | None) -> Iterator[Workdir]:
+    """Yields the folder of a run that is to be trained.
+
+    Args:
+        workdir: The folder; None makes a temporary one, and removes it if training fails before
+            anything is in it.
+    """
     run = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
     try:
-        results = train_and_evaluate(config, run)
+        yield run
     except BaseException:
         if workdir is None:
             with suppress(OSError):  # the folder stays if it holds anything
                 run.path.rmdir()
         raise
-    for line in more_photos_lines(results):
-        print(line)
-    return Classifier(run)
 
 
 def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:

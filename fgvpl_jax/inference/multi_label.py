@@ -1,33 +1,29 @@
 """A trained run with several labels a photo, which says which labels photos have."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
 from fgvpl_jax.clip import load_clip
 from fgvpl_jax.data import UnreadableImage
-from fgvpl_jax.defaults import TOP_K
+from fgvpl_jax.defaults import LABEL_METHOD, TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.final_model import unfinished
-from fgvpl_jax.inference.fit import config_for
-from fgvpl_jax.inference.photos import Photo, named_photos, open_photo
+from fgvpl_jax.inference.fit import config_for, run_folder
+from fgvpl_jax.inference.photos import NamedCrop, Photo, all_readable, predict_batches
 from fgvpl_jax.inference.programs import padded_batch
+from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.label_results import LabelResults
 from fgvpl_jax.runs.multi_label import read_trained, train_labels
 from fgvpl_jax.runs.prepare import check_is_same_backbone
 from fgvpl_jax.runs.settings import check_jax_settings
 from fgvpl_jax.runs.workdir import Workdir
-
-BATCH_SIZE = 64
-METHOD = "kernel_ridge_plain"  # of `fit_multi_label`, unless another one is given
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,7 @@ class MultiLabelClassifier:
 
     def __init__(self, workdir: Workdir, clip: str | Path | None = None):
         check_jax_settings()
+        keep_compiled_programs()
         config = workdir.stored_config()
         if not workdir.results_file.exists():
             raise unfinished(workdir)
@@ -85,44 +82,26 @@ class MultiLabelClassifier:
         Raises:
             UserError: If a photo cannot be read, something else is given, or top_k is below 1.
         """
-        predictions = []
-        for result in self.predict_each(images, top_k):
-            if isinstance(result, UnreadableImage):
-                raise result
-            predictions.append(result)
-        return predictions
+        return all_readable(self.predict_each(images, top_k))
 
     def predict_each(
         self, images: Photo | Iterable[Photo], top_k: int = TOP_K
     ) -> Iterator[LabelPrediction | UnreadableImage]:
         """Like `predict`, but batch by batch; yields the error of a photo that cannot be read."""
+        return predict_batches(images, self._clip, partial(self._predict_crops, top_k=top_k))
+
+    def _predict_crops(self, crops: list[NamedCrop], top_k: int) -> list[LabelPrediction]:
         if top_k < 1:
             raise UserError(f"top_k is {top_k}: give 1 or more")
-        named = named_photos(images)
-        for start in range(0, len(named), BATCH_SIZE):
-            batch = named[start : start + BATCH_SIZE]
-            crops = [self._crop_or_error(photo, name) for name, photo in batch]
-            readable = [crop for crop in crops if isinstance(crop, np.ndarray)]
-            rows = iter(self._probabilities(readable) if readable else ())
-            for (name, _), crop in zip(batch, crops, strict=True):
-                yield (
-                    self._prediction(name, next(rows), top_k)
-                    if isinstance(crop, np.ndarray)
-                    else crop
-                )
-
-    def _crop_or_error(
-        self, photo: Photo, name: str
-    ) -> UInt8[np.ndarray, "H W 3"] | UnreadableImage:
-        try:
-            return self._clip.resize_and_crop(open_photo(photo, name))
-        except UnreadableImage as error:
-            return error
-
-    def _probabilities(self, crops: list[UInt8[np.ndarray, "H W 3"]]) -> np.ndarray:
-        pixels = self._clip.image_encoder.normalize_pixels(jnp.asarray(padded_batch(crops)))
+        if not crops:
+            return []
+        batch = padded_batch([crop for _, crop in crops])
+        pixels = self._clip.image_encoder.normalize_pixels(jnp.asarray(batch))
         features = np.asarray(self._clip.encode_image(pixels))[: len(crops)]
-        return self._model.probabilities(features)
+        rows = self._model.probabilities(features)
+        return [
+            self._prediction(name, row, top_k) for (name, _), row in zip(crops, rows, strict=True)
+        ]
 
     def _prediction(self, name: str, probabilities: np.ndarray, top_k: int) -> LabelPrediction:
         thresholds = self._model.thresholds
@@ -154,15 +133,9 @@ def fit_multi_label(
     Raises:
         UserError: For every mistake in data or settings.
     """
-    config = config_for(data, {"method": METHOD, **settings})
-    run = Workdir(workdir or tempfile.mkdtemp(prefix="fgvpl_"))
-    try:
+    config = config_for(data, {"method": LABEL_METHOD, **settings})
+    with run_folder(workdir) as run:
         train_labels(config, run)
-    except BaseException:
-        if workdir is None:
-            with suppress(OSError):  # the folder stays if it holds anything
-                run.path.rmdir()
-        raise
     return MultiLabelClassifier(run)
 
 

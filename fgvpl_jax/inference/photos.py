@@ -1,14 +1,16 @@
 """The photos that a classifier takes, and the image of each."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
+from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import UnreadableImage, as_photo, decode_image, photos_at
 from fgvpl_jax.errors import UserError
 
@@ -23,6 +25,10 @@ Photo = (
     | np.ndarray
     | jax.Array
 )
+
+T = TypeVar("T")  # a prediction
+NamedCrop = tuple[str, UInt8[np.ndarray, "H W 3"]]
+BATCH_SIZE = 64
 
 TAKEN = (
     "give paths, bytes of image files, files opened with 'rb', PIL images, or uint8 arrays of "
@@ -59,6 +65,43 @@ def named_photos(images: object) -> list[tuple[str, Any]]:
             kind = "None" if image is None else f"of type {type(image).__name__}"
             raise UserError(f"{name} is {kind}: {TAKEN}")
     return named
+
+
+def predict_batches(
+    images: object, clip: CLIP, predict: Callable[[list[NamedCrop]], list[T]]
+) -> Iterator[T | UnreadableImage]:
+    """Yields the prediction of each photo, in order, or the error of one that cannot be read.
+
+    Args:
+        images: Photos, see `named_photos`.
+        clip: Backbone whose crops are predicted.
+        predict: Returns the predictions of a batch of crops, each with the name of its photo; the
+            batch is empty if no photo of it can be read.
+    Raises:
+        UserError: If something is no photo.
+    """
+    named = named_photos(images)
+    for start in range(0, len(named), BATCH_SIZE):
+        crops: list[NamedCrop | UnreadableImage] = []
+        for name, photo in named[start : start + BATCH_SIZE]:
+            try:
+                crops.append((name, clip.resize_and_crop(open_photo(photo, name))))
+            except UnreadableImage as error:
+                crops.append(error)
+        readable = [crop for crop in crops if not isinstance(crop, UnreadableImage)]
+        predictions = iter(predict(readable))
+        for crop in crops:
+            yield crop if isinstance(crop, UnreadableImage) else next(predictions)
+
+
+def all_readable(results: Iterable[T | UnreadableImage]) -> list[T]:
+    """Returns the predictions of photos; raises the error of the first that cannot be read."""
+    predictions = []
+    for result in results:
+        if isinstance(result, UnreadableImage):
+            raise result
+        predictions.append(result)
+    return predictions
 
 
 def one_photo(image: object, what: str) -> tuple[str, Any]:

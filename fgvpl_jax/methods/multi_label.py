@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from scipy.linalg import solve
-from scipy.special import expit
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.fitted_once import unit
@@ -24,6 +25,9 @@ MOST_PHOTOS = 4096  # with more, every further candidate would take minutes
 # Without both a photo with a label and one without it, nothing is learned about the label: its
 # value is the same for all photos, this far from 0.
 CONSTANT_VALUE = 2.0
+# Least slope of the sigmoid times the standard deviation of the values. A positive slope keeps the
+# order of the values; at this one, probabilities differ by less than a point for most photos.
+LEAST_STEEPNESS = 0.01
 
 
 class LabelScorer(NamedTuple):
@@ -197,20 +201,61 @@ def label_method(name: str) -> LabelMethod:
     return LABEL_METHODS[name]
 
 
+def out_of_fold_values(
+    method: LabelMethod,
+    candidates: Sequence[Choices],
+    features: Float[np.ndarray, "N e"],
+    truth: Bool[np.ndarray, "N k"],
+    folds: Int[np.ndarray, "N"],
+) -> Float64[np.ndarray, "c N k"]:
+    """Returns the values of each photo, by each candidate fitted on the photos of the other folds.
+
+    The intercept of a label grows with its share of the photos that a scorer is fitted on, which is
+    the lower, the more photos of the held-out fold have the label. With few photos, values would
+    therefore fall where the label fits. So the mean of all folds' intercepts replaces each of them.
+    """
+    values = np.zeros((len(candidates), *truth.shape))
+    intercepts = np.zeros(values.shape)
+    for fold in np.unique(folds):
+        out = folds == fold
+        for place, choices in enumerate(candidates):
+            scorer = method.fit(features[~out], truth[~out], choices)
+            values[place, out] = scorer.values(features[out])
+            intercepts[place, out] = scorer.intercepts
+    return values - intercepts + intercepts.mean(axis=1, keepdims=True)
+
+
 def fit_sigmoid(values: Float64[np.ndarray, "N k"], truth: Bool[np.ndarray, "N k"]) -> Sigmoid:
     """Fits Platt's sigmoid to values of photos that the scorer was not fitted on.
 
-    Its targets are smoothed (Platt 1999), so that no probability is 0 or 1 after a few photos.
+    Its targets are smoothed (Platt 1999), so that no probability is 0 or 1 after a few photos. Its
+    slope is at least `least_slope`, so that the probabilities keep the order of the values.
     """
     from sklearn.linear_model import LogisticRegression
 
     targets = smoothed(truth).ravel()
     column = np.concatenate([values.ravel()] * 2)[:, None]
-    spread = max(float(column.std()), 1e-12)
+    spread = spread_of(values)
     classes = np.repeat([1, 0], targets.size)
     solver = LogisticRegression(C=np.inf, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     solver.fit(column / spread, classes, sample_weight=np.concatenate([targets, 1 - targets]))
-    return Sigmoid(float(solver.coef_[0, 0]) / spread, float(solver.intercept_[0]))
+    slope, least = float(solver.coef_[0, 0]) / spread, least_slope(values)
+    if slope > least:
+        return Sigmoid(slope, float(solver.intercept_[0]))
+    # The likelihood is concave: with the slope bounded, its maximum is at the bound.
+    share, logits = float(targets.mean()), least * values.ravel()
+    ends = logit(share) - logits.max() - 1, logit(share) - logits.min() + 1
+    return Sigmoid(least, float(brentq(lambda b: expit(logits + b).mean() - share, *ends)))
+
+
+def least_slope(values: Float64[np.ndarray, "N k"]) -> float:
+    """Returns the least slope of a sigmoid that is fitted to values."""
+    return LEAST_STEEPNESS / spread_of(values)
+
+
+def spread_of(values: Float64[np.ndarray, "N k"]) -> float:
+    """Returns the standard deviation of all values together, or a tiny number if it is 0."""
+    return max(float(values.std()), 1e-12)
 
 
 def smoothed(truth: Bool[np.ndarray, "N k"]) -> Float64[np.ndarray, "N k"]:

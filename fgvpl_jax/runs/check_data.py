@@ -12,7 +12,9 @@ from fgvpl_jax.data.entries import Skipped, skipped_lines
 from fgvpl_jax.data.tfds_prepare import prepare_tfds
 from fgvpl_jax.data.tfds_source import find_prepared
 from fgvpl_jax.displays.contact_sheet import PER_CLASS, draw_contact_sheet, thumbnail
+from fgvpl_jax.runs.check_labels import check_labels
 from fgvpl_jax.runs.data_loading import load_dataset
+from fgvpl_jax.runs.label_run import has_label_list
 from fgvpl_jax.runs.workdir import Workdir
 
 REPORT, SHEET = "data.json", "contact_sheet.jpg"
@@ -25,12 +27,15 @@ def check_data(config: ConfigDict, workdir: Workdir) -> tuple[list[str], list[st
 
     Args:
         config: Config of a run; only its `benchmark` and `data` are read.
-        workdir: Folder for `data.json`, which holds all findings, and `contact_sheet.jpg`.
+        workdir: Folder for `data.json`, which holds all findings, and `contact_sheet.jpg`, which is
+            not drawn for a list with several labels a photo.
     Returns:
         Lines that describe the data, and lines that say what is wrong with it.
     Raises:
         UserError: If the data cannot be found or prepared, or is inconsistent.
     """
+    if has_label_list(config):
+        return check_labels(config, workdir, REPORT)
     if config.data.source == "tfds":
         prepare_if_missing(config.benchmark, config.data.root)
     dataset = load_dataset(config)

@@ -1,13 +1,21 @@
-"""Warns of a user's photos that are evaluated although copies of them were trained on."""
+"""Looks for copies among a user's photos, which would make results too good."""
 
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ImageCache, Split
-from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, signatures
+from fgvpl_jax.data.near_copies import (
+    MOST_PHOTOS,
+    copied_from,
+    first_copies,
+    groups_of_copies,
+    signatures,
+)
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.training import is_writer
 
@@ -66,3 +74,38 @@ def warn_of_copies_in(
                 ", …" if len(keys) > MOST_NAMED else "",
                 hint,
             )
+
+
+def copies_for_folds(
+    support: Split, clip: CLIP, cache: ImageCache | None
+) -> Int[np.ndarray, "s"] | None:
+    """Returns which support images must share a fold, see `first_copies`; warns if there are some.
+
+    Args:
+        support: Images that are divided into folds.
+        clip: Backbone whose crops are compared.
+        cache: Cache of decoded images; None reads the files.
+    Returns:
+        None if no image is a copy, if all are copies of one, because training needs an image
+        outside the fold, or if there are too many images, with a warning.
+    """
+    if len(support) > MOST_PHOTOS:
+        logging.warning(
+            "copies are looked for among at most %d support images, not among %d: if there are "
+            "some, the estimate is too good",
+            MOST_PHOTOS,
+            len(support),
+        )
+        return None
+    first = first_copies(signatures(support, clip.resize_and_crop, cache))
+    groups = groups_of_copies(first)
+    if not groups:
+        return None
+    logging.warning(
+        "%d of the %d support images look like copies of others, such as %s and %s: the estimate "
+        "keeps copies in one fold",
+        sum(map(len, groups)) - len(groups),
+        len(support),
+        *(support.keys[place] for place in groups[0][:2]),
+    )
+    return first if len(set(first.tolist())) > 1 else None

@@ -11,17 +11,12 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 
 from fgvpl_jax.data import Split
-from fgvpl_jax.data.near_copies import (
-    MOST_PHOTOS,
-    first_copies,
-    groups_of_copies,
-    signatures,
-)
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import Choices, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
+from fgvpl_jax.runs.copies import copies_for_folds
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
 from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
@@ -70,7 +65,8 @@ def cross_validate(run: Run) -> None:
     # A fold's predictions are kept, its images not needed; all folds train on the same tokens.
     run = replace(run, image_cache=None, shared_tokens=run.tokens)
     folds = folds_of(run)
-    warn_of_single_photos(run)
+    counts = np.bincount(run.few_shot.support.labels)
+    warn_of_single_photos(counts, run.dataset.class_names, "classes")
     for file in held_out_files(run):
         if not is_intact(file) and is_writer():
             file.unlink(missing_ok=True)
@@ -99,15 +95,21 @@ def is_intact(file: Path) -> bool:
     return True
 
 
-def warn_of_single_photos(run: Run) -> None:
-    """Warns of classes for which the estimate is too low, as they have a single photo."""
-    counts = np.bincount(run.few_shot.support.labels)
-    single = [run.dataset.class_names[label] for label in np.flatnonzero(counts == 1)]
+def warn_of_single_photos(counts: Int[np.ndarray, "k"], names: tuple[str, ...], kind: str) -> None:
+    """Warns of classes for which the estimate is too low, as they have a single photo.
+
+    Args:
+        counts: Number of photos of each class.
+        names: Names of the classes.
+        kind: Noun for them in the message: "classes" or "labels".
+    """
+    single = [names[label] for label in np.flatnonzero(counts == 1)]
     if single:
         logging.warning(
-            "%d classes have a single photo, which is held out without one to be trained on: %s%s; "
+            "%d %s have a single photo, which is held out without one to be trained on: %s%s; "
             "the estimate is too low for them, add photos",
             len(single),
+            kind,
             ", ".join(single[:5]),
             " …" if len(single) > 5 else "",
         )
@@ -182,26 +184,10 @@ def choose_folds(run: Run) -> None:
     file = folds_file(run)
     support, config = run.few_shot.support, run.config
     is_begun = not file.exists() and any(run.workdir.folds.glob("fold_*/*"))
-    if is_writer() and len(support) > MOST_PHOTOS:
-        logging.warning(
-            "copies are looked for among at most %d support images, not among %d: if there are "
-            "some, the estimate is too good",
-            MOST_PHOTOS,
-            len(support),
-        )
-    elif is_writer() and not is_begun and not is_intact(file):
+    if is_writer() and not is_begun and not is_intact(file):
         cache = run.image_cache if process_share().count == 1 else None
-        first = first_copies(signatures(support, run.clip.resize_and_crop, cache))
-        groups = groups_of_copies(first)
-        if groups:
-            logging.warning(
-                "%d of the %d support images look like copies of others, such as %s and %s: the "
-                "estimate keeps copies in one fold",
-                sum(map(len, groups)) - len(groups),
-                len(support),
-                *(support.keys[place] for place in groups[0][:2]),
-            )
-        if groups and len(set(first.tolist())) > 1:  # training needs an image outside the fold
+        first = copies_for_folds(support, run.clip, cache)
+        if first is not None:
             folds = stratified_folds(support.labels, config.cv_folds, config.seed, first)
             file.parent.mkdir(parents=True, exist_ok=True)
             run.workdir.write_arrays(file, folds=folds)

@@ -23,7 +23,7 @@ class LabelResults:
     split. Means over labels leave out labels that none of the photos has.
 
     Attributes:
-        task: "several labels", by which programs know this file.
+        task: "several labels"; results of runs with one label a photo have no such field.
         method: Name of the method.
         backbone: Name and content hashes of the CLIP backbone.
         seed: Seed of the folds and of the bootstrap.
@@ -33,7 +33,8 @@ class LabelResults:
         photos_without_label: Number of training photos without a label.
         choices: Values that the out-of-fold predictions chose, such as C, by name.
         thresholds: Probability from which each label is assigned.
-        chance: Mean average precision of a random order of the photos that the other scores are of.
+        chance: Mean average precision of a random order of the test photos, or of the training
+            photos without a test split.
         zero_shot_mean_average_precision: Mean average precision of zero-shot CLIP's cosines on the
             test photos, or on the training photos without a test split.
         cv_mean_average_precision: Mean over labels of the average precision.
@@ -41,11 +42,11 @@ class LabelResults:
         cv_average_precision: Average precision of each label.
         cv_macro_f1: Mean over labels of F1.
         cv_micro_f1: F1 of all pairs of photo and label.
-        test_mean_average_precision: The same of the test photos.
-        test_interval: The same of the test photos.
-        test_average_precision: The same of the test photos.
-        test_macro_f1: The same of the test photos.
-        test_micro_f1: The same of the test photos.
+        test_mean_average_precision: Mean over labels of the average precision on the test photos.
+        test_interval: Its 95% interval, by a bootstrap over photos.
+        test_average_precision: Average precision of each label on the test photos.
+        test_macro_f1: Mean over labels of F1 on the test photos.
+        test_micro_f1: F1 of all pairs of test photo and label.
         test_images_read: Number of test photos that could be read.
         unreadable: "path: reason" of every test photo that cannot be read.
         train_seconds: Duration of all fits, without decoding and encoding photos.

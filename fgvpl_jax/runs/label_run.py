@@ -16,9 +16,7 @@ from fgvpl_jax.data.manifest import has_several_labels
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
 from fgvpl_jax.methods.fitted_once import unit
-from fgvpl_jax.methods.multi_label import (
-    label_method,
-)
+from fgvpl_jax.methods.multi_label import label_method
 from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.data_loading import check_readable, open_image_cache
 from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
@@ -84,7 +82,7 @@ class Features(NamedTuple):
 
     Attributes:
         features: Unit vectors.
-        truth: Labels.
+        truth: Whether each of these photos has each label.
         unreadable: "path: reason" of every other photo.
     """
 

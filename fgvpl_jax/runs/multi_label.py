@@ -9,12 +9,6 @@ from absl import logging
 from jaxtyping import Bool, Float, Float64, Int
 from ml_collections import ConfigDict
 
-from fgvpl_jax.data.near_copies import (
-    MOST_PHOTOS,
-    first_copies,
-    groups_of_copies,
-    signatures,
-)
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation.multi_label import (
     LabelScores,
@@ -28,9 +22,15 @@ from fgvpl_jax.methods.multi_label import (
     Sigmoid,
     choose_candidate,
     label_method,
+    least_slope,
+    out_of_fold_values,
 )
-from fgvpl_jax.runs.copies import warn_of_copies_in
-from fgvpl_jax.runs.cross_validation import is_intact, stratified_folds
+from fgvpl_jax.runs.copies import copies_for_folds, warn_of_copies_in
+from fgvpl_jax.runs.cross_validation import (
+    is_intact,
+    stratified_folds,
+    warn_of_single_photos,
+)
 from fgvpl_jax.runs.label_results import LabelResults
 from fgvpl_jax.runs.label_run import LabelRun, prepare_labels, training_record
 from fgvpl_jax.runs.results import ImageCounts
@@ -130,15 +130,10 @@ def fit_labels(run: LabelRun) -> Trained:
     method = label_method(run.config.method)
     features, truth, _ = run.features(run.dataset.train)
     folds = label_folds(run)
-    warn_of_rare_labels(run)
+    warn_of_single_photos(truth.sum(axis=0), run.dataset.class_names, "labels")
     started = time.monotonic()
     candidates = method.candidates(len(truth))
-    values = np.zeros((len(candidates), *truth.shape))
-    for fold in np.unique(folds):
-        out = folds == fold
-        for place, choices in enumerate(candidates):
-            scorer = method.fit(features[~out], truth[~out], choices)
-            values[place, out] = scorer.values(features[out])
+    values = out_of_fold_values(method, candidates, features, truth, folds)
     probabilities, assigned = np.zeros(truth.shape), np.zeros(truth.shape, np.bool_)
     for fold in np.unique(folds):
         out = folds == fold
@@ -146,6 +141,11 @@ def fit_labels(run: LabelRun) -> Trained:
         probabilities[out] = sigmoid.probabilities(values[candidate, out])
         assigned[out] = probabilities[out] >= thresholds
     candidate, sigmoid, thresholds = chosen_from(values, truth)
+    if sigmoid.slope <= least_slope(values[candidate]):
+        logging.warning(
+            "held-out photos with a label have no higher values than those without it: the "
+            "probabilities of a label are nearly the same for all photos, add photos"
+        )
     scorer = method.fit(features, truth, candidates[candidate])
     model = LabelModel(run.dataset.class_names, scorer, sigmoid, thresholds)
     held_out = HeldOutLabels(probabilities, assigned, run.cosines(features))
@@ -167,39 +167,10 @@ def label_folds(run: LabelRun) -> Int[np.ndarray, "s"]:
     The rarest label of each photo is spread evenly, and so are the photos without a label.
     """
     photos, truth = run.dataset.train.photos, run.dataset.train.truth
-    first = None
-    if len(photos) <= MOST_PHOTOS:
-        first = first_copies(signatures(photos, run.clip.resize_and_crop, run.image_cache))
-        groups = groups_of_copies(first)
-        if groups:
-            logging.warning(
-                "%d of the %d photos look like copies of others, such as %s and %s: the estimate "
-                "keeps copies in one fold",
-                sum(map(len, groups)) - len(groups),
-                len(photos),
-                *(photos.keys[place] for place in groups[0][:2]),
-            )
-        if len(set(first.tolist())) == 1:  # training needs a photo outside the fold
-            first = None
+    first = copies_for_folds(photos, run.clip, run.image_cache)
     counts = np.where(truth, truth.sum(axis=0), len(truth) + 1)
     rarest = np.where(truth.any(axis=1), counts.argmin(axis=1), truth.shape[1])
     return stratified_folds(rarest, run.config.cv_folds, run.config.seed, first)
-
-
-def warn_of_rare_labels(run: LabelRun) -> None:
-    """Warns of labels for which the estimate is too low, as a single photo has them."""
-    single = [
-        run.dataset.class_names[label]
-        for label in np.flatnonzero(run.dataset.train.truth.sum(axis=0) == 1)
-    ]
-    if single:
-        logging.warning(
-            "%d labels have a single photo, which is held out without one to be trained on: "
-            "%s%s; the estimate is too low for them, add photos",
-            len(single),
-            ", ".join(single[:5]),
-            " …" if len(single) > 5 else "",
-        )
 
 
 def write_trained(run: LabelRun, trained: Trained) -> None:

@@ -70,6 +70,8 @@ def test_the_column_says_whether_there_are_several_labels(tmp_path, name, text, 
     ("text", "message"),
     [
         ("path,label\na.png,x\n", "has no column labels"),
+        ("path,label,labels\na.png,x,y\n", "the columns label and labels: remove one"),
+        ("", "its first line must name the columns path, labels"),
         ("path,labels\na.png\n", "line 2 needs a path, labels"),
         ("path,labels\na.png,x\na.png,y\n", r"line 3: 'a.png' occurs twice: .*one line.*fox\|owl"),
         ("path,labels\na.png,\nb.png,\n", "no photo with a label for training"),
@@ -85,6 +87,12 @@ def test_the_column_says_whether_there_are_several_labels(tmp_path, name, text, 
 def test_lists_that_make_no_sense_are_explained(photos, text, message):
     with pytest.raises(UserError, match=message):
         load_label_list(write_csv(photos, text))
+
+
+def test_a_list_that_is_not_utf_8_is_not_said_to_lack_the_column(photos):
+    (photos / "list.csv").write_text("path,labels\na.png,x\n", encoding="utf-16")
+    with pytest.raises(UserError, match="because it is not UTF-8"):
+        load_label_list(str(photos / "list.csv"))
 
 
 def test_other_files_and_labels_of_other_types_are_refused(photos):

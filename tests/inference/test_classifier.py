@@ -13,7 +13,7 @@ import fgvpl_jax as fg
 from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_json
-from fgvpl_jax.inference import classifier as classifier_module
+from fgvpl_jax.inference import photos as photos_module
 from fgvpl_jax.inference.predict import (
     PhotoResult,
     as_json,
@@ -198,9 +198,7 @@ def test_files_and_folders_give_text_json_and_pictures(
     (folder / "a" / "004.png").rename(folder / "a" / f"{'é' * 120}.png")
     photos = find_photos([str(folder), str(folder / "a" / "001.png")])
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(
-        classifier_module, "BATCH_SIZE", 4
-    )  # the unreadable photo is inside a batch
+    monkeypatch.setattr(photos_module, "BATCH_SIZE", 4)  # the unreadable photo is inside a batch
     found = list(predict_files(classifier, photos, 2, "~/pictures"))
     assert [one.photo for one in found] == photos
     assert [isinstance(one.result, UnreadableImage) for one in found] == [0, 0, 1, 0, 0, 0, 0]

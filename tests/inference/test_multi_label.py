@@ -10,6 +10,7 @@ from PIL import Image
 import fgvpl_jax as fg
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference import multi_label
 from fgvpl_jax.inference.multi_label import label_json, label_text
 from fgvpl_jax.runs.label_run import prepare_labels
 from fgvpl_jax.runs.multi_label import read_trained
@@ -56,6 +57,13 @@ def test_a_loaded_run_predicts_the_same(classifier, list_file):
     ):
         assert one.labels == all_of_them.labels
         assert set(one.labels) <= set(one.class_names)
+
+
+def test_loading_keeps_compiled_programs(classifier, monkeypatch):
+    calls = []
+    monkeypatch.setattr(multi_label, "keep_compiled_programs", lambda: calls.append(1))
+    fg.load_multi_label(classifier.workdir)
+    assert calls == [1]
 
 
 def test_text_and_json_say_the_labels(classifier, list_file):

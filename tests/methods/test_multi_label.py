@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import SVC
 
@@ -16,7 +17,9 @@ from fgvpl_jax.methods.multi_label import (
     fit_sigmoid,
     fit_svm,
     label_method,
+    least_slope,
     losses,
+    out_of_fold_values,
     smoothed,
 )
 
@@ -97,6 +100,59 @@ def test_sigmoid_of_values_that_are_never_wrong_is_not_certain():
     p = fit_sigmoid(truth.astype(float), truth).probabilities(truth.astype(float))
     assert p.max() == pytest.approx(6 / 7, abs=1e-3)
     assert p.min() == pytest.approx(1 / 22, abs=1e-3)
+
+
+def few_photos(seed, signal):
+    """Returns features and labels of 10 to 12 photos, and of 40 others, with the folds of the few.
+
+    Args:
+        seed: Seed of the photos.
+        signal: Length of the features of a label, compared with that of the noise.
+    """
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(10, 13))
+    truth = rng.random((count + 40, 4)) < 0.3
+    truth[[0, count], :], truth[[1, count + 1], :] = True, False
+    features = signal * truth @ rng.normal(size=(4, 12)) + rng.normal(size=(count + 40, 12)) + 3
+    few = slice(None, count), slice(count, None)
+    return *((features[part], truth[part]) for part in few), np.arange(count) % 4
+
+
+@pytest.mark.parametrize("name", LABEL_METHODS)
+def test_few_photos_never_turn_the_order_of_the_labels_around(name):
+    method = label_method(name)
+    candidates = method.candidates(12)[:3]
+    for seed in range(30):
+        (features, truth), (others, labels), folds = few_photos(seed, signal=1.0)
+        values = out_of_fold_values(method, candidates, features, truth, folds)
+        candidate, sigmoid = choose_candidate(values, truth)
+        found = method.fit(features, truth, candidates[candidate]).values(others)
+        assert average_precision_score(labels, sigmoid.probabilities(found)) == pytest.approx(
+            average_precision_score(labels, found)
+        )
+
+
+@pytest.mark.parametrize("name", LABEL_METHODS)
+def test_out_of_fold_values_of_noise_do_not_depend_on_the_labels(name):
+    """With the intercepts of the folds, the mean correlations would be -0.16 to -0.48."""
+    method = label_method(name)
+    correlations = []
+    for seed in range(40):
+        (features, truth), _, folds = few_photos(seed, signal=0.0)
+        values = out_of_fold_values(method, method.grid[:1], features, truth, folds)[0]
+        correlations += [np.corrcoef(values[:, c], truth[:, c])[0, 1] for c in range(4)]
+    assert np.mean(correlations) == pytest.approx(0, abs=0.1)
+
+
+def test_the_slope_of_wrong_values_is_the_least_with_the_best_intercept(photos):
+    _, truth = photos
+    values = np.random.default_rng(3).normal(size=truth.shape) - truth
+    found = fit_sigmoid(values, truth)
+    assert found.slope == least_slope(values) > 0
+    p = found.probabilities(values)
+    assert p.mean() == pytest.approx(smoothed(truth).mean())
+    assert np.ptp(p) < 0.02
+    assert (p.ravel().argsort() == values.ravel().argsort()).all()
 
 
 def test_the_first_of_equally_good_candidates_is_chosen(photos):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fgvpl_jax.data import load_shapes
 from fgvpl_jax.evaluation import share_interval
 from fgvpl_jax.files import read_arrays, read_json
-from fgvpl_jax.runs import cross_validation, experiment
+from fgvpl_jax.runs import copies, cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import (
     FoldLogits,
     chosen_by_folds,
@@ -227,8 +227,8 @@ def test_copies_of_a_photo_are_in_one_fold(folder_config, tmp_path, monkeypatch,
     folds = read_arrays(tmp_path / "W" / "cv" / "folds.npz")["folds"]
     few_shot = read_json(tmp_path / "W" / "few_shot.json")
     keys = [key for drawn in few_shot["train"].values() for key in drawn]
-    copies = {"red_square/005.png", "red_square/copy.png", "blue_square/copy.png"}
-    assert len({int(folds[keys.index(key)]) for key in copies}) == 1
+    alike = {"red_square/005.png", "red_square/copy.png", "blue_square/copy.png"}
+    assert len({int(folds[keys.index(key)]) for key in alike}) == 1
     assert len(np.unique(folds)) == 3
     assert seen == [{key for key, fold in zip(keys, folds, strict=True) if fold == 0}]
 
@@ -264,7 +264,7 @@ def test_copies_among_too_many_photos_are_not_looked_for(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cross_validation, "predict_fold", stop)
-    monkeypatch.setattr(cross_validation, "MOST_PHOTOS", 17)
+    monkeypatch.setattr(copies, "MOST_PHOTOS", 17)
     with pytest.raises(KeyboardInterrupt):
         experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     assert "among at most 17 support images, not among 18" in caplog.text

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.runs import multi_label
+from fgvpl_jax.runs import copies, multi_label
 from fgvpl_jax.runs.default_config import folder_config
 from fgvpl_jax.runs.experiment import train_and_evaluate
 from fgvpl_jax.runs.label_results import LabelResults, label_summary
@@ -135,6 +135,27 @@ def test_a_second_run_is_the_same_and_an_interrupted_one_ends_the_same(
     assert without_times(stored_results(tmp_path / "W")) == without_times(stored_results(path))
 
 
+def test_the_order_of_the_lines_changes_nothing(demo_clip_dir, tmp_path):
+    file = write_label_list(tmp_path / "list", {"train": 12, "test": 6})
+    config = config_of(demo_clip_dir, file)
+    results = train_labels(config, Workdir(tmp_path / "W"))
+    header, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([header, *reversed(lines)]))
+    for folder in ("W", "V"):  # measured again, and trained
+        again = train_labels(config, Workdir(tmp_path / folder))
+        assert without_times(again.__dict__) == without_times(results.__dict__)
+
+
+def test_held_out_values_that_say_nothing_are_warned_of(
+    demo_clip_dir, list_file, tmp_path, monkeypatch, caplog
+):
+    run = prepare_labels(config_of(demo_clip_dir, list_file, "svm"), Workdir(tmp_path / "W"))
+    truth = run.dataset.train.truth
+    monkeypatch.setattr(multi_label, "out_of_fold_values", lambda *_: -truth[None].astype(float))
+    fit_labels(run)
+    assert "with a label have no higher values" in caplog.text
+
+
 def test_a_damaged_model_is_trained_again(finished, tmp_path):
     config, path, _ = finished
     shutil.copytree(path, tmp_path / "W")
@@ -182,7 +203,16 @@ def test_copies_of_a_photo_share_their_fold(demo_clip_dir, tmp_path, caplog):
     folds = label_folds(run)
     assert folds[:8].tolist() == folds[8:].tolist()
     assert len(set(folds.tolist())) == 4
-    assert "8 of the 16 photos look like copies" in caplog.text
+    assert "8 of the 16 support images look like copies" in caplog.text
+
+
+def test_copies_among_too_many_photos_are_not_looked_for(
+    demo_clip_dir, list_file, tmp_path, monkeypatch, caplog
+):
+    run = prepare_labels(config_of(demo_clip_dir, list_file), Workdir(tmp_path / "W"))
+    monkeypatch.setattr(copies, "MOST_PHOTOS", 39)
+    label_folds(run)
+    assert "among at most 39 support images, not among 40" in caplog.text
 
 
 def test_test_photos_that_are_copies_are_warned_of(demo_clip_dir, tmp_path, caplog):

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import jax
 from absl import logging
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ImageCache, Split
-from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, signatures
-from fgvpl_jax.runs.run import Run
+from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from
+from fgvpl_jax.runs.run import Run, signatures_of
 from fgvpl_jax.training import is_writer
 
 MOST_NAMED = 3
@@ -23,12 +22,11 @@ def warn_of_copies(run: Run) -> None:
     Args:
         run: Run whose results are written: no photo is read before it has been evaluated.
     """
-    if run.config.data.source != "folder" or not is_writer():
+    if run.config.data.source != "folder":
         return
-    cache = run.image_cache if jax.process_count() == 1 else None
     evaluated = {"validation": run.few_shot.validation, "test": run.dataset.test}
     hint = "; --mode=data lists all of them"
-    warn_of_copies_in(evaluated, run.few_shot.support, run.clip, cache, hint)
+    warn_of_copies_in(evaluated, run.few_shot.support, run.clip, run.image_cache, hint)
 
 
 def warn_of_copies_in(
@@ -52,9 +50,9 @@ def warn_of_copies_in(
         if split is None or max(len(split), len(support)) > MOST_PHOTOS:
             continue
         if known is None:
-            known = signatures(support, clip.resize_and_crop, cache)
-        found = copied_from(signatures(split, clip.resize_and_crop, cache), known)
-        if found.any():
+            known = signatures_of(support, clip, cache)
+        found = copied_from(signatures_of(split, clip, cache), known)
+        if found.any() and is_writer():
             keys = [key for key, is_copy in zip(split.keys, found, strict=True) if is_copy]
             logging.warning(
                 "%d of the %d %s images look like copies of support images, so results on them are "

@@ -11,20 +11,15 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 
 from fgvpl_jax.data import Split
-from fgvpl_jax.data.near_copies import (
-    MOST_PHOTOS,
-    first_copies,
-    groups_of_copies,
-    signatures,
-)
+from fgvpl_jax.data.near_copies import MOST_PHOTOS, groups_of_copies
 from fgvpl_jax.displays.epoch_progress import epoch_progress
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import Choices, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
-from fgvpl_jax.runs.run import Run
+from fgvpl_jax.runs.run import Run, first_copies_of
 from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
-from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
+from fgvpl_jax.training import Checkpoints, is_writer, train, wait_for_all
 
 
 class HeldOut(NamedTuple):
@@ -182,18 +177,18 @@ def choose_folds(run: Run) -> None:
     file = folds_file(run)
     support, config = run.few_shot.support, run.config
     is_begun = not file.exists() and any(run.workdir.folds.glob("fold_*/*"))
-    if is_writer() and len(support) > MOST_PHOTOS:
-        logging.warning(
-            "copies are looked for among at most %d support images, not among %d: if there are "
-            "some, the estimate is too good",
-            MOST_PHOTOS,
-            len(support),
-        )
-    elif is_writer() and not is_begun and not is_intact(file):
-        cache = run.image_cache if process_share().count == 1 else None
-        first = first_copies(signatures(support, run.clip.resize_and_crop, cache))
+    if len(support) > MOST_PHOTOS:
+        if is_writer():
+            logging.warning(
+                "copies are looked for among at most %d support images, not among %d: if there are "
+                "some, the estimate is too good",
+                MOST_PHOTOS,
+                len(support),
+            )
+    elif not is_begun and not is_intact(file):
+        first = first_copies_of(run, support)
         groups = groups_of_copies(first)
-        if groups:
+        if groups and is_writer():
             logging.warning(
                 "%d of the %d support images look like copies of others, such as %s and %s: the "
                 "estimate keeps copies in one fold",

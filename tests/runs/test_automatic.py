@@ -212,6 +212,23 @@ def test_in_a_job_only_an_error_of_all_processes_fails_a_method(monkeypatch):
     assert attempt.note == "failed: add photos"
 
 
+def test_folds_stay_until_every_process_has_read_them(config, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path)
+    run = prepare.prepare(config, workdir)
+    fold, whole = workdir.folds / "fold_1" / "held_out.npz", tmp_path / "held_out.npz"
+    logits = np.zeros((1, 2), np.float32)
+    found = candidates.HeldOutPhotos(logits, logits, np.zeros(1, int), np.zeros(1, int))
+    fold.parent.mkdir(parents=True)
+    workdir.write_arrays(fold, **found._asdict())
+    seen = []
+    monkeypatch.setattr(
+        candidates, "wait_for_all", lambda _: seen.append((fold.exists(), whole.exists()))
+    )
+    folds = candidates.PhotoFolds(np.zeros(1, int), np.empty(0, int))
+    candidates.held_out_photos(run, folds)
+    assert seen == [(True, False), (False, True)]
+
+
 def test_a_method_without_finite_logits_is_left_out(config, tmp_path, monkeypatch):
     fold = candidates.held_out_fold
 

@@ -7,7 +7,7 @@ WORKDIR holds a trained run; with --shape, a run over a random CLIP of that shap
 first. Two servers, with and without batches, take turns at the same requests of many simultaneous
 clients on loopback, and every answer is compared with `predict`. Then one client calls `predict`,
 the endpoint and the page in turns. The page opens in the installed Chromium if Playwright is
-installed. At last, one photo is timed by part, and the endpoint's answers with 1 and with many
+installed. Finally, it times one photo by part, and the endpoint's answers with 1 and with many
 clients.
 """
 
@@ -52,6 +52,7 @@ from fgvpl_jax.serving.service import (
 )
 
 TIMEOUT = 600.0
+LEAST_SAMPLES = 300  # of a 99th percentile
 TOLERANCE = 1e-3  # of a logit: sums round differently at another batch size
 
 
@@ -80,18 +81,20 @@ def main(
         result |= one_after_the_other(classifier, batched, photos, rounds)
         for number in (1, clients):
             waited: list[float] = []
-            one_by_one = count // number
+            one_by_one = -(-max(count, LEAST_SAMPLES) // number)
             asyncio.run(crowd(batched, photos, number, one_by_one, expected, tally, waited))
             result |= percentiles(f"endpoint_{number}_clients", waited)
         result |= tally
-    for part, values in times_of_parts(classifier, photos, 3 * rounds).items():
+    turns = max(3 * rounds, -(-LEAST_SAMPLES // len(photos)))
+    for part, values in times_of_parts(classifier, photos, turns).items():
         result |= percentiles(part, values)
     return result
 
 
 def percentiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
-    """Returns the median and the 99th percentile in milliseconds."""
-    return {f"{name}_p{p}_ms": 1e3 * float(np.percentile(seconds, p)) for p in (50, 99)}
+    """Returns the median and the 99th percentile in milliseconds, and the number of samples."""
+    found = {f"{name}_p{p}_ms": 1e3 * float(np.percentile(seconds, p)) for p in (50, 99)}
+    return found | {f"{name}_samples": len(seconds)}
 
 
 def times_of_parts(

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class SharedError(UserError):
+    """A mistake that every process of a job finds at the same point, so all can continue."""
+
+
 def problem_of(error: Exception) -> str:
     """Describes an error in one line."""
     text = " ".join(str(error).split())

@@ -23,12 +23,13 @@ class Trainable(nnx.Param):
     """A variable that the optimizer updates."""
 
 
-def on_device(
+def to_device(
     values: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike | None = np.float32
 ) -> jax.Array:
     """Returns values of the host as an array on the device, without compiling a program.
 
-    `jnp.asarray` and `jnp.zeros` compile one for each shape.
+    `jnp.asarray` and `jnp.zeros` compile one for each shape. On a CPU, the result may share memory
+    with a NumPy array, which must not change afterwards.
 
     Args:
         values: A number, a sequence of them, or an array of NumPy's.

@@ -10,7 +10,7 @@ from fgvpl_jax.clip.family import Architecture, Names, source_of
 from fgvpl_jax.clip.towers import ImageTower, TextTower
 from fgvpl_jax.clip.weights import Tensors
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.variables import on_device
+from fgvpl_jax.variables import to_device
 
 LOGIT_SCALE = "logit_scale"
 
@@ -43,7 +43,7 @@ def build_towers(
             if tensor.shape != expected:
                 misshaped.add(f"{name} {tensor.shape}, expected {expected}")
                 continue
-            filled.append((path, variable.replace(on_device(layout.ours(tensor), None))))
+            filled.append((path, variable.replace(to_device(layout.ours(tensor), None))))
         towers.append((graphdef, filled))
     for name in (LOGIT_SCALE, *architecture.unused):
         used.add(name)

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from fgvpl_jax.clip.towers import ImageTower
-from fgvpl_jax.variables import Frozen, on_device
+from fgvpl_jax.variables import Frozen, to_device
 
 
 @runtime_checkable
@@ -47,8 +47,8 @@ class ImageEncoder(nnx.Module):
         rescale_factor: float | np.floating,
     ):
         self.vision = vision
-        self.pixel_scale = Frozen(on_device(rescale_factor / std, None))
-        self.pixel_shift = Frozen(on_device(-mean / std, None))
+        self.pixel_scale = Frozen(to_device(rescale_factor / std, None))
+        self.pixel_shift = Frozen(to_device(-mean / std, None))
 
     @property
     def feature_dim(self) -> int:

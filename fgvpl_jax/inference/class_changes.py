@@ -14,7 +14,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.inference.programs import AddedClassArrays, ChangedClassArrays
 from fgvpl_jax.recognition import VisualCache
-from fgvpl_jax.variables import on_device
+from fgvpl_jax.variables import to_device
 
 # Arrays always have these sizes, so that adding a class or a photo compiles nothing.
 MOST_CLASSES = 8
@@ -186,7 +186,7 @@ class ClassChanges:
         trained = len(self.trained_names)
         is_predicted = np.array([name is not None for name in self.names])
         if not self.added_names:
-            arrays = ChangedClassArrays(on_device(is_predicted, None), None)
+            arrays = ChangedClassArrays(to_device(is_predicted, None), None)
             return None if is_predicted.all() else arrays
         has_objects = self.photos[0].object is not None
         labels = np.array([trained + photo.label for photo in self.photos], np.int32)
@@ -198,7 +198,7 @@ class ClassChanges:
                 if has_objects
                 else None,
                 padded(labels, MOST_PHOTOS),
-                on_device(np.arange(MOST_PHOTOS) < len(self.photos), None),
+                to_device(np.arange(MOST_PHOTOS) < len(self.photos), None),
             ),
         )
         return ChangedClassArrays(padded(is_predicted, trained + MOST_CLASSES), added)
@@ -255,4 +255,4 @@ def padded(rows: Sequence[ArrayLike | None] | np.ndarray, size: int) -> Shaped[A
     """Puts the rows on the device, with zeros up to `size` rows."""
     array = np.asarray(rows)
     padding = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
-    return on_device(np.pad(array, padding), None)
+    return to_device(np.pad(array, padding), None)

@@ -17,7 +17,7 @@ from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import build_model
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import Checkpoints, Provenance, data_mesh, restore_model
-from fgvpl_jax.variables import on_device
+from fgvpl_jax.variables import to_device
 
 
 class FinalModel(NamedTuple):
@@ -87,9 +87,9 @@ def load_trained(workdir: Workdir, clip: CLIP) -> FinalModel:
     cache = None
     if model.uses_cache:
         cache = VisualCache(
-            on_device(support["image"], None),
-            on_device(support["object"], None) if "object" in support else None,
-            on_device(support["labels"], None),
-            on_device(np.ones(len(keys), bool), None),
+            to_device(support["image"], None),
+            to_device(support["object"], None) if "object" in support else None,
+            to_device(support["labels"], None),
+            to_device(np.ones(len(keys), bool), None),
         )
     return FinalModel(model, cache, class_names, photos)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from fgvpl_jax.clip import FrozenEncoder, ImageEncoder
 from fgvpl_jax.methods import Choices, Method
 from fgvpl_jax.recognition import KnownClasses, VisualCache, known_score, normalize, total
-from fgvpl_jax.variables import on_device
+from fgvpl_jax.variables import to_device
 
 NUM_SIMILAR = 3
 
@@ -139,8 +139,8 @@ class Inference:
         self.weights = Weights(
             jax.device_put(state),
             cache,
-            {name: on_device(value) for name, value in choices.items()},
-            on_device(temperature),
+            {name: to_device(value) for name, value in choices.items()},
+            to_device(temperature),
             jax.device_put(known),
         )
         self.program = partial(encode_and_recognise, graphdef)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP, ImageEncoder, TextTower
 from fgvpl_jax.clip.layers import Linear, TransformerLayer
 from fgvpl_jax.clip.towers import ImageTower
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods.interface import PixelMethod, Recipe
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Frozen
@@ -107,10 +107,10 @@ def check_has_attention(clip: CLIP, method: str) -> None:
     """Refuses a backbone whose image tower has no transformer layers, such as a ResNet.
 
     Raises:
-        UserError: If it has none.
+        SharedError: If it has none.
     """
     if not clip.vision.attention_layers:
-        raise UserError(
+        raise SharedError(
             f"{method} trains the transformer layers of the image tower; {clip.identity.name} is a "
             f"{clip.vision.kind}: choose a ViT, or another method"
         )

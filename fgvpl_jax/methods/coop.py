@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods.interface import FeatureMethod, Recipe, Task
 from fgvpl_jax.methods.optimizers import coop_cosine, coop_sgd
 from fgvpl_jax.recognition import normalize
@@ -74,7 +74,7 @@ class CoOp(CoOpLoop):
         room = clip.text.config.context_length - NUM_CONTEXT
         fits = clip.text.fits(token_ids, room)
         if not fits.all():
-            raise UserError(
+            raise SharedError(
                 f"{NUM_CONTEXT} context vectors and the class name "
                 f"{class_names[int(fits.argmin())]!r} exceed this backbone's "
                 f"{clip.text.config.context_length} tokens: shorten the name"

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.held_out import LabelledLogits, SelectionRule, has_companion
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
-from fgvpl_jax.variables import Frozen, Trainable, on_device
+from fgvpl_jax.variables import Frozen, Trainable, to_device
 
 NUM_PASSES = 10  # augmented passes over the support images, those of Tip-Adapter
 # A class without an image is never predicted: its score is this far below the lowest other score.
@@ -33,8 +33,8 @@ class FittedOnce(FeatureMethod):
         rule: str,
     ):
         super().__init__(clip, text_features)
-        self.labels = Frozen(on_device(labels, np.int32))
-        self.held_out = Trainable(on_device(np.zeros((len(labels), text_features.shape[0]))))
+        self.labels = Frozen(to_device(labels, np.int32))
+        self.held_out = Trainable(to_device(np.zeros((len(labels), text_features.shape[0]))))
         self.rule = rule
 
     @classmethod

@@ -19,7 +19,7 @@ from fgvpl_jax.methods.fitted_once import (
 from fgvpl_jax.methods.held_out import ACCURACY, HeldOutLogits
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
-from fgvpl_jax.variables import Trainable, on_device
+from fgvpl_jax.variables import Trainable, to_device
 
 # τ, multiples of the empirical-Bayes ridge, as exponents of 4.
 RIDGE_STEPS = (-2, -1, 0, 1, 2)
@@ -54,10 +54,10 @@ class GDA(FittedOnce):
     ):
         super().__init__(clip, text_features, labels, rule)
         num_classes, dim = text_features.shape
-        self.kernel = Trainable(on_device(np.zeros((dim, num_classes))))
-        self.bias = Trainable(on_device(np.zeros(num_classes)))
-        self.alpha = Trainable(on_device(1.0))
-        self.ridge = Trainable(on_device(1.0))
+        self.kernel = Trainable(to_device(np.zeros((dim, num_classes))))
+        self.bias = Trainable(to_device(np.zeros(num_classes)))
+        self.alpha = Trainable(to_device(1.0))
+        self.ridge = Trainable(to_device(1.0))
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Chooses α, and τ if the rule is the likelihood; then fits.
@@ -88,12 +88,12 @@ class GDA(FittedOnce):
         chosen = rule.choose([rule.losses(logits(*candidate)) for candidate in candidates])
         ridge_step, weight_step = candidates[chosen]
         kernel, bias = statistics.classifier(4.0**ridge_step)
-        self.kernel.set_value(on_device(kernel))
-        self.bias.set_value(on_device(bias))
-        self.alpha.set_value(on_device(alpha_of(weight_step)))
-        self.ridge.set_value(on_device(4.0**ridge_step))
+        self.kernel.set_value(to_device(kernel))
+        self.bias.set_value(to_device(bias))
+        self.alpha.set_value(to_device(alpha_of(weight_step)))
+        self.ridge.set_value(to_device(4.0**ridge_step))
         held_out = logits(ridge_step, weight_step).support
-        self.held_out.set_value(on_device(held_out))
+        self.held_out.set_value(to_device(held_out))
 
     def facts(self) -> dict[str, Any]:
         """Returns α and τ."""

@@ -27,7 +27,7 @@ from fgvpl_jax.methods.held_out import (
 )
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
-from fgvpl_jax.variables import Trainable, on_device
+from fgvpl_jax.variables import Trainable, to_device
 from fgvpl_jax.visual_prompt import FeatureKinds, FeatureKindsEncoder
 
 # docs/ablations.md says how these values were chosen: never on a test split.
@@ -69,11 +69,11 @@ class GDAPool(FittedOnce):
     ):
         super().__init__(clip, text_features, labels, rule)
         num_classes, dim = text_features.shape
-        self.kernel = Trainable(on_device(np.zeros((len(KINDS), dim, num_classes))))
-        self.bias = Trainable(on_device(np.zeros(num_classes)))
-        self.text_weight = Trainable(on_device(1.0))
-        self.weights = Trainable(on_device(np.zeros(2 * len(KINDS) + 1)))
-        self.ridges = Trainable(on_device(np.zeros(2 * len(KINDS))))
+        self.kernel = Trainable(to_device(np.zeros((len(KINDS), dim, num_classes))))
+        self.bias = Trainable(to_device(np.zeros(num_classes)))
+        self.text_weight = Trainable(to_device(1.0))
+        self.weights = Trainable(to_device(np.zeros(2 * len(KINDS) + 1)))
+        self.ridges = Trainable(to_device(np.zeros(2 * len(KINDS))))
 
     @classmethod
     def frozen_encoder(cls, clip: CLIP, config: ConfigDict) -> FrozenEncoder:
@@ -114,10 +114,10 @@ class GDAPool(FittedOnce):
         self._set(experts, weights, text_weight, present)
         parts = [*(fit.held_out.support for fit in fits), text.support]
         held_out = sum(w * logits for w, logits in zip(chosen, parts, strict=True))
-        self.held_out.set_value(on_device(held_out))
+        self.held_out.set_value(to_device(held_out))
 
     def _unit_kinds(self, packed: Float[np.ndarray, "b c"]) -> Float64[np.ndarray, "3 b e"]:
-        return unit(np.asarray(self.features(on_device(packed)).kinds)).swapaxes(0, 1)
+        return unit(np.asarray(self.features(to_device(packed)).kinds)).swapaxes(0, 1)
 
     def _set(
         self,
@@ -137,11 +137,11 @@ class GDAPool(FittedOnce):
         bias -= bias[present].mean()
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
         ridges = [0.0 if expert is None else expert.ridge for expert in experts]
-        self.kernel.set_value(on_device(kernel))
-        self.bias.set_value(on_device(bias))
-        self.text_weight.set_value(on_device(weights[-1] * text_weight))
-        self.weights.set_value(on_device(weights))
-        self.ridges.set_value(on_device(ridges))
+        self.kernel.set_value(to_device(kernel))
+        self.bias.set_value(to_device(bias))
+        self.text_weight.set_value(to_device(weights[-1] * text_weight))
+        self.weights.set_value(to_device(weights))
+        self.ridges.set_value(to_device(ridges))
 
     def facts(self) -> dict[str, Any]:
         """Returns weights and τ of the discriminants by kind, and the weight of zero-shot CLIP."""

@@ -17,7 +17,7 @@ from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.methods.held_out import LabelledLogits
 from fgvpl_jax.methods.optimizers import adamw, cosine
 from fgvpl_jax.recognition import normalize, total
-from fgvpl_jax.variables import Frozen, on_device
+from fgvpl_jax.variables import Frozen, to_device
 
 # Numbers that validation chooses, by the names of the arguments of `logits` that take them.
 Choices = dict[str, float]
@@ -113,7 +113,7 @@ class Method(nnx.Module):
 
     def __init__(self, clip: CLIP, text_features: Float[Array, "k e"]):
         self.text_features = Frozen(text_features)
-        self.logit_scale = Frozen(on_device(clip.logit_scale))
+        self.logit_scale = Frozen(to_device(clip.logit_scale))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "Method":

@@ -13,7 +13,7 @@ from fgvpl_jax.methods.fitted_once import NUM_PASSES, FittedOnce, unit, unit_vie
 from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
-from fgvpl_jax.variables import Trainable, on_device
+from fgvpl_jax.variables import Trainable, to_device
 
 # With more keys than this, augmented views are left out, and β and λ keep their first values: every
 # further pair of values would take minutes.
@@ -81,9 +81,9 @@ class KernelRidge(FittedOnce):
         super().__init__(clip, text_features, labels, rule)
         num_classes, dim = text_features.shape
         num_keys = len(labels) * (1 + num_passes(len(labels)))
-        self.keys = Trainable(on_device(np.zeros((num_keys, dim))))
-        self.coefficients = Trainable(on_device(np.zeros((num_keys, num_classes))))
-        self.settings = Trainable(on_device(np.zeros(3)))
+        self.keys = Trainable(to_device(np.zeros((num_keys, dim))))
+        self.coefficients = Trainable(to_device(np.zeros((num_keys, num_classes))))
+        self.settings = Trainable(to_device(np.zeros(3)))
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Chooses β, λ and the weight, and solves.
@@ -126,10 +126,10 @@ class KernelRidge(FittedOnce):
         )
         losses = [rule.losses(logits(*candidate)) for candidate in candidates]
         chosen = candidates[rule.choose(losses, standard_errors=0.0)]
-        self.keys.set_value(on_device(keys))
-        self.coefficients.set_value(on_device(fits[chosen[:2]][0].coefficients))
-        self.settings.set_value(on_device(settings_at(*chosen)))
-        self.held_out.set_value(on_device(logits(*chosen).support))
+        self.keys.set_value(to_device(keys))
+        self.coefficients.set_value(to_device(fits[chosen[:2]][0].coefficients))
+        self.settings.set_value(to_device(settings_at(*chosen)))
+        self.held_out.set_value(to_device(logits(*chosen).support))
 
     def facts(self) -> dict[str, Any]:
         """Returns β, λ and the weight."""

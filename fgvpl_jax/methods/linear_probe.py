@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
-from fgvpl_jax.variables import Trainable, on_device
+from fgvpl_jax.variables import Trainable, to_device
 
 # C is scikit-learn's: the weight of the summed loss relative to half the squared norm of the
 # weights.
@@ -50,10 +50,10 @@ class LinearProbe(FeatureMethod):
         super().__init__(clip, text_features)
         self.rule = rule
         num_classes, dim = text_features.shape
-        self.kernel = Trainable(on_device(np.zeros((dim, num_classes))))
-        self.bias = Trainable(on_device(np.zeros(num_classes)))
-        self.inverse_regularisation = Trainable(on_device(1.0))
-        self.gradient_norm = Trainable(on_device(0.0))
+        self.kernel = Trainable(to_device(np.zeros((dim, num_classes))))
+        self.bias = Trainable(to_device(np.zeros(num_classes)))
+        self.inverse_regularisation = Trainable(to_device(1.0))
+        self.gradient_norm = Trainable(to_device(0.0))
 
     @classmethod
     def build(cls, clip: CLIP, task: Task, config: ConfigDict, *, rngs: nnx.Rngs) -> "LinearProbe":
@@ -64,10 +64,10 @@ class LinearProbe(FeatureMethod):
         """Chooses C on the validation images by the run's rule, or 1 without any, and solves.
 
         Raises:
-            UserError: If all support images are of one class.
+            SharedError: If all support images are of one class.
         """
         if len(np.unique(few_shot.labels)) < 2:
-            raise UserError("linear_probe needs training images of two classes: add some")
+            raise SharedError("linear_probe needs training images of two classes: add some")
         num_classes = self.bias.shape[0]
         features, validation = few_shot.plain(), few_shot.validation()
         c = 1.0
@@ -86,10 +86,10 @@ class LinearProbe(FeatureMethod):
                 norm,
                 LARGEST_GRADIENT,
             )
-        self.gradient_norm.set_value(on_device(norm))
-        self.kernel.set_value(on_device(kernel))
-        self.bias.set_value(on_device(bias))
-        self.inverse_regularisation.set_value(on_device(c))
+        self.gradient_norm.set_value(to_device(norm))
+        self.kernel.set_value(to_device(kernel))
+        self.bias.set_value(to_device(bias))
+        self.inverse_regularisation.set_value(to_device(c))
 
     def facts(self) -> dict[str, Any]:
         """Returns C and the gradient norm, which shows how near the solution is."""

@@ -5,10 +5,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, FittedOnce, folds_of
 from fgvpl_jax.methods.interface import FewShotFeatures
-from fgvpl_jax.variables import Frozen, Trainable, on_device
+from fgvpl_jax.variables import Frozen, Trainable, to_device
 
 
 class SVM(FittedOnce):
@@ -45,24 +45,24 @@ class SVM(FittedOnce):
         super().__init__(clip, text_features, labels, rule)
         present = np.unique(labels)
         dim, num_present = text_features.shape[1], len(present)
-        self.mean = Trainable(on_device(np.zeros(dim)))
-        self.deviation = Trainable(on_device(np.ones(dim)))
-        self.vectors = Trainable(on_device(np.zeros((len(labels), dim))))
-        self.coefficients = Trainable(on_device(np.zeros((len(labels), max(num_present - 1, 1)))))
-        self.intercepts = Trainable(on_device(np.zeros((num_present, num_present))))
-        self.sharpness = Trainable(on_device(0.0))
+        self.mean = Trainable(to_device(np.zeros(dim)))
+        self.deviation = Trainable(to_device(np.ones(dim)))
+        self.vectors = Trainable(to_device(np.zeros((len(labels), dim))))
+        self.coefficients = Trainable(to_device(np.zeros((len(labels), max(num_present - 1, 1)))))
+        self.intercepts = Trainable(to_device(np.zeros((num_present, num_present))))
+        self.sharpness = Trainable(to_device(0.0))
         groups = [np.flatnonzero(labels == c) for c in present]
         most = max(map(len, groups))
         padded = [np.pad(group, (0, most - len(group))) for group in groups]
-        self.members = Frozen(on_device(np.stack(padded), np.int32))
-        self.is_member = Frozen(on_device([np.arange(most) < len(group) for group in groups], bool))
-        self.present = Frozen(on_device(present, np.int32))
+        self.members = Frozen(to_device(np.stack(padded), np.int32))
+        self.is_member = Frozen(to_device([np.arange(most) < len(group) for group in groups], bool))
+        self.present = Frozen(to_device(present, np.int32))
 
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Fits the classifier, and five more for the logits of held-out images.
 
         Raises:
-            UserError: If all support images are of one class.
+            SharedError: If all support images are of one class.
         """
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -70,17 +70,17 @@ class SVM(FittedOnce):
 
         features, labels = few_shot.plain().astype(np.float64), few_shot.labels
         if len(np.unique(labels)) < 2:
-            raise UserError("svm needs training images of two classes: add some")
+            raise SharedError("svm needs training images of two classes: add some")
         model = make_pipeline(StandardScaler(), SVC()).fit(features, labels)
         scaler, machine = model.named_steps["standardscaler"], model.named_steps["svc"]
         coefficients = np.zeros(self.coefficients.shape)
         coefficients[machine.support_] = machine.dual_coef_.T
-        self.mean.set_value(on_device(scaler.mean_))
-        self.deviation.set_value(on_device(scaler.scale_))
-        self.vectors.set_value(on_device(scaler.transform(features)))
-        self.coefficients.set_value(on_device(coefficients))
-        self.intercepts.set_value(on_device(symmetric(machine.intercept_)))
-        self.sharpness.set_value(on_device(machine._gamma))
+        self.mean.set_value(to_device(scaler.mean_))
+        self.deviation.set_value(to_device(scaler.scale_))
+        self.vectors.set_value(to_device(scaler.transform(features)))
+        self.coefficients.set_value(to_device(coefficients))
+        self.intercepts.set_value(to_device(symmetric(machine.intercept_)))
+        self.sharpness.set_value(to_device(machine._gamma))
         held_out = np.zeros(self.held_out.shape, np.float32)
         folds = folds_of(labels)
         for fold in range(folds.max() + 1):
@@ -88,7 +88,7 @@ class SVM(FittedOnce):
             model = make_pipeline(StandardScaler(), SVC()).fit(features[~out], labels[~out])
             values = model.decision_function(features[out])
             held_out[out] = among_all(values, model.classes_, held_out.shape[1])
-        self.held_out.set_value(on_device(held_out))
+        self.held_out.set_value(to_device(held_out))
 
     def logits(self, features: Float[Array, "b e"], support: None) -> Float[Array, "b k"]:
         """Returns the values of `SVC.decision_function`."""

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fgvpl_jax.variables import Trainable, on_device
+from fgvpl_jax.variables import Trainable, to_device
 
 KERNEL_STD = 0.02
 # A vector of a smaller squared norm counts as zero (padding): it stays zero, with finite gradients.
@@ -29,7 +29,7 @@ class FeatureAdapter(nnx.Module):
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.kernel = Trainable(nnx.initializers.normal(KERNEL_STD)(rngs.params(), (dim, dim)))
-        self.bias = Trainable(on_device(np.zeros(dim)))
+        self.bias = Trainable(to_device(np.zeros(dim)))
 
     def __call__(
         self, features: Float[Array, "*b e"], ratio: Float[Array, ""] | float = 1.0

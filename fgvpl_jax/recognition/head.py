@@ -16,7 +16,7 @@ from fgvpl_jax.defaults import (
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.recognition.feature_adapter import FeatureAdapter, normalize
 from fgvpl_jax.recognition.visual_cache import OBJECT_QUERIES, VisualCache, class_votes
-from fgvpl_jax.variables import Frozen, on_device
+from fgvpl_jax.variables import Frozen, to_device
 from fgvpl_jax.visual_prompt import ImageFeatures
 
 
@@ -43,7 +43,7 @@ class TwoPathways(nnx.Module):
         self.cache_votes = cache_votes
         self.text_adapter = FeatureAdapter(dim, rngs=rngs)
         self.visual_adapter = FeatureAdapter(dim, rngs=rngs)
-        self.text_residual_ratio = Frozen(on_device(text_residual_ratio))
+        self.text_residual_ratio = Frozen(to_device(text_residual_ratio))
 
     def class_weights(self, text_features: Float[Array, "k e"]) -> Float[Array, "k e"]:
         """Returns w_new, unit vectors (Eq. 10)."""
@@ -115,7 +115,7 @@ class TwoPathwayHead(TwoPathways):
         if object_query not in OBJECT_QUERIES:
             raise UserError(f"object_query is {object_query!r}: choose one of {OBJECT_QUERIES}")
         super().__init__(dim, text_residual_ratio, cache_votes=cache_votes, rngs=rngs)
-        self.object_logit_weight = Frozen(on_device(object_logit_weight))
+        self.object_logit_weight = Frozen(to_device(object_logit_weight))
         self.object_query = object_query
 
     def contributions(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Float64
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.variables import on_device
+from fgvpl_jax.variables import to_device
 
 # Texts per call of the text tower; bounds memory at 1,000 classes × 7 templates.
 BATCH_SIZE = 64
@@ -46,7 +46,7 @@ def class_text_features(
     # On the host, where the few small operations need no compilation.
     features = np.concatenate([np.asarray(batch, np.float64) for batch in batches])[: len(rows)]
     means = _unit(features).reshape(len(names), len(templates), -1).mean(axis=1)
-    return on_device(_unit(means))
+    return to_device(_unit(means))
 
 
 def _unit(features: Float64[np.ndarray, "*b e"]) -> Float64[np.ndarray, "*b e"]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from fgvpl_jax import defaults
 from fgvpl_jax.data import Split
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import METHODS, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD
@@ -171,7 +171,8 @@ def held_out_photos(run: Run, folds: PhotoFolds) -> HeldOutPhotos:
         run.workdir.path.mkdir(parents=True, exist_ok=True)
         whole = HeldOutPhotos(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
         if not np.isfinite(whole.logits).all():
-            raise UserError("its logits of held-out photos are not finite")
+            raise SharedError("its logits of held-out photos are not finite")
+        wait_for_all("held-out photos")  # until every process has read the folds
         run.workdir.write_arrays(file, **whole._asdict())
         remove_folder(run.workdir.folds)  # no longer needed
     return HeldOutPhotos(**read_arrays(file))
@@ -217,7 +218,7 @@ def remove_folder(folder: Path) -> None:
     """
     if is_writer():
         shutil.rmtree(folder, ignore_errors=True)
-    wait_for_all(str(folder))
+    wait_for_all(folder.name)
 
 
 def fitted(run: Run, support: Split, folder: Path) -> Method:

@@ -5,16 +5,16 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import sys
-import time
 import warnings
-import zlib
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import jax
 from absl import logging
-from filelock import UnixFileLock, WindowsFileLock
+from filelock import Timeout, UnixFileLock, WindowsFileLock
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import user_cache_folder
@@ -28,11 +28,8 @@ SETTINGS = {
     "jax_persistent_cache_enable_xla_caches": ("xla_gpu_per_fusion_autotune_cache_dir", "none"),
 }
 FREE_BYTES = 100_000_000  # least free space of the disk
-LOCK_SECONDS = 2.0
 # Names of JAX's files.
 LOCK, PROGRAM, LAST_USE = ".lockfile", "-cache", "-atime"
-CHECKED = ".checked"  # its time is that of the last check of the files
-ZLIB = b"\x78"  # first byte; JAX uses zstandard instead where that is installed
 
 
 def keep_compiled_programs() -> None:
@@ -46,13 +43,13 @@ def keep_compiled_programs() -> None:
     chosen = settings["jax_compilation_cache_dir"] is not None
     if chosen or not settings["jax_enable_compilation_cache"] or jax.process_count() > 1:
         return
-    folder = _usable_folder(os.environ.get("XDG_CACHE_HOME"))
-    if folder is None:
-        return
     for name, (default, value) in SETTINGS.items():
         if name.upper() not in os.environ and settings[name] == default:
             jax.config.update(name, value)
-    # JAX would warn of each program, for instance where the disk has become full.
+    folder = _usable_folder(os.environ.get("XDG_CACHE_HOME"))
+    if folder is None:
+        return
+    # JAX compiles a program that it cannot read or write, and would warn of each.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -79,52 +76,49 @@ def _usable_folder(cache_home: str | None) -> Path | None:
 
 
 def _prepare(folder: Path) -> None:
-    """Creates the folder if it does not exist, and removes damaged files from it.
+    """Creates the folder if it does not exist, and removes unfinished programs from it.
 
     Raises:
-        OSError: If this user cannot write to the folder, others can, or it has no file locks.
+        OSError: If the folder is not this user's alone, is full, or has no file locks.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if sys.platform != "win32" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        # JAX runs whatever is in the files.
-        raise PermissionError(errno.EPERM, "other users can write to it", str(folder))
+    if sys.platform != "win32":
+        _check_private(folder.resolve())
     if shutil.disk_usage(folder).free < FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     # Without file locks, JAX would wait for the marker of a killed process, at each program.
     native = WindowsFileLock if sys.platform == "win32" else UnixFileLock
-    with native(folder / LOCK, timeout=LOCK_SECONDS, fallback_to_soft=False):
-        _remove_damaged(folder)
+    lock = native(folder / LOCK, blocking=False, fallback_to_soft=False)
+    with suppress(Timeout), lock:  # if another process has the lock, file locks work
+        if jax.config.values["jax_compilation_cache_max_size"] != -1:
+            _remove_unfinished(folder)
 
 
-def _remove_damaged(folder: Path) -> None:
-    """Removes programs that JAX could not read, and would never replace.
+def _check_private(folder: Path) -> None:
+    """Checks that no other user can change the folder's files, since JAX runs what is in them.
 
-    A killed process and a full disk leave such files. Each file is read once after it changed.
+    Raises:
+        PermissionError: If somebody can.
     """
-    stamp = folder / CHECKED
-    started = time.time()
-    checked = stamp.stat().st_mtime if stamp.exists() else 0.0
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+    if status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "other users can write to it", str(folder))
+    for parent in folder.parents:  # in such a parent, others could replace the folder
+        if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise PermissionError(errno.EPERM, "other users can write to it", str(parent))
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes programs whose writing a full disk or a killed process interrupted.
+
+    They have no time of last use, which JAX writes next if the cache has a size limit. As long as
+    it is missing, JAX keeps no further program.
+    """
     for program in folder.glob(f"*{PROGRAM}"):
-        last_use = program.with_name(program.name.removesuffix(PROGRAM) + LAST_USE)
-        # A file system may round times down to whole seconds.
-        is_new = program.stat().st_mtime > checked - 2
-        has_last_use = last_use.is_file() and last_use.stat().st_size > 0
-        if not has_last_use or (is_new and not _is_whole(program.read_bytes())):
+        if not program.with_name(program.name.removesuffix(PROGRAM) + LAST_USE).exists():
             program.unlink()
-            last_use.unlink(missing_ok=True)
-    stamp.touch()
-    os.utime(stamp, (started, started))
-
-
-def _is_whole(content: bytes) -> bool:
-    if not content.startswith(ZLIB):
-        return bool(content)
-    try:
-        zlib.decompress(content)
-    except zlib.error:
-        return False
-    return True
 
 
 def _cpu_kind() -> str:

@@ -2,21 +2,14 @@
 
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ImageCache, Split
-from fgvpl_jax.data.near_copies import (
-    MOST_PHOTOS,
-    copied_from,
-    first_copies,
-    groups_of_copies,
-    signatures,
-)
-from fgvpl_jax.runs.run import Run
+from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, first_copies, groups_of_copies
+from fgvpl_jax.runs.run import Run, signatures_of
 from fgvpl_jax.training import is_writer
 
 MOST_NAMED = 3
@@ -31,12 +24,11 @@ def warn_of_copies(run: Run) -> None:
     Args:
         run: Run whose results are written: no photo is read before it has been evaluated.
     """
-    if run.config.data.source != "folder" or not is_writer():
+    if run.config.data.source != "folder":
         return
-    cache = run.image_cache if jax.process_count() == 1 else None
     evaluated = {"validation": run.few_shot.validation, "test": run.dataset.test}
     hint = "; --mode=data lists all of them"
-    warn_of_copies_in(evaluated, run.few_shot.support, run.clip, cache, hint)
+    warn_of_copies_in(evaluated, run.few_shot.support, run.clip, run.image_cache, hint)
 
 
 def warn_of_copies_in(
@@ -60,9 +52,9 @@ def warn_of_copies_in(
         if split is None or max(len(split), len(support)) > MOST_PHOTOS:
             continue
         if known is None:
-            known = signatures(support, clip.resize_and_crop, cache)
-        found = copied_from(signatures(split, clip.resize_and_crop, cache), known)
-        if found.any():
+            known = signatures_of(support, clip, cache)
+        found = copied_from(signatures_of(split, clip, cache), known)
+        if found.any() and is_writer():
             keys = [key for key, is_copy in zip(split.keys, found, strict=True) if is_copy]
             logging.warning(
                 "%d of the %d %s images look like copies of support images, so results on them are "
@@ -90,22 +82,24 @@ def copies_for_folds(
         outside the fold, or if there are too many images, with a warning.
     """
     if len(support) > MOST_PHOTOS:
-        logging.warning(
-            "copies are looked for among at most %d support images, not among %d: if there are "
-            "some, the estimate is too good",
-            MOST_PHOTOS,
-            len(support),
-        )
+        if is_writer():
+            logging.warning(
+                "copies are looked for among at most %d support images, not among %d: if there are "
+                "some, the estimate is too good",
+                MOST_PHOTOS,
+                len(support),
+            )
         return None
-    first = first_copies(signatures(support, clip.resize_and_crop, cache))
+    first = first_copies(signatures_of(support, clip, cache))
     groups = groups_of_copies(first)
     if not groups:
         return None
-    logging.warning(
-        "%d of the %d support images look like copies of others, such as %s and %s: the estimate "
-        "keeps copies in one fold",
-        sum(map(len, groups)) - len(groups),
-        len(support),
-        *(support.keys[place] for place in groups[0][:2]),
-    )
+    if is_writer():
+        logging.warning(
+            "%d of the %d support images look like copies of others, such as %s and %s: the "
+            "estimate keeps copies in one fold",
+            sum(map(len, groups)) - len(groups),
+            len(support),
+            *(support.keys[place] for place in groups[0][:2]),
+        )
     return first if len(set(first.tolist())) > 1 else None

@@ -19,7 +19,7 @@ from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.runs.copies import copies_for_folds
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
-from fgvpl_jax.training import Checkpoints, is_writer, process_share, train, wait_for_all
+from fgvpl_jax.training import Checkpoints, is_writer, train, wait_for_all
 
 
 class HeldOut(NamedTuple):
@@ -184,9 +184,8 @@ def choose_folds(run: Run) -> None:
     file = folds_file(run)
     support, config = run.few_shot.support, run.config
     is_begun = not file.exists() and any(run.workdir.folds.glob("fold_*/*"))
-    if is_writer() and not is_begun and not is_intact(file):
-        cache = run.image_cache if process_share().count == 1 else None
-        first = copies_for_folds(support, run.clip, cache)
+    if not is_begun and not is_intact(file):
+        first = copies_for_folds(support, run.clip, run.image_cache)
         if first is not None:
             folds = stratified_folds(support.labels, config.cv_folds, config.seed, first)
             file.parent.mkdir(parents=True, exist_ok=True)

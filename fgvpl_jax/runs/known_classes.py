@@ -19,6 +19,7 @@ from fgvpl_jax.runs.cross_validation import stratified_folds
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import Run, first_copies_of
 from fgvpl_jax.runs.workdir import Workdir
+from fgvpl_jax.training import is_writer
 
 FOLDS = 10
 MOST_PHOTOS = 20_000
@@ -54,7 +55,7 @@ def known_classes_of(run: Run) -> FoundKnownClasses | None:
     other = Photos(np.empty((0, features.shape[1])), np.empty(0, int), np.empty(0, int))
     if strangers is not None:
         found, places = run.frozen_features(strangers)
-        if len(places) < len(strangers):
+        if is_writer() and len(places) < len(strangers):
             logging.warning(
                 "%d of the %d photos of other things cannot be read and are left out; --mode=data "
                 "names them",

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Float, Float32, Float64, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
@@ -184,10 +184,12 @@ def readable_features(
 
 
 def first_copies_of(run: Run, photos: Split) -> Int[np.ndarray, "n"]:
-    """Returns for each photo the place of the first photo that it is a copy of; its own if none.
+    """Returns for each photo the place of the first photo that it is a copy of; its own if none."""
+    return first_copies(signatures_of(photos, run.clip, run.image_cache))
 
-    Each of several processes reads its share.
-    """
-    share = process_share()
-    ours = signatures(photos, run.clip.resize_and_crop, run.image_cache, share)
-    return first_copies(gather_rows(ours))
+
+def signatures_of(
+    photos: Split, clip: CLIP, cache: ImageCache | None
+) -> Float32[np.ndarray, "n 192"]:
+    """Returns the signature of each photo; each of several processes reads its share."""
+    return gather_rows(signatures(photos, clip.resize_and_crop, cache, process_share()))

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 
 import jax
 
-from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.displays.live_table import duration
-from fgvpl_jax.errors import UserError, problem_of
+from fgvpl_jax.errors import SharedError, UserError, problem_of
 from fgvpl_jax.files import read_json
 from fgvpl_jax.runs.candidates import (
     PhotoFolds,
@@ -182,8 +181,7 @@ def note_failure(attempt: Attempt, error: Exception) -> None:
     In a job of several processes, only errors that all of them find do: after another one, the
     others would wait for this process, so it ends.
     """
-    everywhere = isinstance(error, UserError) and not isinstance(error, UnreadableImage)
-    if jax.process_count() > 1 and not everywhere:
+    if jax.process_count() > 1 and not isinstance(error, SharedError):
         raise error
     attempt.note = f"failed: {problem_of(error)}"
     say(f"{attempt.method}: {attempt.note}")

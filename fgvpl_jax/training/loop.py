@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax import interruption
 from fgvpl_jax.data import Split
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods import Method
 from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.recognition import VisualCache
@@ -101,7 +101,7 @@ def train(
         metrics_file: JSON lines, one per epoch; lines of epochs that are repeated are dropped.
         on_epoch: Called in order after every epoch.
     Raises:
-        UserError: If a loss or a parameter is not finite; the last checkpoint is finite.
+        SharedError: If a loss or a parameter is not finite; the last checkpoint is finite.
         Interrupted: If a signal asked to stop; the steps that were running are done and saved.
     """
     config, mesh = setup.config, setup.mesh
@@ -323,7 +323,7 @@ def save(job: Job, progress: Progress) -> None:
     """Writes a checkpoint; its number is that of the steps done.
 
     Raises:
-        UserError: If a parameter is not finite; nothing is written then.
+        SharedError: If a parameter is not finite; nothing is written then.
     """
     step = progress.epoch * job.steps_per_epoch + len(progress.steps)
     try:
@@ -340,11 +340,11 @@ def check_losses(job: Job, progress: Progress) -> None:
             raise diverged(job, f"the loss is {metrics.loss}", step)
 
 
-def diverged(job: Job, problem: str, step: int) -> UserError:
+def diverged(job: Job, problem: str, step: int) -> SharedError:
     """Returns the error for a training whose numbers are no longer finite."""
     last = job.checkpoints.latest_epoch
     kept = f"the checkpoint of epoch {last} is finite" if last else "there is no checkpoint yet"
-    return UserError(
+    return SharedError(
         f"{problem} at step {step} (epoch {-(-step // job.steps_per_epoch)}), where the learning "
         f"rate is {job.schedule(step - 1):.3g}; {kept}: check the data "
         "(mode data), and start again in another workdir with a lower learning_rate "

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 import fgvpl_jax as fg
 from fgvpl_jax.data import Split
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import SharedError, UserError
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs import automatic, candidates, experiment, prepare, trying
@@ -200,6 +200,33 @@ def test_a_method_that_fails_is_left_out(config, tmp_path, monkeypatch):
     only(monkeypatch, "gda")
     with pytest.raises(UserError, match="none of the methods could be trained: gda failed: too"):
         train(config, tmp_path / "V")
+
+
+def test_in_a_job_only_an_error_of_all_processes_fails_a_method(monkeypatch):
+    monkeypatch.setattr(trying.jax, "process_count", lambda: 2)
+    attempt = trying.Attempt("gda")
+    with pytest.raises(UserError, match="the disk is full"):
+        trying.note_failure(attempt, UserError("the disk is full"))
+    assert not attempt.is_settled
+    trying.note_failure(attempt, SharedError("add photos"))
+    assert attempt.note == "failed: add photos"
+
+
+def test_folds_stay_until_every_process_has_read_them(config, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path)
+    run = prepare.prepare(config, workdir)
+    fold, whole = workdir.folds / "fold_1" / "held_out.npz", tmp_path / "held_out.npz"
+    logits = np.zeros((1, 2), np.float32)
+    found = candidates.HeldOutPhotos(logits, logits, np.zeros(1, int), np.zeros(1, int))
+    fold.parent.mkdir(parents=True)
+    workdir.write_arrays(fold, **found._asdict())
+    seen = []
+    monkeypatch.setattr(
+        candidates, "wait_for_all", lambda _: seen.append((fold.exists(), whole.exists()))
+    )
+    folds = candidates.PhotoFolds(np.zeros(1, int), np.empty(0, int))
+    candidates.held_out_photos(run, folds)
+    assert seen == [(True, False), (False, True)]
 
 
 def test_a_method_without_finite_logits_is_left_out(config, tmp_path, monkeypatch):

@@ -68,20 +68,31 @@ def test_a_second_process_reads_the_programs(tmp_path):
     assert errors == ""
 
 
-@pytest.mark.parametrize("content", [b"\x78\x9c truncated", None])
-def test_damaged_programs_are_replaced(tmp_path, content):
-    """None removes the time of the last use, without which JAX could remove no old program."""
+def test_unfinished_programs_are_replaced(tmp_path):
     _, folder, _, _ = finish(start(tmp_path))
     for file in Path(folder).iterdir():
-        if content is None and file.name.endswith(compiled_programs.LAST_USE):
+        if file.name.endswith(compiled_programs.LAST_USE):
             file.unlink()
-        elif content is not None and file.name.endswith(compiled_programs.PROGRAM):
-            file.write_bytes(content)
+        elif file.name.endswith(compiled_programs.PROGRAM):
+            file.write_bytes(b"\x78\x9c truncated")
     hits, _, _, errors = finish(start(tmp_path))
     assert (hits, errors) == (0, "")
     hits, _, _, errors = finish(start(tmp_path))
     assert hits > 0
     assert errors == ""
+
+
+def test_damaged_programs_are_compiled_without_a_warning(tmp_path):
+    _, folder, _, _ = finish(start(tmp_path))
+    for file in Path(folder).glob(f"*{compiled_programs.PROGRAM}"):
+        file.write_bytes(b"damaged")
+    assert finish(start(tmp_path))[3] == ""
+
+
+def test_a_cache_without_a_limit_keeps_its_programs(tmp_path):
+    unlimited = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+    assert finish(start(tmp_path, **unlimited))[2] == -1
+    assert finish(start(tmp_path, **unlimited))[0] > 0
 
 
 def test_a_disk_that_becomes_full_is_no_failure(tmp_path):
@@ -126,6 +137,15 @@ def test_unsafe_and_full_folders_are_refused(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="other users can write to it"):
         compiled_programs._prepare(folder)
     folder.chmod(0o700)
+    tmp_path.chmod(0o777)
+    with pytest.raises(OSError, match="other users can write to it"):
+        compiled_programs._prepare(folder)
+    tmp_path.chmod(0o1777)
+    compiled_programs._prepare(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(OSError, match="it belongs to another user"):
+            compiled_programs._prepare(folder)
     monkeypatch.setattr(compiled_programs, "FREE_BYTES", 10**30)
     with pytest.raises(OSError, match="No space left"):
         compiled_programs._prepare(folder)

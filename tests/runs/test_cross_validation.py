@@ -108,13 +108,13 @@ def test_folds_and_the_final_training_read_each_augmented_pass_once(
     folder_config, tmp_path, monkeypatch
 ):
     folder_config.prompt_layer, folder_config.augmented_passes = 3, 2
-    passes, epoch = [], PixelInputs.epoch
+    passes, augmented = [], PixelInputs.augmented
 
-    def spy(inputs, split, batch_size, number, **rows):
+    def spy(inputs, split, rows, number):
         passes.append((len(split), number))
-        return epoch(inputs, split, batch_size, number, **rows)
+        return augmented(inputs, split, rows, number)
 
-    monkeypatch.setattr(PixelInputs, "epoch", spy)
+    monkeypatch.setattr(PixelInputs, "augmented", spy)
     experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     assert sorted(passes) == [(18, 0), (18, 1)]
 

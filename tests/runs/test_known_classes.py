@@ -9,6 +9,7 @@ import pytest
 import fgvpl_jax as fg
 from fgvpl_jax.data import Split
 from fgvpl_jax.inference.predict import as_text, content_of
+from fgvpl_jax.runs import known_classes
 from fgvpl_jax.runs.known_classes import known_classes_of
 from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.summary import none_of_these_lines
@@ -54,12 +55,18 @@ def test_the_test_split_is_not_read(prepared):
     assert known_classes_of(without).rates == known_classes_of(prepared[0]).rates
 
 
-def test_photos_of_other_things_are_used_and_damaged_ones_left_out(prepared, strangers, caplog):
+def test_photos_of_other_things_are_used_and_damaged_ones_left_out(
+    prepared, strangers, caplog, monkeypatch
+):
     with_other = replace(prepared[1], dataset=replace(prepared[1].dataset, other=strangers))
     found = known_classes_of(with_other)
     assert found.known.other.shape == (7, found.known.centre.size)
     assert found.rates.other_photos == 7
     assert "1 of the 8 photos of other things cannot be read" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(known_classes, "is_writer", lambda: False)  # as in another process of a job
+    known_classes_of(with_other)
+    assert not caplog.text
 
 
 def test_too_few_photos_have_none(tiny_config, tmp_path):

@@ -20,12 +20,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 # Other imports are in the functions: a process that runs ONNX Runtime must not load jax.
+
+if TYPE_CHECKING:
+    from fgvpl_jax.inference.classifier import Classifier
 
 CLASSES, SHOTS = 10, 16
 CALIBRATION_PHOTOS = 8
@@ -88,12 +90,13 @@ def write(folder: Path, num_images: int) -> None:
     onnx.save(int8, folder / "onnx_int8.onnx")
 
 
-def random_classifier(folder: Path) -> Any:
-    """Returns what exports read of a classifier, with random weights."""
+def random_classifier(folder: Path) -> "Classifier":
+    """Returns a classifier with random weights and only what exports read."""
     import jax.numpy as jnp
 
     from benchmarks.measuring import model_of
     from fgvpl_jax.clip.config import VisionConfig
+    from fgvpl_jax.inference.classifier import Classifier
     from fgvpl_jax.inference.programs import Inference
     from fgvpl_jax.recognition import VisualCache
     from fgvpl_jax.runs.default_config import get_config
@@ -108,7 +111,9 @@ def random_classifier(folder: Path) -> Any:
     encoder = model.frozen_encoder(clip, get_config())
     choices = {"cache_logit_weight": 1.0}
     inference = Inference(model, clip.image_encoder, encoder, cache, choices, 1.0, None)
-    return SimpleNamespace(inference=inference, clip=clip)
+    classifier = Classifier.__new__(Classifier)  # there is no run to read
+    classifier.inference, classifier.clip = inference, clip
+    return classifier
 
 
 def _predict(folder: Path) -> Call:

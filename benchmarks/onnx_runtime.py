@@ -73,6 +73,7 @@ def write(folder: Path, num_images: int) -> None:
     """Writes the exports of a random model and photos for it."""
     import onnx
 
+    from fgvpl_jax.clip import class_token_tower
     from fgvpl_jax.inference.export import trace
     from fgvpl_jax.inference.onnx_export import onnx_model
     from fgvpl_jax.inference.onnx_int8 import quantise
@@ -86,7 +87,8 @@ def write(folder: Path, num_images: int) -> None:
     np.savez(folder / WEIGHTS, *weights)
     model = onnx_model(classifier)
     onnx.save(model, folder / "onnx.onnx")
-    int8 = quantise(model, classifier.clip.vision.config, images[:CALIBRATION_PHOTOS])
+    config = class_token_tower(classifier.clip.vision, "this benchmark").config
+    int8 = quantise(model, config, images[:CALIBRATION_PHOTOS])
     onnx.save(int8, folder / "onnx_int8.onnx")
 
 

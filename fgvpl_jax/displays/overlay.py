@@ -30,7 +30,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_overlay(
-    photo: Image.Image,
+    square: Image.Image,
     layers: Sequence[tuple[str, Image.Image]],
     classes: Sequence[tuple[str, float]],
     similar: Sequence[tuple[Image.Image | None, str]],
@@ -38,12 +38,11 @@ def draw_overlay(
     """Draws the crop that the model saw, once for each layer over it, and its classes.
 
     Args:
-        photo: The whole photo. Only the centred square is drawn, which is all the model saw.
+        square: The part of the photo that the model saw, from `seen_square`.
         layers: Captions and RGBA squares: of `heat_layer`, `mask_layer` or `evidence_layer`.
         classes: Names and probabilities, best first.
         similar: Training photos (None for a missing one) and their captions.
     """
-    square = centred_square(photo)
     captions = ("what the model saw", *(caption for caption, _ in layers))
     panels = [square, *(laid_over(square, layer) for _, layer in layers)]
     width = MARGIN + len(panels) * (PANEL + MARGIN)
@@ -72,7 +71,18 @@ def centred_square(photo: Image.Image) -> Image.Image:
     """Returns the largest centred square, at the panels' size."""
     side = min(photo.size)
     left, top = ((length - side) / 2 for length in photo.size)
-    box = (left, top, left + side, top + side)
+    return seen_square(photo, (left, top, left + side, top + side))
+
+
+def seen_square(photo: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    """Returns the part of a photo that the model sees, at the panels' size.
+
+    Args:
+        photo: The whole photo.
+        box: The part, from `ImageProcessor.seen_box`; None for the largest centred square.
+    """
+    if box is None:
+        return centred_square(photo)
     return photo.resize((PANEL, PANEL), Image.Resampling.BICUBIC, box)
 
 

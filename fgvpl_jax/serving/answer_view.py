@@ -117,7 +117,7 @@ def layers_of(
     """Returns regions and evidence, if they are given, and attention map and mask of an object."""
     layers = []
     if regions:
-        named = [(region.mask, region.class_names[0]) for region in regions]
+        named = [(region.mask, region.label) for region in regions]
         places = "; ".join(f"{name} {place_of(mask)}" for mask, name in named)
         layers.append(
             Layer("regions", "regions", f"Regions: {places}", as_address(boxes_layer(named), "PNG"))

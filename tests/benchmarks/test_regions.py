@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,7 +49,8 @@ def test_the_branch_is_the_prediction_under_any_mask(tiny_config, demo_clip_dir,
     # The encoder masks nothing where no object stands out, here by a threshold that none reaches.
     classifier.model.encoder.least_contrast[...] = np.inf
     weights = classifier.inference.weights
-    features = classifier.model.features(classifier.crop(picture.image, "picture")[None])
+    crop = jnp.asarray(classifier.crop(picture.image, "picture"))
+    features = classifier.model.features(crop[None])
     assert features.object_mask.all()
     unmasked = classifier.model.contributions(features, weights.cache, **weights.choices)
     for part, values in unmasked.items():

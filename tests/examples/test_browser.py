@@ -242,7 +242,7 @@ def test_a_dropped_photo_and_a_file_that_is_no_image(model, open_page, tmp_path)
 @pytest.mark.parametrize("model", ["onnx"], indirect=True)
 def test_the_last_photo_dropped_while_the_model_loads_is_answered(model, open_page):
     held = []
-    page = open_page(routes={"model.onnx": held.append}, ready="Loading")
+    page = open_page(routes={"model.onnx": lambda route: held.append(route)}, ready="Loading")
     for number in (0, 1):
         drop(page, SCENES[number], f"{number}.png")
     while not held:

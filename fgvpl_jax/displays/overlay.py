@@ -158,18 +158,33 @@ def mask_layer(mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
 
 
 def boxes_layer(named: Sequence[tuple[Bool[np.ndarray, "gh gw"], str]]) -> Image.Image:
-    """Returns an RGBA layer with a box around each mask and its class name at the top."""
+    """Returns an RGBA layer with a box around each mask and its class name at the top.
+
+    A name that would cover another is written below its box.
+    """
     layer = Image.new("RGBA", (PANEL, PANEL))
     pen = ImageDraw.Draw(layer)
     letters = font(15)
-    for mask, name in reversed(named):  # the first is drawn over the others
+    boxes: list[tuple[int, int, int, int]] = []
+    labels: list[tuple[str, tuple[int, int], int]] = []
+    for mask, name in named:
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         top, bottom = (round(PANEL * n / mask.shape[0]) for n in (rows[0], rows[-1] + 1))
         left, right = (round(PANEL * n / mask.shape[1]) for n in (columns[0], columns[-1] + 1))
-        pen.rectangle((left, top, right - 1, bottom - 1), outline=OUTLINE, width=3)
         text = fitted(name, PANEL - 8, letters)
         width = round(letters.getlength(text)) + 8
         start, above = min(left, PANEL - width), max(top - LABEL, 0)
+        if any(
+            start <= other + length and other <= start + width and abs(above - y) <= LABEL
+            for _, (other, y), length in labels
+        ):
+            above = min(bottom, PANEL - LABEL)
+        boxes.append((left, top, right - 1, bottom - 1))
+        labels.append((text, (start, above), width))
+    for box in reversed(boxes):  # the first is drawn over the others
+        pen.rectangle(box, outline=PAPER, width=5)  # seen on a red object too
+        pen.rectangle(box, outline=OUTLINE, width=3)
+    for text, (start, above), width in reversed(labels):
         pen.rectangle((start, above, start + width, above + LABEL), fill=OUTLINE)
         write(pen, (start + 4, above), text, width, 15)
     return layer

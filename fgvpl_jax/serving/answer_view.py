@@ -1,7 +1,6 @@
 """A prediction as HTML for the page, with every name in it escaped."""
 
 import base64
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,7 +28,6 @@ PARTS = {
 ENVIRONMENT = Environment(
     loader=PackageLoader("fgvpl_jax.serving"), autoescape=True, undefined=StrictUndefined
 )
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,6 @@ def answer_html(
         )
     return ENVIRONMENT.get_template("answer.html.j2").render(
         prediction=prediction,
-        number=next(_numbers),  # ids must differ from those of the previous answer
         square=as_address(photo.square, "JPEG"),
         layers=layers_of(prediction, evidence, regions),
         nothing_stands_out=prediction.location is not None and not prediction.location.object_found,

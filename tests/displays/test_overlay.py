@@ -11,6 +11,7 @@ from fgvpl_jax.displays.overlay import (
     FAINT,
     FOR,
     INK,
+    LABEL,
     MARGIN,
     OUTLINE,
     PANEL,
@@ -159,6 +160,19 @@ def test_boxes_surround_their_masks_and_have_names():
     assert not inside[2 * side, 3 * side]
     assert not inside[3 * side + 5 :].any()
     assert (layer[:side, :, :3] == INK).all(axis=-1).any()  # letters
+
+
+def test_names_of_boxes_do_not_cover_each_other():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, 2:4, 3:5], masks[1, 2, 6] = True, True  # the names are wider than the gap
+    layer = np.asarray(boxes_layer([(mask, "none of these?") for mask in masks]))
+    side = PANEL // 8
+    for top in (2 * side - LABEL, 3 * side):  # above the first box, below the second
+        line = layer[top + 1, :, :3]
+        assert number_of(OUTLINE, line) > 2 * side
+    alone = np.asarray(boxes_layer([(masks[0], "none of these?")]))
+    first = (slice(2 * side - LABEL, 2 * side), slice(3 * side, None))
+    np.testing.assert_array_equal(layer[first], alone[first])
 
 
 def test_a_mask_of_everything_is_clear():

@@ -154,14 +154,14 @@ def areas(location: ObjectLocation, connectivity: int) -> list[Bool[np.ndarray, 
 
 
 def threshold_of(attention_map: Float[np.ndarray, "gh gw"]) -> float:
-    """Returns Otsu's threshold of a map, as the object mask has it."""
+    """Returns Otsu's threshold of a map, computed like that of the object mask."""
     return float(_thresholds(jnp.asarray(attention_map.reshape(1, -1)))[0])
 
 
 def square_around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Returns a square around a box as left, top, right and bottom, within the photo.
 
-    Its side is a pixel or more, as the box may be a fraction of a pixel.
+    Its side is a pixel or more, because the box may be a fraction of a pixel.
 
     Args:
         box: The box.

@@ -23,8 +23,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[2]
 SCENES = sorted((ROOT / "demo" / "scenes").glob("*.png"))
-# Instruction sets differ in the rounding of 8-bit products.
-INT8_ERROR = 0.01
+# Measured: 2e-7. The float32 file's answers differ from these by 8e-4 to 3e-3.
+INT8_ERROR = 1e-4
 SECONDS = 120_000  # a loaded machine is slow; nothing here is timed
 
 pytestmark = [

@@ -60,10 +60,10 @@ def draw_picture(labels: Sequence[int], rng: np.random.Generator) -> Picture:
     picture = scenes[0].image
     for scene in scenes[1:]:
         picture = Image.composite(scene.image, picture, Image.fromarray(scene.mask))
-    return Picture(picture, tuple(labels), tuple(box_around(scene.mask) for scene in scenes))
+    return Picture(picture, tuple(labels), tuple(box_of_mask(scene.mask) for scene in scenes))
 
 
-def box_around(mask: Bool[np.ndarray, "H W"]) -> Box:
+def box_of_mask(mask: Bool[np.ndarray, "H W"]) -> Box:
     """Returns left, top, width and height of the smallest box around a mask."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

@@ -8,12 +8,15 @@ const LONGEST_SIDE = 640;
 const DARKNESS = 0.55;
 const element = (id) => document.getElementById(id);
 let model = null;
+let chosen = null; // the newest photo
 let shown = null; // photo, outputs and geometry of the answer on the page
 let latest = 0; // number of the newest photo; older answers are dropped
 
 /** Classifies an image file and shows the answer. */
 async function answer(file) {
-  if (!file || !model) return;
+  if (!file) return;
+  chosen = file;
+  if (!model) return; // `start` answers it
   const number = ++latest;
   element("status").textContent = `Looking at ${file.name} …`;
   let image;
@@ -27,7 +30,12 @@ async function answer(file) {
     return;
   }
   const started = performance.now();
-  const outputs = await model.classify(prepare(image, model.preparation));
+  let outputs;
+  try {
+    outputs = await model.classify(prepare(image, model.preparation));
+  } catch (error) {
+    if (number === latest) throw error;
+  }
   if (number !== latest) return;
   const seconds = ((performance.now() - started) / 1000).toFixed(2);
   element("status").textContent = `${file.name}: ${image.width} × ${image.height} pixels, ${seconds} s`;
@@ -159,7 +167,7 @@ async function start() {
       `This is an INT8 model: ${same}% of its answers on ${model.int8.num_photos} ` +
       `${model.int8.photos} photos are those of the float32 model.`;
   }
-  await answer(element("photo").files[0]); // chosen while the model was loading
+  await answer(chosen ?? element("photo").files[0]); // a reloaded page may keep its file
 }
 
 report(start());

@@ -63,20 +63,17 @@ class ImageProcessor:
         resized = image.resize((width, height), self.resample)
         return np.array(resized.crop((left, top, left + side, top + side)))
 
-    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
         """Returns left, top, right and bottom of the part of a photo that `resize_and_crop` keeps.
 
         Args:
             width: Width of the photo in pixels, in which the box is measured too.
             height: Its height.
-        Raises:
-            UserError: If the checkpoint's geometry is none of `Geometry`.
+        Returns:
+            The box; None if the checkpoint's geometry is none of `Geometry`.
         """
         if self.geometry is None:
-            raise UserError(
-                "this checkpoint prepares photos in a way of its own, so no box can be given in "
-                "pixels of the photo: use another checkpoint"
-            )
+            return None
         if self.geometry is Geometry.SQUASH:
             return 0.0, 0.0, float(width), float(height)
         (left, across), (top, down) = (self._offset(n, (width, height)) for n in (width, height))

@@ -7,6 +7,7 @@ what it needs when it is called, so that `--help` and mistakes do not wait for j
 import errno
 import sys
 from functools import partial
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fgvpl_jax.commands.console import BROKEN_PIPE, MISTAKE, complain, printable
@@ -54,6 +55,8 @@ def predict(workdir: str, arguments: list[str]) -> int:
     photos = prediction.find_photos(arguments)
     if Workdir(workdir).label_model_file.exists():
         return _predict_labels(workdir, photos)
+    if coco is not None:
+        make_folder_of(coco)
     classifier = _load(workdir)
     found: list[Any] = []
 
@@ -71,10 +74,11 @@ def predict(workdir: str, arguments: list[str]) -> int:
             as_text = partial(prediction.as_text, regions=one.regions)
             yield Answer(one.result, partial(prediction.as_json, one), as_text)
 
-    code = _print_answers(answers())
-    if coco is not None and output_error() is None:  # otherwise photos are missing
-        write_json(coco, coco_content(found, classifier.class_names))
-    return code
+    try:
+        return _print_answers(answers())
+    finally:  # after an interruption or an error, with the photos so far
+        if coco is not None and found:
+            write_json(coco, coco_content(found, classifier.class_names))
 
 
 def _predict_labels(workdir: str, photos: "list[Path]") -> int:
@@ -130,10 +134,10 @@ def _print_answers(answers: "Iterable[Answer]") -> int:
 
 
 def coco_file() -> "Path | None":
-    """Returns the file of --coco, if it is given; makes its folder.
+    """Returns the file of --coco, if it is given.
 
     Raises:
-        UserError: If there are no regions to write, or the file cannot be written.
+        UserError: If there are no regions to write, this is no name of a file, or it exists.
     """
     if COCO.value is None:
         return None
@@ -144,8 +148,24 @@ def coco_file() -> "Path | None":
         raise UserError(
             f"--coco={COCO.value} is not the name of a .json file: name one, such as regions.json"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        raise UserError(f"--coco={COCO.value} exists already: name a new file, or remove it first")
     return file
+
+
+def make_folder_of(file: "Path") -> None:
+    """Makes the folder of a file that is written after long work.
+
+    Raises:
+        UserError: If no file can be written there.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written ({error.strerror or error}): name a file in another folder"
+        ) from error
 
 
 def serve(workdir: str, arguments: list[str]) -> int:

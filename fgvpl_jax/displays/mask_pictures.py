@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 
-from fgvpl_jax.displays.overlay import centred_square, heat_layer, laid_over, with_outline
+from fgvpl_jax.displays.overlay import heat_layer, laid_over, with_outline
 from fgvpl_jax.methods import Method
 from fgvpl_jax.training import split_model
 
@@ -20,7 +20,7 @@ class MaskPictures:
 
     Args:
         model: Model that is trained.
-        photos: Whole photos, one per row of a picture.
+        squares: Parts of the photos that the model sees, one per row of a picture.
         crops: The same photos as the model reads them, on the host.
         grid: Rows and columns of patches (gh, gw).
     """
@@ -28,11 +28,11 @@ class MaskPictures:
     def __init__(
         self,
         model: Method,
-        photos: Sequence[Image.Image],
+        squares: Sequence[Image.Image],
         crops: UInt8[np.ndarray, "b H W 3"],
         grid: tuple[int, int],
     ):
-        self._squares = [centred_square(photo) for photo in photos]
+        self._squares = squares
         self._crops = crops
         self._grid = grid
         graphdef, _, self._frozen = split_model(model)

@@ -30,7 +30,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_overlay(
-    photo: Image.Image,
+    square: Image.Image,
     layers: Sequence[tuple[str, Image.Image]],
     classes: Sequence[tuple[str, float]],
     similar: Sequence[tuple[Image.Image | None, str]],
@@ -38,12 +38,11 @@ def draw_overlay(
     """Draws the crop that the model saw, once for each layer over it, and its classes.
 
     Args:
-        photo: The whole photo. Only the centred square is drawn, which is all the model saw.
+        square: The part of the photo that the model saw, from `seen_square`.
         layers: Captions and RGBA squares: of `heat_layer`, `mask_layer` or `evidence_layer`.
         classes: Names and probabilities, best first.
         similar: Training photos (None for a missing one) and their captions.
     """
-    square = centred_square(photo)
     captions = ("what the model saw", *(caption for caption, _ in layers))
     panels = [square, *(laid_over(square, layer) for _, layer in layers)]
     width = MARGIN + len(panels) * (PANEL + MARGIN)
@@ -72,7 +71,18 @@ def centred_square(photo: Image.Image) -> Image.Image:
     """Returns the largest centred square, at the panels' size."""
     side = min(photo.size)
     left, top = ((length - side) / 2 for length in photo.size)
-    box = (left, top, left + side, top + side)
+    return seen_square(photo, (left, top, left + side, top + side))
+
+
+def seen_square(photo: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    """Returns the part of a photo that the model sees, at the panels' size.
+
+    Args:
+        photo: The whole photo.
+        box: The part, from `ImageProcessor.seen_box`; None for the largest centred square.
+    """
+    if box is None:
+        return centred_square(photo)
     return photo.resize((PANEL, PANEL), Image.Resampling.BICUBIC, box)
 
 
@@ -148,18 +158,33 @@ def mask_layer(mask: Bool[np.ndarray, "gh gw"]) -> Image.Image:
 
 
 def boxes_layer(named: Sequence[tuple[Bool[np.ndarray, "gh gw"], str]]) -> Image.Image:
-    """Returns an RGBA layer with a box around each mask and its class name at the top."""
+    """Returns an RGBA layer with a box around each mask and its class name at the top.
+
+    A name that would cover another is written below its box.
+    """
     layer = Image.new("RGBA", (PANEL, PANEL))
     pen = ImageDraw.Draw(layer)
     letters = font(15)
-    for mask, name in reversed(named):  # the first is drawn over the others
+    boxes: list[tuple[int, int, int, int]] = []
+    labels: list[tuple[str, tuple[int, int], int]] = []
+    for mask, name in named:
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         top, bottom = (round(PANEL * n / mask.shape[0]) for n in (rows[0], rows[-1] + 1))
         left, right = (round(PANEL * n / mask.shape[1]) for n in (columns[0], columns[-1] + 1))
-        pen.rectangle((left, top, right - 1, bottom - 1), outline=OUTLINE, width=3)
         text = fitted(name, PANEL - 8, letters)
         width = round(letters.getlength(text)) + 8
         start, above = min(left, PANEL - width), max(top - LABEL, 0)
+        if any(
+            start <= other + length and other <= start + width and abs(above - y) <= LABEL
+            for _, (other, y), length in labels
+        ):
+            above = min(bottom, PANEL - LABEL)
+        boxes.append((left, top, right - 1, bottom - 1))
+        labels.append((text, (start, above), width))
+    for box in reversed(boxes):  # the first is drawn over the others
+        pen.rectangle(box, outline=PAPER, width=5)  # seen on a red object too
+        pen.rectangle(box, outline=OUTLINE, width=3)
+    for text, (start, above), width in reversed(labels):
         pen.rectangle((start, above, start + width, above + LABEL), fill=OUTLINE)
         write(pen, (start + 4, above), text, width, 15)
     return layer

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from fgvpl_jax.data import Split, UnreadableImage, decode_image, photos_at
+from fgvpl_jax.data import UnreadableImage, decode_image, photos_at
 from fgvpl_jax.displays.overlay import (
     boxes_layer,
     draw_overlay,
     evidence_layer,
     heat_layer,
     mask_layer,
+    seen_square,
 )
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
@@ -113,14 +114,14 @@ def predict_files(
             if folder is not None:
                 # Numbered, because photos from several folders may have the same name.
                 overlay = folder / f"{number:04}_{photo.stem[:LONGEST_STEM]}.png"
-                overlay_of(image, result, classifier.support, evidence, regions).save(overlay)
+                overlay_of(classifier, image, result, evidence, regions).save(overlay)
         yield PhotoResult(photo, result, overlay, evidence, regions, size)
 
 
 def overlay_of(
+    classifier: Classifier,
     image: Image.Image,
     prediction: Prediction,
-    support: Split,
     evidence: ClassEvidence | None = None,
     regions: Sequence[Region] | None = None,
 ) -> Image.Image:
@@ -137,7 +138,7 @@ def overlay_of(
     similar = []
     for found in prediction.similar:
         try:
-            thumbnail = support.image(found.place)
+            thumbnail = classifier.support.image(found.place)
         except UnreadableImage:
             thumbnail = None
         similar.append((thumbnail, found.class_name))
@@ -153,11 +154,12 @@ def overlay_of(
     if evidence is not None:
         panels.append((f"evidence for {evidence.class_name}", evidence_layer(evidence.map)))
     if regions is not None:
-        named = [(region.mask, region.class_names[0]) for region in regions]
+        named = [(region.mask, region.label) for region in regions]
         panels.append(
             ("1 region" if len(named) == 1 else f"{len(named)} regions", boxes_layer(named))
         )
-    return draw_overlay(image, panels, classes, similar)
+    square = seen_square(image, classifier.clip.image_processor.seen_box(*image.size))
+    return draw_overlay(square, panels, classes, similar)
 
 
 def as_text(prediction: Prediction, regions: Sequence[Region] | None = None) -> str:
@@ -175,7 +177,8 @@ def as_text(prediction: Prediction, regions: Sequence[Region] | None = None) -> 
         left, top, width, height = (round(length) for length in region.box)
         place = f"{width} x {height} pixels at ({left}, {top})"
         best = f"{region.probabilities[0]:6.1%}  {region.class_names[0]}"
-        lines.append(f"  region {number}, {place}:{best}")
+        unknown = "  none of these?" if region.none_of_these else ""
+        lines.append(f"  region {number}, {place}:{best}{unknown}")
     return "\n".join(lines)
 
 
@@ -219,9 +222,7 @@ def content_of(prediction: Prediction) -> dict[str, Any]:
         ],
     }
     if prediction.belonging is not None:
-        content["none_of_these"] = prediction.belonging.none_of_these
-        content["score"] = round(prediction.belonging.score, 6)
-        content["threshold"] = round(prediction.belonging.threshold, 6)
+        content |= prediction.belonging.content
     if prediction.location is not None:
         content["object_share"] = round(float(prediction.location.object_mask.mean()), 4)
         content["object_found"] = prediction.location.object_found

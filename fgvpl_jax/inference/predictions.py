@@ -64,6 +64,15 @@ class Belonging:
         """Whether the score is below the threshold: the photo probably belongs to no class."""
         return self.score < self.threshold
 
+    @property
+    def content(self) -> dict[str, bool | float]:
+        """Score, threshold and the decision as JSON content."""
+        return {
+            "none_of_these": self.none_of_these,
+            "score": round(self.score, 6),
+            "threshold": round(self.threshold, 6),
+        }
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image
 from scipy.ndimage import label
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.predictions import ObjectLocation
+from fgvpl_jax.inference.predictions import Belonging, ObjectLocation
 from fgvpl_jax.version import __version__
 from fgvpl_jax.visual_prompt import otsu_threshold
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MOST_REGIONS = 8
 # Side of the square that is recognised, in lengths of the box's longer side; see docs/ablations.md.
 CONTEXT = 2.0
+_thresholds = jax.jit(otsu_threshold)  # eagerly, each of its 44 operations is compiled
 
 Box = tuple[float, float, float, float]  # left, top, width, height
 
@@ -34,16 +36,28 @@ class Region:
     Attributes:
         mask: True for its patches in the centred crop that the model saw; True for all patches
             where no object stands out.
-        rectangles: Boxes of its patches, one for each run of patches in a row of the grid, in
+        rectangles: Boxes of its patches, one for each stretch of patches in a row of the grid, in
             pixels of the photo as it is displayed, which EXIF may turn.
         class_names: The k most probable classes of the square around it.
         probabilities: Calibrated probabilities of these classes; over all classes they sum to 1.
+        belonging: How well the square fits the classes together; see `Prediction.belonging`.
     """
 
     mask: Bool[np.ndarray, "gh gw"]
     rectangles: tuple[Box, ...]
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
+    belonging: Belonging | None = None
+
+    @property
+    def label(self) -> str:
+        """The most probable class, or "none of these?" if it probably belongs to no class."""
+        return "none of these?" if self.none_of_these else self.class_names[0]
+
+    @property
+    def none_of_these(self) -> bool:
+        """Whether its square has a score of belonging that is below the threshold."""
+        return self.belonging is not None and self.belonging.none_of_these
 
     @property
     def box(self) -> Box:
@@ -75,7 +89,13 @@ def regions_of(
     """
     check_finds_objects(classifier)
     clip = classifier.clip
-    left, top, right, bottom = clip.image_processor.seen_box(*photo.size)
+    seen = clip.image_processor.seen_box(*photo.size)
+    if seen is None:
+        raise UserError(
+            "this checkpoint prepares photos in a way of its own, so no box can be given in "
+            "pixels of the photo: use another checkpoint"
+        )
+    left, top, right, bottom = seen
     patch_size = clip.vision.config.patch_size
     x, y = (n / clip.image_size * patch_size for n in (right - left, bottom - top))
     whole = classifier.predict_crops([("", clip.resize_and_crop(photo))], top_k, changes)
@@ -84,7 +104,7 @@ def regions_of(
     places = [
         tuple(
             (left + start * x, top + row * y, (end - start) * x, y)
-            for row, start, end in runs(mask)
+            for row, start, end in row_stretches(mask)
         )
         for mask in masks
     ]
@@ -94,8 +114,8 @@ def regions_of(
         crops = [("", clip.resize_and_crop(square)) for square in squares]
         predictions = classifier.predict_crops(crops, top_k, changes)
     return tuple(
-        Region(mask, place, prediction.class_names, prediction.probabilities)
-        for mask, place, prediction in zip(masks, places, predictions, strict=True)
+        Region(mask, place, one.class_names, one.probabilities, one.belonging)
+        for mask, place, one in zip(masks, places, predictions, strict=True)
     )
 
 
@@ -126,22 +146,28 @@ def areas(location: ObjectLocation, connectivity: int) -> list[Bool[np.ndarray, 
     mask, values = location.object_mask, location.attention_map
     if not location.object_found:
         return [mask]
-    threshold = np.asarray(otsu_threshold(jnp.asarray(values.reshape(1, -1))))[0]
-    others = (values > threshold) & ~mask
+    others = (values > threshold_of(values)) & ~mask
     labels, count = label(others, structure=np.ones((3, 3)) if connectivity == 2 else None)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     largest = np.argsort(-sizes, kind="stable")[: MOST_REGIONS - 1]
     return [mask, *(labels == 1 + place for place in largest)]
 
 
+def threshold_of(attention_map: Float[np.ndarray, "gh gw"]) -> float:
+    """Returns Otsu's threshold of a map, computed like that of the object mask."""
+    return float(_thresholds(jnp.asarray(attention_map.reshape(1, -1)))[0])
+
+
 def square_around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Returns a square around a box as left, top, right and bottom, within the photo.
+
+    Its side is a pixel or more, because the box may be a fraction of a pixel.
 
     Args:
         box: The box.
         size: Width and height of the photo.
     """
-    side = min(round(CONTEXT * max(box[2:])), *size)
+    side = max(1, min(round(CONTEXT * max(box[2:])), *size))
     left, top = (
         min(max(round(start + length / 2 - side / 2), 0), end - side)
         for start, length, end in zip(box[:2], box[2:], size, strict=True)
@@ -156,8 +182,8 @@ def box_around(rectangles: Sequence[Box]) -> Box:
     return left, top, right - left, bottom - top
 
 
-def runs(mask: Bool[np.ndarray, "gh gw"]) -> list[tuple[int, int, int]]:
-    """Returns row, first column and end of each run of True in the rows of a mask."""
+def row_stretches(mask: Bool[np.ndarray, "gh gw"]) -> list[tuple[int, int, int]]:
+    """Returns row, first column and end of each stretch of True in the rows of a mask."""
     edges = np.diff(mask.astype(int), axis=1, prepend=0, append=0)
     starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
     return [
@@ -176,6 +202,7 @@ def content_of_regions(regions: Sequence[Region]) -> list[dict[str, Any]]:
                 {"name": name, "probability": round(probability, 6)}
                 for name, probability in zip(region.class_names, region.probabilities, strict=True)
             ],
+            **(region.belonging.content if region.belonging else {}),
         }
         for region in regions
     ]
@@ -213,6 +240,7 @@ def coco_content(
                     ],
                     "iscrowd": 0,
                     "score": round(region.probabilities[0], 6),
+                    **({"none_of_these": region.none_of_these} if region.belonging else {}),
                 }
             )
     return {

@@ -52,7 +52,7 @@ def draw_examples(record: RunRecord, saved: SavedPredictions) -> tuple[list[Pict
                     if kind == "right"
                     else f"wrong: {true}, mistaken for {predicted}"
                 )
-                overlay = overlay_of(image, prediction, classifier.support)
+                overlay = overlay_of(classifier, image, prediction)
                 pictures.append(Picture(file, f"{caption} ({test.keys[index]})", overlay))
     except (UserError, OSError) as error:
         return [], f"No pictures: {error}"

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fgvpl_jax.displays.figures import confusion_figure
 from fgvpl_jax.displays.mask_pictures import MaskPictures
+from fgvpl_jax.displays.overlay import seen_square
 from fgvpl_jax.displays.training_logs import TensorBoardLog, TrainingLog, WandbLog
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import LabelledLogits, Method
@@ -61,7 +62,9 @@ class TrainingMonitor:
             _, first = np.unique(support.labels, return_index=True)
             photos = [support.image(int(place)) for place in first[:NUM_PHOTOS]]
             crops = np.stack([clip.resize_and_crop(photo) for photo in photos])
-            self._pictures = MaskPictures(model, photos, crops, clip.vision.grid)
+            seen_box = clip.image_processor.seen_box
+            squares = [seen_square(photo, seen_box(*photo.size)) for photo in photos]
+            self._pictures = MaskPictures(model, squares, crops, clip.vision.grid)
 
     def on_epoch(self, line: Mapping[str, float | int], trainable: nnx.State) -> None:
         """Logs the metrics of an epoch and, at up to ten epochs, pictures of the object masks."""

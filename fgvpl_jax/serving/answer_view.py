@@ -1,7 +1,6 @@
 """A prediction as HTML for the page, with every name in it escaped."""
 
 import base64
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,7 +28,6 @@ PARTS = {
 ENVIRONMENT = Environment(
     loader=PackageLoader("fgvpl_jax.serving"), autoescape=True, undefined=StrictUndefined
 )
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,6 @@ def answer_html(
         )
     return ENVIRONMENT.get_template("answer.html.j2").render(
         prediction=prediction,
-        number=next(_numbers),  # ids must differ from those of the previous answer
         square=as_address(photo.square, "JPEG"),
         layers=layers_of(prediction, evidence, regions),
         nothing_stands_out=prediction.location is not None and not prediction.location.object_found,
@@ -117,7 +114,7 @@ def layers_of(
     """Returns regions and evidence, if they are given, and attention map and mask of an object."""
     layers = []
     if regions:
-        named = [(region.mask, region.class_names[0]) for region in regions]
+        named = [(region.mask, region.label) for region in regions]
         places = "; ".join(f"{name} {place_of(mask)}" for mask, name in named)
         layers.append(
             Layer("regions", "regions", f"Regions: {places}", as_address(boxes_layer(named), "PNG"))

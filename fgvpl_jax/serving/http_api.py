@@ -13,7 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fgvpl_jax.defaults import TOP_K
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.predict import content_of
+from fgvpl_jax.inference.regions import content_of_regions
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import Limits, RecognisedPhoto, Refused, Service
 
@@ -31,19 +33,29 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
     @app.post(ENDPOINT)
     async def predict(request: Request) -> JSONResponse:
         try:
-            async with request.form(max_files=1, max_fields=1) as form:
+            async with request.form(max_files=1, max_fields=2) as form:
                 image, top_k = form.get("image"), form.get("top_k", str(TOP_K))
                 if not isinstance(image, UploadFile):
                     raise Refused(400, "no photo: send one in the form's file field 'image'")
                 if not isinstance(top_k, str) or not PLAIN_NUMBER.fullmatch(top_k):
                     raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give an integer, 1 or more")
+                if (regions := form.get("regions", "false")) not in ("true", "false"):
+                    raise Refused(400, f"regions is {str(regions)[:20]!r}: give true or false")
                 name, data = image.filename or "image", await image.read()
-            photo = await service.recognise(data, name, min(int(top_k), MOST_TOP_K))
+            num_classes = min(int(top_k), MOST_TOP_K)
+            photo = await service.recognise(data, name, num_classes)
+            content = as_content(photo)
+            if regions == "true":
+                content["regions"] = content_of_regions(
+                    await service.regions(data, name, num_classes)
+                )
         except Refused as refusal:
             return problem(refusal.status, str(refusal))
+        except UserError as error:  # a method without regions
+            return problem(400, str(error))
         except Overloaded as error:
             return problem(503, str(error), retry_after=1)
-        return JSONResponse(as_content(photo))
+        return JSONResponse(content)
 
     # Without this route, the page, which is mounted under all other addresses, would return 404.
     @app.api_route(ENDPOINT, methods=["DELETE", "GET", "PATCH", "PUT"])

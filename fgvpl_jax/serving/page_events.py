@@ -14,12 +14,11 @@ import gradio as gr
 from anyio import to_thread
 from PIL import Image
 
-from fgvpl_jax.data import decode_image
 from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.predictions import Belonging
-from fgvpl_jax.inference.regions import Region, regions_of
+from fgvpl_jax.inference.regions import Region
 from fgvpl_jax.serving.answer_view import ENVIRONMENT, answer_html, problem_html
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
@@ -54,8 +53,6 @@ class PageEvents:
         self._service = service
         # The newest call of each open page that has one running.
         self._newest: dict[str | None, object] = {}
-        # Not a limit of Gradio's queue, where a call would wait before it counts as the newest.
-        self._one_evidence = asyncio.Lock()
 
     async def recognise_photo(
         self, file: str | None, session: Session | None, request: gr.Request
@@ -118,7 +115,8 @@ class PageEvents:
         if with_evidence:
             wanted = class_name or photo.response.prediction.class_names[0]
             try:
-                async with self._one_evidence:  # it takes about a hundred predictions
+                # A limit of Gradio's queue would let a call wait before it counts as the newest.
+                async with self._service.one_at_a_time:  # it takes about a hundred predictions
                     evidence = await to_thread.run_sync(
                         self._service.classifier.evidence_in,
                         photo.crop,
@@ -130,20 +128,15 @@ class PageEvents:
         regions: tuple[Region, ...] = ()
         if with_regions:
             try:
-                async with self._one_evidence:  # up to nine predictions
-                    regions = await to_thread.run_sync(
-                        self._regions_in, Path(file), changes_in(session)
-                    )
-            except UserError as error:
+                regions = await self._service.regions(
+                    Path(file).read_bytes(), Path(file).name, 1, changes_in(session)
+                )
+            except (UserError, Overloaded) as error:
                 return problem_html(str(error))
         # In a thread, because it decodes training photos.
         return await to_thread.run_sync(
             answer_html, photo, self._service, names, squares, evidence, regions
         )
-
-    def _regions_in(self, file: Path, changes: ClassChanges | None) -> tuple[Region, ...]:
-        """Returns the regions of a photo that was accepted; decodes it again, for their squares."""
-        return regions_of(self._service.classifier, decode_image(file, file.name), 1, changes)
 
     async def recognise_photos(
         self, paths: list[str] | None, session: Session | None

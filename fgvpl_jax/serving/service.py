@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -14,13 +15,14 @@ from PIL import Image
 
 from fgvpl_jax.data import UnreadableImage, decode_image
 from fgvpl_jax.data.images import FORMATS
-from fgvpl_jax.displays.overlay import centred_square
+from fgvpl_jax.displays.overlay import centred_square, seen_square
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.evidence import BATCH_SIZE as EVIDENCE_BATCH
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.programs import padded_batch
+from fgvpl_jax.inference.regions import Region, regions_of, threshold_of
 from fgvpl_jax.serving.micro_batches import MicroBatcher, Overloaded
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -98,7 +100,7 @@ class RecognisedPhoto:
 
     Attributes:
         crop: The crop that the model saw.
-        square: Its centred square, which the model saw; None unless the caller wanted it.
+        square: Picture of the part that the model saw; None unless the caller wanted it.
         response: The device's result.
     """
 
@@ -115,6 +117,8 @@ class Service:
         limits: Limits on the clients' requests.
         batch_sizes: Sizes of the device's batches, in ascending order; with only 1, no photo waits
             for others.
+    Attributes:
+        one_at_a_time: Lock of the work for one photo that takes many predictions.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class Service:
             num_incoming=lambda: self._num_decoding,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
+        self.one_at_a_time = asyncio.Lock()
         self._one_change = asyncio.Lock()  # else a class that is being added undoes other changes
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
@@ -158,11 +163,8 @@ class Service:
             Refused: If the photo is not accepted.
             Overloaded: If too many photos wait.
         """
-        if self._num_photos >= self.limits.waiting:
-            raise Overloaded("too many photos wait: try again in a moment")
-        self._num_photos += 1
-        self._num_decoding += 1
-        try:
+        with self._one_more_photo():
+            self._num_decoding += 1
             try:
                 crop, square = await to_thread.run_sync(
                     self._read, data, name, with_square, limiter=self._decoders
@@ -172,6 +174,32 @@ class Service:
             request = PhotoRequest(crop, name, top_k, changes or self.classifier.changes)
             response = await asyncio.wrap_future(self._batches.submit(request))
             return RecognisedPhoto(crop, square, response)
+
+    async def regions(
+        self, data: bytes, name: str, top_k: int, changes: ClassChanges | None = None
+    ) -> tuple[Region, ...]:
+        """Waits for the regions of a photo that `recognise` accepted; see its arguments.
+
+        Raises:
+            UserError: If there are no regions; see `regions_of`.
+            Overloaded: If too many photos wait.
+        """
+        with self._one_more_photo():
+            changes = changes or self.classifier.changes
+
+            def find() -> tuple[Region, ...]:
+                return regions_of(self.classifier, decode_image(data, name), top_k, changes)
+
+            async with self.one_at_a_time:
+                return await to_thread.run_sync(find)
+
+    @contextmanager
+    def _one_more_photo(self) -> Iterator[None]:
+        if self._num_photos >= self.limits.waiting:
+            raise Overloaded("too many photos wait: try again in a moment")
+        self._num_photos += 1
+        try:
+            yield
         finally:
             self._num_photos -= 1
 
@@ -228,7 +256,10 @@ class Service:
             photo = decode_image(data, name)
         except UnreadableImage as error:
             raise Refused(422, str(error)) from error
-        square = centred_square(photo) if with_square else None
+        square = None
+        if with_square:
+            box = self.classifier.clip.image_processor.seen_box(*photo.size)
+            square = seen_square(photo, box)
         return self.classifier.crop(photo, name), square
 
     def _thumbnail(self, place: int) -> Image.Image | None:
@@ -263,13 +294,15 @@ class Service:
 
     def _warm_up(self) -> None:
         """Compiles every program that a request may need, so that the first user need not wait."""
-        inference, side = self.classifier.inference, self.classifier.clip.image_size
+        inference, clip = self.classifier.inference, self.classifier.clip
+        if self.classifier.finds_objects:
+            threshold_of(np.zeros(clip.vision.grid, np.float32))
         names = self.classifier.changes.trained_names
         removed = ClassChanges((*names[:-1], None)).on_device
         added = None
         batches = [(size, True) for size in self._batch_sizes] + [(EVIDENCE_BATCH, False)]
         for size, scored in batches:
-            black = np.zeros((size, side, side, 3), np.uint8)
+            black = np.zeros((size, clip.image_size, clip.image_size, 3), np.uint8)
             features, kept = inference.encode(black, scored=scored)
             inference.recognise(features)
             inference.recognise(features, removed)

@@ -11,6 +11,7 @@ from fgvpl_jax.displays.overlay import (
     FAINT,
     FOR,
     INK,
+    LABEL,
     MARGIN,
     OUTLINE,
     PANEL,
@@ -25,6 +26,7 @@ from fgvpl_jax.displays.overlay import (
     heat,
     heat_layer,
     mask_layer,
+    seen_square,
     with_outline,
     write,
 )
@@ -50,6 +52,20 @@ def test_the_centre_is_exact_where_the_rest_is_odd():
     mirrored = ImageOps.mirror(centred_square(ImageOps.mirror(photo)))
     difference = np.asarray(mirrored, int) - np.asarray(centred_square(photo), int)
     assert np.abs(difference).max() <= 1
+
+
+def test_the_square_is_the_part_that_the_model_sees():
+    photo = Image.new("RGB", (300, 100), (255, 0, 0))
+    photo.paste((0, 255, 0), (100, 0, 200, 100))
+    np.testing.assert_array_equal(seen_square(photo, None), centred_square(photo))
+    np.testing.assert_array_equal(
+        seen_square(photo, (100.0, 0.0, 200.0, 100.0)), seen_square(photo, None)
+    )
+    squashed = np.asarray(seen_square(photo, (0.0, 0.0, 300.0, 100.0)))  # as SigLIP sees it
+    assert squashed.shape == (PANEL, PANEL, 3)
+    third = PANEL // 3
+    for start, colour in ((0, (255, 0, 0)), (third, (0, 255, 0)), (2 * third, (255, 0, 0))):
+        assert (squashed[:, start + 8 : start + third - 8] == colour).all()
 
 
 def test_the_map_is_bright_where_attention_is():
@@ -86,7 +102,7 @@ def test_a_whole_picture(num_similar):
     similar += [(Image.new("RGB", (50, 20), colour), "x" * 80) for colour in colours]
     classes = [("a very long name " * 9, 0.7), ("b", 0.3), ("c", 0.0)]
     sheet = draw_overlay(
-        Image.new("RGB", (90, 60), (1, 2, 3)),
+        Image.new("RGB", (PANEL, PANEL), (1, 2, 3)),
         [
             ("attention", heat_layer(np.arange(16.0).reshape(4, 4))),
             ("object", mask_layer(np.eye(4, dtype=bool))),
@@ -116,8 +132,8 @@ def test_a_whole_picture(num_similar):
 
 def test_every_layer_has_a_square():
     layers = [("evidence", evidence_layer(np.eye(4)))]
-    photo = Image.new("RGB", (64, 64))
-    widths = [draw_overlay(photo, layers * count, [], []).width for count in (1, 2, 3)]
+    square = Image.new("RGB", (PANEL, PANEL))
+    widths = [draw_overlay(square, layers * count, [], []).width for count in (1, 2, 3)]
     assert np.diff(widths).tolist() == [PANEL + MARGIN] * 2
 
 
@@ -144,6 +160,19 @@ def test_boxes_surround_their_masks_and_have_names():
     assert not inside[2 * side, 3 * side]
     assert not inside[3 * side + 5 :].any()
     assert (layer[:side, :, :3] == INK).all(axis=-1).any()  # letters
+
+
+def test_names_of_boxes_do_not_cover_each_other():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, 2:4, 3:5], masks[1, 2, 6] = True, True  # the names are wider than the gap
+    layer = np.asarray(boxes_layer([(mask, "none of these?") for mask in masks]))
+    side = PANEL // 8
+    for top in (2 * side - LABEL, 3 * side):  # above the first box, below the second
+        line = layer[top + 1, :, :3]
+        assert number_of(OUTLINE, line) > 2 * side
+    alone = np.asarray(boxes_layer([(masks[0], "none of these?")]))
+    first = (slice(2 * side - LABEL, 2 * side), slice(3 * side, None))
+    np.testing.assert_array_equal(layer[first], alone[first])
 
 
 def test_a_mask_of_everything_is_clear():

@@ -123,6 +123,7 @@ def test_the_command_predicts_and_evaluates(classifier, list_file, tmp_path, cap
     ("arguments", "message"),
     [
         (["--mode=predict", "--overlay_dir=pictures", "."], "leave --overlay_dir out"),
+        (["--mode=predict", "--regions", "--coco=new/R.json", "."], "leave --regions out"),
         (["--mode=export", "--output=F.fgvpl"], "several labels a photo, which only training"),
     ],
 )
@@ -135,3 +136,4 @@ def test_other_commands_refuse_the_run_in_one_line(
     assert output.err.startswith("error: ")
     assert message in output.err
     assert len(output.err.strip().splitlines()) == 1
+    assert not (list_file.parent / "new").exists()

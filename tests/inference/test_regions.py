@@ -1,26 +1,31 @@
 """Regions of a photo: the areas of its map, their boxes and classes, and the COCO file."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
 from skimage.filters import threshold_otsu
 from skimage.measure import label
 
 import fgvpl_jax as fg
+from fgvpl_jax.commands import command_line
 from fgvpl_jax.data import decode_image
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.predict import as_json, as_text, overlay_of, predict_files
-from fgvpl_jax.inference.predictions import ObjectLocation
+from fgvpl_jax.inference.predictions import Belonging, ObjectLocation
 from fgvpl_jax.inference.regions import (
     MOST_REGIONS,
     Region,
     areas,
     coco_content,
-    runs,
+    content_of_regions,
+    row_stretches,
     square_around,
 )
 
@@ -61,15 +66,27 @@ def test_everything_is_one_area_where_no_object_stands_out():
     np.testing.assert_array_equal(areas(ObjectLocation(values, mask), 2), [mask])
 
 
-def test_runs_are_the_patches_of_each_row():
+def test_row_stretches_are_the_patches_of_each_row():
     mask = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]], bool)
-    assert runs(mask) == [(0, 0, 2), (0, 3, 4), (2, 1, 4)]
+    assert row_stretches(mask) == [(0, 0, 2), (0, 3, 4), (2, 1, 4)]
 
 
 def test_a_square_stays_within_the_photo():
     assert square_around((40.0, 30.0, 10.0, 20.0), (100, 80)) == (25, 20, 65, 60)
     assert square_around((0.0, 70.0, 10.0, 10.0), (100, 80)) == (0, 60, 20, 80)
     assert square_around((0.0, 0.0, 90.0, 80.0), (100, 80)) == (5, 0, 85, 80)
+
+
+def test_a_patch_of_a_tiny_photo_has_a_square_of_a_pixel(classifier):
+    assert square_around((0.75, 0.0, 0.125, 0.125), (1, 1)) == (0, 0, 1, 1)
+    assert square_around((1.8, 0.2, 0.2, 0.2), (2, 2)) == (1, 0, 2, 1)
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, 0, 0], masks[1, 3, 3] = True, True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fgvpl_jax.inference.regions.areas", lambda *_: list(masks))
+        patch.setattr("fgvpl_jax.inference.regions.CONTEXT", 0.9)  # 0.45 pixels
+        regions = classifier.regions(Image.new("RGB", (2, 2)))
+    assert [region.box for region in regions] == [(0, 0, 0.5, 0.5), (1.5, 1.5, 0.5, 0.5)]
 
 
 def region_of(mask, classifier, photo):
@@ -106,8 +123,11 @@ def test_a_squashed_photo_is_seen_whole_and_an_unknown_preparation_is_refused(cl
 
     geometry = type(classifier.clip.image_processor.geometry)
     assert Squash(geometry.SQUASH).seen_box(30, 20) == (0, 0, 30, 20)
-    with pytest.raises(UserError, match="no box can be given in pixels of the photo"):
-        Squash(None).seen_box(30, 20)
+    assert Squash(None).seen_box(30, 20) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier.clip.image_processor, "geometry", None)
+        with pytest.raises(UserError, match="no box can be given in pixels of the photo"):
+            classifier.regions(Image.new("RGB", (30, 20)))
 
 
 def test_several_regions_are_predicted_as_squares_of_the_photo(classifier, pair):
@@ -123,6 +143,8 @@ def test_several_regions_are_predicted_as_squares_of_the_photo(classifier, pair)
         (expected,) = classifier.predict(square, top_k=2)
         assert region.class_names == expected.class_names
         np.testing.assert_allclose(region.probabilities, expected.probabilities, rtol=1e-4)
+        assert region.belonging.score == pytest.approx(expected.belonging.score, abs=1e-4)
+        assert region.belonging.threshold == expected.belonging.threshold
     assert [region.box for region in regions] == [(24, 0, 24, 24), (60, 36, 12, 12)]
     assert [region.area for region in regions] == [576, 144]
 
@@ -166,15 +188,16 @@ def test_text_json_and_picture_have_the_regions(classifier, pair, tmp_path):
     ]
     assert line["regions"][0]["classes"][0]["name"] == result.regions[0].class_names[0]
     assert as_text(result.result, result.regions).count("  region ") == len(result.regions)
-    wide = overlay_of(Image.open(pair), result.result, classifier.support, None, result.regions)
+    wide = overlay_of(classifier, Image.open(pair), result.result, None, result.regions)
     assert wide.size == Image.open(result.overlay).size
-    assert wide.width > overlay_of(Image.open(pair), result.result, classifier.support).width
+    assert wide.width > overlay_of(classifier, Image.open(pair), result.result).width
 
 
 def test_the_coco_file_is_complete(tmp_path):
     mask = np.array([[1, 1], [0, 1]], bool)
     region = Region(mask, ((10.0, 0.0, 20.0, 5.0), (20.0, 5.0, 10.0, 5.0)), ("b", "a"), (0.7, 0.3))
-    photos = [(tmp_path / "x.png", (40, 20), (region, region)), (tmp_path / "y.png", (9, 9), ())]
+    unknown = replace(region, belonging=Belonging(score=-2.0, threshold=-1.0))
+    photos = [(tmp_path / "x.png", (40, 20), (region, unknown)), (tmp_path / "y.png", (9, 9), ())]
     content = json.loads(json.dumps(coco_content(photos, ("a", "b"))))
     assert content["categories"] == [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
     assert [image["id"] for image in content["images"]] == [1, 2]
@@ -186,3 +209,73 @@ def test_the_coco_file_is_complete(tmp_path):
     assert first["area"] == 150
     assert first["segmentation"][0] == [10, 0, 30, 0, 30, 5, 10, 5]
     assert (first["category_id"], first["score"], first["iscrowd"]) == (2, 0.7, 0)
+    assert "none_of_these" not in first
+    assert second["none_of_these"] is True
+
+
+@pytest.mark.parametrize("score", [-2.0, 0.0])
+def test_a_region_may_be_none_of_these(score, classifier, pair):
+    (prediction,) = classifier.predict(pair)
+    rectangles = ((10.0, 0.0, 20.0, 5.0),)
+    known = Belonging(score, threshold=-1.0)
+    region = Region(np.eye(4, dtype=bool), rectangles, ("b", "a"), (0.7, 0.3), known)
+    assert region.label == ("none of these?" if score < -1 else "b")
+    (content,) = content_of_regions([region])
+    assert content["none_of_these"] == (score < -1)
+    assert (content["score"], content["threshold"]) == (score, -1)
+    text = as_text(prediction, [region]).splitlines()[-1]
+    assert text.endswith("none of these?" if score < -1 else " b")
+
+
+def predict_command(capsys, *arguments):
+    """Runs `--mode=predict --regions` in this process; returns its exit code and errors."""
+    with flagsaver.flagsaver():
+        flags = ["run.py", "--mode=predict", "--regions", *map(str, arguments)]
+        code = command_line.main(command_line.parse_flags(flags))
+    return code, capsys.readouterr().err
+
+
+def test_the_command_writes_the_regions_of_the_photos_that_it_can_read(
+    classifier, pair, tmp_path, capsys
+):
+    damaged, file = tmp_path / "damaged.png", tmp_path / "new" / "regions.json"
+    damaged.write_bytes(pair.read_bytes()[:80])
+    flags = (f"--workdir={classifier.workdir}", f"--coco={file}")
+    code, errors = predict_command(capsys, *flags, damaged, pair)
+    assert code == command_line.MISTAKE
+    assert "1 of 2 photos could not be read" in errors
+    content = json.loads(file.read_text())
+    regions = classifier.regions(pair)
+    expected = coco_content([(pair, (96, 48), regions)], classifier.class_names)
+    assert content.keys() == expected.keys()
+    assert content["images"] == expected["images"]
+    assert content["categories"] == expected["categories"]
+    for found, one in zip(content["annotations"], expected["annotations"], strict=True):
+        assert found == one | {"score": pytest.approx(one["score"], abs=1e-5)}
+    before = file.read_bytes()
+    code, errors = predict_command(capsys, *flags, pair)
+    assert code == command_line.MISTAKE
+    assert "regions.json exists already" in errors
+    assert file.read_bytes() == before
+
+
+def test_an_interrupted_command_writes_the_regions_so_far(
+    classifier, photos, tmp_path, capsys, monkeypatch
+):
+    file, find = tmp_path / "regions.json", Classifier.regions
+
+    def interrupted(self, image, top_k):
+        if file.with_suffix(".seen").exists():
+            raise KeyboardInterrupt
+        file.with_suffix(".seen").touch()
+        return find(self, image, top_k)
+
+    monkeypatch.setattr(Classifier, "regions", interrupted)
+    code, errors = predict_command(
+        capsys, f"--workdir={classifier.workdir}", f"--coco={file}", *photos[:3]
+    )
+    assert code == command_line.INTERRUPTED
+    assert errors.endswith("interrupted\n")
+    content = json.loads(file.read_text())
+    assert [image["file_name"] for image in content["images"]] == [str(photos[0])]
+    assert content["annotations"]

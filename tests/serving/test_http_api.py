@@ -13,6 +13,7 @@ pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 import gradio as gr
 from starlette.testclient import TestClient
 
+from fgvpl_jax.inference.regions import content_of_regions
 from fgvpl_jax.serving.http_api import LimitedRequests
 from fgvpl_jax.serving.page import uploads_only
 from fgvpl_jax.serving.server import LOOPBACK_NAMES, make_app, trusted_names
@@ -66,6 +67,22 @@ def test_the_answer_is_that_of_predict(client, classifier, photos_dir):
     )
 
 
+def test_regions_are_those_of_the_classifier(client, classifier, photos_dir, monkeypatch):
+    photo = photos_dir / "test" / "red_square" / "000.png"
+    answer = ask(client, photo.read_bytes(), regions="true", top_k=2).json()
+    expected = content_of_regions(classifier.regions(photo, top_k=2))
+    assert len(answer["classes"]) == 2
+    for found, region in zip(answer["regions"], expected, strict=True):
+        assert found.keys() == region.keys() >= {"box", "area", "classes", "none_of_these"}
+        assert (found["box"], found["area"]) == (region["box"], region["area"])
+        assert [c["name"] for c in found["classes"]] == [c["name"] for c in region["classes"]]
+    assert "regions" not in ask(client, photo.read_bytes(), regions="false").json()
+    monkeypatch.setattr(classifier, "finds_objects", False)
+    refused = ask(client, photo.read_bytes(), regions="true")
+    assert refused.status_code == 400
+    assert "looks for no object, so it has no regions" in refused.json()["error"]
+
+
 def test_many_at_once_get_their_own_answers(client, classifier, photos_dir):
     photos = sorted((photos_dir / "test").rglob("*.png")) * 4
     with ThreadPoolExecutor(16) as pool:
@@ -100,6 +117,7 @@ def test_a_bad_request_is_refused_with_its_reason(client):
         (client.post("/api/predict", json={}), 400, "'image'"),
         (ask(client, png(), top_k="many"), 400, "'many'"),
         (ask(client, png(), top_k="0"), 400, "1 or more"),
+        (ask(client, png(), regions="yes"), 400, "'yes': give true or false"),
         (client.get("/api/predict"), 405, "by POST"),
     ):
         assert answer.status_code == status, answer.text

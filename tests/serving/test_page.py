@@ -79,6 +79,7 @@ class QuickService(Service):
 
     def __init__(self):
         self.classifier = SlowEvidence()
+        self.one_at_a_time = asyncio.Lock()
 
     async def recognise(self, data, name, top_k, added, *, with_square):
         response = SimpleNamespace(prediction=SimpleNamespace(class_names=("x",)))

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_CLASSES, MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.inference.predictions import Belonging, ObjectLocation
+from fgvpl_jax.inference.regions import areas
 from fgvpl_jax.serving import server
 from fgvpl_jax.serving.answer_view import answer_html, layers_of, place_of, problem_html
 from fgvpl_jax.serving.page import build_page
@@ -155,6 +157,25 @@ def test_no_new_class_or_photo_compiles_anything(service, photos):
         added, _ = asyncio.run(service.with_class(added, f"class {i}", photos[: i + 1]))
         asyncio.run(service.recognise(photos[0][1], "x", 5, added))
     assert service.classifier.inference._recognise._cache_size() == sizes
+
+
+def test_the_first_regions_compile_nothing(service):
+    compiled = []
+
+    def listener(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    values = np.random.default_rng(0).random(service.classifier.clip.vision.grid, np.float32)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        found = areas(ObjectLocation(values, values == values.max()), 2)
+        assert len(found) > 1
+        assert compiled == []
+        jax.jit(lambda x: x + 2)(values)
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 def test_names_are_escaped(service, photos):

@@ -14,6 +14,7 @@ SIZES = {"image_size": 32, "patch_size": 8, "embed_dim": 32}
 TINY = VisionConfig(width=64, num_layers=3, num_heads=2, mlp_width=256, **SIZES)
 
 
+@pytest.mark.slow
 def test_time_memory_and_sizes_are_measured(monkeypatch):
     monkeypatch.setitem(measuring.SHAPES, "tiny", TINY)
     result = onnx_runtime.main("tiny", [1, 3], rounds=1)

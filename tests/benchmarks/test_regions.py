@@ -30,6 +30,7 @@ def test_boxes_and_their_iou():
     assert regions.box_iou((0, 0, 2, 2), (2, 2, 1, 1)) == 0
 
 
+@pytest.mark.slow
 def test_the_branch_is_the_prediction_under_any_mask(tiny_config, demo_clip_dir, tmp_path):
     tiny_config.clip, tiny_config.benchmark = str(demo_clip_dir), "shapes"
     tiny_config.data.source, tiny_config.epochs, tiny_config.shots = "shapes", 1, 1

@@ -23,8 +23,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[2]
 SCENES = sorted((ROOT / "demo" / "scenes").glob("*.png"))
-# Measured: 2e-7. The float32 file's answers differ from these by 8e-4 to 3e-3.
-INT8_ERROR = 1e-4
+# Measured: up to 1.2e-4, where an activation is rounded to the next integer. The float32 file's
+# answers differ from these by 8e-4 to 3e-3.
+INT8_ERROR = 5e-4
 SECONDS = 120_000  # a loaded machine is slow; nothing here is timed
 
 pytestmark = [

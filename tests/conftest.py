@@ -1,6 +1,7 @@
 """A tiny random CLIP and a tiny data set, written once for the tests of all rooms."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,21 @@ def photos_dir(tmp_path_factory) -> Path:
 def demo_clip_dir() -> Path:
     """Returns the folder of the demonstration's trained CLIP."""
     return Path(__file__).parents[1] / "demo" / "clip"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Yields an installed Chromium, which the variable CHROMIUM may name."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = (os.environ.get("CHROMIUM"), shutil.which("chromium"), shutil.which("google-chrome"))
+    chromium = next(filter(None, names), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        # The sandbox needs privileges that containers lack; only our own pages are opened.
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 def make_tiny_config(tiny_clip_dir: Path, photos_dir: Path) -> ConfigDict:

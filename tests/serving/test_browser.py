@@ -1,9 +1,7 @@
 """The page in a real Chromium: `make browser`. Skipped where there is none."""
 
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,17 +10,13 @@ from pathlib import Path
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[2]
 SECONDS = 60_000  # a loaded machine is slow; nothing here is timed
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +48,6 @@ def address(classifier, photos_dir, tmp_path_factory):
             server.terminate()
             server.wait()
     assert "Traceback" not in log.read_text()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        # The sandbox needs privileges that containers lack; only our own page is opened.
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

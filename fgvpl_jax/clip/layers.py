@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip.config import TransformerConfig
+from fgvpl_jax.clip.fused_attention import fused_attention, is_fused
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
 
@@ -174,9 +175,13 @@ class Attention(nnx.Module):
         mask: Bool[Array, "#b #q t"] | None = None,
     ) -> tuple[Float[Array, "b q e"], Float[Array, "b h q t"]]:
         """Attends from other tokens, the readers, to all tokens; see `__call__`."""
+        queries, keys = self._queries(readers), self._keys(tokens)
         value = self._heads(self.value(tokens))
-        weights = attention_weights(self._queries(readers), self._keys(tokens), mask)
-        mixed = matmul(weights, value).swapaxes(1, 2)
+        weights = attention_weights(queries, keys, mask)
+        # XLA computes no weights that nothing reads.
+        fused = mask is None and readers.shape == tokens.shape and self.is_fused(tokens)
+        mixed = fused_attention(queries, keys, value) if fused else matmul(weights, value)
+        mixed = mixed.swapaxes(1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1)), weights
 
     def from_class_token(
@@ -207,6 +212,11 @@ class Attention(nnx.Module):
         if self.value.bias is not None:
             values += self.value.bias[...].astype(dtype)
         return self.out(values)
+
+    def is_fused(self, tokens: Float[Array, "b t d"]) -> bool:
+        """Returns whether the tokens attend to each other without weights in memory."""
+        batch, count, width = tokens.shape
+        return is_fused(batch, self.num_heads, count, width // self.num_heads, tokens.dtype)
 
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None

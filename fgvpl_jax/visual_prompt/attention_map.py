@@ -12,6 +12,10 @@ from fgvpl_jax.clip.layers import attention_weights
 from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.errors import UserError
 
+# Of a layer: its attention weights [b, h, t, t], or the queries and keys, each [b, h, t, c], that
+# they can be recomputed from.
+KeptAttention = Array | tuple[Array, Array]
+
 
 class RollOut(NamedTuple):
     """Variant of the attention roll-out.
@@ -66,7 +70,7 @@ def attention_map(
 
 
 def class_token_row(
-    attentions: Sequence[Float[Array, "b h t t"]],
+    attentions: Sequence[KeptAttention],
     residual: float = 0.0,
     row: Float[Array, "b h t"] | None = None,
 ) -> Float[Array, "b h t"]:
@@ -75,61 +79,50 @@ def class_token_row(
     Only the class row of A_{L-1} · … · A_2 · A_1 (Eq. 6, per head) is needed, so a row vector is
     multiplied from the top layer down: O(l·h·t²) per image instead of O(l·h·t³).
 
+    With queries and keys, 2·l·t·d numbers per image are kept until the roll-out (twice that while
+    they are stacked) and the weights of one layer at a time, instead of all l·h·t² weights.
+
     Args:
-        attentions: Weights of at least one layer, first layer first.
+        attentions: Weights of at least one layer, first layer first; or queries and keys of each.
         residual: See `RollOut`.
         row: Row of the product of the layers above these; None if there is no layer above.
     """
-    lower = [jax.lax.stop_gradient(weights) for weights in attentions]
+    lower = jax.lax.stop_gradient(list(attentions))
     if row is None:
-        row = _class_token_row_of(lower.pop()[:, :, 0], residual)
-    return reduce(partial(one_layer_down, residual=residual), reversed(lower), row)
+        row = _class_token_row_of(_first_row(lower.pop()), residual)
+    if not lower or not isinstance(lower[0], tuple):
+        return reduce(partial(one_layer_down, residual=residual), reversed(lower), row)
+    # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
+    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
+    return jax.lax.scan(
+        lambda row, layer: (one_layer_down(row, layer, residual), None), row, stacked, reverse=True
+    )[0]
 
 
-def recomputed_class_token_row(
-    queries_and_keys: Sequence[tuple[Float[Array, "b h t c"], Float[Array, "b h t c"]]],
-    residual: float = 0.0,
-    row: Float[Array, "b h t"] | None = None,
-) -> Float[Array, "b h t"]:
-    """Returns the `class_token_row`, recomputing each layer's weights when it needs them.
+def weights_of(kept: KeptAttention) -> Float[Array, "b h q t"]:
+    """Returns a layer's attention weights, recomputed if its queries and keys were kept."""
+    return attention_weights(*kept) if isinstance(kept, tuple) else kept
 
-    This keeps 2·l·t·d numbers per image until the roll-out (twice that while they are stacked) and
-    the weights of one layer at a time, instead of all l·h·t² weights.
 
-    Args:
-        queries_and_keys: Queries and keys of at least one layer, first layer first, from
-            `Attention.queries_and_keys`.
-        residual: See `RollOut`.
-        row: Row of the product of the layers above these; None if there is no layer above.
-    """
-    lower = jax.lax.stop_gradient(list(queries_and_keys))
-    if row is None:
-        queries, keys = lower.pop()
-        row = _class_token_row_of(attention_weights(queries[:, :, :1], keys)[:, :, 0], residual)
-    if lower:
-        # A loop, because XLA starts unrolled layers early and then holds all their weights at once.
-        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *lower)
-        return jax.lax.scan(
-            lambda row, layer: (one_layer_down(row, attention_weights(*layer), residual), None),
-            row,
-            stacked,
-            reverse=True,
-        )[0]
-    return row
+def _first_row(kept: KeptAttention) -> Float[Array, "b h t"]:
+    if isinstance(kept, tuple):
+        queries, keys = kept
+        kept = attention_weights(queries[:, :, :1], keys)
+    return kept[:, :, 0]
 
 
 def patch_columns(
-    attentions: Sequence[Float[Array, "b h t t"]], residual: float = 0.0
+    attentions: Sequence[KeptAttention], residual: float = 0.0
 ) -> Float[Array, "b h t n"]:
     """Returns the patches' columns of the product of attention weights without a prompt.
 
     `class_token_row` of these and any higher layers is the row of the higher ones times this.
 
     Args:
-        attentions: Weights of at least one layer, first layer first.
+        attentions: Weights of at least one layer, first layer first; or queries and keys of each.
         residual: See `RollOut`.
     """
-    first, *above = (weights.astype(jnp.float32) for weights in attentions)
+    first, *above = (weights_of(kept).astype(jnp.float32) for kept in attentions)
     identity = jnp.eye(first.shape[-1], dtype=jnp.float32)
     product = ((1 - residual) * first + residual * identity if residual else first)[..., 1:]
     for weights in above:
@@ -144,9 +137,10 @@ def _class_token_row_of(row: Float[Array, "b h t"], residual: float) -> Float[Ar
 
 
 def one_layer_down(
-    row: Float[Array, "b h t"], weights: Float[Array, "b h t t"], residual: float
+    row: Float[Array, "b h t"], attention: KeptAttention, residual: float
 ) -> Float[Array, "b h t"]:
-    """Returns the row after one more layer, counted down, with its attention weights."""
+    """Returns the row after one more layer, counted down."""
+    weights = weights_of(attention)
     # A product and a sum, because GPUs reduce the precision of float32 matrix products.
     below = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
     return _with_residual(below, row, residual)

@@ -11,15 +11,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16
 
 from fgvpl_jax.clip import VisionTower
-from fgvpl_jax.clip.layers import TransformerLayer, attention_weights
+from fgvpl_jax.clip.layers import TransformerLayer
 from fgvpl_jax.defaults import ATTENTION_MAP, CONNECTIVITY, NUM_PROMPTS, PROMPT_LAYER
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen, Trainable, trainable_copy
 from fgvpl_jax.visual_prompt.attention_map import (
     ROLL_OUTS,
+    KeptAttention,
     class_token_row,
     patch_columns,
-    recomputed_class_token_row,
 )
 from fgvpl_jax.visual_prompt.border_contrast import least_contrast, middle, middle_contrast
 from fgvpl_jax.visual_prompt.object_mask import object_mask
@@ -206,10 +206,8 @@ class FGImageEncoder(nnx.Module):
         if not lower:
             return TokensBelow(half, None)
         if not upper:
-            row = self._row_through(lower, residual)
+            row = class_token_row(lower, residual)
             return TokensBelow(half, row[..., 1:].sum(axis=1))
-        if self.rematerialise:
-            lower = [attention_weights(*pair) for pair in lower]
         # Times t, so that few entries are too small for float16's precision.
         product = patch_columns(lower, residual) * tokens.shape[1]
         return TokensBelow(half, product.astype(jnp.float16))
@@ -227,9 +225,8 @@ class FGImageEncoder(nnx.Module):
         for layer in layers:
             trace.entering.append(tokens)
             tokens, weights = self._run(layer, tokens)
-            # The layer computes its queries and keys too; XLA merges the two computations.
             trace.attentions.append(
-                layer.queries_and_keys(trace.entering[-1]) if self.rematerialise else weights
+                kept_attention(layer, trace.entering[-1], weights, self.rematerialise)
             )
         return tokens, trace
 
@@ -251,12 +248,12 @@ class FGImageEncoder(nnx.Module):
         lower, upper = self._rolled_out(trace.attentions)
         row = None
         if upper:
-            row = self._row_through(upper, residual)[..., : 1 + gh * gw]  # without the prompt
+            row = class_token_row(upper, residual)[..., : 1 + gh * gw]  # without the prompt
         if decided is not None and row is not None:
             columns = row[..., None] * jnp.asarray(decided, jnp.float32)
             return columns.sum(axis=(1, 2)) / row.shape[-1]
         if lower:
-            row = self._row_through(lower, residual, row)
+            row = class_token_row(lower, residual, row)
         assert row is not None
         return row[..., 1:].sum(axis=1)
 
@@ -271,12 +268,6 @@ class FGImageEncoder(nnx.Module):
         whole = [*attentions, *[None] * (num_shared - len(attentions))]
         join = max(first, min(self.layers_below, num_shared))
         return whole[first:join], whole[join:]
-
-    def _row_through(
-        self, attentions: Sequence[Any], residual: float, row: Array | None = None
-    ) -> Float[Array, "b h t"]:
-        through = recomputed_class_token_row if self.rematerialise else class_token_row
-        return through(attentions, residual, row)
 
     def _class_token(
         self,
@@ -294,6 +285,26 @@ class FGImageEncoder(nnx.Module):
     def _project(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         features = self.vision.project(tokens)
         return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+
+
+def kept_attention(
+    layer: TransformerLayer,
+    entering: Float[Array, "b t d"],
+    weights: Float[Array, "b h t t"],
+    rematerialise: bool,
+) -> KeptAttention:
+    """Returns what is kept of a layer's attention for the roll-out.
+
+    Args:
+        layer: A layer without a mask.
+        entering: Tokens that enter the layer.
+        weights: Attention weights that the layer returned.
+        rematerialise: Whether to recompute the weights anyway.
+    """
+    if rematerialise or layer.attention.is_fused(entering):
+        # The layer computes its queries and keys too; XLA merges the two computations.
+        return layer.queries_and_keys(entering)
+    return weights
 
 
 def check_arguments(num_prompts: int, attention_map: str, connectivity: int) -> None:

@@ -14,11 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from fgvpl_jax.clip import ImageTower, PooledTower, class_token_tower
-from fgvpl_jax.clip.layers import attention_weights
 from fgvpl_jax.defaults import ATTENTION_MAP, CONNECTIVITY, NUM_PROMPTS, PROMPT_LAYER
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen, Trainable, trainable_copy
-from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, one_layer_down
+from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, one_layer_down, weights_of
 from fgvpl_jax.visual_prompt.border_contrast import LEAST_SHARE, border_contrast, test_card
 from fgvpl_jax.visual_prompt.encoder import (
     BORDER_CONTRAST,
@@ -26,6 +25,7 @@ from fgvpl_jax.visual_prompt.encoder import (
     FGImageEncoder,
     ImageFeatures,
     check_arguments,
+    kept_attention,
     masked_mean,
 )
 from fgvpl_jax.visual_prompt.object_mask import object_mask
@@ -125,9 +125,7 @@ class PooledFGImageEncoder(nnx.Module):
         entering, attentions = [tokens], []
         for layer in self.vision.attention_layers:
             tokens, weights = self._run(layer, entering[-1])
-            attentions.append(
-                layer.queries_and_keys(entering[-1]) if self.rematerialise else weights
-            )
+            attentions.append(kept_attention(layer, entering[-1], weights, self.rematerialise))
             entering.append(tokens)
         return entering, attentions
 
@@ -155,7 +153,7 @@ class PooledFGImageEncoder(nnx.Module):
         row = row.astype(jnp.float32)
         count = len(below) if num_layers is None else min(num_layers - 1, len(below))
         for kept in reversed(below[len(below) - count :]):
-            weights = attention_weights(*kept) if self.rematerialise else kept
+            weights = weights_of(kept)
             if weights.shape[1] != row.shape[1]:
                 row = jnp.repeat(row.mean(axis=1, keepdims=True), weights.shape[1], axis=1)
             row = one_layer_down(row, weights, residual)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fgvpl_jax import attention_map
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.visual_prompt.attention_map import recomputed_class_token_row
+from fgvpl_jax.visual_prompt.attention_map import class_token_row
 
 
 def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
@@ -21,7 +21,7 @@ def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
 
 
 def recomputed_attention_map(pairs, num_prompts=1, residual=0.0):
-    row = recomputed_class_token_row(pairs, residual)
+    row = class_token_row(pairs, residual)
     return row[..., 1 : row.shape[-1] - num_prompts].sum(axis=1)
 
 

@@ -1,0 +1,128 @@
+"""Checks which attention is fused, and that the towers compute the same with it."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fgvpl_jax import load_clip
+from fgvpl_jax.clip import fused_attention, layers
+from fgvpl_jax.variables import Trainable
+from fgvpl_jax.visual_prompt import FGImageEncoder, fine_grained_encoder
+from tests.comparison import relative_error
+
+SHAPE = (2, 4, 19, 16)  # images, heads, tokens, width of a head
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_dir):
+    return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture(scope="module")
+def pixels(clip):
+    size = clip.image_size
+    return jnp.asarray(np.random.default_rng(0).normal(size=(6, size, size, 3)), jnp.float32)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Takes the CPU for a GPU on which `jax.nn` computes the attention that cuDNN would."""
+
+    def by_jax(queries, keys, values):
+        heads_last = (each.swapaxes(1, 2) for each in (queries, keys, values))
+        mixed = jax.nn.dot_product_attention(*heads_last, scale=1.0, implementation="xla")
+        return mixed.swapaxes(1, 2)
+
+    monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(fused_attention, "fused_attention", by_jax)
+    monkeypatch.setattr(layers, "fused_attention", by_jax)
+    fused_attention._trial_succeeds.cache_clear()
+    yield by_jax
+    fused_attention._trial_succeeds.cache_clear()
+
+
+def encode(encoder, pixels):
+    """Returns features, and the gradient of a loss with respect to all that is trained."""
+    graph, trained, rest = nnx.split(encoder, Trainable, ...)
+
+    @jax.jit
+    def run(trained, pixels):
+        def loss(trained):
+            found = nnx.merge(graph, trained, rest)(pixels)
+            return jnp.square(found.image).sum() + found.object.sum(), found
+
+        gradients, found = jax.grad(loss, has_aux=True)(trained)
+        return found, jax.flatten_util.ravel_pytree(gradients)[0]
+
+    return run(trained, pixels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fused"), [("bfloat16", True), ("float16", True), ("float32", False)]
+)
+def test_half_types_are_fused_on_a_gpu(gpu, dtype, fused):
+    assert fused_attention.is_fused(*SHAPE, dtype) == fused
+
+
+def test_nothing_is_fused_on_a_cpu():
+    assert not fused_attention.is_fused(*SHAPE, "bfloat16")
+
+
+def test_a_program_for_any_number_of_images_is_not_fused(gpu):
+    (batch,) = jax.export.symbolic_shape("b")
+    assert not fused_attention.is_fused(batch, *SHAPE[1:], "bfloat16")
+
+
+def test_a_gpu_whose_cudnn_refuses_uses_plain_products(monkeypatch, gpu):
+    def refuse(queries, keys, values):
+        raise RuntimeError("cuDNN is not detected.")
+
+    monkeypatch.setattr(fused_attention, "fused_attention", refuse)
+    decided = []
+
+    @jax.jit
+    def program(x):  # the trial is made while a program is traced
+        decided.append(fused_attention.is_fused(*SHAPE, "bfloat16"))
+        return 2 * x
+
+    program(jnp.ones(3))
+    assert decided == [False]
+
+
+def test_a_gpu_whose_cudnn_differs_uses_plain_products(monkeypatch, gpu, caplog):
+    monkeypatch.setattr(fused_attention, "fused_attention", lambda q, k, v: 1.1 * gpu(q, k, v))
+    assert not fused_attention.is_fused(*SHAPE, "bfloat16")
+    assert "differs" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["product", "last_3_residual", "border_contrast"])
+def test_features_masks_and_gradients_are_those_of_plain_products(
+    clip, pixels, monkeypatch, gpu, name
+):
+    encoder = FGImageEncoder(clip.vision, attention_map=name, rngs=nnx.Rngs(0))
+    monkeypatch.setattr(layers, "is_fused", lambda *shape: False)
+    expected = encode(encoder, pixels)
+    monkeypatch.setattr(layers, "is_fused", lambda *shape: True)
+    actual = encode(encoder, pixels)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert relative_error(1.0 * ours, theirs) < 1e-5
+
+
+def test_weights_that_nothing_reads_are_not_computed(clip, pixels, monkeypatch, gpu):
+    encoder = fine_grained_encoder(
+        clip.vision,
+        attention_map="border_contrast",
+        connectivity=2,
+        num_prompts=1,
+        rngs=nnx.Rngs(0),
+    )
+    for module in (fused_attention, layers):
+        monkeypatch.setattr(module, "fused_attention", lambda queries, keys, values: values)
+    monkeypatch.setattr(layers, "is_fused", lambda *shape: True)
+    gh, gw = clip.vision.grid
+    tokens = gh * gw + 2
+    program = jax.jit(lambda pixels: encoder(pixels).object).lower(pixels).compile().as_text()
+    assert f"{tokens},{tokens}]" not in program

@@ -142,6 +142,7 @@ class TorchFGVPL(nn.Module):
         """Projects tokens of the last layer to features."""
         return self.clip.visual_projection(self.clip.vision_model.post_layernorm(tokens))
 
+    @torch.compiler.disable  # scikit-image works on the host
     @torch.no_grad()
     def object_mask(self, attentions: list[Tensor]) -> Tensor:
         """Rolls attention out by full products (Eqs. 6-7), then finds each mask by scikit-image."""
@@ -227,8 +228,22 @@ def contestants(
     learning_rate: float,
     weight_decay: float,
     dtype: str,
+    *,
+    compiled: bool = False,
 ) -> dict[str, Callable[[], Any]]:
-    """Returns the reference's train step and evaluation, on as many threads as cores."""
+    """Returns the reference's train step and evaluation, on as many threads as cores.
+
+    Args:
+        clip: Backbone.
+        model: Model whose weights the reference copies.
+        images: Batch, uint8.
+        labels: Its labels.
+        cache: Image features, object features and labels of the visual cache.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        dtype: Type that the reference computes in, by autocast.
+        compiled: Whether `torch.compile` compiles the reference.
+    """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     reference = TorchFGVPL(clip, model).to(DEVICE)
     # Otherwise autocast would cast each frozen weight again in every pass.
@@ -238,6 +253,9 @@ def contestants(
     keys, object_keys, key_labels = (to_torch(array).to(DEVICE) for array in cache)
     support = (keys, object_keys, key_labels.long())
     precision = partial(torch.autocast, DEVICE, getattr(torch, dtype), enabled=dtype != "float32")
+    logits_of, zero_shot = reference.forward, reference.zero_shot_logits
+    if compiled:
+        logits_of, zero_shot = torch.compile(logits_of), torch.compile(zero_shot)
     optimizer = torch.optim.AdamW(
         reference.trainable_parameters(), lr=learning_rate, weight_decay=weight_decay
     )
@@ -245,7 +263,7 @@ def contestants(
     def train_step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with precision():
-            loss = F.cross_entropy(reference(batch, support), targets)
+            loss = F.cross_entropy(logits_of(batch, support), targets)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -253,7 +271,7 @@ def contestants(
     @torch.inference_mode()
     def evaluation() -> list[np.ndarray]:
         with precision():
-            logits = reference(batch, support), reference.zero_shot_logits(batch)
+            logits = logits_of(batch, support), zero_shot(batch)
         return [one.float().cpu().numpy() for one in logits]
 
     return {"torch_train_step": train_step, "torch_evaluation": evaluation}

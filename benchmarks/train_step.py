@@ -1,7 +1,7 @@
 """Times a training step and an evaluation batch against FG-VPL in plain PyTorch.
 
     python -m benchmarks.train_step [--shape=B/16] [--batch=8] [--microbatch=4] \
-      [--dtype=bfloat16] [--no_torch]
+      [--dtype=bfloat16] [--torch=compiled|eager|none]
 
 Both use the same weights, images and visual cache. They take turns, and the ratio is the median
 over the rounds. Achieved FLOP/s count the matrix products that the method needs; they are compared
@@ -43,7 +43,7 @@ PRODUCTS = 10  # per call, so that a GPU does not wait for the host
 
 
 def main(
-    shape: str, batch: int, microbatch: int, dtype: str, rounds: int, with_torch: bool
+    shape: str, batch: int, microbatch: int, dtype: str, rounds: int, reference: str
 ) -> dict[str, Any]:
     """Times our programs and the references, and returns medians and ratios."""
     model, clip = random_model(shape, CLASSES, compute_dtype=dtype)
@@ -59,7 +59,7 @@ def main(
     config = class_token_tower(clip.vision, "this benchmark").config
     sizes = matmul_shape(config, batch)
     contestants["xla_matmul"] = xla_matmul(*sizes, dtype)
-    if with_torch:
+    if reference != "none":
         from benchmarks import torch_reference
 
         _, _, cache, _, given = step.arguments
@@ -72,6 +72,7 @@ def main(
             LEARNING_RATE,
             WEIGHT_DECAY,
             dtype,
+            compiled=reference == "compiled",
         )
         contestants["torch_matmul"] = torch_reference.matmul(*sizes, PRODUCTS, dtype)
     seconds = take_turns(contestants, rounds)
@@ -84,6 +85,7 @@ def main(
         "microbatch": microbatch,
         "dtype": dtype,
         "rounds": rounds,
+        "reference": reference,
     }
     for name, flops in (
         ("train_step", train_flops(config)),
@@ -97,10 +99,10 @@ def main(
             f"{name}_gflop_per_second": achieved / 1e9,
             f"{name}_over_xla_matmul_peak": achieved / peak,
         }
-        if with_torch:
+        if reference != "none":
             result[f"{name}_over_torch"] = ratio(seconds, name, f"torch_{name}")
     result["xla_matmul_gflop_per_second"] = peak / 1e9
-    if with_torch:
+    if reference != "none":
         result["torch_matmul_gflop_per_second"] = matmul_flops / medians["torch_matmul"] / 1e9
     return result
 
@@ -161,7 +163,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no_torch", action="store_true")
+    parser.add_argument("--torch", choices=("eager", "compiled", "none"), default="eager")
     options = parser.parse_args()
     if options.microbatch and options.batch % options.microbatch:
         parser.error(f"--batch={options.batch} is no multiple of --microbatch={options.microbatch}")
@@ -172,6 +174,6 @@ if __name__ == "__main__":
             options.microbatch,
             options.dtype,
             options.rounds,
-            not options.no_torch,
+            options.torch,
         )
     )

@@ -17,6 +17,11 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 DEFAULT_TESTS = "not slow and not browser"
+# XLA's emitters of fused loops take more than half of the time to compile a small program.
+FAST_COMPILATION = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_square": (50, 60, 210)}
 
@@ -38,10 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Slow tests, comparisons with PyTorch, and all processes that a test starts compile as users do.
     """
-    if config.getoption("markexpr") == DEFAULT_TESTS:
-        import jax
+    if config.getoption("markexpr") != DEFAULT_TESTS:
+        return
+    import jax
 
-        jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", " ".join([*FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")]))
+        jax.devices()  # XLA reads the variable once, when it finds the devices
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -73,7 +73,8 @@ def test_attention_is_fused_if_its_weights_are_not_needed(both):
             assert torch_reference.block(layer, tokens)[1] is not None
 
 
-def test_the_reference_trains_and_evaluates_in_bfloat16(tiny_clip_dir, both):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_reference_trains_and_evaluates_in_bfloat16(tiny_clip_dir, both, compiled):
     model, _, images, labels, cache, _ = both
     arrays = [np.asarray(array) for array in (cache.image, cache.object, cache.labels)]
     contestants = torch_reference.contestants(
@@ -85,6 +86,7 @@ def test_the_reference_trains_and_evaluates_in_bfloat16(tiny_clip_dir, both):
         LEARNING_RATE,
         WEIGHT_DECAY,
         "bfloat16",
+        compiled=compiled,
     )
     _, zero_shot = contestants["torch_evaluation"]()
     assert relative_error(model.zero_shot_logits(images), zero_shot) < 0.05

@@ -1,5 +1,7 @@
 """Checks which attention is fused, and that the towers compute the same with it."""
 
+from functools import partial
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -30,17 +32,10 @@ def pixels(clip):
 @pytest.fixture
 def gpu(monkeypatch):
     """Takes the CPU for a GPU on which `jax.nn` computes the attention that cuDNN would."""
-
-    def by_jax(queries, keys, values):
-        heads_last = (each.swapaxes(1, 2) for each in (queries, keys, values))
-        mixed = jax.nn.dot_product_attention(*heads_last, scale=1.0, implementation="xla")
-        return mixed.swapaxes(1, 2)
-
     monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(fused_attention, "fused_attention", by_jax)
-    monkeypatch.setattr(layers, "fused_attention", by_jax)
+    monkeypatch.setattr(fused_attention, "IMPLEMENTATION", "xla")
     fused_attention._trial_succeeds.cache_clear()
-    yield by_jax
+    yield
     fused_attention._trial_succeeds.cache_clear()
 
 
@@ -65,6 +60,21 @@ def encode(encoder, pixels):
 )
 def test_half_types_are_fused_on_a_gpu(gpu, dtype, fused):
     assert fused_attention.is_fused(*SHAPE, dtype) == fused
+
+
+@pytest.mark.parametrize("tokens", [18, 19])
+def test_attention_and_its_gradients_are_those_of_plain_products(gpu, tokens):
+    rng = np.random.default_rng(0)
+    *inputs, gradient = rng.normal(size=(4, 2, 4, tokens, 16)).astype(np.float32)
+
+    @partial(jax.jit, static_argnums=0)
+    def outputs(function, *inputs):
+        output, pull = jax.vjp(function, *inputs)
+        return output, *pull(gradient)
+
+    functions = fused_attention.fused_attention, fused_attention.plain_attention
+    for ours, theirs in zip(*(outputs(each, *inputs) for each in functions), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
 
 
 def test_nothing_is_fused_on_a_cpu():
@@ -93,7 +103,8 @@ def test_a_gpu_whose_cudnn_refuses_uses_plain_products(monkeypatch, gpu):
 
 
 def test_a_gpu_whose_cudnn_differs_uses_plain_products(monkeypatch, gpu, caplog):
-    monkeypatch.setattr(fused_attention, "fused_attention", lambda q, k, v: 1.1 * gpu(q, k, v))
+    right = fused_attention.fused_attention
+    monkeypatch.setattr(fused_attention, "fused_attention", lambda q, k, v: 1.1 * right(q, k, v))
     assert not fused_attention.is_fused(*SHAPE, "bfloat16")
     assert "differs" in caplog.text
 

@@ -1,38 +1,36 @@
 """Attention as one kernel of cuDNN, which writes no attention weights to memory."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 IMPLEMENTATION: Literal["xla", "cudnn"] = "cudnn"
-HALF_TYPES = ("bfloat16", "float16")
 TOLERANCE = 0.02  # of the largest entry; a rounding of bfloat16 is 0.004
 
 
-def is_fused(batch: object, heads: int, tokens: int, width: int, dtype: DTypeLike) -> bool:
+def is_fused(shape: Sequence[Any], dtype: DTypeLike) -> bool:
     """Returns whether `fused_attention` serves queries, keys and values of this shape.
 
-    It serves half types on GPUs where a trial of the same shape succeeds.
+    It serves bfloat16 on GPUs where a trial of the same shape succeeds.
 
     Args:
-        batch: Number of images. If it is symbolic, the program is exported, also to other
-            platforms, and its attention is not fused.
-        heads: Number of heads.
-        tokens: Number of tokens.
-        width: Width of a head.
+        shape: Numbers of images, heads and tokens, and the width of a head. If the number of images
+            is symbolic, the program is exported, also to other platforms, and its attention is not
+            fused.
         dtype: Type of the tokens.
     """
-    name = jnp.dtype(dtype).name
     return (
-        isinstance(batch, int)
+        isinstance(shape[0], int)
         and jax.default_backend() == "gpu"
-        and name in HALF_TYPES
-        and _trial_succeeds(heads, tokens, width, name)
+        and jnp.dtype(dtype) == jnp.bfloat16
+        and _attention_succeeds(tuple(shape[1:]))
     )
 
 
@@ -65,36 +63,61 @@ def plain_attention(
 
 
 @cache
-def _trial_succeeds(heads: int, tokens: int, width: int, dtype: str) -> bool:
-    """Returns whether cuDNN computes such an attention and its gradients as plain products do.
+def _attention_succeeds(shape: tuple[int, ...]) -> bool:
+    def with_gradients(function: Callable[..., Array]) -> Callable[..., Any]:
+        def outputs(*inputs: Array) -> Any:
+            output, pull = jax.vjp(function, *inputs[:3])
+            return output, pull(inputs[3])
 
-    Which shapes it supports depends on its version, the driver and the card. It refuses the others
-    when a program is traced, compiled or run, each time by another exception.
+        return outputs
+
+    inputs = np.random.default_rng(0).normal(scale=0.5, size=(4, 1, *shape))
+    return trial_succeeds(
+        "cuDNN's attention",
+        with_gradients(fused_attention),
+        with_gradients(plain_attention),
+        list(inputs.astype(jnp.bfloat16)),
+    )
+
+
+def trial_succeeds(
+    name: str,
+    fused: Callable[..., Any],
+    plain: Callable[..., Any],
+    inputs: Sequence[np.ndarray],
+) -> bool:
+    """Returns whether a fused computation runs on this device and agrees with a plain one.
+
+    Which shapes are supported depends on the versions of the libraries, the driver and the card.
+    The others are refused when a program is traced, compiled or run, each time by another
+    exception.
+
+    Args:
+        name: Name of the fused computation, for the log.
+        fused: Function of the inputs.
+        plain: Function that returns the same.
+        inputs: Arrays to try them on.
     """
-    with jax.ensure_compile_time_eval():
-        *inputs, gradient = (
-            jax.random.normal(key, (1, heads, tokens, width)).astype(dtype)
-            for key in jax.random.split(jax.random.key(0), 4)
+
+    @jax.jit
+    def largest_difference(*inputs: Array) -> Array:
+        pairs = zip(
+            *(jax.tree.leaves(function(*inputs)) for function in (fused, plain)), strict=True
         )
+        wide = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in pairs]
+        return jnp.stack([abs(a - b).max() / abs(b).max() for a, b in wide]).max()
 
-        @jax.jit
-        def largest_difference() -> Array:
-            ours, theirs = (
-                jax.tree.leaves((jax.vjp(f, *inputs)[0], jax.vjp(f, *inputs)[1](gradient)))
-                for f in (fused_attention, plain_attention)
-            )
-            wide = [(a.astype(float), b.astype(float)) for a, b in zip(ours, theirs, strict=True)]
-            return jnp.stack([abs(a - b).max() / abs(b).max() for a, b in wide]).max()
-
-        try:
-            difference = float(largest_difference())
-        except Exception as error:
-            logging.info("attention is not fused on this GPU: %s", error)
-            return False
+    try:
+        with jax.ensure_compile_time_eval():  # the caller may be tracing a program
+            difference = float(largest_difference(*inputs))
+    except Exception as error:
+        logging.info("%s is not used, because it does not run on this GPU: %s", name, error)
+        return False
     if not difference <= TOLERANCE:
         logging.warning(
-            "cuDNN's attention differs from plain products by %.2g of the largest entry on this "
-            "GPU, so that it is not used",
+            "%s is not used, because it differs from plain products by %.2g of the largest entry "
+            "on this GPU",
+            name,
             difference,
         )
         return False

@@ -216,7 +216,7 @@ class Attention(nnx.Module):
     def is_fused(self, tokens: Float[Array, "b t d"]) -> bool:
         """Returns whether the tokens attend to each other without weights in memory."""
         batch, count, width = tokens.shape
-        return is_fused(batch, self.num_heads, count, width // self.num_heads, tokens.dtype)
+        return is_fused((batch, self.num_heads, count, width // self.num_heads), tokens.dtype)
 
     def queries_and_keys(
         self, tokens: Float[Array, "b t d"], num_queries: int | None = None

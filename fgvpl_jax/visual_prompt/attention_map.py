@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fgvpl_jax.clip.fused_attention import is_fused
 from fgvpl_jax.clip.layers import attention_weights
 from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.errors import UserError
@@ -140,10 +141,19 @@ def one_layer_down(
     row: Float[Array, "b h t"], attention: KeptAttention, residual: float
 ) -> Float[Array, "b h t"]:
     """Returns the row after one more layer, counted down."""
-    weights = weights_of(attention)
+    if isinstance(attention, tuple) and is_fused((queries := attention[0]).shape, queries.dtype):
+        # Imported here, because Pallas takes 0.1 s to import and only GPUs use it.
+        from fgvpl_jax.visual_prompt.fused_roll_out import fused_layer_down, is_supported
+
+        if is_supported(queries.shape[1:]):
+            return _with_residual(fused_layer_down(row, attention), row, residual)
+    return _with_residual(plain_layer_down(row, attention), row, residual)
+
+
+def plain_layer_down(row: Float[Array, "b h t"], attention: KeptAttention) -> Float[Array, "b h t"]:
+    """Returns row · weights for each head."""
     # A product and a sum, because GPUs reduce the precision of float32 matrix products.
-    below = jnp.sum(row[..., None] * weights.astype(jnp.float32), axis=2)
-    return _with_residual(below, row, residual)
+    return jnp.sum(row[..., None] * weights_of(attention).astype(jnp.float32), axis=2)
 
 
 def _with_residual(

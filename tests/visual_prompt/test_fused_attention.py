@@ -12,7 +12,8 @@ from flax import nnx
 from fgvpl_jax import load_clip
 from fgvpl_jax.clip import fused_attention, layers
 from fgvpl_jax.variables import Trainable
-from fgvpl_jax.visual_prompt import FGImageEncoder, fine_grained_encoder
+from fgvpl_jax.visual_prompt import FGImageEncoder, fine_grained_encoder, fused_roll_out
+from fgvpl_jax.visual_prompt.attention_map import one_layer_down, plain_layer_down
 from tests.comparison import relative_error
 
 SHAPE = (2, 4, 19, 16)  # images, heads, tokens, width of a head
@@ -34,9 +35,13 @@ def gpu(monkeypatch):
     """Takes the CPU for a GPU on which `jax.nn` computes the attention that cuDNN would."""
     monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(fused_attention, "IMPLEMENTATION", "xla")
-    fused_attention._trial_succeeds.cache_clear()
+    monkeypatch.setattr(fused_roll_out, "INTERPRET", True)
+    trials = fused_attention._attention_succeeds, fused_roll_out.is_supported
+    for trial in trials:
+        trial.cache_clear()
     yield
-    fused_attention._trial_succeeds.cache_clear()
+    for trial in trials:
+        trial.cache_clear()
 
 
 def encode(encoder, pixels):
@@ -55,11 +60,9 @@ def encode(encoder, pixels):
     return run(trained, pixels)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "fused"), [("bfloat16", True), ("float16", True), ("float32", False)]
-)
-def test_half_types_are_fused_on_a_gpu(gpu, dtype, fused):
-    assert fused_attention.is_fused(*SHAPE, dtype) == fused
+@pytest.mark.parametrize(("dtype", "fused"), [("bfloat16", True), ("float32", False)])
+def test_bfloat16_is_fused_on_a_gpu(gpu, dtype, fused):
+    assert fused_attention.is_fused(SHAPE, dtype) == fused
 
 
 @pytest.mark.parametrize("tokens", [18, 19])
@@ -77,13 +80,31 @@ def test_attention_and_its_gradients_are_those_of_plain_products(gpu, tokens):
         assert relative_error(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize(("tokens", "width"), [(19, 16), (198, 64), (577, 8)])
+@pytest.mark.parametrize("residual", [0.0, 0.5])
+def test_a_layer_of_the_roll_out_is_that_of_plain_products(gpu, tokens, width, residual):
+    rng = np.random.default_rng(0)
+    row = jnp.asarray(rng.uniform(size=(2, 3, tokens)), jnp.float32)
+    pair = tuple(jnp.asarray(rng.normal(size=(2, 2, 3, tokens, width)), jnp.bfloat16))
+    down = jax.jit(one_layer_down, static_argnums=2)(row, pair, residual)
+    expected = (1 - residual) * plain_layer_down(row, pair) + residual * row
+    assert fused_roll_out.is_supported.cache_info().currsize == 1
+    assert relative_error(down, expected) < 0.02  # weights of plain products are bfloat16
+
+
+def test_the_kernel_of_the_roll_out_is_lowered_for_gpus():
+    row, half = jnp.ones((2, 12, 198)), jnp.ones((2, 12, 198, 64), jnp.bfloat16)
+    traced = jax.jit(fused_roll_out.fused_layer_down).trace(row, (half, half))
+    assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 def test_nothing_is_fused_on_a_cpu():
-    assert not fused_attention.is_fused(*SHAPE, "bfloat16")
+    assert not fused_attention.is_fused(SHAPE, "bfloat16")
 
 
 def test_a_program_for_any_number_of_images_is_not_fused(gpu):
     (batch,) = jax.export.symbolic_shape("b")
-    assert not fused_attention.is_fused(batch, *SHAPE[1:], "bfloat16")
+    assert not fused_attention.is_fused((batch, *SHAPE[1:]), "bfloat16")
 
 
 def test_a_gpu_whose_cudnn_refuses_uses_plain_products(monkeypatch, gpu):
@@ -95,7 +116,7 @@ def test_a_gpu_whose_cudnn_refuses_uses_plain_products(monkeypatch, gpu):
 
     @jax.jit
     def program(x):  # the trial is made while a program is traced
-        decided.append(fused_attention.is_fused(*SHAPE, "bfloat16"))
+        decided.append(fused_attention.is_fused(SHAPE, "bfloat16"))
         return 2 * x
 
     program(jnp.ones(3))
@@ -105,7 +126,7 @@ def test_a_gpu_whose_cudnn_refuses_uses_plain_products(monkeypatch, gpu):
 def test_a_gpu_whose_cudnn_differs_uses_plain_products(monkeypatch, gpu, caplog):
     right = fused_attention.fused_attention
     monkeypatch.setattr(fused_attention, "fused_attention", lambda q, k, v: 1.1 * right(q, k, v))
-    assert not fused_attention.is_fused(*SHAPE, "bfloat16")
+    assert not fused_attention.is_fused(SHAPE, "bfloat16")
     assert "differs" in caplog.text
 
 

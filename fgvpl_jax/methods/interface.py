@@ -92,7 +92,7 @@ class Method(nnx.Module):
     name: ClassVar[str]
     title: ClassVar[str]
     reads_features: ClassVar[bool]
-    finds_objects: ClassVar[bool] = False
+    finds_objects: bool = False
     tunable_encoder: ClassVar[bool] = False
     uses_cache: ClassVar[bool] = False
     leave_one_out: bool = False

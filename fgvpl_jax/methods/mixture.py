@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.methods.interface import Choices, FeatureMethod, Method, PixelMethod
@@ -32,6 +32,20 @@ class Member(NamedTuple):
     choices: Choices
     temperature: float
     weight: float
+
+
+class MixedFeatures(NamedTuple):
+    """Features of each member, and where the object is.
+
+    Attributes:
+        members: Features of each member.
+        attention_map: See `ImageFeatures`; None if no member finds objects.
+        object_mask: See `ImageFeatures`; None if no member finds objects.
+    """
+
+    members: list[Any]
+    attention_map: Float[Array, "b n"] | None = None
+    object_mask: Bool[Array, "b n"] | None = None
 
 
 class Part(nnx.Module):
@@ -79,21 +93,31 @@ class FeatureMixture(FeatureMethod):
 class PixelMixture(PixelMethod):
     """`FeatureMixture` for members that do not all read plain CLIP's features.
 
+    It shows the object of the member that has the largest weight among those that find objects.
+
     Attributes:
         parts: The members.
+        shown: Place of that member; None if no member finds objects.
     """
 
     def __init__(self, clip: CLIP, text_features: Float[Array, "k e"], members: Sequence[Member]):
         super().__init__(clip, text_features)
         self.parts = nnx.List([Part(member) for member in members])
+        finding = [place for place, one in enumerate(members) if one.model.finds_objects]
+        self.shown = max(finding, key=lambda place: members[place].weight, default=None)
+        self.finds_objects = self.shown is not None
 
-    def features(self, inputs: Any) -> Any:
-        """Returns the features of each member."""
-        return [part.features(inputs) for part in self.parts]
+    def features(self, inputs: Any) -> MixedFeatures:
+        """Returns the features of each member, and where the object is."""
+        found = [part.features(inputs) for part in self.parts]
+        if self.shown is None:
+            return MixedFeatures(found)
+        shown = found[self.shown]
+        return MixedFeatures(found, shown.attention_map, shown.object_mask)
 
-    def logits(self, features: Any, support: None) -> Float[Array, "b k"]:
+    def logits(self, features: MixedFeatures, support: None) -> Float[Array, "b k"]:
         """Returns the logarithms of the mixed probabilities."""
-        return mixed(self.parts, features)
+        return mixed(self.parts, features.members)
 
 
 def mixed(parts: Sequence[Part], features: Sequence[Any]) -> Float[Array, "b k"]:

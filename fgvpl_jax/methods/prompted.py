@@ -21,7 +21,7 @@ class PromptedMethod(PixelMethod):
         encoder: Encoder of section 3.1; its prompt and fine-grained layer are trained.
     """
 
-    finds_objects: ClassVar[bool] = True
+    finds_objects = True
     tunable_encoder: ClassVar[bool] = True
     passes_are_cheap: ClassVar[bool] = True
     encoder: FGImageEncoder | PooledFGImageEncoder

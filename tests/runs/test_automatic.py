@@ -114,14 +114,17 @@ def test_a_mix_adds_up_the_probabilities_of_its_members(
     classifier = fg.load_classifier(tmp_path / "auto")
     predictions = classifier.predict(test_photos, top_k=3)
 
-    expected = np.zeros((len(test_photos), 3))
+    expected, masks = np.zeros((len(test_photos), 3)), []
     for one in results.members:
         folder = Workdir(tmp_path / "auto").candidate(one.method)
         part = json.loads((tmp_path / "auto" / "results.json").read_text())
         part |= {"method": one.method, "temperature": one.temperature, **one.choices}
         part["tried"] = part["none_of_these"] = None
         folder.write(folder.results_file, part)
-        for row, found in enumerate(fg.load_classifier(folder.path).predict(test_photos, top_k=3)):
+        member = fg.load_classifier(folder.path)
+        for row, found in enumerate(member.predict(test_photos, top_k=3)):
+            if member.finds_objects:
+                masks.append(found.location.object_mask)
             for name, probability in zip(found.class_names, found.probabilities, strict=True):
                 expected[row, classifier.class_names.index(name)] += one.weight * probability
     expected = softmax(np.log(expected) / results.temperature, axis=1)
@@ -131,6 +134,9 @@ def test_a_mix_adds_up_the_probabilities_of_its_members(
             assert probability == pytest.approx(own, abs=1e-5)
     right = [p.class_names[0].replace(" ", "_") in p.name.replace(" ", "_") for p in predictions]
     assert np.mean(right) == pytest.approx(results.test_accuracy)
+    assert classifier.finds_objects == bool(masks)
+    if masks:
+        np.testing.assert_array_equal([p.location.object_mask for p in predictions], masks)
     assert classifier.evidence(test_photos[0]).map.shape == classifier.clip.vision.grid
     assert export_classifier(classifier, tmp_path / "mix.fgvpl").exists()
 

@@ -294,7 +294,14 @@ def random_run(shape: str, workdir: Path) -> None:
             first = int(np.flatnonzero(scenes.labels == label)[0])
             scenes.image(first).save(workdir / "photos" / split / name / "0.png")
     photos = workdir / "photos"
-    fg.fit(photos, clip=workdir / "clip", workdir=workdir / "run", shots=1, epochs=1)
+    fg.fit(
+        photos,
+        clip=workdir / "clip",
+        workdir=workdir / "run",
+        method="fg_vpl",
+        shots=1,
+        epochs=1,
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from fgvpl_jax import defaults
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.commands.modes import modes_by_flag
 from fgvpl_jax.commands.shipped_configs import FOLDER
@@ -42,6 +43,7 @@ def desk(tmp_path, monkeypatch):
         os.symlink(ROOT / "demo" / "clip", tmp_path / name)
     # The test checks that the calls work, not what the model learns.
     monkeypatch.setattr(fg_vpl, "OTHER_EPOCHS", 2)
+    monkeypatch.setattr(defaults, "MINUTES", 1e-3)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path

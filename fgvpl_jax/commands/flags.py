@@ -36,7 +36,9 @@ TOP_K = flags.DEFINE_integer(
 )
 JSON = flags.DEFINE_bool("json", False, "predict: print JSON lines instead of text.")
 OVERLAY_DIR = flags.DEFINE_string(
-    "overlay_dir", None, "predict: folder for a picture of each photo's object and attention map."
+    "overlay_dir",
+    None,
+    "predict: folder for a picture of each photo, with its object and map.",
 )
 EVIDENCE = flags.DEFINE_string(
     "evidence",

@@ -33,7 +33,8 @@ def fit(data: str | Path, /, *, workdir: str | Path | None = None, **settings: A
             `data={"templates": ("a photo of a {}.",)}`. `data={"root": …, "source": …}` sets where
             a benchmark is stored. For a benchmark, `shots` defaults to 16, `attention_map` to
             "product" and `selection_rule` to "accuracy"; for your own photos, to None (all photos),
-            "border_contrast" and "likelihood". With `minutes`, `method` defaults to "auto".
+            "border_contrast" and "likelihood". `method` defaults to "auto" for your own photos, and
+            for a benchmark if `minutes` are given, otherwise to "fg_vpl".
     Returns:
         The classifier; its `results` hold the estimated accuracy.
     Raises:

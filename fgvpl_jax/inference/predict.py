@@ -80,18 +80,13 @@ def predict_files(
             each photo; None computes none.
         with_regions: Whether to compute the regions of each photo; see `Classifier.regions`.
     Raises:
-        UserError: If `overlay_dir` is given or regions are wanted for a method that looks for no
-            object, or there is no class `evidence_for`.
+        UserError: If regions are wanted for a method that looks for no object, or there is no class
+            `evidence_for`.
     """
     if evidence_for not in (None, PREDICTED, *classifier.class_names):
         raise UserError(
             f"evidence is {evidence_for!r}: give {PREDICTED!r}, or one of the classes "
             f"{', '.join(classifier.class_names)}"
-        )
-    if overlay_dir is not None and not classifier.finds_objects:
-        raise UserError(
-            f"overlay_dir is {overlay_dir}, but {classifier.results.method} looks for no object "
-            "that could be drawn: leave overlay_dir out"
         )
     if with_regions:
         check_finds_objects(classifier)
@@ -127,14 +122,8 @@ def overlay_of(
 ) -> Image.Image:
     """Draws one prediction, with the similar training photos that still exist.
 
-    Raises:
-        UserError: If the prediction is by a method that looks for no object.
+    A method that looks for no object has no panels of an attention map and a mask.
     """
-    if prediction.location is None:
-        raise UserError(
-            f"the prediction for {prediction.name} has no object mask to draw: use a method that "
-            "looks for objects, such as fg_vpl"
-        )
     similar = []
     for found in prediction.similar:
         try:
@@ -143,14 +132,13 @@ def overlay_of(
             thumbnail = None
         similar.append((thumbnail, found.class_name))
     classes = list(zip(prediction.class_names, prediction.probabilities, strict=True))
-    location = prediction.location
-    panels = [
-        ("attention", heat_layer(location.attention_map)),
-        (
-            "object" if location.object_found else "no object stands out",
-            mask_layer(location.object_mask),
-        ),
-    ]
+    panels, location = [], prediction.location
+    if location is not None:
+        caption = "object" if location.object_found else "no object stands out"
+        panels = [
+            ("attention", heat_layer(location.attention_map)),
+            (caption, mask_layer(location.object_mask)),
+        ]
     if evidence is not None:
         panels.append((f"evidence for {evidence.class_name}", evidence_layer(evidence.map)))
     if regions is not None:

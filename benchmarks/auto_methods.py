@@ -26,7 +26,6 @@ from fgvpl_jax.runs import candidates
 from fgvpl_jax.runs.automatic import train_auto, trained_on_all, with_shared_features
 from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.run import Run
-from fgvpl_jax.runs.training_monitor import LogTargets
 from fgvpl_jax.runs.workdir import Workdir
 
 
@@ -61,7 +60,7 @@ def compare(config: ConfigDict, workdir: Workdir, undrawn: int) -> dict[str, Any
     run = prepare(config, workdir)
     if undrawn:
         run = replace(run, dataset=replace(run.dataset, test=undrawn_images(run, undrawn)))
-    results = train_auto(run, time.monotonic(), LogTargets())
+    results = train_auto(run, time.monotonic())
     assert results.test_accuracy is not None and results.cv_interval is not None
     low, high = results.cv_interval
     row: dict[str, Any] = {

@@ -24,7 +24,7 @@ TOP_K = 5  # most probable classes that a prediction names
 FALSE_REJECTION_RATE = 0.05  # share of photos of the classes that "none of these" may reject
 
 # Several labels a photo
-LABEL_METHOD = "kernel_ridge_plain"  # of `fit_multi_label`
+LABEL_METHOD = "kernel_ridge_plain"  # unless a method is named
 
 # method="auto"
 MINUTES = 5.0  # time for trying methods

@@ -18,7 +18,8 @@ TOLERANCE = 0.02  # of the largest entry; a rounding of bfloat16 is 0.004
 def is_fused(shape: Sequence[Any], dtype: DTypeLike) -> bool:
     """Returns whether `fused_attention` serves queries, keys and values of this shape.
 
-    It serves bfloat16 on GPUs where a trial of the same shape succeeds.
+    It serves bfloat16 on one GPU where a trial of the same shape succeeds. Over several GPUs, whose
+    arrays are split, it was not tried.
 
     Args:
         shape: Numbers of images, heads and tokens, and the width of a head. If the number of images
@@ -26,11 +27,16 @@ def is_fused(shape: Sequence[Any], dtype: DTypeLike) -> bool:
             fused.
         dtype: Type of the tokens.
     """
+    return may_fuse(shape, dtype) and _attention_succeeds(tuple(shape[1:]))
+
+
+def may_fuse(shape: Sequence[Any], dtype: DTypeLike) -> bool:
+    """Returns whether kernels for GPUs are worth a trial; see `is_fused`."""
     return (
         isinstance(shape[0], int)
         and jax.default_backend() == "gpu"
+        and jax.device_count() == 1
         and jnp.dtype(dtype) == jnp.bfloat16
-        and _attention_succeeds(tuple(shape[1:]))
     )
 
 
@@ -111,7 +117,8 @@ def trial_succeeds(
         with jax.ensure_compile_time_eval():  # the caller may be tracing a program
             difference = float(largest_difference(*inputs))
     except Exception as error:
-        logging.info("%s is not used, because it does not run on this GPU: %s", name, error)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        logging.warning("%s is not used, because it does not run on this GPU: %s", name, reason)
         return False
     if not difference <= TOLERANCE:
         logging.warning(

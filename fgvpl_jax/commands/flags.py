@@ -38,7 +38,7 @@ JSON = flags.DEFINE_bool("json", False, "predict: print JSON lines instead of te
 OVERLAY_DIR = flags.DEFINE_string(
     "overlay_dir",
     None,
-    "predict: folder for a picture of each photo, with its object and map.",
+    "predict: folder for a picture of each photo and, if found, its object.",
 )
 EVIDENCE = flags.DEFINE_string(
     "evidence",

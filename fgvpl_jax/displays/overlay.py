@@ -45,7 +45,8 @@ def draw_overlay(
     """
     captions = ("what the model saw", *(caption for caption, _ in layers))
     panels = [square, *(laid_over(square, layer) for _, layer in layers)]
-    width = MARGIN + len(panels) * (PANEL + MARGIN)
+    bars, thumbnails = PANEL + MARGIN + PANEL // 2, len(similar) * (THUMBNAIL + 8)
+    width = MARGIN + max(len(panels) * (PANEL + MARGIN), bars + MARGIN + thumbnails)
     height = MARGIN + 20 + PANEL + MARGIN + max(26 * len(classes), THUMBNAIL + 24) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -54,8 +55,8 @@ def draw_overlay(
         write(pen, (left, MARGIN - 4), caption, PANEL, 15)
         sheet.paste(panel, (left, MARGIN + 20))
     top = MARGIN + 20 + PANEL + MARGIN
-    draw_bars(pen, classes, (MARGIN, top), PANEL + MARGIN + PANEL // 2)
-    left = width - MARGIN - len(similar) * (THUMBNAIL + 8)
+    draw_bars(pen, classes, (MARGIN, top), bars)
+    left = width - MARGIN - thumbnails
     for place, (image, caption) in enumerate(similar):
         corner = (left + place * (THUMBNAIL + 8), top)
         if image is None:

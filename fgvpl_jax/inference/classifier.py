@@ -127,8 +127,8 @@ class Classifier:
         """
         if not self.uses_cache:
             raise UserError(
-                f"{self.results.method} has no visual cache, so no class can be added: train a run "
-                "with the class, or with the method fg_vpl or tar"
+                f"{self.results.trained_method} has no visual cache, so no class can be added: "
+                "train a run with the class, or with the method fg_vpl or tar"
             )
         changes.check_photos(num_photos)
         return changes.checked_name(raw_name)

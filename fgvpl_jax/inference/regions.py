@@ -127,8 +127,8 @@ def check_finds_objects(classifier: "Classifier") -> None:
     """
     if not classifier.finds_objects:
         raise UserError(
-            f"{classifier.results.method} looks for no object, so it has no regions: use a method "
-            "that looks for objects, such as fg_vpl"
+            f"{classifier.results.trained_method} looks for no object, so it has no regions: train "
+            "a run with a method that looks for objects, such as gda_pool or fg_vpl"
         )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from fgvpl_jax import defaults
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.evaluation import Evaluator
-from fgvpl_jax.methods import AUTO, LabelledLogits, Method
+from fgvpl_jax.methods import LabelledLogits, Method
 from fgvpl_jax.methods.mixture import Member, mixture
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.runs.candidates import (
@@ -31,7 +31,6 @@ from fgvpl_jax.runs.prepare import write_settings
 from fgvpl_jax.runs.results import RunResults, Tried
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import Chosen, calibration, choose_on_validation
-from fgvpl_jax.runs.training_monitor import LogTargets
 from fgvpl_jax.runs.trying import Attempt, Record, try_methods
 from fgvpl_jax.training import (
     PixelInputs,
@@ -47,19 +46,13 @@ from fgvpl_jax.training import (
 READING_BATCH_SIZE = 64
 
 
-def train_auto(run: Run, started: float, targets: LogTargets) -> RunResults:
+def train_auto(run: Run, started: float) -> RunResults:
     """Tries methods, trains the best, evaluates, and writes `results.json`.
 
     Args:
         run: Run with the method "auto".
         started: `time.monotonic()` when the command began.
-        targets: Must be none.
     """
-    if targets != LogTargets():
-        raise UserError(
-            f"{AUTO} trains several models and logs none of them: leave --tensorboard and --wandb "
-            "out, or choose one method"
-        )
     write_settings(run)
     run, unreadable = with_shared_features(run)
     choose_folds(run)

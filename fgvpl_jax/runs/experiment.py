@@ -52,9 +52,14 @@ def carry_out(
 ) -> RunResults:
     """Does the work of `train_and_evaluate` in a folder that the caller has locked."""
     started, targets = time.monotonic(), targets or LogTargets()
+    if config.method == AUTO and targets != LogTargets():
+        raise UserError(
+            f"method is {AUTO!r}, which trains several models and logs none of them: leave "
+            "--tensorboard and --wandb out, or choose one method, such as --config.method=fg_vpl"
+        )
     run = prepare(config, workdir)
     if config.method == AUTO:
-        return train_auto(run, started, targets)
+        return train_auto(run, started)
     write_settings(run)
     if run.dataset.test is None:
         cross_validate(run)

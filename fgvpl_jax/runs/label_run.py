@@ -13,8 +13,10 @@ from fgvpl_jax.clip import CLIP, load_clip
 from fgvpl_jax.data import ImageCache
 from fgvpl_jax.data.label_list import LabelledPhotos, LabelListDataset, load_label_list
 from fgvpl_jax.data.manifest import has_several_labels
+from fgvpl_jax.defaults import LABEL_METHOD
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import expand_user
+from fgvpl_jax.methods import AUTO
 from fgvpl_jax.methods.fitted_once import unit
 from fgvpl_jax.methods.multi_label import label_method
 from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
@@ -105,6 +107,9 @@ def prepare_labels(config: ConfigDict, workdir: Workdir) -> LabelRun:
     """
     check_jax_settings()
     keep_compiled_programs()
+    if config.method == AUTO:
+        config = config.copy_and_resolve_references()
+        config.method = LABEL_METHOD
     label_method(config.method)
     check_config(config)
     fields = flatten(config.to_dict())

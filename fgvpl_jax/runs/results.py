@@ -187,6 +187,11 @@ class RunResults:
     wall_seconds: float
 
     @property
+    def trained_method(self) -> str:
+        """Name of the method that predicts; of a mix that "auto" made, the names of all members."""
+        return " + ".join(one.method for one in self.members) or self.method
+
+    @property
     def members(self) -> tuple[Tried, ...]:
         """The methods that make up the final classifier of "auto"; empty for other methods."""
         return tuple(one for one in self.tried or () if one.weight)

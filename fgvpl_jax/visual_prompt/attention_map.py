@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fgvpl_jax.clip.fused_attention import is_fused
+from fgvpl_jax.clip.fused_attention import may_fuse
 from fgvpl_jax.clip.layers import attention_weights
 from fgvpl_jax.defaults import NUM_PROMPTS
 from fgvpl_jax.errors import UserError
@@ -141,12 +141,14 @@ def one_layer_down(
     row: Float[Array, "b h t"], attention: KeptAttention, residual: float
 ) -> Float[Array, "b h t"]:
     """Returns the row after one more layer, counted down."""
-    if isinstance(attention, tuple) and is_fused((queries := attention[0]).shape, queries.dtype):
-        # Imported here, because Pallas takes 0.1 s to import and only GPUs use it.
-        from fgvpl_jax.visual_prompt.fused_roll_out import fused_layer_down, is_supported
+    if isinstance(attention, tuple):
+        queries, _ = attention
+        if may_fuse(queries.shape, queries.dtype):
+            # Imported here, because Pallas takes 0.1 s to import and only GPUs use it.
+            from fgvpl_jax.visual_prompt.fused_roll_out import fused_layer_down, is_supported
 
-        if is_supported(queries.shape[1:]):
-            return _with_residual(fused_layer_down(row, attention), row, residual)
+            if is_supported(queries.shape[1:]):
+                return _with_residual(fused_layer_down(row, attention), row, residual)
     return _with_residual(plain_layer_down(row, attention), row, residual)
 
 

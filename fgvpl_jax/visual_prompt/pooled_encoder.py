@@ -17,7 +17,7 @@ from fgvpl_jax.clip import ImageTower, PooledTower, class_token_tower
 from fgvpl_jax.defaults import ATTENTION_MAP, CONNECTIVITY, NUM_PROMPTS, PROMPT_LAYER
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen, Trainable, trainable_copy
-from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, one_layer_down, weights_of
+from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS, one_layer_down
 from fgvpl_jax.visual_prompt.border_contrast import LEAST_SHARE, border_contrast, test_card
 from fgvpl_jax.visual_prompt.encoder import (
     BORDER_CONTRAST,
@@ -153,10 +153,10 @@ class PooledFGImageEncoder(nnx.Module):
         row = row.astype(jnp.float32)
         count = len(below) if num_layers is None else min(num_layers - 1, len(below))
         for kept in reversed(below[len(below) - count :]):
-            weights = weights_of(kept)
-            if weights.shape[1] != row.shape[1]:
-                row = jnp.repeat(row.mean(axis=1, keepdims=True), weights.shape[1], axis=1)
-            row = one_layer_down(row, weights, residual)
+            heads = jax.tree.leaves(kept)[0].shape[1]
+            if heads != row.shape[1]:
+                row = jnp.repeat(row.mean(axis=1, keepdims=True), heads, axis=1)
+            row = one_layer_down(row, kept, residual)
         first, (gh, gw) = self.vision.num_readers, self.vision.grid
         return row[..., first : first + gh * gw].sum(axis=1)
 

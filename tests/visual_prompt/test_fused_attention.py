@@ -15,6 +15,7 @@ from fgvpl_jax.variables import Trainable
 from fgvpl_jax.visual_prompt import FGImageEncoder, fine_grained_encoder, fused_roll_out
 from fgvpl_jax.visual_prompt.attention_map import one_layer_down, plain_layer_down
 from tests.comparison import relative_error
+from tests.tiny_backbones import write_tiny_backbone
 
 SHAPE = (2, 4, 19, 16)  # images, heads, tokens, width of a head
 
@@ -141,6 +142,47 @@ def test_features_masks_and_gradients_are_those_of_plain_products(
     actual = encode(encoder, pixels)
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert relative_error(1.0 * ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("prompt_layer", "rematerialise"), [(1, False), (1, True), (2, False)], ids=str
+)
+def test_an_encoder_in_bfloat16_uses_both_kernels(
+    clip, pixels, monkeypatch, gpu, prompt_layer, rematerialise
+):
+    settings = {"compute_dtype": "bfloat16", "rematerialise": rematerialise}
+    encoder = FGImageEncoder(clip.vision, prompt_layer=prompt_layer, **settings, rngs=nnx.Rngs(0))
+    fused, gradient = encode(encoder, pixels)
+    assert fused_attention._attention_succeeds.cache_info().currsize
+    assert fused_roll_out.is_supported.cache_info().currsize
+    tokens = jax.jit(encoder.below_prompt)(pixels)
+    from_tokens = jax.jit(encoder)(tokens).attention_map
+    monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "cpu")
+    plain, expected = encode(encoder, pixels)
+    assert relative_error(fused.attention_map, plain.attention_map) < 0.05
+    assert relative_error(from_tokens, plain.attention_map) < 0.05
+    assert relative_error(fused.image, plain.image) < 0.05
+    same = (fused.object_mask == plain.object_mask).all(axis=1)
+    assert same.any()
+    assert relative_error(fused.object[same], plain.object[same]) < 0.05
+    assert np.linalg.norm(gradient - expected) < 0.1 * np.linalg.norm(expected) or not same.all()
+
+
+def test_a_pooled_encoder_uses_both_kernels(tmp_path, monkeypatch, gpu):
+    write_tiny_backbone(tmp_path, "siglip")
+    clip = load_clip(tmp_path)
+    side = clip.image_size
+    pixels = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+    encoder = fine_grained_encoder(clip.vision, 1, compute_dtype="bfloat16", rngs=nnx.Rngs(0))
+    fused = jax.jit(encoder)(pixels).attention_map
+    assert fused_roll_out.is_supported.cache_info().currsize
+    monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "cpu")
+    assert relative_error(fused, jax.jit(lambda x: encoder(x))(pixels).attention_map) < 0.05
+
+
+def test_several_gpus_use_plain_products(monkeypatch, gpu):
+    monkeypatch.setattr(fused_attention.jax, "device_count", lambda: 2)
+    assert not fused_attention.is_fused(SHAPE, "bfloat16")
 
 
 def test_weights_that_nothing_reads_are_not_computed(clip, pixels, monkeypatch, gpu):

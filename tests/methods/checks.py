@@ -8,8 +8,10 @@ from flax import nnx
 from fgvpl_jax.training import split_model
 from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 from tests.comparison import as_float64
+from tests.compiled import call
 
 CLASSES = ("red square", "green_circle", "b")
+TEMPLATE = "a photo of a {}."
 STEP = 1e-5
 
 
@@ -25,7 +27,7 @@ def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05)
         trainable = jax.tree.map(
             lambda x: np.asarray(x) + spread * rng.normal(size=x.shape), trainable
         )
-        batch = as_float64(StepBatch(inputs, labels, np.ones(len(labels))))
+        batch = as_float64(StepBatch(inputs, np.asarray(labels), np.ones(len(labels))))
 
         @jax.jit
         @jax.value_and_grad
@@ -49,6 +51,15 @@ def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05)
             assert gradient.dtype == jnp.float64
             # The absolute tolerance is for the keys of attention, whose effect nearly vanishes.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-7, err_msg=names[i])
+
+
+def cosine_logits_of(clip, vision, text, images):
+    """Returns the logits of a CLIP whose towers were replaced, for the classes of these tests."""
+    pixels = np.asarray(images, np.float32) * np.float32(clip.rescale_factor)
+    pixels = ((pixels - clip.image_mean) / clip.image_std).astype(np.float32)
+    texts = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
+    image_features, text_features = call(vision, pixels), call(text, texts)
+    return float(clip.logit_scale) * unit(image_features) @ unit(text_features).T
 
 
 def unit(x):

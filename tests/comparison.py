@@ -11,8 +11,9 @@ def as_float64(tree):
     """Returns the tree with its floating-point arrays in float64; needs x64 to be enabled."""
 
     def widen(x):
-        x = jnp.asarray(x)
-        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        x = np.asarray(x)
+        # `jnp.asarray` would compile a program for each shape.
+        return jax.device_put(x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x)
 
     return jax.tree.map(widen, tree)
 

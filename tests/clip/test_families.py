@@ -5,8 +5,8 @@ The golden values come from `tests/golden/write_backbones.py`.
 
 import json
 import re
+import shutil
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from fgvpl_jax.clip.families import family_of, pe_core
 from fgvpl_jax.errors import UserError
 from tests.clip.checkpoints import edit_json, parameters
 from tests.comparison import BOUND, relative_error
+from tests.compiled import run
 from tests.golden.inputs import (
     BACKBONES_FILE,
     DIRECTORY,
@@ -33,6 +34,7 @@ from tests.golden.inputs import (
 from tests.tiny_backbones import (
     KINDS,
     random_tensors,
+    small_perception_encoder,
     weights_name,
     write_small_files,
     write_tiny_backbone,
@@ -40,19 +42,30 @@ from tests.tiny_backbones import (
 from tests.tiny_clip import write_tiny_clip
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
 
 
-@pytest.fixture
-def backbone(kind, tmp_path):
-    directory = tmp_path / "backbone"
-    write_tiny_backbone(directory, kind, SEED)
+@pytest.fixture(scope="module")
+def written(kind, tmp_path_factory):
+    """Returns a checkpoint that no test changes."""
+    directory = tmp_path_factory.mktemp(kind)
+    with small_perception_encoder():
+        write_tiny_backbone(directory, kind, SEED)
     return directory
 
 
-def test_features_equal_the_golden_values(kind, backbone):
+@pytest.fixture
+def backbone(written, tmp_path):
+    """Yields a copy of the checkpoint, which a test may damage."""
+    with small_perception_encoder():
+        yield shutil.copytree(written, tmp_path / "backbone")
+
+
+def test_features_equal_the_golden_values(kind, tmp_path):
+    backbone = tmp_path / "backbone"
+    write_tiny_backbone(backbone, kind, SEED)
     clip = load_clip(backbone)
     pixels, photo = backbone_inputs(clip.image_size)
     with np.load(DIRECTORY / BACKBONES_FILE) as arrays:
@@ -221,6 +234,9 @@ def test_what_needs_a_class_token_refuses_other_towers_by_name(tmp_path):
 def test_rotary_positions_are_not_rounded_to_the_type_of_the_tokens():
     sizes = VisionConfig(width=64, num_layers=1, num_heads=1, mlp_width=64, image_size=384)
     attention = pe_core.RotaryAttention(sizes, rngs=nnx.Rngs(0))
-    ones = jnp.ones((1, 1, 1 + 24 * 24, 64))
-    full, half = (attention._rotated(ones.astype(dtype)) for dtype in (jnp.float32, jnp.bfloat16))
-    np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.02)
+    ones = np.ones((1, 1, 1 + 24 * 24, 64), np.float32)
+    full, half = (
+        np.asarray(run(type(attention)._rotated, attention, ones.astype(dtype)), np.float32)
+        for dtype in (np.float32, ml_dtypes.bfloat16)
+    )
+    np.testing.assert_allclose(half, full, atol=0.02)

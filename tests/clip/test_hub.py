@@ -1,11 +1,8 @@
 """Finding checkpoints: directory or hub id, one weight format from the hub, cache, no network."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,29 +14,10 @@ from fgvpl_jax import load_clip
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.model_card import licence_of
 from tests.clip.checkpoints import same, take_weights, to_flax_layout
+from tests.clip.hub_client import find_elsewhere
 from tests.tiny_backbones import write_tiny_backbone
 
-ROOT = Path(__file__).parents[2]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-def find_elsewhere(name, home, **environment):
-    """Runs `find_checkpoint` in a new process: the hub's client reads its environment at import."""
-    program = (
-        "from fgvpl_jax.clip.hub import find_checkpoint\n"
-        f"directory, revision = find_checkpoint({name!r})\n"
-        "print(directory, revision)"
-    )
-    keep = {n: v for n, v in os.environ.items() if not n.upper().endswith("_PROXY")}
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=keep | {"HF_HOME": str(home)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=120,
-    )
 
 
 class Hub:
@@ -124,9 +102,7 @@ def test_one_format_is_fetched(checkpoint, tmp_path, weights):
     add_other_formats(checkpoint, {weights})
     hub = Hub(checkpoint, "someone/tiny-clip")
     home = tmp_path / "home"
-    done = find_elsewhere("someone/tiny-clip", home, HF_ENDPOINT=hub.url)
-    assert done.returncode == 0, done.stderr
-    directory, revision = done.stdout.split()
+    directory, revision = find_elsewhere("someone/tiny-clip", home, HF_ENDPOINT=hub.url)
     assert revision == REVISION
     fetched = load_clip(directory)
     assert same(fetched, original)
@@ -137,10 +113,9 @@ def test_one_format_is_fetched(checkpoint, tmp_path, weights):
     assert hub.sent == small | licence | {weights, "preprocessor_config.json"}
     hub.server.shutdown()
     hub.server.server_close()
-    # One way of losing the hub per format, because a process takes seconds to import everything.
+    # One way of losing the hub per format, because a process takes a second.
     gone = {"HF_ENDPOINT": hub.url} if "safetensors" in weights else {"HF_HUB_OFFLINE": "1"}
-    done = find_elsewhere("someone/tiny-clip", home, **gone)
-    assert done.stdout.split() == [directory, REVISION], done.stderr
+    assert find_elsewhere("someone/tiny-clip", home, **gone) == (directory, REVISION)
 
 
 def test_of_a_repository_with_two_forms_the_supported_one_is_fetched(tmp_path):
@@ -151,9 +126,8 @@ def test_of_a_repository_with_two_forms_the_supported_one_is_fetched(tmp_path):
     for name in ("model.safetensors", "open_clip_pytorch_model.bin"):
         (directory / name).write_bytes(b"not to be fetched")
     hub = Hub(directory, "timm/tiny-resnet")
-    done = find_elsewhere("timm/tiny-resnet", tmp_path / "home", HF_ENDPOINT=hub.url)
-    assert done.returncode == 0, done.stderr
-    found, revision = done.stdout.split()
+    home = tmp_path / "home"
+    found, revision = find_elsewhere("timm/tiny-resnet", home, HF_ENDPOINT=hub.url)
     assert revision == REVISION
     assert same(load_clip(found), load_clip(directory))
     assert "open_clip_model.safetensors" in hub.sent
@@ -171,9 +145,8 @@ def test_safetensors_of_one_form_are_preferred_to_a_pickle_of_another(tmp_path):
     (directory / "pytorch_model.bin").write_bytes(b"not to be fetched")
     assert same(load_clip(directory), expected)
     hub = Hub(directory, "someone/tiny-clip")
-    done = find_elsewhere("someone/tiny-clip", tmp_path / "home", HF_ENDPOINT=hub.url)
-    assert done.returncode == 0, done.stderr
-    assert same(load_clip(done.stdout.split()[0]), expected)
+    found, _ = find_elsewhere("someone/tiny-clip", tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert same(load_clip(found), expected)
     assert "open_clip_model.safetensors" in hub.sent
     assert "pytorch_model.bin" not in hub.sent
     hub.server.shutdown()
@@ -183,26 +156,26 @@ def test_safetensors_of_one_form_are_preferred_to_a_pickle_of_another(tmp_path):
 def test_a_repository_that_is_not_there_or_has_no_weights(checkpoint, tmp_path):
     take_weights(checkpoint)
     hub = Hub(checkpoint, "someone/empty")
-    done = find_elsewhere("someone/else", tmp_path, HF_ENDPOINT=hub.url)
-    assert "UserError: there is no directory someone/else" in done.stderr
-    done = find_elsewhere("someone/empty", tmp_path, HF_ENDPOINT=hub.url)
-    assert "UserError: someone/empty on the hub holds no weights" in done.stderr
+    with pytest.raises(UserError, match=r"^there is no directory someone/else"):
+        find_elsewhere("someone/else", tmp_path, HF_ENDPOINT=hub.url)
+    with pytest.raises(UserError, match=r"^someone/empty on the hub holds no weights"):
+        find_elsewhere("someone/empty", tmp_path, HF_ENDPOINT=hub.url)
     hub.server.shutdown()
 
 
-def test_without_network_a_hub_id_is_refused(tmp_path):
-    """Checks offline mode, a refused connection, and a network that drops all packets."""
-    silent = socket.create_server(("127.0.0.1", 0))
-    for environment in (
-        {"HF_HUB_OFFLINE": "1"},
-        {"HF_ENDPOINT": "http://127.0.0.1:9"},
-        {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"},
-    ):
-        done = find_elsewhere("openai/clip-vit-base-patch16", tmp_path, **environment)
-        last = done.stderr.strip().splitlines()[-1]
-        assert "UserError: there is no directory openai/clip-vit-base-patch16" in last
-        assert last.endswith("or pass the folder of a downloaded checkpoint")
-    silent.close()
+@pytest.mark.parametrize("network", ["offline mode", "a refused connection", "no answer"])
+def test_without_network_a_hub_id_is_refused(tmp_path, network):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {
+            "offline mode": {"HF_HUB_OFFLINE": "1"},
+            "a refused connection": {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            "no answer": {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"},
+        }[network]
+        with pytest.raises(UserError) as error:
+            find_elsewhere("openai/clip-vit-base-patch16", tmp_path, **environment)
+    last = str(error.value).splitlines()[-1]
+    assert last.startswith("there is no directory openai/clip-vit-base-patch16")
+    assert last.endswith("or pass the folder of a downloaded checkpoint")
 
 
 def test_a_copy_that_another_program_fetched_is_used(tiny_clip_dir, tmp_path, monkeypatch):

@@ -17,52 +17,72 @@ from fgvpl_jax.clip.layers import (
     quick_gelu,
 )
 from fgvpl_jax.errors import UserError
+from fgvpl_jax.variables import to_device
+from tests.comparison import as_float64
+from tests.compiled import call, run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def layer():
+    """Returns a layer that no test changes."""
     layer = TransformerLayer(TransformerConfig(24, 1, 3, 48), rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     for leaf in jax.tree.leaves(nnx.state(layer), is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        leaf[...] = leaf[...] + jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
+        leaf.set_value(to_device(np.asarray(leaf[...]) + 0.3 * rng.normal(size=leaf.shape)))
     return layer
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokens():
-    return jnp.asarray(np.random.default_rng(1).normal(size=(2, 9, 24)), jnp.float32)
+    return to_device(np.random.default_rng(1).normal(size=(2, 9, 24)))
+
+
+COUNTS = (1, 4, 9)
+
+
+def of_each_count(layer, tokens, key_mask):
+    """Returns the outputs of all queries, and of the first ones."""
+    some = [layer(tokens, key_mask, num_queries=count) for count in COUNTS]
+    return layer(tokens, key_mask), some
+
+
+def causal(layer, tokens):
+    return layer(tokens, causal=True)
 
 
 def test_fewer_queries_are_the_first_rows(layer, tokens):
-    mask = jnp.asarray(np.random.default_rng(2).random((2, 9)) < 0.6).at[:, 0].set(True)
+    mask = np.random.default_rng(2).random((2, 9)) < 0.6
+    mask[:, 0] = True
     for key_mask in (None, mask):
-        full, weights = layer(tokens, key_mask)
-        for count in (1, 4, 9):
-            some, some_weights = layer(tokens, key_mask, num_queries=count)
+        (full, weights), found = run(of_each_count, layer, tokens, key_mask)
+        full, weights = np.asarray(full), np.asarray(weights)
+        for count, (some, some_weights) in zip(COUNTS, found, strict=True):
             np.testing.assert_allclose(some, full[:, :count], rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(some_weights, weights[:, :, :count], rtol=1e-5, atol=1e-7)
 
 
 def test_masked_keys_have_no_weight_at_all(layer, tokens):
-    mask = jnp.ones((2, 9), bool).at[0, 3].set(False).at[1, 5:].set(False)
-    _, weights = layer(tokens, mask)
-    assert (np.asarray(weights)[0, :, :, 3] == 0).all()
-    assert (np.asarray(weights)[1, :, :, 5:] == 0).all()
+    mask = np.ones((2, 9), bool)
+    mask[0, 3] = mask[1, 5:] = False
+    weights = np.asarray(call(layer, tokens, mask)[1])
+    assert (weights[0, :, :, 3] == 0).all()
+    assert (weights[1, :, :, 5:] == 0).all()
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
 
 
 def test_causal_tokens_see_only_the_past(layer, tokens):
-    before, weights = layer(tokens, causal=True)
-    assert (np.triu(np.asarray(weights), 1) == 0).all()
-    after, _ = layer(tokens.at[:, 5:].set(0), causal=True)
-    np.testing.assert_allclose(before[:, :5], after[:, :5], rtol=1e-5, atol=1e-6)
+    before, weights = map(np.asarray, run(causal, layer, tokens))
+    assert (np.triu(weights, 1) == 0).all()
+    other = np.array(tokens)
+    other[:, 5:] = 0
+    after, _ = run(causal, layer, other)
+    np.testing.assert_allclose(before[:, :5], np.asarray(after)[:, :5], rtol=1e-5, atol=1e-6)
 
 
 def test_float64_parameters_compute_in_float64(layer, tokens):
     with jax.enable_x64(True):
         graphdef, state = nnx.split(layer)
-        wide = jax.tree.map(lambda x: x.astype(jnp.float64), state)
-        out, weights = nnx.merge(graphdef, wide)(tokens.astype(jnp.float64))
+        out, weights = call(nnx.merge(graphdef, as_float64(state)), as_float64(tokens))
         assert out.dtype == weights.dtype == jnp.float64
 
 
@@ -70,11 +90,13 @@ def test_gradients_agree_with_central_differences(layer, tokens):
     """Checks float64 gradients with a key mask and one query, like the fine-grained layer's."""
     with jax.enable_x64(True):
         graphdef, state = nnx.split(layer)
-        wide = jax.tree.map(lambda x: x.astype(jnp.float64), state)
-        mask = jnp.ones((2, 9), bool).at[:, 4:7].set(False)
+        wide, inputs = as_float64((state, tokens))
+        mask = np.ones((2, 9), bool)
+        mask[:, 4:7] = False
 
+        @jax.jit
         def loss(state):
-            out, _ = nnx.merge(graphdef, state)(tokens.astype(jnp.float64), mask, 1)
+            out, _ = nnx.merge(graphdef, state)(inputs, jnp.asarray(mask), 1)
             return jnp.sum(jnp.sin(out))
 
         # The default step, 1e-4, has an error of 2e-6, which is proportional to its square.
@@ -97,7 +119,7 @@ def test_gradient_of_quick_gelu_by_hand():
     gate = 1 / (1 + np.exp(-1.702 * x))
     expected = gate + 1.702 * x * gate**2 * np.exp(-1.702 * x)
     with jax.enable_x64(True):
-        found = jax.vmap(jax.grad(quick_gelu))(jnp.asarray(x))
+        found = jax.jit(jax.vmap(jax.grad(quick_gelu)))(x)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -119,9 +141,13 @@ def test_gradient_of_attention_weights_by_the_jacobian_of_softmax():
         of_keys[image, head] += np.outer(of_scores, queries[image, head, query])
         expected[image, head, query] = weights
     with jax.enable_x64(True):
-        arrays = [jnp.asarray(array) for array in (queries, keys, mask)]
-        found, pull = jax.vjp(attention_weights, *arrays)
-        back = pull(jnp.asarray(gradient))
+
+        @jax.jit
+        def both_ways(*arrays):
+            found, pull = jax.vjp(attention_weights, *arrays)
+            return found, pull(jnp.asarray(gradient))
+
+        found, back = both_ways(queries, keys, mask)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     np.testing.assert_allclose(back[0], of_queries, atol=1e-14)
     np.testing.assert_allclose(back[1], of_keys, atol=1e-14)
@@ -149,20 +175,22 @@ def test_products_and_their_gradients_are_rounded_once(shape, of_right):
     rng = np.random.default_rng(5)
     left, right = rng.normal(size=(*shape, 5, 7)), rng.normal(size=(*of_right, 7, 4))
     gradient = rng.normal(size=(*shape, 5, 4))
-    operands = [jnp.asarray(array, jnp.bfloat16) for array in (left, right)]
-    product, pull = jax.vjp(matmul, *operands)
-    found = [product, *pull(jnp.asarray(gradient, jnp.bfloat16))]
-    left, right, gradient = (
-        np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
-        for array in (left, right, gradient)
-    )
+    rounded = [array.astype(jnp.bfloat16) for array in (left, right, gradient)]
+
+    @jax.jit
+    def both_ways(left, right, gradient):
+        product, pull = jax.vjp(matmul, left, right)
+        return product, *pull(gradient)
+
+    found = both_ways(*rounded)
+    left, right, gradient = (array.astype(np.float64) for array in rounded)
     by_right = left.mT @ gradient
     summed = tuple(range(len(shape) - len(of_right)))
     exact = [left @ right, gradient @ right.mT, by_right.sum(axis=summed)]
     for ours, expected in zip(found, exact, strict=True):
         assert ours.dtype == jnp.bfloat16
-        expected = jnp.asarray(expected, jnp.bfloat16).astype(jnp.float32)
-        np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
+        expected = expected.astype(jnp.bfloat16).astype(np.float32)
+        np.testing.assert_allclose(np.asarray(ours, np.float32), expected, rtol=2**-8, atol=1e-6)
 
 
 def test_products_of_a_bfloat16_layer_have_the_form_that_is_fast_on_cpus(layer, tokens):

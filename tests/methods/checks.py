@@ -8,8 +8,10 @@ from flax import nnx
 from fgvpl_jax.training import split_model
 from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 from tests.comparison import as_float64
+from tests.compiled import call
 
 CLASSES = ("red square", "green_circle", "b")
+TEMPLATE = "a photo of a {}."
 STEP = 1e-5
 
 
@@ -22,32 +24,42 @@ def assert_gradients_are_central_differences(model, inputs, labels, spread=0.05)
         graphdef, trainable, frozen = split_model(model)
         trainable, frozen = as_float64((trainable, frozen))
         rng = np.random.default_rng(0)
-        trainable = jax.tree.map(lambda x: x + spread * rng.normal(size=x.shape), trainable)
-        if jnp.issubdtype(inputs.dtype, jnp.floating):
-            inputs = jnp.asarray(inputs, jnp.float64)
-        batch = StepBatch(inputs, jnp.asarray(labels), jnp.ones(len(labels), jnp.float64))
+        trainable = jax.tree.map(
+            lambda x: np.asarray(x) + spread * rng.normal(size=x.shape), trainable
+        )
+        batch = as_float64(StepBatch(inputs, np.asarray(labels), np.ones(len(labels))))
 
         @jax.jit
+        @jax.value_and_grad
         def loss(trainable):
             logits = nnx.merge(graphdef, trainable, frozen)(batch.inputs, None)
             return weighted_loss(logits, batch)[0]
 
-        gradients = jax.jit(jax.grad(loss))(trainable)
+        _, gradients = loss(trainable)
         leaves, structure = jax.tree.flatten(trainable)
         assert leaves
         names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(trainable)]
         for i, gradient in enumerate(jax.tree.leaves(gradients)):
-            direction = jnp.asarray(rng.normal(size=gradient.shape))
+            direction = rng.normal(size=gradient.shape)
 
             def at(distance, i=i, direction=direction):
                 moved = [x + distance * direction if j == i else x for j, x in enumerate(leaves)]
-                return loss(jax.tree.unflatten(structure, moved))
+                return float(loss(jax.tree.unflatten(structure, moved))[0])
 
             numeric = (at(STEP) - at(-STEP)) / (2 * STEP)
-            analytic = jnp.sum(gradient * direction)
+            analytic = np.sum(np.asarray(gradient) * direction)
             assert gradient.dtype == jnp.float64
             # The absolute tolerance is for the keys of attention, whose effect nearly vanishes.
             np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-7, err_msg=names[i])
+
+
+def cosine_logits_of(clip, vision, text, images):
+    """Returns the logits of a CLIP whose towers were replaced, for the classes of these tests."""
+    pixels = np.asarray(images, np.float32) * np.float32(clip.rescale_factor)
+    pixels = ((pixels - clip.image_mean) / clip.image_std).astype(np.float32)
+    texts = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
+    image_features, text_features = call(vision, pixels), call(text, texts)
+    return float(clip.logit_scale) * unit(image_features) @ unit(text_features).T
 
 
 def unit(x):

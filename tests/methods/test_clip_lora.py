@@ -2,7 +2,6 @@
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,13 +9,19 @@ from flax import nnx
 from fgvpl_jax.clip.layers import Linear
 from fgvpl_jax.methods.clip_lora import ClipLoRA, LoRALinear
 from fgvpl_jax.training import split_model
-from tests.methods.checks import CLASSES, assert_gradients_are_central_differences, unit
+from fgvpl_jax.variables import to_device
+from tests.compiled import call, run
+from tests.methods.checks import (
+    CLASSES,
+    TEMPLATE,
+    assert_gradients_are_central_differences,
+    cosine_logits_of,
+)
 
-TEMPLATE = "a photo of a {}."
 
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(clip, text_features):
+    """Returns a model that no test changes."""
     return ClipLoRA(clip, CLASSES, TEMPLATE, text_features, rngs=nnx.Rngs(0))
 
 
@@ -28,21 +33,19 @@ def images(clip):
 
 def test_an_update_by_hand():
     base = Linear(3, 2, rngs=nnx.Rngs(0))
-    base.kernel.set_value(jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
-    base.bias.set_value(jnp.array([10.0, 20.0]))
+    base.kernel.set_value(to_device(np.array([[1, 0], [0, 1], [0, 0]])))
+    base.bias.set_value(to_device([10, 20]))
     layer = LoRALinear(base, rngs=nnx.Rngs(0))
-    layer.down.set_value(jnp.array([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]))
-    layer.up.set_value(jnp.array([[3.0, 0.0], [0.0, 4.0]]))
+    layer.down.set_value(to_device(np.array([[1, 0], [0, 0], [0, 2]])))
+    layer.up.set_value(to_device(np.array([[3, 0], [0, 4]])))
     # x = (1, 2, 5): x·down = (1, 10), ·up = (3, 40), / sqrt(2); x·kernel + bias = (11, 22).
     expected = [[11 + 3 / math.sqrt(2), 22 + 40 / math.sqrt(2)]]
-    np.testing.assert_allclose(layer(jnp.array([[1.0, 2.0, 5.0]])), expected, rtol=1e-6)
+    np.testing.assert_allclose(call(layer, to_device(np.array([[1, 2, 5]]))), expected, rtol=1e-6)
 
 
 def test_it_begins_at_zero_shot_clip(model, images):
-    inputs = jnp.asarray(images)
-    np.testing.assert_allclose(
-        model(inputs, None), model.zero_shot_logits(inputs), rtol=1e-4, atol=1e-3
-    )
+    zero_shot = run(ClipLoRA.zero_shot_logits, model, images)
+    np.testing.assert_allclose(call(model, images, None), zero_shot, rtol=1e-4, atol=1e-3)
 
 
 def test_it_equals_a_clip_with_the_updates_merged(model, clip, images):
@@ -54,16 +57,14 @@ def test_it_equals_a_clip_with_the_updates_merged(model, clip, images):
     for adapted, plain in layers:
         for part in ("query", "key", "value"):
             update, merged = getattr(adapted.attention, part), getattr(plain.attention, part)
-            update.up.set_value(jnp.asarray(rng.normal(size=update.up.shape), jnp.float32) * 0.3)
+            update.up.set_value(to_device(0.3 * rng.normal(size=update.up.shape)))
             delta = np.asarray(update.down[...]) @ np.asarray(update.up[...]) / np.sqrt(2)
-            merged.kernel.set_value(merged.kernel[...] + delta)
-    inputs = jnp.asarray(images)
-    image_features = vision(clip.image_encoder.normalize_pixels(inputs))
-    texts = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
-    expected = float(clip.logit_scale) * unit(image_features) @ unit(text(jnp.asarray(texts))).T
-    found = moved(inputs, None)
+            merged.kernel.set_value(to_device(np.asarray(merged.kernel[...]) + delta))
+    expected = cosine_logits_of(clip, vision, text, images)
+    found = np.asarray(call(moved, images, None))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert np.abs(found - moved.zero_shot_logits(inputs)).max() > 0.1
+    zero_shot = np.asarray(run(ClipLoRA.zero_shot_logits, moved, images))
+    assert np.abs(found - zero_shot).max() > 0.1
 
 
 def test_only_the_updates_are_trained(model, clip):
@@ -76,7 +77,7 @@ def test_only_the_updates_are_trained(model, clip):
 
 
 def test_gradients(model, images):
-    assert_gradients_are_central_differences(model, jnp.asarray(images), [0, 1, 2])
+    assert_gradients_are_central_differences(model, images, [0, 1, 2])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import gc
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,14 +11,21 @@ from fgvpl_jax.clip.layers import Linear
 from fgvpl_jax.methods import clip_svd
 from fgvpl_jax.methods.clip_svd import ClipSVD, SVDLinear, decompose
 from fgvpl_jax.training import split_model
-from tests.methods.checks import CLASSES, assert_gradients_are_central_differences, unit
+from fgvpl_jax.variables import to_device
+from tests.compiled import call, run
+from tests.methods.checks import (
+    CLASSES,
+    TEMPLATE,
+    assert_gradients_are_central_differences,
+    cosine_logits_of,
+)
 
-TEMPLATE = "a photo of a {}."
 PARTS = ("attention.query", "attention.key", "attention.value", "attention.out", "fc1", "fc2")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(clip, text_features):
+    """Returns a model that no test changes."""
     return ClipSVD(clip, CLASSES, TEMPLATE, text_features)
 
 
@@ -27,7 +33,7 @@ def model(clip, text_features):
 def images(clip):
     rng = np.random.default_rng(0)
     shape = (3, clip.image_size, clip.image_size, 3)
-    return jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8))
+    return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
 def part_of(layer, path):
@@ -38,19 +44,18 @@ def part_of(layer, path):
 
 def test_a_layer_by_hand():
     base = Linear(2, 3, rngs=nnx.Rngs(0))
-    base.kernel.set_value(jnp.array([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
-    base.bias.set_value(jnp.array([10.0, 20.0, 30.0]))
+    base.kernel.set_value(to_device(np.array([[0, 3, 0], [2, 0, 0]])))
+    base.bias.set_value(to_device([10, 20, 30]))
     layer = SVDLinear(base.bias, decompose(base))
     np.testing.assert_allclose(layer.singular_values[...], [3, 2], rtol=1e-6)
-    layer.singular_values.set_value(jnp.array([30.0, -2.0]))
+    layer.singular_values.set_value(to_device([30, -2]))
     # x = (1, 5): the second output is 30 · 1, the first -2 · 5.
-    np.testing.assert_allclose(layer(jnp.array([[1.0, 5.0]])), [[0, 50, 30]], atol=1e-5)
+    np.testing.assert_allclose(call(layer, to_device(np.array([[1, 5]]))), [[0, 50, 30]], atol=1e-5)
 
 
 def test_it_begins_at_zero_shot_clip(model, images):
-    np.testing.assert_allclose(
-        model(images, None), model.zero_shot_logits(images), rtol=1e-4, atol=1e-3
-    )
+    zero_shot = run(ClipSVD.zero_shot_logits, model, images)
+    np.testing.assert_allclose(call(model, images, None), zero_shot, rtol=1e-4, atol=1e-3)
 
 
 def test_it_equals_a_clip_with_the_factors_multiplied(model, clip, images):
@@ -65,14 +70,13 @@ def test_it_equals_a_clip_with_the_factors_multiplied(model, clip, images):
             kernel = np.asarray(merged.kernel[...], np.float64)
             left, values, right = np.linalg.svd(kernel, full_matrices=False)
             values = values * rng.uniform(0.2, 2, len(values))
-            trained.singular_values.set_value(jnp.asarray(values, jnp.float32))
-            merged.kernel.set_value(jnp.asarray(left @ np.diag(values) @ right, jnp.float32))
-    image_features = vision(clip.image_encoder.normalize_pixels(images))
-    texts = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
-    expected = float(clip.logit_scale) * unit(image_features) @ unit(text(jnp.asarray(texts))).T
-    found = moved(images, None)
+            trained.singular_values.set_value(to_device(values))
+            merged.kernel.set_value(to_device(left @ np.diag(values) @ right))
+    expected = cosine_logits_of(clip, vision, text, images)
+    found = np.asarray(call(moved, images, None))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert np.abs(found - moved.zero_shot_logits(images)).max() > 0.1
+    zero_shot = np.asarray(run(ClipSVD.zero_shot_logits, moved, images))
+    assert np.abs(found - zero_shot).max() > 0.1
 
 
 def test_only_the_singular_values_are_trained(model, clip):
@@ -91,7 +95,8 @@ def test_models_of_one_backbone_share_the_factors_alone(clip, text_features, tin
     first, second = (ClipSVD(clip, CLASSES, TEMPLATE, text_features) for _ in range(2))
     layers = [model.adapted_encoder.vision.layers[0].fc1 for model in (first, second)]
     assert layers[0].left[...] is layers[1].left[...]
-    layers[0].singular_values.set_value(layers[0].singular_values[...] + 1)
+    values = np.asarray(layers[0].singular_values[...])
+    layers[0].singular_values.set_value(to_device(values + 1))
     assert not np.array_equal(layers[0].singular_values[...], layers[1].singular_values[...])
     number = len(clip_svd._factors)
     other = load_clip(str(tiny_clip_dir))

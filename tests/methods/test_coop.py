@@ -10,6 +10,8 @@ from fgvpl_jax import load_clip
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.coop import NUM_CONTEXT, CoOp, coop_epochs
 from fgvpl_jax.methods.optimizers import coop_cosine, coop_sgd
+from fgvpl_jax.variables import to_device
+from tests.compiled import run
 from tests.methods.checks import CLASSES, assert_gradients_are_central_differences, unit
 from tests.tiny_clip import write_tiny_clip
 
@@ -22,15 +24,16 @@ def test_with_words_as_context_the_text_is_the_sentence(tmp_path, text_features,
     model = CoOp(clip, CLASSES, text_features, rngs=nnx.Rngs(0))
     words = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
     token_ids = clip.tokenize([" ".join(words)])[0, 1 : 1 + NUM_CONTEXT]
-    model.context.set_value(clip.text.token_embedding[...][token_ids])
+    embedding = np.asarray(clip.text.token_embedding[...])
+    model.context.set_value(to_device(embedding[token_ids]))
     sentences = [" ".join([*words, name.replace("_", " ")]) + "." for name in CLASSES]
     expected = unit(clip.encode_text(clip.tokenize(sentences)))
-    np.testing.assert_allclose(model.class_weights(), expected, rtol=1e-4, atol=1e-5)
+    weights = run(CoOp.class_weights, model)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-5)
     features = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     logits = float(clip.logit_scale) * unit(features) @ expected.T
-    np.testing.assert_allclose(
-        model.logits(jnp.asarray(features), None), logits, rtol=1e-4, atol=1e-3
-    )
+    found = run(CoOp.logits, model, features, None)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-3)
 
 
 def test_gradients_flow_through_the_text_tower(clip, text_features):
@@ -59,9 +62,10 @@ def test_the_optimizer_by_hand():
     parameter, gradient, momentum = 1.0, 0.3, 0.0
     value, state = jnp.float32(parameter), optimizer.init(jnp.float32(parameter))
     cosine = [0.5 * 2e-3 * (1 + np.cos(np.pi * epoch / 3)) for epoch in range(2)]
+    update = jax.jit(optimizer.update)
     for rate in [1e-5, 1e-5, cosine[0], cosine[0], cosine[1], cosine[1]]:
         momentum = 0.9 * momentum + gradient + 5e-4 * parameter
         parameter -= rate * momentum
-        updates, state = optimizer.update(jnp.float32(gradient), state, value)
+        updates, state = update(to_device(gradient), state, value)
         value = jax.tree.map(jnp.add, value, updates)
         np.testing.assert_allclose(value, parameter, rtol=1e-6)

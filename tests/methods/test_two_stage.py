@@ -1,5 +1,7 @@
 """2SFS: its stages against a float64 recomputation, its logits and its gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,11 @@ from fgvpl_jax.clip.layers import LayerNorm
 from fgvpl_jax.methods.two_stage import TwoStage
 from fgvpl_jax.training import TrainState, data_mesh, make_train_step, replicate, split_model
 from fgvpl_jax.training.train_step import StepBatch, weighted_loss
+from fgvpl_jax.variables import to_device
 from tests.comparison import as_float64
-from tests.methods.checks import CLASSES, assert_gradients_are_central_differences, unit
+from tests.compiled import call, run
+from tests.methods.checks import CLASSES, TEMPLATE, assert_gradients_are_central_differences, unit
 
-TEMPLATE = "a photo of a {}."
 LABELS = np.array([0, 1, 2])
 
 
@@ -30,13 +33,14 @@ def model(clip, text_features):
 def images(clip):
     rng = np.random.default_rng(0)
     shape = (3, clip.image_size, clip.image_size, 3)
-    return jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8))
+    return to_device(rng.integers(0, 256, shape, dtype=np.uint8), None)
 
 
 def test_it_begins_at_zero_shot_clip(model, images):
-    expected = model.zero_shot_logits(images)
-    np.testing.assert_allclose(model(images, None), expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(model.training_logits(images, None), expected, rtol=1e-4, atol=1e-3)
+    expected = run(TwoStage.zero_shot_logits, model, images)
+    np.testing.assert_allclose(call(model, images, None), expected, rtol=1e-6, atol=1e-6)
+    training = run(TwoStage.training_logits, model, images, None)
+    np.testing.assert_allclose(training, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_the_norms_the_classifier_and_the_count_are_trainable(model, clip):
@@ -82,25 +86,26 @@ def first_stage(clip, images, num_steps):
     sizes = np.cumsum([norm.size for norm in norms])[:-1]
     texts = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
     pixels = np.asarray(images, np.float64) * clip.rescale_factor
-    pixels = jnp.asarray((pixels - clip.image_mean) / clip.image_std)
+    pixels = (pixels - clip.image_mean) / clip.image_std
 
     def features(flat):
         vision, text = nnx.merge(graphdef, state, copy=True)
         for norm, values in zip(norms_of(vision, text), jnp.split(flat, sizes), strict=True):
             norm.set_value(values)
-        return vision(pixels), text(jnp.asarray(texts))
+        return vision(jnp.asarray(pixels)), text(jnp.asarray(texts))
 
     @jax.jit
-    @jax.grad
+    @partial(jax.grad, has_aux=True)
     def gradient(flat):
-        image, texts = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in features(flat))
+        found = features(flat)
+        image, texts = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in found)
         logits = float(clip.logit_scale) * image @ texts.T
-        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(3), LABELS])
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(3), LABELS]), found
 
     optimizer, flat = AdamW(num_steps), np.concatenate(norms)
     for _ in range(num_steps):
-        flat = optimizer(flat, np.asarray(gradient(flat)))
-    return [np.asarray(x) for x in jax.jit(features)(flat)]
+        flat = optimizer(flat, np.asarray(gradient(flat)[0]))
+    return [np.asarray(x) for x in gradient(flat)[1]]
 
 
 def second_stage(image_features, classifier, logit_scale, num_steps):
@@ -129,8 +134,8 @@ def test_the_stages_are_those_of_a_float64_recomputation(clip, text_features, im
         trainable, frozen = as_float64((trainable, frozen))
         mesh = data_mesh()
         step = make_train_step(graphdef, optimizer, mesh)
-        state = replicate(mesh, TrainState(trainable, optimizer.init(trainable)))
-        batch = StepBatch(images, jnp.asarray(LABELS), jnp.ones(3))
+        state = replicate(mesh, TrainState(trainable, jax.jit(optimizer.init)(trainable)))
+        batch = StepBatch(images, jnp.asarray(LABELS), to_device(np.ones(3)))
         norms, classifiers = [], []
         for _ in range(5):
             state, _ = step(state, frozen, None, {}, batch)
@@ -142,12 +147,13 @@ def test_the_stages_are_those_of_a_float64_recomputation(clip, text_features, im
         np.testing.assert_array_equal(norms[2], norms[4])  # the towers are frozen
         # The learning rates are float32.
         np.testing.assert_allclose(classifiers[2], unit(texts), rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(trained.features(images), image_features, rtol=1e-6, atol=1e-8)
+        features = run(TwoStage.features, trained, images)
+        np.testing.assert_allclose(features, image_features, rtol=1e-6, atol=1e-8)
         scale = float(clip.logit_scale)
         expected = second_stage(image_features, unit(texts), scale, 2)
         np.testing.assert_allclose(classifiers[4], expected, rtol=1e-6, atol=1e-8)
         expected_logits = scale * unit(image_features) @ unit(expected).T
-        np.testing.assert_allclose(trained(images, None), expected_logits, rtol=1e-6)
+        np.testing.assert_allclose(call(trained, images, None), expected_logits, rtol=1e-6)
         assert np.abs(expected - unit(texts)).max() > 1e-3
 
 
@@ -170,16 +176,17 @@ def test_gradients_of_the_first_stage(model, images):
 def test_no_gradient_of_the_towers_is_computed_in_the_second_stage(clip, text_features, images):
     model = new_model(clip, text_features, first_steps=0)
     graphdef, trainable, frozen = split_model(model)
-    batch = StepBatch(images, jnp.asarray(LABELS), jnp.ones(3))
+    batch = StepBatch(images, jnp.asarray(LABELS), to_device(np.ones(3)))
 
+    @jax.jit
     @jax.grad
     def gradients(trainable):
         merged = nnx.merge(graphdef, trainable, frozen)
         return weighted_loss(merged.training_logits(images, None), batch)[0]
 
     found = gradients(trainable)
-    assert np.abs(found.pop("classifier")[...]).max() > 0
-    assert not any(np.any(x) for x in jax.tree.leaves(found))
+    assert np.abs(np.asarray(found.pop("classifier")[...])).max() > 0
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize(

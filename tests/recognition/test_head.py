@@ -9,38 +9,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, normalize, visual_cache
+from fgvpl_jax.recognition import TwoPathwayHead, VisualCache, visual_cache
+from fgvpl_jax.variables import to_device
 from fgvpl_jax.visual_prompt import ImageFeatures
+from tests.compiled import call, run
 
 DIM = 6
 
 
 def make_features(rng, batch, dim=DIM):
     def draw():
-        return jnp.asarray(rng.normal(size=(batch, dim)), jnp.float32)
+        return to_device(rng.normal(size=(batch, dim)))
 
     return ImageFeatures(
         image=draw(),
         object=draw(),
         object_patches=draw(),
-        patches=jnp.zeros((batch, dim)),
-        attention_map=jnp.zeros((batch, 4)),
-        object_mask=jnp.ones((batch, 4), bool),
+        patches=to_device(np.zeros((batch, dim))),
+        attention_map=to_device(np.zeros((batch, 4))),
+        object_mask=to_device(np.ones((batch, 4)), bool),
     )
 
 
 def make_cache(rng, labels, valid=None):
     size = len(labels)
     return VisualCache(
-        image=jnp.asarray(rng.normal(size=(size, DIM)), jnp.float32),
-        object=jnp.asarray(rng.normal(size=(size, DIM)), jnp.float32),
-        labels=jnp.asarray(labels, jnp.int32),
-        valid=jnp.ones((size,), bool) if valid is None else jnp.asarray(valid),
+        image=to_device(rng.normal(size=(size, DIM))),
+        object=to_device(rng.normal(size=(size, DIM))),
+        labels=to_device(labels, np.int32),
+        valid=to_device(np.ones(size) if valid is None else valid, bool),
     )
 
 
 def make_text(rng, classes):
-    return normalize(jnp.asarray(rng.normal(size=(classes, DIM)), jnp.float32))
+    return to_device(unit(rng.normal(size=(classes, DIM))))
 
 
 def unit(x):
@@ -91,12 +93,12 @@ def test_each_contribution_is_its_term_of_eq_19():
     features, text = make_features(rng, 5), make_text(rng, 3)
     cache = make_cache(rng, [0, 1, 1, 2, 2, 2])
     settings = {"logit_scale": 14.0, "cache_logit_weight": 2.5}
-    found = head.contributions(features, text, cache, **settings)
+    found = run(TwoPathwayHead.contributions, head, features, text, cache, **settings)
     expected = transcribed_terms(head, features, text, cache, 14.0, 2.5)
     assert found.keys() == expected.keys()
     for name, term in expected.items():
         np.testing.assert_allclose(found[name], term, rtol=1e-5, atol=1e-5, err_msg=name)
-    logits = head(features, text, cache, **settings)
+    logits = call(head, features, text, cache, **settings)
     np.testing.assert_allclose(logits, sum(expected.values()), rtol=1e-5, atol=1e-5)
 
 
@@ -105,10 +107,10 @@ def test_each_contribution_is_its_term_of_eq_19():
 def test_equals_the_equations(object_query, labels):
     rng = np.random.default_rng(0)
     head = TwoPathwayHead(DIM, 0.3, 0.7, object_query=object_query, rngs=nnx.Rngs(0))
-    head.visual_adapter.bias[...] = jnp.asarray(rng.normal(size=DIM), jnp.float32)
+    head.visual_adapter.bias.set_value(to_device(rng.normal(size=DIM)))
     features, text = make_features(rng, 5), make_text(rng, 3)
     cache = make_cache(rng, labels)
-    logits = head(features, text, cache, logit_scale=14.0, cache_logit_weight=2.5)
+    logits = call(head, features, text, cache, logit_scale=14.0, cache_logit_weight=2.5)
     expected = transcription(head, features, text, cache, 14.0, 2.5)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -116,10 +118,10 @@ def test_equals_the_equations(object_query, labels):
 def test_equal_counts_are_the_papers_plain_sum():
     rng = np.random.default_rng(1)
     head = TwoPathwayHead(DIM, 0.0, 0.0, rngs=nnx.Rngs(0))
-    head.visual_adapter.kernel[...] *= 0
+    head.visual_adapter.kernel.set_value(to_device(np.zeros((DIM, DIM))))
     features, text = make_features(rng, 4), make_text(rng, 2)
     cache = make_cache(rng, [0, 1, 1, 0])
-    with_cache = head(features, text, cache, logit_scale=0.0)
+    with_cache = call(head, features, text, cache, logit_scale=0.0)
     affinity = unit(np.asarray(features.image)) @ unit(np.asarray(cache.image)).T
     expected = np.exp(-(1 - affinity)) @ np.eye(2)[[0, 1, 1, 0]]
     np.testing.assert_allclose(with_cache, expected, rtol=1e-5)
@@ -131,11 +133,13 @@ def test_mean_votes_are_the_sum_over_sixteen_photos():
     mean = TwoPathwayHead(DIM, cache_votes="mean", rngs=nnx.Rngs(0))
     features, text = make_features(rng, 4), make_text(rng, 2)
     one = make_cache(rng, [0, 1])
-    sixteen = VisualCache(*(jnp.repeat(x, 16, axis=0) for x in one))
-    unequal = VisualCache(*(jnp.repeat(x, jnp.array([1, 5]), axis=0) for x in one))
-    expected = summed(features, text, sixteen, logit_scale=2.0)
+    sixteen, unequal = (
+        VisualCache(*(to_device(np.repeat(x, times, axis=0), None) for x in one))
+        for times in (16, [1, 5])
+    )
+    expected = call(summed, features, text, sixteen, logit_scale=2.0)
     for cache in (one, sixteen, unequal):
-        logits = mean(features, text, cache, logit_scale=2.0)
+        logits = call(mean, features, text, cache, logit_scale=2.0)
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -147,10 +151,10 @@ def test_order_and_padding_of_the_support_set_do_not_matter(seed, padding):
     features, text = make_features(rng, 3), make_text(rng, 3)
     cache = make_cache(rng, rng.integers(0, 3, size=7))
     order = rng.permutation(7)
-    changed = VisualCache(*(jnp.asarray(np.asarray(x)[order]) for x in cache))
-    changed = VisualCache(*(jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in changed))
-    before = head(features, text, cache, logit_scale=10.0)
-    after = head(features, text, changed, logit_scale=10.0)
+    changed = (np.asarray(x)[order] for x in cache)
+    changed = VisualCache(*(np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in changed))
+    before = call(head, features, text, cache, logit_scale=10.0)
+    after = call(head, features, text, changed, logit_scale=10.0)
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
 
 
@@ -158,13 +162,13 @@ def test_without_adapters_cache_and_object_it_is_zero_shot_clip():
     rng = np.random.default_rng(2)
     head = TwoPathwayHead(DIM, object_logit_weight=0.0, rngs=nnx.Rngs(0))
     for adapter in (head.text_adapter, head.visual_adapter):
-        adapter.kernel[...] *= 0
+        adapter.kernel.set_value(to_device(np.zeros((DIM, DIM))))
     features, text = make_features(rng, 8), make_text(rng, 5)
     cache = make_cache(rng, [0, 1, 2])
-    logits = head(features, text, cache, logit_scale=100.0, cache_logit_weight=0.0)
-    zero_shot = 100.0 * normalize(features.image) @ text.T
+    logits = call(head, features, text, cache, logit_scale=100.0, cache_logit_weight=0.0)
+    zero_shot = 100.0 * unit(np.asarray(features.image)) @ np.asarray(text).T
     np.testing.assert_allclose(logits, zero_shot, rtol=1e-6, atol=1e-5)
-    np.testing.assert_array_equal(logits.argmax(1), zero_shot.argmax(1))
+    np.testing.assert_array_equal(np.asarray(logits).argmax(1), zero_shot.argmax(1))
 
 
 def test_a_sweep_over_the_weights_never_retraces():
@@ -193,13 +197,17 @@ def test_gradients_stay_finite_with_zero_padding():
     rng = np.random.default_rng(4)
     head = TwoPathwayHead(DIM, rngs=nnx.Rngs(0))
     cache = make_cache(rng, [0, 1, 0])
-    cache = cache._replace(
-        image=cache.image.at[2].set(0),
-        object=cache.object.at[2].set(0),
-        valid=jnp.array([True, True, False]),
-    )
+    image, object_ = (np.array(x) for x in (cache.image, cache.object))
+    image[2] = object_[2] = 0
+    cache = VisualCache(*map(to_device, (image, object_)), cache.labels, to_device([1, 1, 0], bool))
     features, text = make_features(rng, 2), make_text(rng, 2)
-    gradients = nnx.grad(lambda h: h(features, text, cache, logit_scale=1.0).sum())(head)
+
+    @nnx.jit
+    @nnx.grad
+    def gradients_of(head):
+        return head(features, text, cache, logit_scale=1.0).sum()
+
+    gradients = gradients_of(head)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
@@ -215,14 +223,14 @@ def test_without_its_own_image_a_query_is_judged_by_the_others():
     features, text = make_features(rng, 3), make_text(rng, 3)
     cache = make_cache(rng, [0, 0, 0, 1, 2])
     # The second image is the only one of its class; padding is not in the cache.
-    own_places = jnp.array([1, 3, -1])
-    found = head(features, text, cache, logit_scale=14.0, own_places=own_places)
+    own_places = np.array([1, 3, -1])
+    found = call(head, features, text, cache, logit_scale=14.0, own_places=own_places)
     for row, place in enumerate([1, 3, -1]):
-        query = jax.tree.map(lambda x, row=row: x[row : row + 1], features)
-        others = cache._replace(valid=cache.valid & (jnp.arange(5) != place))
-        expected = head(query, text, others, logit_scale=14.0)
+        query = jax.tree.map(lambda x, row=row: np.asarray(x)[row : row + 1], features)
+        others = cache._replace(valid=to_device(np.arange(5) != place, None))
+        expected = call(head, query, text, others, logit_scale=14.0)
         np.testing.assert_allclose(found[row], expected[0], rtol=1e-5)
-    assert not np.allclose(found, head(features, text, cache, logit_scale=14.0))
+    assert not np.allclose(found, call(head, features, text, cache, logit_scale=14.0))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4])
@@ -232,18 +240,22 @@ def test_keys_in_chunks_are_all_keys(monkeypatch, chunk):
     head = TwoPathwayHead(DIM, 0.3, 0.7, rngs=nnx.Rngs(0))
     features, text = make_features(rng, 3), make_text(rng, 3)
     cache = make_cache(rng, [0, 2, 0, 1, 2, 0, 1, 1, 0, 2], valid=[True] * 8 + [False, True])
-    own_places = jnp.array([1, 9, -1])
+    own_places = to_device([1, 9, -1], np.int32)
 
     def loss(head, features):
+        without = head(features, text, cache, logit_scale=14.0)
         logits = head(features, text, cache, logit_scale=14.0, own_places=own_places)
-        return jnp.sum(logits * jnp.arange(9.0).reshape(3, 3))
+        return jnp.sum(logits * jnp.arange(9.0).reshape(3, 3)), without
 
-    whole = nnx.grad(loss, argnums=(0, 1), allow_int=True)(head, features)
+    def compiled():
+        """Returns a function that is traced again, with the chunks of now."""
+        return nnx.jit(nnx.grad(loss, argnums=(0, 1), allow_int=True, has_aux=True))
+
+    whole, _ = compiled()(head, features)
     monkeypatch.setattr(visual_cache, "CHUNK", chunk)
-    found = head(features, text, cache, logit_scale=14.0)
+    parts, found = compiled()(head, features)
     expected = transcription(head, features, text, cache, 14.0, 1.0)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    parts = nnx.grad(loss, argnums=(0, 1), allow_int=True)(head, features)
     for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         if jnp.issubdtype(ours.dtype, jnp.floating):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

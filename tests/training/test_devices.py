@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import FAST_COMPILATION
 from tests.whole_runs import metrics, stored_results
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ from fgvpl_jax.training import (
     TrainState, batch_layout, data_mesh, make_train_step, replicate, split_batch, split_model
 )
 from fgvpl_jax.training.train_step import StepBatch
+from tests.compiled import run
 from tests.method_settings import FG_VPL_SETTINGS
 
 clip = load_clip(sys.argv[1])
@@ -37,7 +39,7 @@ model = FGVPL(clip, text_features, **FG_VPL_SETTINGS, rngs=nnx.Rngs(0))
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (7, clip.image_size, clip.image_size, 3), dtype=np.uint8)
 labels = (np.arange(16) % 2).astype(np.int32)
-features = model.support_features(images[np.arange(16) % 7])
+features = run(FGVPL.support_features, model, images[np.arange(16) % 7])
 cache = VisualCache(*features, labels, np.arange(16) < 13)
 graphdef, *state = split_model(model)
 
@@ -55,7 +57,7 @@ def step(mesh, microbatch):
         (trainable, frozen), support = replicate(mesh, wide[0]), split_batch(mesh, wide[1])
         optimizer = optax.sgd(1.0)
         new, metrics = make_train_step(graphdef, optimizer, mesh, passes)(
-            replicate(mesh, TrainState(trainable, optimizer.init(trainable))),
+            replicate(mesh, TrainState(trainable, jax.jit(optimizer.init)(trainable))),
             frozen, support, {"cache_logit_weight": np.float64(1)}, split_batch(mesh, batch),
         )
         assert metrics.weight == 7 and metrics.loss.dtype == np.float64
@@ -78,11 +80,17 @@ def environment(num_devices: int) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
+def compiling_fast(variables: dict[str, str]) -> dict[str, str]:
+    """Returns environment variables that make a process compile as the default tests do."""
+    flags = " ".join([*FAST_COMPILATION, variables["XLA_FLAGS"]])
+    return variables | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 def test_a_step_on_eight_devices_equals_one(tiny_clip_dir):
     """Uses seven images in two padded passes, and sixteen cached images, in float64."""
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tiny_clip_dir)],
-        env=environment(8),
+        env=compiling_fast(environment(8)),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -31,11 +31,13 @@ from fgvpl_jax.training.loop import run_spans
 from fgvpl_jax.training.mesh import batch_layout
 from fgvpl_jax.training.resident import decode_resident, draw_epoch
 from fgvpl_jax.training.train_step import StepBatch, StepMetrics, make_resident_train_step
+from fgvpl_jax.variables import to_device
 from tests.method_settings import FVP_SETTINGS
 
 SEED, EPOCH, BATCH, CLASSES = 3, 5, 4, 3
 SIZES = ((40, 31), (20, 64), (17, 17), (64, 20), (33, 50), (8, 9))
 AT_ONCE = 4
+OPTIMIZER = adamw(cosine(1e-3, 10), 0.01)  # one object, so that tests share the compiled steps
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +87,7 @@ def test_crops_order_labels_and_padding_equal_those_of_the_host(photos, clip, re
     augment = random_crop_and_flip(size=clip.image_size, resample=resample)
     host = train_batches(photos, BATCH, augment=augment, seed=SEED, epoch=EPOCH, num_rows=6)
     for step, batch in enumerate(host):
-        crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
+        crops, labels, weights = jax.tree.map(lambda rows, i=step: np.asarray(rows)[i], drawn)
         np.testing.assert_array_equal(crops.places, batch.indices)
         np.testing.assert_array_equal(labels, batch.labels)
         np.testing.assert_array_equal(weights, batch.weights)
@@ -114,16 +116,22 @@ def test_a_photo_that_cannot_be_decoded_is_named(tmp_path):
         decode_resident(split, 10**9, Image.Resampling.BICUBIC)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parts(clip):
+    """Returns the parts of a model that no test changes."""
     text = np.random.default_rng(1).normal(size=(CLASSES, clip.vision.config.embed_dim))
-    model = FVP(clip, jnp.asarray(text, jnp.float32), **FVP_SETTINGS, rngs=nnx.Rngs(0))
+    model = FVP(clip, to_device(text), **FVP_SETTINGS, rngs=nnx.Rngs(0))
     return split_model(model)
 
 
-def new_state(mesh, trainable, optimizer):
+@jax.jit
+def copied_with_optimizer(trainable):
     copied = jax.tree.map(jnp.copy, trainable)
-    return replicate(mesh, TrainState(copied, optimizer.init(copied)))
+    return TrainState(copied, OPTIMIZER.init(copied))
+
+
+def new_state(mesh, trainable):
+    return replicate(mesh, copied_with_optimizer(trainable))
 
 
 def spans_of(source, state, frozen, pace):
@@ -134,18 +142,18 @@ def spans_of(source, state, frozen, pace):
 
 def test_a_span_equals_single_steps_on_the_same_pixels(photos, clip, parts, monkeypatch):
     graphdef, trainable, frozen = parts
-    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
+    mesh = data_mesh()
     resident, drawn = draw(photos)
-    single = make_train_step(graphdef, optimizer, mesh)
-    state, expected = new_state(mesh, trainable, optimizer), []
+    single = make_train_step(graphdef, OPTIMIZER, mesh)
+    state, expected = new_state(mesh, trainable), []
     for step in range(2):
-        crops, labels, weights = jax.tree.map(lambda rows, i=step: jnp.asarray(rows[i]), drawn)
+        crops, labels, weights = jax.tree.map(lambda rows, i=step: np.asarray(rows)[i], drawn)
         pixels = pixels_of(crops, resident, clip)
         state, metrics = single(state, frozen, None, {}, StepBatch(pixels, labels, weights))
         expected.append(metrics)
 
     crop = {"image_size": clip.image_size, "resample": clip.image_processor.resample}
-    program = make_resident_train_step(graphdef, optimizer, mesh, 1, **crop)
+    program = make_resident_train_step(graphdef, OPTIMIZER, mesh, 1, **crop)
     for seconds, spans in ((0.0, [1, 1]), (60.0, [2])):
         monkeypatch.setattr(batch_sources, "SPAN_SECONDS", seconds)
         source = ResidentBatches(
@@ -153,7 +161,7 @@ def test_a_span_equals_single_steps_on_the_same_pixels(photos, clip, parts, monk
         )
         pace = Pace()
         pace.num_steps = 2 if seconds else 1
-        start = new_state(mesh, trainable, optimizer)
+        start = new_state(mesh, trainable)
         yielded = spans_of(source, start, frozen, pace)
         after, found = yielded[-1][0], [row for _, rows in yielded for row in rows]
         assert [len(rows) for _, rows in yielded] == spans
@@ -170,16 +178,16 @@ def test_batches_from_the_host_are_grouped_into_spans_of_single_steps(
     photos, clip, parts, monkeypatch, seconds, spans
 ):
     graphdef, trainable, frozen = parts
-    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
-    inputs, single = PixelInputs(clip, SEED, None), make_train_step(graphdef, optimizer, mesh)
-    state, expected = new_state(mesh, trainable, optimizer), []
+    mesh = data_mesh()
+    inputs, single = PixelInputs(clip, SEED, None), make_train_step(graphdef, OPTIMIZER, mesh)
+    state, expected = new_state(mesh, trainable), []
     for batch in inputs.epoch(photos, 1, EPOCH):
         state, metrics = single(state, frozen, None, {}, StepBatch(*batch[:3], batch.indices))
         expected.append(metrics)
 
     monkeypatch.setattr(batch_sources, "SPAN_SECONDS", seconds)
     source = HostBatches(single, inputs, photos, 1, batch_layout(mesh, 1, 0), mesh)
-    start = new_state(mesh, trainable, optimizer)
+    start = new_state(mesh, trainable)
     yielded = spans_of(source, start, frozen, Pace())
     assert [len(rows) for _, rows in yielded] == spans
     np.testing.assert_array_equal([row for _, rows in yielded for row in rows], expected)
@@ -230,11 +238,11 @@ def test_at_most_two_batches_from_the_host_are_on_the_devices(photos, clip, monk
 
 def test_a_span_compiles_to_a_loop_that_never_calls_the_host(photos, clip, parts):
     graphdef, trainable, frozen = parts
-    mesh, optimizer = data_mesh(), adamw(cosine(1e-3, 10), 0.01)
+    mesh = data_mesh()
     resident, drawn = draw(photos)
     crop = {"image_size": clip.image_size, "resample": clip.image_processor.resample}
-    program = make_resident_train_step(graphdef, optimizer, mesh, 1, **crop)
-    arguments = (new_state(mesh, trainable, optimizer), frozen, None, {}, resident.canvases, drawn)
+    program = make_resident_train_step(graphdef, OPTIMIZER, mesh, 1, **crop)
+    arguments = (new_state(mesh, trainable), frozen, None, {}, resident.canvases, drawn)
     compiled = program.lower(*arguments, jnp.int32(0), jnp.int32(2)).compile().as_text()
     assert " while(" in compiled
     for word in ("callback", "infeed", "outfeed"):

@@ -20,6 +20,10 @@ def random_attentions(rng, layers, batch, heads, tokens, sharpness=2.0):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+map_of = jax.jit(attention_map, static_argnames=("num_prompts", "residual"))
+
+
+@partial(jax.jit, static_argnames=("num_prompts", "residual"))
 def recomputed_attention_map(pairs, num_prompts=1, residual=0.0):
     row = class_token_row(pairs, residual)
     return row[..., 1 : row.shape[-1] - num_prompts].sum(axis=1)
@@ -38,7 +42,7 @@ def full_product(attentions, num_prompts):
 def test_equals_the_full_product(layers, tokens, num_prompts):
     rng = np.random.default_rng(layers)
     attentions = random_attentions(rng, layers, 2, 3, tokens)
-    ours = attention_map([jnp.asarray(a, jnp.float32) for a in attentions], num_prompts)
+    ours = map_of([*attentions.astype(np.float32)], num_prompts=num_prompts)
     np.testing.assert_allclose(ours, full_product(attentions, num_prompts), rtol=1e-5)
 
 
@@ -48,10 +52,8 @@ def test_weights_recomputed_from_queries_and_keys_equal_the_full_product(layers,
     queries, keys = rng.normal(size=(2, layers, 2, 3, 18, 4))  # layer, image, head, token, channel
     weights = np.exp(np.einsum("lbhqc,lbhkc->lbhqk", queries, keys))
     weights /= weights.sum(axis=-1, keepdims=True)
-    pairs = [
-        tuple(jnp.asarray(x, jnp.float32) for x in pair) for pair in zip(queries, keys, strict=True)
-    ]
-    ours = recomputed_attention_map(pairs, num_prompts)
+    pairs = [*zip(queries.astype(np.float32), keys.astype(np.float32), strict=True)]
+    ours = recomputed_attention_map(pairs, num_prompts=num_prompts)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, full_product(weights, num_prompts), rtol=1e-5)
 
@@ -63,27 +65,26 @@ def test_a_residual_mixes_every_layer_with_the_identity(layers, recomputed):
     queries, keys = rng.normal(size=(2, layers, 2, 3, 12, 4))
     weights = np.exp(np.einsum("lbhqc,lbhkc->lbhqk", queries, keys))
     weights /= weights.sum(axis=-1, keepdims=True)
-    as_float32 = partial(jnp.asarray, dtype=jnp.float32)
     if recomputed:
-        pairs = [tuple(map(as_float32, pair)) for pair in zip(queries, keys, strict=True)]
-        ours = recomputed_attention_map(pairs, 1, residual=0.25)
+        pairs = [*zip(queries.astype(np.float32), keys.astype(np.float32), strict=True)]
+        ours = recomputed_attention_map(pairs, residual=0.25)
     else:
-        ours = attention_map([as_float32(layer) for layer in weights], 1, residual=0.25)
+        ours = map_of([*weights.astype(np.float32)], residual=0.25)
     mixed = 0.75 * weights + 0.25 * np.eye(12)
     np.testing.assert_allclose(ours, full_product(mixed, 1), rtol=1e-5)
 
 
 def test_the_order_of_layers_matters():
     attentions = random_attentions(np.random.default_rng(0), 4, 1, 2, 10)
-    layers = [jnp.asarray(a, jnp.float32) for a in attentions]
-    assert not np.allclose(attention_map(layers[::-1]), full_product(attentions, 1), rtol=1e-2)
+    layers = [*attentions.astype(np.float32)]
+    assert not np.allclose(map_of(layers[::-1]), full_product(attentions, 1), rtol=1e-2)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), layers=st.integers(1, 6), tokens=st.integers(3, 20))
 def test_the_rolled_out_row_keeps_summing_to_one(seed, layers, tokens):
     attentions = random_attentions(np.random.default_rng(seed), layers, 2, 3, tokens)
-    patches = attention_map([jnp.asarray(a, jnp.float32) for a in attentions], 1)
+    patches = map_of([*attentions.astype(np.float32)])
     product = attentions[0]
     for weights in attentions[1:]:
         product = weights @ product
@@ -94,31 +95,35 @@ def test_the_rolled_out_row_keeps_summing_to_one(seed, layers, tokens):
 
 def test_low_precision_weights_are_accumulated_in_float32():
     attentions = random_attentions(np.random.default_rng(1), 11, 1, 4, 50)
-    rounded = [jnp.asarray(a, jnp.bfloat16) for a in attentions]
-    ours = attention_map(rounded)
+    rounded = [*attentions.astype(jnp.bfloat16)]
+    ours = map_of(rounded)
     assert ours.dtype == jnp.float32
     exact = full_product(np.stack([np.asarray(a, np.float64) for a in rounded]), 1)
     np.testing.assert_allclose(ours, exact, rtol=1e-5)
 
 
 def test_no_gradient_flows():
-    attentions = jnp.asarray(random_attentions(np.random.default_rng(2), 3, 1, 2, 8), jnp.float32)
-    gradient = jax.grad(lambda a: attention_map(list(a)).sum())(attentions)
+    attentions = random_attentions(np.random.default_rng(2), 3, 1, 2, 8).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda a: attention_map(list(a)).sum()))(attentions)
     assert (np.asarray(gradient) == 0).all()
 
 
 def test_no_gradient_flows_where_weights_are_recomputed():
-    pairs = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 1, 8, 2, 4)), jnp.float32)
-    gradient = jax.grad(lambda x: recomputed_attention_map([tuple(pair) for pair in x]).sum())(
-        pairs
-    )
+    pairs = np.random.default_rng(2).normal(size=(3, 2, 1, 8, 2, 4)).astype(np.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(pairs):
+        return recomputed_attention_map([tuple(pair) for pair in pairs]).sum()
+
+    gradient = gradient_of(pairs)
     assert (np.asarray(gradient) == 0).all()
 
 
 @pytest.mark.parametrize(("tokens", "num_prompts"), [(2, 1), (5, 4), (5, -1)])
 def test_a_sequence_without_patches_is_refused(tokens, num_prompts):
     with pytest.raises(UserError, match=f"{tokens} tokens.*{num_prompts} prompts"):
-        attention_map([jnp.ones((1, 1, tokens, tokens))], num_prompts)
+        map_of([np.ones((1, 1, tokens, tokens), np.float32)], num_prompts=num_prompts)
 
 
 def test_no_layers_are_refused():

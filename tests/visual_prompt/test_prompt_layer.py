@@ -10,7 +10,7 @@ from flax import nnx
 
 from fgvpl_jax import FGImageEncoder, load_clip
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.variables import Frozen, Trainable, trainable_copy
+from fgvpl_jax.variables import Frozen, Trainable, to_device, trainable_copy
 from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS
 from tests.comparison import BOUND, relative_error
 from tests.golden import recomputation
@@ -33,10 +33,14 @@ def model(tmp_path_factory):
     pixels = recomputation.normalize_pixels(inputs.queries)
 
     def make(prompt_layer, name, **settings):
-        encoder = FGImageEncoder(
-            clip.vision, prompt_layer=prompt_layer, attention_map=name, rngs=nnx.Rngs(0), **settings
-        )
-        encoder.prompt[...] = jnp.asarray(inputs.prompt)
+        @nnx.jit
+        def build(vision):
+            return FGImageEncoder(
+                vision, prompt_layer=prompt_layer, attention_map=name, rngs=nnx.Rngs(0), **settings
+            )
+
+        encoder = build(clip.vision)
+        encoder.prompt.set_value(to_device(inputs.prompt))
         encoder.fine_grained_layer = trainable_copy(other.vision.layers[-1])
         return encoder
 

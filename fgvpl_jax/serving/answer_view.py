@@ -14,7 +14,7 @@ from fgvpl_jax.displays.overlay import boxes_layer, evidence_layer, heat, mask_l
 from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.regions import Region
-from fgvpl_jax.serving.service import RecognisedPhoto, Service
+from fgvpl_jax.serving.service import THUMBNAIL, RecognisedPhoto, Service
 
 # Titles of the table's columns, in their order: the two things that each part compares.
 PARTS = {
@@ -51,7 +51,7 @@ def answer_html(
     photo: RecognisedPhoto,
     service: Service,
     added: Sequence[str],
-    added_squares: Sequence[Image.Image | None],
+    added_thumbnails: Sequence[str | None],
     evidence: ClassEvidence | None = None,
     regions: Sequence[Region] = (),
 ) -> str:
@@ -61,8 +61,8 @@ def answer_html(
         photo: A photo with its square and its prediction.
         service: Service that recognised it.
         added: Names of the classes that this user added.
-        added_squares: Squares of the added photos, in the order of `ClassChanges.photos`; None for
-            a photo without a picture.
+        added_thumbnails: Thumbnails of the added photos, in the order of `ClassChanges.photos`;
+            None for a photo without a picture.
         evidence: Evidence for a class; None shows none.
         regions: Regions of the photo; without any, no boxes are shown.
     """
@@ -71,12 +71,14 @@ def answer_html(
     similar = []
     for found in prediction.similar:
         place = found.place - len(classifier.support)
-        square = service.thumbnail(found.place) if place < 0 else None
-        if 0 <= place < len(added_squares):
-            square = added_squares[place]
+        if place < 0:
+            thumbnail = service.thumbnail(found.place)
+            source = None if thumbnail is None else as_address(thumbnail, "JPEG")
+        else:
+            source = added_thumbnails[place] if place < len(added_thumbnails) else None
         similar.append(
             {
-                "source": None if square is None else as_address(square, "JPEG"),
+                "source": source,
                 "key": found.key,
                 "class_name": found.class_name,
                 "similarity": found.similarity,
@@ -166,6 +168,11 @@ def place_of(weights: Float[np.ndarray, "gh gw"] | Bool[np.ndarray, "gh gw"]) ->
         centre = (along @ (np.arange(length) + 0.5)) / total / length
         words.append(low if centre < 0.4 else high if centre > 0.6 else "")
     return " ".join(filter(None, words)) or "centre"
+
+
+def thumbnail_of(square: Image.Image) -> str:
+    """Returns the thumbnail of a square as a data address."""
+    return as_address(square.resize(THUMBNAIL), "JPEG")
 
 
 def as_address(image: Image.Image, kind: str) -> str:

@@ -28,6 +28,7 @@ from fgvpl_jax.serving.micro_batches import MicroBatcher, Overloaded
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 # Long enough for photos that are being decoded in parallel.
 WAIT_SECONDS = 0.004
+THUMBNAIL = (112, 112)  # pixels of a similar photo
 
 
 class Refused(UserError):
@@ -265,7 +266,7 @@ class Service:
     def _thumbnail(self, place: int) -> Image.Image | None:
         """Returns the square of a training photo; None if the photo no longer exists."""
         try:
-            return centred_square(self.classifier.support.image(place)).resize((112, 112))
+            return centred_square(self.classifier.support.image(place)).resize(THUMBNAIL)
         except UnreadableImage:
             return None
 

@@ -14,7 +14,8 @@ import gradio as gr
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.predictions import Belonging
-from fgvpl_jax.serving.answer_view import ENVIRONMENT, problem_html, thumbnail_of
+from fgvpl_jax.serving.answer_view import ENVIRONMENT, problem_html
+from fgvpl_jax.serving.data_address import thumbnail_of
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
 from fgvpl_jax.serving.sessions import Session, Sessions

@@ -2,10 +2,13 @@
 // Gradio runs this file when it has added the tab's HTML, which it passes as `element`.
 
 const find = (selector) => element.querySelector(selector);
-const [tab, field, drop, preview, hint] = [
+const [tab, field, drop, picture, hint] = [
   ".fg-photo-tab", "input[type=file]", ".fg-drop", ".fg-preview", ".fg-hint",
 ].map(find);
 const answer = find("#answer");
+const HINT = hint.textContent;
+// Milliseconds: drawing the photo at once would delay a fast model's answer by a frame.
+const PREVIEW_DELAY = 100;
 
 let photo = null; // the current photo, a File
 let session = ""; // key of the classes that this user added
@@ -23,11 +26,12 @@ function report(message) {
   problem.className = "fg-problem";
   problem.setAttribute("role", "alert");
   problem.textContent = message;
-  show([problem]);
+  show(problem.outerHTML);
 }
 
-function show(nodes) {
-  answer.replaceChildren(...nodes);
+// Shows an answer's HTML, in which the server has escaped every name.
+function show(html) {
+  answer.innerHTML = html;
   answer.setAttribute("aria-busy", "false");
 }
 
@@ -35,7 +39,7 @@ function show(nodes) {
 async function ask(extra = "") {
   const signal = newest();
   if (photo === null) {
-    show([]);
+    show("");
     return;
   }
   if (photo.size > Number(tab.dataset.mostBytes)) {
@@ -52,13 +56,8 @@ async function ask(extra = "") {
   try {
     const response = await fetch(tab.dataset.answerAddress, { method: "POST", body: form, signal });
     const text = await response.text();
-    if (response.ok) {
-      const parsed = document.createElement("template");
-      parsed.innerHTML = text; // every name in it is escaped
-      show(parsed.content.childNodes);
-    } else {
-      report(JSON.parse(text).error);
-    }
+    if (response.ok) show(text);
+    else report(JSON.parse(text).error);
   } catch {
     // A newer request cancels this one, and then shows its own answer.
     if (!signal.aborted) report("no answer: check that the server is running, then try again");
@@ -68,11 +67,16 @@ async function ask(extra = "") {
 function choose(file) {
   photo = file;
   ask();
-  URL.revokeObjectURL(preview.src);
-  preview.hidden = file === null;
-  if (file === null) preview.removeAttribute("src");
-  else preview.src = URL.createObjectURL(file);
-  hint.textContent = file === null ? "Drop, paste or choose a photo" : file.name;
+  setTimeout(preview, PREVIEW_DELAY);
+}
+
+// Shows the current photo in the field.
+function preview() {
+  URL.revokeObjectURL(picture.src);
+  picture.hidden = photo === null;
+  if (photo === null) picture.removeAttribute("src");
+  else picture.src = URL.createObjectURL(photo);
+  hint.textContent = photo === null ? HINT : photo.name;
 }
 
 // Returns whether files were found among dropped or pasted data, and chooses the first.
@@ -112,7 +116,7 @@ async function pick(example) {
 // Without this, choosing the same file again would not count as a change.
 field.addEventListener("click", () => { field.value = ""; });
 field.addEventListener("change", () => chooseFrom(field));
-preview.addEventListener("error", () => { preview.hidden = true; }); // such as a TIFF
+picture.addEventListener("error", () => { picture.hidden = true; }); // such as a TIFF
 drop.addEventListener("dragover", (event) => event.preventDefault());
 drop.addEventListener("drop", (event) => {
   event.preventDefault();

@@ -33,7 +33,7 @@ class Sessions:
         kept_seconds: Time for which an unused session is kept.
     """
 
-    def __init__(self, kept_seconds: float):
+    def __init__(self, kept_seconds: int):
         self._kept_seconds = kept_seconds
         # Each key's session and the time of its last use; the latest last.
         self._sessions: OrderedDict[str, tuple[Session, float]] = OrderedDict()

@@ -39,7 +39,8 @@ function show(html) {
 async function ask(extra = "") {
   const signal = newest();
   if (photo === null) {
-    show("");
+    if (extra) report("choose a photo first");
+    else show("");
     return;
   }
   if (photo.size > Number(tab.dataset.mostBytes)) {

@@ -114,9 +114,10 @@ async function pick(example) {
   }
 }
 
-// Without this, choosing the same file again would not count as a change.
-field.addEventListener("click", () => { field.value = ""; });
-field.addEventListener("change", () => chooseFrom(field));
+field.addEventListener("change", () => {
+  chooseFrom(field);
+  field.value = ""; // so that choosing the same file again counts as a change
+});
 picture.addEventListener("error", () => { picture.hidden = true; }); // such as a TIFF
 drop.addEventListener("dragover", (event) => event.preventDefault());
 drop.addEventListener("drop", (event) => {

@@ -279,7 +279,7 @@ CLOCK = """() => {
       observer.disconnect();
       resolve(performance.now());
     });
-    observer.observe(answer, { childList: true });
+    observer.observe(answer, { childList: true, subtree: true });
   });
   const letters = document.body.appendChild(document.createElement("p"));
   window.clock = {

@@ -7,8 +7,11 @@ WORKDIR holds a trained run; with --shape, a run over a random CLIP of that shap
 first. Two servers, with and without batches, take turns at the same requests of many simultaneous
 clients on loopback, and every answer is compared with `predict`. Then one client calls `predict`,
 the endpoint and the page in turns. The page opens in the installed Chromium if Playwright is
-installed. Finally, it times one photo by part, and the endpoint's answers with 1 and with many
-clients.
+installed, and has its own clock: `page_ms` is the time from the field's `change` event to the end
+of the frame that shows the answer, `page_to_answer_ms` the time to the answer's arrival in it, and
+`empty_page_ms` the time from a request for a few letters to the end of the frame that shows them,
+which no page can undercut. `page_and_playwright_ms` also has Playwright's own work. Finally, it
+times one photo by part, and the endpoint's answers with 1 and with many clients.
 """
 
 import argparse
@@ -37,7 +40,7 @@ from benchmarks.measuring import SHAPES, ratio, report, take_turns
 from benchmarks.synthetic_imagenet import write_clip
 from fgvpl_jax.data import decode_image, load_shapes
 from fgvpl_jax.defaults import TOP_K
-from fgvpl_jax.displays.overlay import centred_square
+from fgvpl_jax.displays.overlay import PANEL, seen_square
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.programs import padded_batch
@@ -122,7 +125,7 @@ def times_of_parts(
             features, _ = part("encode", partial(inference.encode, batch))
             found = part("head", partial(inference.recognise, features))
             response = PhotoResponse(classifier.prediction(found, 0, name, TOP_K), None)
-            square = part("square", partial(centred_square, photo))
+            square = seen_square(photo, None, min(PANEL, max(photo.size)))
             answer = RecognisedPhoto(crop, square, response)
             part("picture", partial(answer_html, answer, service, (), ()))
     service.close()
@@ -138,16 +141,19 @@ def one_after_the_other(
     def next_photo() -> Path:
         return photos[next(turn) % len(photos)]
 
-    with httpx.Client(timeout=TIMEOUT) as client, page_at(address) as ask_page:
+    with httpx.Client(timeout=TIMEOUT) as client, page_at(address) as page:
         contestants: dict[str, Callable[[], Any]] = {
             "predict": lambda: classifier.predict(next_photo()),
             "endpoint": lambda: client.post(
                 f"{address}/api/predict", files={"image": next_photo().read_bytes()}
             ).raise_for_status(),
         }
-        if ask_page is not None:
-            contestants["page"] = lambda: ask_page(next_photo())
+        if page is not None:
+            contestants["page_and_playwright"] = lambda: page.ask(next_photo())
+            contestants["empty_page"] = page.show_letters
         seconds = take_turns(contestants, 3 * rounds)
+    if page is not None:  # the first value of each comes from the round that warms up
+        seconds |= {name: values[1:] for name, values in page.seconds.items()}
     result: dict[str, Any] = {}
     for name, values in seconds.items():
         result[f"{name}_ms"] = 1e3 * statistics.median(values)
@@ -254,12 +260,78 @@ def serve(kind: str, workdir: Path) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
-@contextmanager
-def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
-    """Opens the page in a browser.
+# Waits in the page, because Playwright's own waiting would draw frames. A message that is posted
+# when a frame begins arrives when the frame has been laid out and painted.
+CLOCK = """() => {
+  const answer = document.querySelector("#answer");
+  const isShown = () => [...answer.querySelectorAll("img")].every((image) => image.complete);
+  const painted = () => new Promise((resolve) => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => resolve(performance.now());
+    const draw = () => isShown() ? channel.port2.postMessage(0) : requestAnimationFrame(draw);
+    requestAnimationFrame(draw);
+  });
+  const changed = () => new Promise((resolve) => document.addEventListener(
+    "change", () => resolve(performance.now()), { capture: true, once: true }));
+  const arrived = (name) => new Promise((resolve) => {
+    const observer = new MutationObserver(() => {
+      if (answer.querySelector("section")?.ariaLabel !== `Answer for ${name}`) return;
+      observer.disconnect();
+      resolve(performance.now());
+    });
+    observer.observe(answer, { childList: true, subtree: true });
+  });
+  const letters = document.body.appendChild(document.createElement("p"));
+  window.clock = {
+    expect(name) {
+      const times = [changed(), arrived(name), arrived(name).then(painted)];
+      this.times = Promise.all(times).then(([start, arrival, end]) => ({
+        page_to_answer: (arrival - start) / 1000, page: (end - start) / 1000 }));
+    },
+    async letters() {
+      const start = performance.now();
+      const response = await fetch("./api/predict");
+      letters.textContent = `${(await response.text()).length} ${start}`;
+      return { empty_page: (await painted() - start) / 1000 };
+    },
+  };
+}"""
 
-    Yields a call that gives the page a photo and waits for the answer, or None without a browser.
+
+class TimedPage:
+    """The page in a browser, with a clock in it.
+
+    Args:
+        page: Playwright's page.
+    Attributes:
+        seconds: Times by the page's clock, one for each call.
     """
+
+    def __init__(self, page: Any):
+        self._page = page
+        self._field = page.locator("#photo input[type=file]")
+        self._field.wait_for(state="attached")
+        self.seconds: dict[str, list[float]] = {}
+        page.evaluate(CLOCK)
+
+    def ask(self, photo: Path) -> None:
+        """Gives the page a photo and waits until its answer is seen."""
+        self._page.evaluate("name => clock.expect(name)", photo.name)
+        self._field.set_input_files(photo)
+        self._keep(self._page.evaluate("clock.times"))
+
+    def show_letters(self) -> None:
+        """Requests a few letters and waits until they are seen."""
+        self._keep(self._page.evaluate("clock.letters()"))
+
+    def _keep(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.seconds.setdefault(name, []).append(value)
+
+
+@contextmanager
+def page_at(address: str) -> Iterator[TimedPage | None]:
+    """Opens the page in a browser; yields None without a browser."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
@@ -272,14 +344,7 @@ def page_at(address: str) -> Iterator[Callable[[Path], None] | None]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(address)
-        field = page.locator("#photo input[type=file]")
-
-        def ask(photo: Path) -> None:
-            field.wait_for(state="attached")
-            field.set_input_files(photo)
-            page.wait_for_selector(f'section[aria-label="Answer for {photo.name}"]')
-
-        yield ask
+        yield TimedPage(page)
         browser.close()
 
 

@@ -1,19 +1,17 @@
 """A prediction as HTML for the page, with every name in it escaped."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from jaxtyping import Bool, Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from fgvpl_jax.displays.overlay import boxes_layer, evidence_layer, heat, mask_layer
 from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.regions import Region
+from fgvpl_jax.serving.data_address import as_address
 from fgvpl_jax.serving.service import RecognisedPhoto, Service
 
 # Titles of the table's columns, in their order: the two things that each part compares.
@@ -24,6 +22,9 @@ PARTS = {
     "object_text": "object and name",
     "object_cache": "object and training objects",
 }
+
+# Pixels of the attention map, which the browser enlarges: it has far fewer patches than that.
+HEAT_SIDE = 80
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("fgvpl_jax.serving"), autoescape=True, undefined=StrictUndefined
@@ -51,7 +52,7 @@ def answer_html(
     photo: RecognisedPhoto,
     service: Service,
     added: Sequence[str],
-    added_squares: Sequence[Image.Image | None],
+    added_thumbnails: Sequence[str | None],
     evidence: ClassEvidence | None = None,
     regions: Sequence[Region] = (),
 ) -> str:
@@ -61,8 +62,8 @@ def answer_html(
         photo: A photo with its square and its prediction.
         service: Service that recognised it.
         added: Names of the classes that this user added.
-        added_squares: Squares of the added photos, in the order of `ClassChanges.photos`; None for
-            a photo without a picture.
+        added_thumbnails: Thumbnails of the added photos, in the order of `ClassChanges.photos`;
+            None for a photo without a picture.
         evidence: Evidence for a class; None shows none.
         regions: Regions of the photo; without any, no boxes are shown.
     """
@@ -71,12 +72,13 @@ def answer_html(
     similar = []
     for found in prediction.similar:
         place = found.place - len(classifier.support)
-        square = service.thumbnail(found.place) if place < 0 else None
-        if 0 <= place < len(added_squares):
-            square = added_squares[place]
+        if place < 0:
+            source = service.thumbnail(found.place)
+        else:
+            source = added_thumbnails[place] if place < len(added_thumbnails) else None
         similar.append(
             {
-                "source": None if square is None else as_address(square, "JPEG"),
+                "source": source,
                 "key": found.key,
                 "class_name": found.class_name,
                 "similarity": found.similarity,
@@ -142,7 +144,7 @@ def layers_of(
             "attention",
             "attention map",
             f"Attention map: brightest {place_of(significance)}",
-            as_address(heat(significance), "JPEG"),
+            as_address(heat(significance, HEAT_SIDE), "JPEG"),
         ),
         Layer(
             "object",
@@ -166,12 +168,3 @@ def place_of(weights: Float[np.ndarray, "gh gw"] | Bool[np.ndarray, "gh gw"]) ->
         centre = (along @ (np.arange(length) + 0.5)) / total / length
         words.append(low if centre < 0.4 else high if centre > 0.6 else "")
     return " ".join(filter(None, words)) or "centre"
-
-
-def as_address(image: Image.Image, kind: str) -> str:
-    """Encodes a picture as a data address."""
-    stream = BytesIO()
-    # The mask has few colours, so its PNG is small at any compression level; the default level
-    # would take as long as everything else together.
-    image.save(stream, kind, **({"quality": 88} if kind == "JPEG" else {"compress_level": 1}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

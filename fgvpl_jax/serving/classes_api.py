@@ -7,11 +7,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
-from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS
 from fgvpl_jax.serving.http_api import CLASSES, problem
-from fgvpl_jax.serving.micro_batches import Overloaded
-from fgvpl_jax.serving.service import Refused, Service
+from fgvpl_jax.serving.service import Service
 
 Change = Callable[[Request], Awaitable[None]]
 
@@ -31,13 +29,8 @@ def add_class_endpoints(app: FastAPI, service: Service, token: str) -> None:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
             return problem(401, "send the server's token in the header Authorization: Bearer TOKEN")
-        try:
-            if change is not None:
-                await change(request)
-        except Overloaded as error:
-            return problem(503, str(error), retry_after=1)
-        except UserError as error:
-            return problem(error.status if isinstance(error, Refused) else 400, str(error))
+        if change is not None:
+            await change(request)
         return JSONResponse({"classes": classifier.class_names})
 
     async def add(request: Request) -> None:

@@ -20,6 +20,7 @@ from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import Limits, RecognisedPhoto, Refused, Service
 
 ENDPOINT = "/api/predict"
+ANSWER = "/page/answer"  # see `photo_api.py`
 CLASSES = "/api/classes"  # see `classes_api.py`
 FORM_BYTES = 10_000  # size of a form without its photo, at most
 MOST_CLIENTS = 10_000
@@ -32,29 +33,19 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
 
     @app.post(ENDPOINT)
     async def predict(request: Request) -> JSONResponse:
-        try:
-            async with request.form(max_files=1, max_fields=2) as form:
-                image, top_k = form.get("image"), form.get("top_k", str(TOP_K))
-                if not isinstance(image, UploadFile):
-                    raise Refused(400, "no photo: send one in the form's file field 'image'")
-                if not isinstance(top_k, str) or not PLAIN_NUMBER.fullmatch(top_k):
-                    raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give an integer, 1 or more")
-                if (regions := form.get("regions", "false")) not in ("true", "false"):
-                    raise Refused(400, f"regions is {str(regions)[:20]!r}: give true or false")
-                name, data = image.filename or "image", await image.read()
-            num_classes = min(int(top_k), MOST_TOP_K)
-            photo = await service.recognise(data, name, num_classes)
-            content = as_content(photo)
-            if regions == "true":
-                content["regions"] = content_of_regions(
-                    await service.regions(data, name, num_classes)
-                )
-        except Refused as refusal:
-            return problem(refusal.status, str(refusal))
-        except UserError as error:  # a method without regions
-            return problem(400, str(error))
-        except Overloaded as error:
-            return problem(503, str(error), retry_after=1)
+        async with request.form(max_files=1, max_fields=2) as form:
+            image, top_k = form.get("image"), form.get("top_k", str(TOP_K))
+            if not isinstance(image, UploadFile):
+                raise Refused(400, "no photo: send one in the form's file field 'image'")
+            if not isinstance(top_k, str) or not PLAIN_NUMBER.fullmatch(top_k):
+                raise Refused(400, f"top_k is {str(top_k)[:20]!r}: give an integer, 1 or more")
+            if (regions := form.get("regions", "false")) not in ("true", "false"):
+                raise Refused(400, f"regions is {str(regions)[:20]!r}: give true or false")
+            name, data = image.filename or "image", await image.read()
+        num_classes = min(int(top_k), MOST_TOP_K)
+        content = as_content(await service.recognise(data, name, num_classes))
+        if regions == "true":
+            content["regions"] = content_of_regions(await service.regions(data, name, num_classes))
         return JSONResponse(content)
 
     # Without this route, the page, which is mounted under all other addresses, would return 404.
@@ -62,8 +53,20 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
     async def other_method() -> JSONResponse:
         return problem(405, "send a photo by POST, as described in docs/serve.md")
 
+
+def report_errors(app: FastAPI) -> None:
+    """Makes an app's endpoints report errors as JSON."""
+
+    @app.exception_handler(UserError)
+    async def refused(request: Request, error: UserError) -> JSONResponse:
+        return problem(error.status if isinstance(error, Refused) else 400, str(error))
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
+        return problem(503, str(error), retry_after=1)
+
     @app.exception_handler(HTTPException)
-    async def as_json(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail))
 
 
@@ -119,7 +122,7 @@ class LimitedRequests:
             message = f"more than {most} requests a minute: wait, then try again"
             await problem(429, message, math.ceil(wait))(scope, receive, send)
             return
-        is_photo = scope["path"] == ENDPOINT
+        is_photo = scope["path"] in (ENDPOINT, ANSWER)
         limit = self._limits.photo_bytes + FORM_BYTES if is_photo else self._limits.request_bytes
         refusal = f"more than {limit:,} bytes: send smaller photos, or fewer"
         length = dict(scope["headers"]).get(b"content-length", b"0")

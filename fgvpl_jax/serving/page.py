@@ -10,24 +10,15 @@ import gradio as gr
 from fgvpl_jax.inference.class_changes import MOST_CLASSES, MOST_PHOTOS
 from fgvpl_jax.runs.summary import TRIED_COLUMNS, best_first, tried_cells
 from fgvpl_jax.serving.answer_view import ENVIRONMENT
+from fgvpl_jax.serving.http_api import ANSWER
 from fgvpl_jax.serving.page_events import PageEvents
+from fgvpl_jax.serving.photo_api import EXAMPLES
 from fgvpl_jax.serving.service import Service
+from fgvpl_jax.serving.sessions import Sessions
 
-KEPT_SECONDS = 3600  # for uploads, and for the classes of a user who has left
-
-
-class PhotoTab(NamedTuple):
-    """Components of the tab for one photo; `picked` is the event of picking an example.
-
-    `find` is the button for regions; None for a method that looks for no object.
-    """
-
-    photo: gr.Image
-    answer: gr.HTML
-    evidence_class: gr.Dropdown
-    explain: gr.Button
-    find: gr.Button | None
-    picked: Any
+KEPT_SECONDS = 3600  # for uploads, and for the added classes that nobody uses
+# Reports the key of the user's classes to `photo.js`.
+CLASSES_CHANGED = "key => { document.dispatchEvent(new CustomEvent('fg-classes', {detail: key})); }"
 
 
 class PhotosTab(NamedTuple):
@@ -49,11 +40,12 @@ class ClassTab(NamedTuple):
     added: gr.HTML
 
 
-def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
+def build_page(service: Service, sessions: Sessions, examples: Sequence[Path]) -> gr.Blocks:
     """Builds the page of a service.
 
     Args:
         service: Service that recognises the photos.
+        sessions: Classes that the users added.
         examples: Example photos to pick from.
     """
     classifier = service.classifier
@@ -63,57 +55,38 @@ def build_page(service: Service, examples: Sequence[Path]) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as page:
-        session = gr.State(None, time_to_live=KEPT_SECONDS)
         tried = [tried_cells(one) for one in best_first(classifier.results.tried or ())]
         intro = ENVIRONMENT.get_template("intro.html.j2")
         gr.HTML(intro.render(classifier=classifier, columns=TRIED_COLUMNS, tried=tried))
-        photo_tab = add_photo_tab(examples, classifier.class_names, classifier.finds_objects)
+        add_photo_tab(service, examples)
         photos_tab = add_photos_tab(service.limits.photos_at_once)
         class_tab = add_class_tab() if classifier.uses_cache else None
-        connect_events(PageEvents(service), session, photo_tab, photos_tab, class_tab)
+        connect_events(PageEvents(service, sessions), photos_tab, class_tab)
     page.queue(api_open=False, max_size=service.limits.waiting)
     return page
 
 
-def add_photo_tab(
-    examples: Sequence[Path], class_names: Sequence[str], finds_objects: bool
-) -> PhotoTab:
-    """Adds the tab that shows the answer for one photo."""
-    with gr.Tab("One photo"), gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            photo = gr.Image(
-                label="Photo: drop, paste or choose one",
-                sources=["upload", "clipboard"],
-                type="filepath",
-                height=300,
-                elem_id="photo",
-            )
-            # Passes the uploaded file on unopened: Gradio would open it and report errors in its
-            # own words. Overriding this in a subclass makes Gradio write a stub next to this file.
-            photo.preprocess = path_of  # type: ignore[method-assign]
-            uploads_only(photo)
-            picked = None
-            if examples:
-                picked = gr.Examples(
-                    [[str(file)] for file in examples],
-                    photo,
-                    label="Or pick an example",
-                    example_labels=None,
-                    api_visibility="private",
-                ).load_input_event
-        with gr.Column(scale=2, min_width=300):
-            answer = gr.HTML(elem_id="answer", js_on_load=None)
-            with gr.Row():
-                evidence_class = gr.Dropdown(
-                    list(class_names),
-                    value=None,
-                    label="Evidence for (if blank, the most probable class)",
-                    allow_custom_value=True,  # an added class
-                    elem_id="evidence-class",
-                )
-                explain = gr.Button("Why? Show the evidence", elem_id="explain")
-            find = gr.Button("Name every region", elem_id="find") if finds_objects else None
-    return PhotoTab(photo, answer, evidence_class, explain, find, picked)
+def add_photo_tab(service: Service, examples: Sequence[Path]) -> None:
+    """Adds the tab that shows the answer for one photo.
+
+    Its script sends the photo to the endpoint of `photo_api.py`. Gradio's own field for a photo
+    takes more than ten times as long as the prediction: it uploads the photo, then sends an event.
+    """
+    with gr.Tab("One photo"):
+        template = ENVIRONMENT.get_template("photo.html.j2")
+        gr.HTML(
+            template.render(
+                answer_address=ANSWER,
+                class_names=service.classifier.class_names,
+                examples=[
+                    (f"{EXAMPLES}/{number}", file.name) for number, file in enumerate(examples)
+                ],
+                finds_objects=service.classifier.finds_objects,
+                most_bytes=service.limits.photo_bytes,
+            ),
+            elem_id="photo",
+            js_on_load=template_file("photo.js"),
+        )
 
 
 def add_photos_tab(photos_at_once: int) -> PhotosTab:
@@ -149,56 +122,28 @@ def add_class_tab() -> ClassTab:
     return ClassTab(name, photos, add, reset, added)
 
 
-def connect_events(
-    events: PageEvents,
-    session: gr.State,
-    photo_tab: PhotoTab,
-    photos_tab: PhotosTab,
-    class_tab: ClassTab | None,
-) -> None:
+def connect_events(events: PageEvents, photos_tab: PhotosTab, class_tab: ClassTab | None) -> None:
     """Connects the components to the functions that handle their events."""
     settings: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-    # Bypasses Gradio's queue, which would cost one photo two more requests: the service has its
-    # own queue and limits.
-    recognise: dict[str, Any] = {
-        "fn": events.recognise_photo,
-        "inputs": [photo_tab.photo, session],
-        "outputs": photo_tab.answer,
-        **settings,
-        "queue": False,
-        "trigger_mode": "multiple",  # the newest call counts, see `PageEvents.recognise_photo`
-    }
-    # Not `change`, which fires twice for an upload.
-    gr.on([photo_tab.photo.upload, photo_tab.photo.clear], **recognise)
-    photo_tab.explain.click(
-        events.explain_photo,
-        [photo_tab.photo, photo_tab.evidence_class, session],
-        photo_tab.answer,
-        **settings,
-    )
-    if photo_tab.find is not None:
-        photo_tab.find.click(
-            events.find_regions, [photo_tab.photo, session], photo_tab.answer, **settings
-        )
-    if photo_tab.picked is not None:
-        photo_tab.picked.then(**recognise)
+    key = gr.Textbox("", visible=False)  # key of the user's session; empty before there is one
     photos_tab.classify.click(
         events.recognise_photos,
-        [photos_tab.photos, session],
+        [photos_tab.photos, key],
         [photos_tab.table, photos_tab.download],
         **settings,
     )
     if class_tab is not None:
         # Both events recognise the current photo again, among the new classes.
+        recognise: dict[str, Any] = {"fn": None, "inputs": key, "js": CLASSES_CHANGED, **settings}
         class_tab.add.click(
             events.add_class,
-            [class_tab.name, class_tab.photos, session],
-            [session, class_tab.added, class_tab.name, class_tab.photos],
+            [class_tab.name, class_tab.photos, key],
+            [key, class_tab.added, class_tab.name, class_tab.photos],
             **settings,
         ).then(**recognise)
-        class_tab.reset.click(
-            events.remove_classes, None, [session, class_tab.added], **settings
-        ).then(**recognise)
+        class_tab.reset.click(events.remove_classes, key, [key, class_tab.added], **settings).then(
+            **recognise
+        )
 
 
 def uploads_only(component: gr.components.Component) -> None:
@@ -216,12 +161,6 @@ def uploads_only(component: gr.components.Component) -> None:
     component.async_move_resource_to_block_cache = moved  # type: ignore[assignment,method-assign]
 
 
-def path_of(payload: Any) -> str | None:
-    """Returns the path of an uploaded file."""
-    return None if payload is None else payload.path
-
-
-def style() -> str:
-    """Returns the page's style sheet."""
-    folder = files("fgvpl_jax.serving") / "templates"
-    return (folder / "page.css").read_text(encoding="utf-8")
+def template_file(name: str) -> str:
+    """Returns a file of the page that is sent as it is, such as its style sheet."""
+    return (files("fgvpl_jax.serving") / "templates" / name).read_text(encoding="utf-8")

@@ -1,45 +1,26 @@
-"""The page's events: recognise one photo or many, add a class, remove the added classes."""
+"""Events of the Gradio tabs: recognise many photos, add a class, remove the added classes."""
 
 import asyncio
 import csv
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from anyio import to_thread
-from PIL import Image
 
-from fgvpl_jax.defaults import TOP_K
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
 from fgvpl_jax.inference.predictions import Belonging
-from fgvpl_jax.inference.regions import Region
-from fgvpl_jax.serving.answer_view import ENVIRONMENT, answer_html, problem_html
+from fgvpl_jax.serving.answer_view import ENVIRONMENT, problem_html
+from fgvpl_jax.serving.data_address import thumbnail_of
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
+from fgvpl_jax.serving.sessions import Session, Sessions
 
 COLUMNS = 3  # classes in the table of many photos
-
-
-@dataclass(frozen=True)
-class Session:
-    """The classes that one user added.
-
-    Attributes:
-        changes: All changes of the classes, with those that the server's classifier has itself.
-        added: Names of the classes that the user added.
-        squares: Squares of the photos, in the order of `ClassChanges.photos`; None for photos that
-            the classifier has itself.
-    """
-
-    changes: ClassChanges
-    added: tuple[str, ...]
-    squares: tuple[Image.Image | None, ...]
 
 
 class PageEvents:
@@ -47,100 +28,14 @@ class PageEvents:
 
     Args:
         service: Service that recognises the photos.
+        sessions: Classes that the users added.
     """
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, sessions: Sessions):
         self._service = service
-        # The newest call of each open page that has one running.
-        self._newest: dict[str | None, object] = {}
+        self._sessions = sessions
 
-    async def recognise_photo(
-        self, file: str | None, session: Session | None, request: gr.Request
-    ) -> Any:
-        """Returns the answer for one photo; no update if the page has sent a newer request."""
-        return await self._if_newest(self._answer(file, session), request)
-
-    async def explain_photo(
-        self,
-        file: str | None,
-        class_name: str | None,
-        session: Session | None,
-        request: gr.Request,
-    ) -> Any:
-        """Returns the answer with the evidence for a class; see `recognise_photo`.
-
-        Without a `class_name`, the class is the most probable one.
-        """
-        answer = self._answer(file, session, with_evidence=True, class_name=class_name)
-        return await self._if_newest(answer, request)
-
-    async def find_regions(
-        self, file: str | None, session: Session | None, request: gr.Request
-    ) -> Any:
-        """Returns the answer with the regions of the photo; see `recognise_photo`."""
-        return await self._if_newest(self._answer(file, session, with_regions=True), request)
-
-    async def _if_newest(self, answer: Coroutine[Any, Any, str], request: gr.Request) -> Any:
-        call = self._newest[request.session_hash] = object()
-        html = await answer
-        if self._newest.get(request.session_hash) is not call:
-            return gr.skip()
-        del self._newest[request.session_hash]
-        return html
-
-    async def _answer(
-        self,
-        file: str | None,
-        session: Session | None,
-        *,
-        with_evidence: bool = False,
-        class_name: str | None = None,
-        with_regions: bool = False,
-    ) -> str:
-        if file is None:
-            return ""
-        try:
-            photo = await self._service.recognise(
-                Path(file).read_bytes(),
-                Path(file).name,
-                TOP_K,
-                changes_in(session),
-                with_square=True,
-            )
-        except (UserError, Overloaded) as error:
-            return problem_html(str(error))
-        names = session.added if session else ()
-        squares = session.squares if session else ()
-        evidence = None
-        if with_evidence:
-            wanted = class_name or photo.response.prediction.class_names[0]
-            try:
-                # A limit of Gradio's queue would let a call wait before it counts as the newest.
-                async with self._service.one_at_a_time:  # it takes about a hundred predictions
-                    evidence = await to_thread.run_sync(
-                        self._service.classifier.evidence_in,
-                        photo.crop,
-                        wanted,
-                        changes_in(session),
-                    )
-            except UserError as error:
-                return problem_html(str(error))
-        regions: tuple[Region, ...] = ()
-        if with_regions:
-            try:
-                regions = await self._service.regions(
-                    Path(file).read_bytes(), Path(file).name, 1, changes_in(session)
-                )
-            except (UserError, Overloaded) as error:
-                return problem_html(str(error))
-        # In a thread, because it decodes training photos.
-        return await to_thread.run_sync(
-            answer_html, photo, self._service, names, squares, evidence, regions
-        )
-
-    async def recognise_photos(
-        self, paths: list[str] | None, session: Session | None
-    ) -> tuple[str, Any]:
+    async def recognise_photos(self, paths: list[str] | None, key: str) -> tuple[str, Any]:
         """Returns a table of the answers, and all of them as a CSV file."""
         most = self._service.limits.photos_at_once
         if not paths:
@@ -150,6 +45,7 @@ class PageEvents:
                 visible=False
             )
         rows: list[dict[str, Any]] = []
+        session = self._sessions.get(key)
         for start in range(0, len(paths), BATCH_SIZES[-1]):  # limits the photos in memory
             some = paths[start : start + BATCH_SIZES[-1]]
             rows += await asyncio.gather(*(self._row(Path(path), session) for path in some))
@@ -169,28 +65,36 @@ class PageEvents:
         return {"image": path.name, "classes": classes, "belonging": belonging, "error": ""}
 
     async def add_class(
-        self, name: str, paths: list[str] | None, session: Session | None
-    ) -> tuple[Session | None, str, Any, Any]:
-        """Returns the session with one more class, the list of its classes, and emptied fields."""
+        self, name: str, paths: list[str] | None, key: str
+    ) -> tuple[str, str, Any, Any]:
+        """Returns the user's key, the list of the added classes with one more, and emptied fields.
+
+        Args:
+            name: Name of the new class, as the user wrote it.
+            paths: Uploaded photos of the class.
+            key: Key of the user's classes; empty if the user has added none.
+        """
         if len(paths or []) > MOST_PHOTOS:  # checked before any file is read
             problem = problem_html(f"{len(paths or [])} photos: choose at most {MOST_PHOTOS}")
-            return session, problem, gr.update(), gr.update()
+            return key, problem, gr.update(), gr.update()
         photos = [(Path(p).name, Path(p).read_bytes()) for p in paths or []]
+        session = self._sessions.get(key)
         try:
             changes, squares = await self._service.with_class(changes_in(session), name, photos)
         except (UserError, Overloaded) as error:
-            return session, problem_html(str(error)), gr.update(), gr.update()
+            return key, problem_html(str(error)), gr.update(), gr.update()
         known = (None,) * (len(changes.photos) - len(squares))
         session = Session(
             changes,
             (*(session.added if session else ()), changes.added_names[-1]),
-            (*(session.squares if session else known), *squares),
+            (*(session.thumbnails if session else known), *map(thumbnail_of, squares)),
         )
-        return session, added_html(session), "", None
+        return self._sessions.put(key, session), added_html(session), "", None
 
-    def remove_classes(self) -> tuple[None, str]:
+    def remove_classes(self, key: str) -> tuple[str, str]:
         """Returns to the classifier's own classes."""
-        return None, added_html(None)
+        self._sessions.remove(key)
+        return "", added_html(None)
 
 
 def changes_in(session: Session | None) -> ClassChanges | None:

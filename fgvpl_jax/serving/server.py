@@ -16,9 +16,11 @@ from fgvpl_jax.data import UnreadableImage
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.serving.classes_api import add_class_endpoints
-from fgvpl_jax.serving.http_api import LimitedRequests, add_endpoint
-from fgvpl_jax.serving.page import build_page, style
+from fgvpl_jax.serving.http_api import LimitedRequests, add_endpoint, report_errors
+from fgvpl_jax.serving.page import KEPT_SECONDS, build_page, template_file
+from fgvpl_jax.serving.photo_api import add_photo_endpoints
 from fgvpl_jax.serving.service import Limits, Service
+from fgvpl_jax.serving.sessions import Sessions
 
 NUM_EXAMPLES = 6
 LOOPBACK_NAMES = ["127.0.0.1", "localhost"]
@@ -82,12 +84,15 @@ def make_app(
         token: Secret with which programs may change the classes; None lets nobody change them.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    report_errors(app)
+    sessions = Sessions(KEPT_SECONDS)
     add_endpoint(app, service)
+    add_photo_endpoints(app, service, sessions, examples)
     if token is not None:
         add_class_endpoints(app, service, token)
     gr.mount_gradio_app(
         app,
-        build_page(service, examples),
+        build_page(service, sessions, examples),
         path="/",
         footer_links=[],
         run_history=False,
@@ -101,7 +106,7 @@ def make_app(
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ),
-        css=style(),
+        css=template_file("page.css"),
     )
     app.add_middleware(LimitedRequests, limits=service.limits)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(trusted))

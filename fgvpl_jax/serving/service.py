@@ -15,7 +15,7 @@ from PIL import Image
 
 from fgvpl_jax.data import UnreadableImage, decode_image
 from fgvpl_jax.data.images import FORMATS
-from fgvpl_jax.displays.overlay import centred_square, seen_square
+from fgvpl_jax.displays.overlay import PANEL, centred_square, seen_square
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.classifier import Classifier
@@ -23,6 +23,7 @@ from fgvpl_jax.inference.evidence import BATCH_SIZE as EVIDENCE_BATCH
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.inference.regions import Region, regions_of, threshold_of
+from fgvpl_jax.serving.data_address import thumbnail_of
 from fgvpl_jax.serving.micro_batches import MicroBatcher, Overloaded
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -259,13 +260,14 @@ class Service:
         square = None
         if with_square:
             box = self.classifier.clip.image_processor.seen_box(*photo.size)
-            square = seen_square(photo, box)
+            # The browser enlarges a small photo; that would take longer here than the JPEG.
+            square = seen_square(photo, box, min(PANEL, max(photo.size)))
         return self.classifier.crop(photo, name), square
 
-    def _thumbnail(self, place: int) -> Image.Image | None:
-        """Returns the square of a training photo; None if the photo no longer exists."""
+    def _thumbnail(self, place: int) -> str | None:
+        """Returns the thumbnail of a training photo; None if the photo no longer exists."""
         try:
-            return centred_square(self.classifier.support.image(place)).resize((112, 112))
+            return thumbnail_of(centred_square(self.classifier.support.image(place)))
         except UnreadableImage:
             return None
 

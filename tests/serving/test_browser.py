@@ -165,7 +165,7 @@ def test_pictures_and_fields_have_names_for_users_who_cannot_see_them(open_page,
 
 def test_an_example_is_picked(open_page):
     page = open_page()
-    page.locator("button.gallery-item").first.click()
+    page.get_by_role("button", name="000.png").click()
     answer_for(page, "000.png")
     assert len(names(page)) == 3
 
@@ -173,7 +173,7 @@ def test_an_example_is_picked(open_page):
 def test_of_two_examples_picked_at_once_the_last_is_answered(open_page):
     page = open_page()
     for number in (0, 1):
-        page.locator("button.gallery-item").nth(number).click()
+        page.get_by_role("button", name=f"00{number}.png").click()
     answer_for(page, "001.png")
     page.wait_for_timeout(2000)  # no other answer may appear meanwhile
     answer_for(page, "001.png")
@@ -185,7 +185,7 @@ def test_a_dropped_photo_is_answered(open_page, red):
         """(bytes) => {
             const data = new DataTransfer();
             data.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
-            const target = document.querySelector("#photo button, #photo [role=button]");
+            const target = document.querySelector("#photo input[type=file]");
             target.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true}));
         }""",
         list(red.read_bytes()),
@@ -200,9 +200,75 @@ def test_a_pasted_photo_is_answered(open_page, red):
             {"image/png": new Blob([new Uint8Array(bytes)], {type: "image/png"})})])""",
         list(red.read_bytes()),
     )
-    page.get_by_label("Paste from clipboard").click()
+    page.get_by_role("button", name="Paste from clipboard").click()
     page.locator("#answer .fg-bars").wait_for()
     assert len(names(page)) == 3
+
+
+def test_a_photo_is_pasted_by_the_keyboard(open_page, red):
+    page = open_page()
+    page.evaluate(
+        """(bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "image.png", {type: "image/png"}));
+            document.body.dispatchEvent(
+                new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+        }""",
+        list(red.read_bytes()),
+    )
+    answer_for(page, "image.png")
+
+
+def test_the_photo_is_previewed_and_cleared(open_page, red):
+    page = open_page()
+    upload(page, red)
+    answer_for(page, red.name)
+    preview = page.get_by_alt_text("The chosen photo")
+    preview.wait_for()
+    assert preview.evaluate("image => image.naturalWidth") > 0
+    assert page.get_by_text(red.name, exact=True).is_visible()
+    page.get_by_role("button", name="Clear").click()
+    preview.wait_for(state="hidden")
+    assert page.locator("#answer").inner_html() == ""
+    upload(page, red)  # the same file again
+    answer_for(page, red.name)
+
+
+def test_an_answer_that_was_overtaken_is_not_shown(open_page, red):
+    page = open_page()
+    held = []
+    page.route("**/page/answer", lambda route: held.append(route), times=1)
+    upload(page, red)
+    page.wait_for_timeout(200)
+    page.get_by_role("button", name="001.png").click()
+    answer_for(page, "001.png")
+    assert len(held) == 1
+    assert page.locator("#answer").get_attribute("aria-busy") == "false"
+    page.wait_for_timeout(500)
+    answer_for(page, "001.png")
+
+
+def test_a_problem_is_reported_in_our_words(open_page, red):
+    page = open_page()
+    problem = page.locator("#answer [role=alert]")
+    page.get_by_role("button", name="Why? Show the evidence").click()
+    page.get_by_text("choose a photo first").wait_for()
+    upload(page, {"name": "large.png", "mimeType": "image/png", "buffer": bytes(20_000_001)})
+    page.get_by_text("large.png has 20,000,001 bytes, more than 20,000,000").wait_for()
+    page.locator("#photo input[type=file]").evaluate(
+        """field => field.dispatchEvent(
+            new DragEvent("drop", {dataTransfer: new DataTransfer(), bubbles: true}))"""
+    )
+    page.get_by_text("nothing is fetched from other addresses").wait_for()
+    upload(page, red)
+    answer_for(page, red.name)
+    page.get_by_label("Evidence for").fill("zebra")
+    page.get_by_role("button", name="Why? Show the evidence").click()
+    page.get_by_text("there is no class").wait_for()
+    page.route("**/page/answer", lambda route: route.abort())
+    upload(page, red)
+    page.get_by_text("no answer: check that the server is running").wait_for()
+    assert problem.count() == 1
 
 
 def test_a_bad_file_is_reported_and_the_next_photo_answered(open_page, red, tmp_path):
@@ -212,7 +278,7 @@ def test_a_bad_file_is_reported_and_the_next_photo_answered(open_page, red, tmp_
     problem = page.locator("#answer [role=alert]")
     problem.wait_for()
     assert problem.inner_text().startswith("note.png is not an image")
-    page.locator("#photo").get_by_label(re.compile("clear|remove", re.I)).first.click()
+    page.get_by_role("button", name="Clear").click()
     upload(page, red)
     answer_for(page, red.name)
 
@@ -234,7 +300,7 @@ def test_a_class_is_added_for_one_user_alone(open_page, photos_dir, red):
     mine.locator("#answer .fg-name", has_text="<i>wall</i>").wait_for()
     assert len(names(mine)) == 4
     upload_again = photos_dir / "test" / "blue_square" / "001.png"
-    theirs.locator("#photo").get_by_label(re.compile("clear|remove", re.I)).first.click()
+    theirs.get_by_role("button", name="Clear").click()
     upload(theirs, upload_again)
     answer_for(theirs, upload_again.name)
     assert len(names(theirs)) == 3

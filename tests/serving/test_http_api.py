@@ -178,7 +178,7 @@ def test_too_many_waiting_is_503(classifier):
 
 
 def test_no_address_is_fetched_for_a_client():
-    photo = gr.Image(type="filepath")
+    photo = gr.File()
     uploads_only(photo)
     with pytest.raises(gr.Error, match="nothing is fetched from other addresses"):
         asyncio.run(photo.async_move_resource_to_block_cache("http://127.0.0.1:1/photo.png"))

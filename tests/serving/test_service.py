@@ -16,8 +16,10 @@ from fgvpl_jax.inference.predictions import Belonging, ObjectLocation
 from fgvpl_jax.inference.regions import areas
 from fgvpl_jax.serving import server
 from fgvpl_jax.serving.answer_view import answer_html, layers_of, place_of, problem_html
+from fgvpl_jax.serving.data_address import thumbnail_of
 from fgvpl_jax.serving.page import build_page
 from fgvpl_jax.serving.service import Limits, Service
+from fgvpl_jax.serving.sessions import Sessions
 
 SIZES = (1, 4)
 
@@ -109,7 +111,7 @@ def test_a_photo_of_the_new_class_is_most_similar_to_itself(service, photos):
     nearest = photo.response.prediction.similar[0]
     assert nearest.similarity == pytest.approx(1, abs=1e-4)
     assert nearest.class_name in ("<b>new</b>", "green square")  # it may be a training photo too
-    html = answer_html(photo, service, added.added_names, squares)
+    html = answer_html(photo, service, added.added_names, [thumbnail_of(one) for one in squares])
     assert "<b>new" not in html
 
 
@@ -199,13 +201,14 @@ def test_a_place_is_described_in_words(corner, words):
 
 def test_the_evidence_for_an_added_class_is_shown_first(service, photos):
     added, squares = asyncio.run(service.with_class(None, "lawn", photos))
+    thumbnails = [thumbnail_of(square) for square in squares]
     photo = asyncio.run(service.recognise(photos[0][1], "x", 3, added, with_square=True))
     evidence = service.classifier.evidence_in(photo.crop, "lawn", added)
     names = [layer.name for layer in layers_of(photo.response.prediction, evidence)]
     assert names == ["evidence", "attention", "object"]
-    html = answer_html(photo, service, ("lawn",), squares, evidence)
+    html = answer_html(photo, service, ("lawn",), thumbnails, evidence)
     assert "Evidence for lawn: strongest" in html
-    assert "fg-layer-evidence" not in answer_html(photo, service, ("lawn",), squares)
+    assert "fg-layer-evidence" not in answer_html(photo, service, ("lawn",), thumbnails)
 
 
 @pytest.mark.parametrize("found", [False, True])
@@ -233,8 +236,8 @@ def test_the_page_shows_only_what_the_method_has(make_classifier, photos, servic
     assert [layer.name for layer in layers_of(photo.response.prediction, evidence)] == ["evidence"]
     assert "Evidence for a &lt;class&gt;: " in answer_html(photo, zero_shot, (), (), evidence)
     labels = lambda page: {b.label for b in page.blocks.values() if hasattr(b, "label")}  # noqa: E731
-    assert "New class" not in labels(build_page(zero_shot, ()))
-    assert "New class" in labels(build_page(service, ()))
+    assert "New class" not in labels(build_page(zero_shot, Sessions(1), ()))
+    assert "New class" in labels(build_page(service, Sessions(1), ()))
 
 
 def test_examples_are_training_photos_where_none_are_named(classifier, tmp_path):

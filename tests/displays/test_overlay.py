@@ -137,6 +137,22 @@ def test_every_layer_has_a_square():
     assert np.diff(widths).tolist() == [PANEL + MARGIN] * 2
 
 
+@pytest.mark.parametrize("num_similar", [0, 3])
+def test_a_picture_without_layers_has_room_for_bars_and_similar_photos(num_similar):
+    square = Image.new("RGB", (PANEL, PANEL), INK)
+    classes, similar = [("a", 0.9), ("b", 0.1)], [(square, "c")] * num_similar
+    narrow = np.asarray(draw_overlay(square, [], classes, similar))
+    wide = np.asarray(
+        draw_overlay(square, [("mask", mask_layer(np.eye(4, dtype=bool)))], classes, similar)
+    )
+    below = slice(MARGIN + 20 + PANEL + MARGIN, None)
+    bars = slice(0, PANEL + MARGIN + PANEL // 2 + MARGIN)
+    np.testing.assert_array_equal(narrow[below, bars], wide[below, bars])
+    if num_similar:
+        thumbnails = slice(-num_similar * (THUMBNAIL + 8) - MARGIN, None)
+        np.testing.assert_array_equal(narrow[below, thumbnails], wide[below, thumbnails])
+
+
 def test_evidence_is_orange_for_the_class_and_blue_against_it():
     evidence = np.zeros((4, 4))
     evidence[0, 0], evidence[3, 3] = 2.0, -1.0

@@ -1,5 +1,6 @@
 """A tiny random CLIP and a tiny data set, written once for the tests of all rooms."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -62,6 +63,12 @@ def pytest_configure(config: pytest.Config) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", " ".join([*FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")]))
         jax.devices()  # XLA reads the variable once, when it finds the devices
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keeps the garbage collector from visiting the objects of all libraries again and again."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

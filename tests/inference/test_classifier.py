@@ -250,7 +250,7 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
 
 def test_a_folder_that_fit_makes_is_private(tiny_clip_dir, photos_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    made = fg.fit(photos_dir, clip=tiny_clip_dir, epochs=1, shots=1).workdir
+    made = fg.fit(photos_dir, clip=tiny_clip_dir, method="gda", shots=1).workdir
     assert made.parent == tmp_path
     assert made.stat().st_mode & 0o777 == 0o700
 
@@ -273,7 +273,7 @@ def test_fit_takes_a_benchmark_by_its_name(eurosat, tiny_clip_dir, tmp_path):
     with pytest.raises(UserError, match="fewer than 16 training images in 10 of 10 classes"):
         fg.fit("eurosat", clip=tiny_clip_dir, data=data)
     fitted = fg.fit(
-        "eurosat", clip=tiny_clip_dir, data=data, shots=2, epochs=1, workdir=tmp_path / "W"
+        "eurosat", clip=tiny_clip_dir, data=data, shots=2, method="gda", workdir=tmp_path / "W"
     )
     assert fitted.class_names[0] == "Annual Crop Land"
     assert fitted.results.counts == ImageCounts(train=20, validation=20, test=30)

@@ -46,8 +46,7 @@ def test_a_run_writes_its_files_and_results(finished):
 
 def test_a_run_can_use_the_support_images_of_another_run(finished, tiny_config, tmp_path):
     _, path, _ = finished
-    tiny_config.seed = 7
-    tiny_config.epochs = 1
+    tiny_config.seed, tiny_config.method = 7, "gda"
     tiny_config.data.few_shot_file = str(path / "few_shot.json")
     run(tiny_config, tmp_path / "W")
     assert (tmp_path / "W" / "few_shot.json").read_text() == (path / "few_shot.json").read_text()

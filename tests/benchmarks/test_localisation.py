@@ -338,7 +338,7 @@ def test_an_off_centre_window_shows_a_third_of_object():
 
 def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, place, monkeypatch):
     monkeypatch.setattr(localisation, "BATCH", 2)
-    for number in range(3):
+    for number in range(4):  # two batches of one program
         write_photo(place, f"{number}.png", (48, 32))
         write_voc(place, str(number), (48, 32), (10 + number, 4, 30, 20))
     write_photo(place, "without.png", (48, 32))
@@ -346,7 +346,7 @@ def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, pla
     given = (str(tiny_clip_dir), place / "photos", place / "annotations")
     result = localisation.main(*given, sheet, "residual")
     assert result == localisation.main(*given, None, "residual")
-    assert result["photos"] == result["photos_with_an_auc"] == 3
+    assert result["photos"] == result["photos_with_an_auc"] == 4
     assert result["rescaled_annotations"] == 0
     assert result["left_out"] == {"without.png": "no annotation"}
     for rows in (result["kinds"], result["thresholds"]):
@@ -356,7 +356,6 @@ def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, pla
             for mean, low, high in row.values():
                 assert 0 <= low <= mean <= high <= 1
     assert {*ATTENTION_MAPS, "probe", "layer_L"} < set(result["kinds"])
-    monkeypatch.setattr(localisation, "BATCH", 3)
     more = localisation.main(*given, None, "gradient_weighted", "cat", off_centre=True)
     assert set(more["kinds"]) - set(result["kinds"]) == {"patch_to_class", "gradient_weighted"}
     with pytest.raises(UserError, match="kind is 'sum': choose one of"):

@@ -86,7 +86,6 @@ def test_a_second_run_in_the_folder_is_refused(finished):
 def test_a_second_evaluation_decodes_no_image(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.image_cache_gb = 1
     tiny_config.data.image_cache_dir = str(tmp_path / "images")
-    tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     monkeypatch.setattr(Split, "image", lambda *_: pytest.fail("decoded again"))
     assert without_times(experiment.evaluate(Workdir(tmp_path / "W"))) == without_times(results)
@@ -99,7 +98,6 @@ def test_a_second_evaluation_decodes_no_image(tiny_config, tmp_path, monkeypatch
 def test_lambda_keeps_its_value_without_a_grid(tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = ()
     tiny_config.cache_logit_weight = 2.0
-    tiny_config.epochs = 1
     assert run(tiny_config, tmp_path / "W").choices == {"cache_logit_weight": 2.0}
 
 
@@ -208,7 +206,6 @@ def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, 
     victim = copy / "test" / "red_square" / "002.png"
     victim.write_bytes(victim.read_bytes()[:40])
     tiny_config.data.root = str(copy)
-    tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     assert results.counts.test == 15
     assert results.test_images_read == 14
@@ -227,7 +224,6 @@ def test_unreadable_validation_images_are_named_and_counted(
     for victim in victims:
         victim.write_bytes(b"no photo")
     tiny_config.data.root = str(copy)
-    tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     assert len(results.validation_unreadable) == len(victims)
     assert any(line.startswith(f"{len(victims)} validation") for line in summary_lines(results))

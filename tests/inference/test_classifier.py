@@ -237,13 +237,13 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
     classifier = fg.fit(
         photos_dir,
         clip=tiny_clip_dir,
-        epochs=2,
-        shots=2,
         data={"templates": ["a {}."]},
+        # As in the config of other tests, whose programs are used again.
+        **{"epochs": 4, "shots": 3, "batch_size": 4, "eval_batch_size": 8},
         workdir=tmp_path / "W",
     )
     assert read_json(tmp_path / "W" / "config.json")["config"]["data"]["templates"] == ["a {}."]
-    assert classifier.results.counts.train == 6
+    assert classifier.results.counts.train == 9
     assert classifier.class_names == ("blue square", "green square", "red square")
     assert len(classifier.predict(photos_dir / "test" / "red_square" / "000.png")) == 1
 

@@ -47,6 +47,7 @@ def test_pixels_beyond_whole_patches_move_no_patch():
 def classifier(demo_clip_dir, tmp_path_factory):
     config = get_config()
     config.update({"benchmark": "shapes", "clip": str(demo_clip_dir), "method": "tip_adapter"})
+    config.shots = 4
     config.data.update({"source": "shapes", "templates": ("a drawing of a {}.",)})
     config.data.image_cache_gb = 0.0
     workdir = tmp_path_factory.mktemp("evidence") / "W"

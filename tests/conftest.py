@@ -27,6 +27,16 @@ FAST_COMPILATION = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+# The same for a process that a test starts, to which JAX's settings of optimisation are not given.
+FAST_PROCESS = {
+    "XLA_FLAGS": " ".join(
+        [
+            *FAST_COMPILATION,
+            "--xla_backend_optimization_level=0",
+            "--xla_llvm_disable_expensive_passes=true",
+        ]
+    )
+}
 
 COLOURS = {"red_square": (200, 40, 40), "green square": (40, 180, 60), "blue_square": (50, 60, 210)}
 
@@ -46,7 +56,8 @@ def write_photo_folders(root: Path, per_class: int, seed: int = 0) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Compiles the small programs of the default tests fast rather than well.
 
-    Slow tests, comparisons with PyTorch, and all processes that a test starts compile as users do.
+    Slow tests, comparisons with PyTorch, and processes that a test starts compile as users do,
+    unless the test gives the process `FAST_PROCESS`.
     """
     if config.getoption("markexpr") != DEFAULT_TESTS:
         return

@@ -5,6 +5,7 @@ an undisturbed run, and starts it again with the same command until it has resul
 the run's files with those of the undisturbed run. `-s` shows which part of the run each signal hit.
 """
 
+import os
 import random
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fgvpl_jax import load_classifier
-from tests.conftest import write_photo_folders
+from tests.conftest import FAST_PROCESS, write_photo_folders
 from tests.whole_runs import metrics, stored_results, without_times
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,11 @@ class Kind:
         command = [sys.executable, "-c", TRACED, str(place / "stacks"), *self.settings, images]
         with (place / "log").open("a") as log:
             return subprocess.Popen(
-                [*command, f"--workdir={place / 'W'}"], cwd=ROOT, stdout=log, stderr=log
+                [*command, f"--workdir={place / 'W'}"],
+                env=os.environ | FAST_PROCESS,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
             )
 
     def outcome_of(self, place: Path) -> dict:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from flax import nnx
 
 from fgvpl_jax.commands import command_line
 from fgvpl_jax.commands.command_line import MODES
+from tests.commands_in_process import run_command
 from tests.label_lists import write_label_list
 from tests.whole_runs import stored_results
 
@@ -30,6 +32,13 @@ def run(*arguments):
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Returns a function that runs a command in this process, in the folder of run.py."""
+    monkeypatch.chdir(ROOT)
+    return partial(run_command, capsys)
 
 
 def test_a_config_is_read_without_importing_jax():
@@ -79,7 +88,6 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         (["--config=configs/none.py", "--workdir=W"], "configs/none.py"),
         (["--config", "configs/none.py", "--workdir=W"], "configs/none.py"),
         (["--config=configs/none.py", "--config.shots=3"], "configs/none.py"),
-        (["--config=", "--workdir=W"], "no config"),
         (["--config=configs/eurosat.py", f"--workdir={__file__}/W"], "is a file"),
         (["--config=configs/eurosat.py", "--workdir=W", f"--config.seed={10**20}"], "seed is 1"),
         (["--config=configs/eurosat.py", "--workdir=W", "--config.learning_rate=nan"], "nan"),
@@ -164,8 +172,22 @@ def test_the_shipped_configs_are_found_from_any_folder(tmp_path):
         ),
     ],
 )
-def test_mistakes_print_one_line_and_exit_with_2(arguments, message):
-    done = run(*arguments)
+def test_mistakes_print_one_line_and_exit_with_2(arguments, message, command):
+    check_mistake(command(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=", "--workdir=W"], "no config"),
+        (["--workdir=/no/such/run", "--mode=evaluate"], "holds no run"),
+    ],
+)
+def test_the_process_ends_with_the_exit_code_of_a_mistake(arguments, message):
+    check_mistake(run(*arguments), message)
+
+
+def check_mistake(done, message):
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
@@ -196,38 +218,39 @@ def test_an_export_without_onnx_says_how_to_install_it(monkeypatch, capsys):
     assert "pip install -c constraints.txt -e '.[onnx]'" in capsys.readouterr().err
 
 
-def test_the_command_checks_a_data_set(photos_dir, tmp_path):
+def test_the_command_checks_a_data_set(photos_dir, tmp_path, command):
     copy = tmp_path / "photos"
     shutil.copytree(photos_dir, copy)
     arguments = ["--config=configs/folder.py", f"--config.data.root={copy}", "--mode=data"]
-    done = run(*arguments, f"--workdir={tmp_path / 'W'}")
+    done = command(*arguments, f"--workdir={tmp_path / 'W'}")
     assert done.returncode == 0, done.stderr
     *_, verdict, look = done.stdout.splitlines()
     assert verdict.startswith("nothing is wrong")
     assert look.startswith("labels and outliers were not looked at: there is no directory openai")
     (copy / "test" / "red_square" / "002.png").write_bytes(b"")
-    done = run(*arguments, f"--workdir={tmp_path / 'W'}")
+    done = command(*arguments, f"--workdir={tmp_path / 'W'}")
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "red_square/002.png: the file is empty" in line
-    assert run("--mode=data", f"--workdir={tmp_path / 'W'}").returncode == 2
+    assert command("--mode=data", f"--workdir={tmp_path / 'W'}").returncode == 2
 
 
-def test_the_command_trains_evaluates_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
+def test_the_command_trains_evaluates_and_predicts(tiny_clip_dir, photos_dir, tmp_path, command):
     overrides = [f"--config.clip={tiny_clip_dir}", f"--config.data.root={photos_dir}"]
     workdir = f"--workdir={tmp_path / 'W'}"
-    settings = ["--config.shots=2", "--config.epochs=2"]
-    done = run("--config=configs/folder.py", workdir, *overrides, *settings)
+    settings = ["shots=3", "epochs=4", "batch_size=4", "eval_batch_size=8"]
+    settings = [f"--config.{setting}" for setting in settings]
+    done = command("--config=configs/folder.py", workdir, *overrides, *settings)
     assert done.returncode == 0, done.stderr
     results = stored_results(tmp_path / "W")
     assert f"FG-VPL: {results['test_accuracy']:.2%} of 15 test images" in done.stdout
-    again = run(workdir, "--mode=evaluate")
+    again = command(workdir, "--mode=evaluate")
     assert again.returncode == 0, again.stderr
     assert done.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
     (tmp_path / "broken.png").write_bytes(b"")
     photos = [str(tmp_path / "broken.png"), str(photos_dir / "test" / "red_square")]
     moved = ["--config=configs/folder.py", f"--config.clip={tiny_clip_dir}"]
-    done = run(workdir, "--mode=predict", "--json", *moved, *photos)
+    done = command(workdir, "--mode=predict", "--json", *moved, *photos)
     assert done.returncode == 2
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["image"] for line in lines] == [photos[0]] + [
@@ -257,17 +280,17 @@ def test_only_modes_that_resume_promise_it_when_interrupted(mode, promise, monke
     assert capsys.readouterr().err == f"interrupted{promise}\n"
 
 
-def test_the_command_trains_on_a_list_with_several_labels(demo_clip_dir, tmp_path):
+def test_the_command_trains_on_a_list_with_several_labels(demo_clip_dir, tmp_path, command):
     arguments = [
         f"--config.data.root={write_label_list(tmp_path / 'list')}",
         f"--config.clip={demo_clip_dir}",
         f"--workdir={tmp_path / 'W'}",
     ]
-    done = run("--config=configs/folder.py", *arguments)
+    done = command("--config=configs/folder.py", *arguments)
     assert done.returncode == command_line.MISTAKE
     assert "fg_vpl cannot learn several labels a photo" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = run("--config=configs/folder.py", *arguments, "--config.method=linear_probe")
+    done = command("--config=configs/folder.py", *arguments, "--config.method=linear_probe")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Linear probe: mean average precision")
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -260,30 +261,39 @@ def test_gradient_weights_are_those_of_central_differences(clip):
     rng = np.random.default_rng(0)
     encoder, layer = clip.image_encoder, list(clip.vision.layers)[-1]
     side = clip.image_size
-    pixels = jnp.asarray(rng.normal(size=(1, side, side, 3)), jnp.float32)
-    tokens = clip.vision.embed(pixels)
-    for one in list(clip.vision.layers)[:-1]:
-        tokens, _ = one(tokens)
-    output, weights = layer(tokens)
-    feature = clip.vision.project(output[:, 0]) + 1
-    feature = feature / jnp.linalg.norm(feature)
-    values = heads(layer.attention.value(layer.norm1(tokens)), weights.shape[1])
-    seen = LastLayer(tokens, values, values, [weights])
-    ours = np.asarray(gradient_weighted(encoder, seen, feature))[0]
+    pixels = rng.normal(size=(1, side, side, 3)).astype(np.float32)
+
+    @jax.jit
+    def program(pixels):
+        tokens = clip.vision.embed(pixels)
+        for one in list(clip.vision.layers)[:-1]:
+            tokens, _ = one(tokens)
+        output, weights = layer(tokens)
+        feature = clip.vision.project(output[:, 0]) + 1
+        feature = feature / jnp.linalg.norm(feature)
+        values = heads(layer.attention.value(layer.norm1(tokens)), weights.shape[1])
+        seen = LastLayer(tokens, values, values, [weights])
+        return tokens[:, 0], weights, feature, values, gradient_weighted(encoder, seen, feature)[0]
+
+    token, weights, feature, values, ours = map(np.asarray, program(pixels))
+
+    @jax.jit
+    def image_of(mixed):
+        moved = token + layer.attention.out(mixed)
+        hidden = ACTIVATIONS[layer.activation](layer.fc1(layer.norm2(moved)))
+        return clip.vision.project(moved + layer.fc2(hidden))
 
     def cosine(row):
         mixed = np.einsum("bht,bhtc->bhc", row, values).reshape(1, -1)
-        token = tokens[:, 0] + layer.attention.out(jnp.asarray(mixed, jnp.float32))
-        token = token + layer.fc2(ACTIVATIONS[layer.activation](layer.fc1(layer.norm2(token))))
-        image = np.asarray(clip.vision.project(token), np.float64)
+        image = np.asarray(image_of(mixed.astype(np.float32)), np.float64)
         return (image @ np.asarray(feature, np.float64).T / np.linalg.norm(image)).item()
 
     row, step, expected = np.asarray(weights[:, :, 0], np.float64), 1e-2, np.zeros(ours.shape)
-    for head, token in np.ndindex(row.shape[1], row.shape[2] - 1):
+    for head, patch in np.ndindex(row.shape[1], row.shape[2] - 1):
         moved = np.zeros_like(row)
-        moved[0, head, token + 1] = step
+        moved[0, head, patch + 1] = step
         slope = (cosine(row + moved) - cosine(row - moved)) / (2 * step)
-        expected[token] += row[0, head, token + 1] * max(slope, 0)
+        expected[patch] += row[0, head, patch + 1] * max(slope, 0)
     np.testing.assert_allclose(ours, expected, atol=0.02 * expected.max())
 
 
@@ -328,7 +338,7 @@ def test_an_off_centre_window_shows_a_third_of_object():
 
 def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, place, monkeypatch):
     monkeypatch.setattr(localisation, "BATCH", 2)
-    for number in range(3):
+    for number in range(4):  # two batches of one program
         write_photo(place, f"{number}.png", (48, 32))
         write_voc(place, str(number), (48, 32), (10 + number, 4, 30, 20))
     write_photo(place, "without.png", (48, 32))
@@ -336,7 +346,7 @@ def test_a_whole_measurement_is_reported_and_repeatable(clip, tiny_clip_dir, pla
     given = (str(tiny_clip_dir), place / "photos", place / "annotations")
     result = localisation.main(*given, sheet, "residual")
     assert result == localisation.main(*given, None, "residual")
-    assert result["photos"] == result["photos_with_an_auc"] == 3
+    assert result["photos"] == result["photos_with_an_auc"] == 4
     assert result["rescaled_annotations"] == 0
     assert result["left_out"] == {"without.png": "no annotation"}
     for rows in (result["kinds"], result["thresholds"]):
@@ -359,9 +369,16 @@ def test_maps_are_those_of_the_package(clip, place):
     write_voc(place, "a", (48, 32), (10, 4, 30, 20))
     (example,) = examples_of(clip, place).used
     located = localisation.locate(clip.image_encoder, [example])
-    for name in ATTENTION_MAPS:
-        encoder = FGImageEncoder(clip.vision, 0, attention_map=name, rngs=nnx.Rngs(0))
-        features = encoder(clip.image_encoder.normalize_pixels(jnp.asarray(example.crop[None])))
+
+    @jax.jit
+    def features_by_map(crops):
+        pixels = clip.image_encoder.normalize_pixels(crops)
+        return {
+            name: FGImageEncoder(clip.vision, 0, attention_map=name, rngs=nnx.Rngs(0))(pixels)
+            for name in ATTENTION_MAPS
+        }
+
+    for name, features in features_by_map(example.crop[None]).items():
         np.testing.assert_allclose(located[name].maps, features.attention_map, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(located[name].masks, features.object_mask)
 

@@ -237,20 +237,20 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
     classifier = fg.fit(
         photos_dir,
         clip=tiny_clip_dir,
-        epochs=2,
-        shots=2,
         data={"templates": ["a {}."]},
+        # As in the config of other tests, whose programs are used again.
+        **{"epochs": 4, "shots": 3, "batch_size": 4, "eval_batch_size": 8},
         workdir=tmp_path / "W",
     )
     assert read_json(tmp_path / "W" / "config.json")["config"]["data"]["templates"] == ["a {}."]
-    assert classifier.results.counts.train == 6
+    assert classifier.results.counts.train == 9
     assert classifier.class_names == ("blue square", "green square", "red square")
     assert len(classifier.predict(photos_dir / "test" / "red_square" / "000.png")) == 1
 
 
 def test_a_folder_that_fit_makes_is_private(tiny_clip_dir, photos_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    made = fg.fit(photos_dir, clip=tiny_clip_dir, epochs=1, shots=1).workdir
+    made = fg.fit(photos_dir, clip=tiny_clip_dir, method="gda", shots=1).workdir
     assert made.parent == tmp_path
     assert made.stat().st_mode & 0o777 == 0o700
 
@@ -273,7 +273,7 @@ def test_fit_takes_a_benchmark_by_its_name(eurosat, tiny_clip_dir, tmp_path):
     with pytest.raises(UserError, match="fewer than 16 training images in 10 of 10 classes"):
         fg.fit("eurosat", clip=tiny_clip_dir, data=data)
     fitted = fg.fit(
-        "eurosat", clip=tiny_clip_dir, data=data, shots=2, epochs=1, workdir=tmp_path / "W"
+        "eurosat", clip=tiny_clip_dir, data=data, shots=2, method="gda", workdir=tmp_path / "W"
     )
     assert fitted.class_names[0] == "Annual Crop Land"
     assert fitted.results.counts == ImageCounts(train=20, validation=20, test=30)

@@ -46,8 +46,7 @@ def test_a_run_writes_its_files_and_results(finished):
 
 def test_a_run_can_use_the_support_images_of_another_run(finished, tiny_config, tmp_path):
     _, path, _ = finished
-    tiny_config.seed = 7
-    tiny_config.epochs = 1
+    tiny_config.seed, tiny_config.method = 7, "gda"
     tiny_config.data.few_shot_file = str(path / "few_shot.json")
     run(tiny_config, tmp_path / "W")
     assert (tmp_path / "W" / "few_shot.json").read_text() == (path / "few_shot.json").read_text()
@@ -87,7 +86,6 @@ def test_a_second_run_in_the_folder_is_refused(finished):
 def test_a_second_evaluation_decodes_no_image(tiny_config, tmp_path, monkeypatch):
     tiny_config.data.image_cache_gb = 1
     tiny_config.data.image_cache_dir = str(tmp_path / "images")
-    tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     monkeypatch.setattr(Split, "image", lambda *_: pytest.fail("decoded again"))
     assert without_times(experiment.evaluate(Workdir(tmp_path / "W"))) == without_times(results)
@@ -100,7 +98,6 @@ def test_a_second_evaluation_decodes_no_image(tiny_config, tmp_path, monkeypatch
 def test_lambda_keeps_its_value_without_a_grid(tiny_config, tmp_path):
     tiny_config.cache_logit_weight_grid = ()
     tiny_config.cache_logit_weight = 2.0
-    tiny_config.epochs = 1
     assert run(tiny_config, tmp_path / "W").choices == {"cache_logit_weight": 2.0}
 
 
@@ -209,7 +206,6 @@ def test_an_unreadable_test_image_is_named_and_counted(tiny_config, photos_dir, 
     victim = copy / "test" / "red_square" / "002.png"
     victim.write_bytes(victim.read_bytes()[:40])
     tiny_config.data.root = str(copy)
-    tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     assert results.counts.test == 15
     assert results.test_images_read == 14
@@ -228,7 +224,6 @@ def test_unreadable_validation_images_are_named_and_counted(
     for victim in victims:
         victim.write_bytes(b"no photo")
     tiny_config.data.root = str(copy)
-    tiny_config.epochs = 1
     results = run(tiny_config, tmp_path / "W")
     assert len(results.validation_unreadable) == len(victims)
     assert any(line.startswith(f"{len(victims)} validation") for line in summary_lines(results))

@@ -1,5 +1,6 @@
 """Runs that were stopped, by signals or otherwise, end like a run that was not stopped."""
 
+import functools
 import shutil
 import signal
 
@@ -12,18 +13,41 @@ from fgvpl_jax.interruption import Interrupted, handling_signals
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import VisualCacheBuilder, batch_sources, inputs
+from tests.conftest import make_tiny_config
 from tests.whole_runs import metrics, run, without_times
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_clip_dir, photos_dir, tmp_path_factory):
+    """Returns a function that runs a setting once, for all tests of the module.
+
+    It returns a copy of the config, the folder and the results of the run, which tests must not
+    change.
+    """
+
+    @functools.cache
+    def finish(**settings):
+        config = make_tiny_config(tiny_clip_dir, photos_dir)
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
+        path = tmp_path_factory.mktemp("uninterrupted") / "W"
+        return config, path, run(config, path)
+
+    def copy(**settings):
+        config, path, results = finish(**settings)
+        return config.copy_and_resolve_references(), path, results
+
+    return copy
 
 
 @pytest.mark.parametrize(
     ("cache_refresh", "resident_gb"), [("epoch", 1.0), ("once", 1.0), ("epoch", 0.0)]
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb
+    uninterrupted, tmp_path, monkeypatch, cache_refresh, resident_gb
 ):
-    tiny_config.cache_refresh = cache_refresh
-    tiny_config.data.resident_gb = resident_gb
-    whole = run(tiny_config, tmp_path / "whole")
+    config, path, results = uninterrupted(
+        cache_refresh=cache_refresh, data__resident_gb=resident_gb
+    )
     module, name = (batch_sources, "draw_epoch") if resident_gb else (inputs, "train_batches")
     original = getattr(module, name)
 
@@ -34,11 +58,11 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
     monkeypatch.setattr(module, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_config, tmp_path / "cut")
+        run(config, tmp_path / "cut")
     monkeypatch.undo()
-    resumed = run(tiny_config, tmp_path / "cut")
-    assert without_times(resumed) == without_times(whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    resumed = run(config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(results)
+    assert metrics(tmp_path / "cut") == metrics(path)
 
 
 def signal_in_epoch(number, place=0):
@@ -85,39 +109,38 @@ def signal_at_cache(number):
     ("cache_refresh", "resident_gb"), [("epoch", 1.0), ("once", 1.0), ("epoch", 0.0)]
 )
 def test_a_terminated_run_saves_the_step_and_ends_like_an_uninterrupted_one(
-    tiny_config, tmp_path, monkeypatch, cache_refresh, resident_gb, capsys
+    uninterrupted, tmp_path, monkeypatch, cache_refresh, resident_gb, capsys
 ):
     """The run trains in spans of one to three steps, with photos on the device or on the host."""
-    tiny_config.cache_refresh = cache_refresh
-    tiny_config.data.resident_gb = resident_gb
-    whole = run(tiny_config, tmp_path / "whole")
+    config, path, results = uninterrupted(
+        cache_refresh=cache_refresh, data__resident_gb=resident_gb
+    )
     monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 0.0)
     monkeypatch.setattr(batch_sources, "slowest", signal_after_spans(8))
     with pytest.raises(Interrupted), handling_signals():
-        run(tiny_config, tmp_path / "cut")
+        run(config, tmp_path / "cut")
     monkeypatch.undo()
     assert (tmp_path / "cut" / "checkpoints" / "8").exists()  # 2 epochs of 3 steps, then 2 steps
     assert [line["epoch"] for line in metrics(tmp_path / "cut")] == [1, 2]
-    resumed = run(tiny_config, tmp_path / "cut")
+    resumed = run(config, tmp_path / "cut")
     assert "resuming after epoch 2 and 2 steps of 4" in capsys.readouterr().out
-    assert without_times(resumed) == without_times(whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert without_times(resumed) == without_times(results)
+    assert metrics(tmp_path / "cut") == metrics(path)
 
 
 @pytest.mark.parametrize("num_steps", [5, 7, 8])
-def test_two_stages_are_resumed_in_either_stage(tiny_config, tmp_path, monkeypatch, num_steps):
+def test_two_stages_are_resumed_in_either_stage(uninterrupted, tmp_path, monkeypatch, num_steps):
     """Seven of twelve steps belong to the first stage, which ends within an epoch."""
-    tiny_config.method = "two_stage"
-    whole = run(tiny_config, tmp_path / "whole")
+    config, path, results = uninterrupted(method="two_stage")
     monkeypatch.setattr(batch_sources, "SPAN_SECONDS", 0.0)
     monkeypatch.setattr(batch_sources, "slowest", signal_after_spans(num_steps))
     with pytest.raises(Interrupted), handling_signals():
-        run(tiny_config, tmp_path / "cut")
+        run(config, tmp_path / "cut")
     monkeypatch.undo()
     assert (tmp_path / "cut" / "checkpoints" / str(num_steps)).exists()
-    resumed = run(tiny_config, tmp_path / "cut")
-    assert without_times(resumed) == without_times(whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    resumed = run(config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(results)
+    assert metrics(tmp_path / "cut") == metrics(path)
 
 
 def test_a_signal_during_a_span_of_steps_waits_for_its_end(tiny_config, tmp_path, monkeypatch):

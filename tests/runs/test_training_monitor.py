@@ -57,17 +57,24 @@ def test_a_blank_mask_shows_no_object(mask):
     assert shows_an_object(np.asarray(square), np.asarray(masked)) == (mask == "object")
 
 
-def test_event_files_hold_numbers_masks_and_confusion_matrices(tiny_config, tmp_path):
-    workdir = Workdir(tmp_path / "W")
-    results = experiment.train_and_evaluate(tiny_config, workdir, LogTargets(tensorboard=True))
+@pytest.fixture(scope="module")
+def logged(module_config, tmp_path_factory):
+    """Returns the folder and the results of a run with event files."""
+    path = tmp_path_factory.mktemp("logged") / "W"
+    targets = LogTargets(tensorboard=True)
+    return path, experiment.train_and_evaluate(module_config, Workdir(path), targets)
+
+
+def test_event_files_hold_numbers_masks_and_confusion_matrices(logged):
+    path, results = logged
     numbers, pictures = defaultdict(dict), defaultdict(dict)
-    for tag, step, value in events(tmp_path / "W" / "tensorboard"):
+    for tag, step, value in events(path / "tensorboard"):
         if value.HasField("image"):
             encoded = io.BytesIO(value.image.encoded_image_string)
             pictures[tag][step] = np.asarray(Image.open(encoded).convert("RGB"))
         else:
             numbers[tag][step] = value.simple_value
-    lines = [json.loads(line) for line in workdir.metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for line in Workdir(path).metrics_file.read_text().splitlines()]
     assert len(lines) == 4
     for line in lines:
         for name in ("loss", "accuracy", "images_per_second"):
@@ -85,20 +92,18 @@ def test_event_files_hold_numbers_masks_and_confusion_matrices(tiny_config, tmp_
     assert list(pictures["validation/confusion"]) == [4]
 
 
-def test_logging_does_not_change_the_run(tiny_config, tmp_path):
-    tiny_config.epochs = 2
-    runs = {}
-    for name, targets in (("plain", None), ("logged", LogTargets(tensorboard=True))):
-        experiment.train_and_evaluate(tiny_config, Workdir(tmp_path / name), targets)
-        runs[name] = dict(np.load(tmp_path / name / "predictions.npz"))
-    assert not (tmp_path / "plain" / "tensorboard").exists()
-    assert events(tmp_path / "logged" / "tensorboard")
-    for key, values in runs["plain"].items():
-        np.testing.assert_array_equal(values, runs["logged"][key])
+def test_logging_does_not_change_the_run(logged, finished):
+    _, plain, _ = finished
+    assert not (plain / "tensorboard").exists()
+    assert events(logged[0] / "tensorboard")
+    expected = np.load(plain / "predictions.npz")
+    found = np.load(logged[0] / "predictions.npz")
+    for key in expected:
+        np.testing.assert_array_equal(found[key], expected[key])
 
 
 def test_a_method_without_object_masks_logs_no_pictures_of_them(tiny_config, tmp_path):
-    tiny_config.method, tiny_config.epochs = "tar", 1
+    tiny_config.method = "tar"
     experiment.train_and_evaluate(
         tiny_config, Workdir(tmp_path / "W"), LogTargets(tensorboard=True)
     )
@@ -114,7 +119,6 @@ def test_weights_and_biases_receives_the_same_logs(tiny_config, tmp_path, monkey
         init=lambda **given: opened.append(given) or run, Image=Image.fromarray
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
-    tiny_config.epochs = 1
     experiment.train_and_evaluate(
         tiny_config, Workdir(tmp_path / "W"), LogTargets(wandb_project="p")
     )

@@ -25,7 +25,6 @@ def make_classifier(tiny_clip_dir, photos_dir, tmp_path_factory):
     def make(method):
         config = make_tiny_config(tiny_clip_dir, photos_dir)
         config.method = method
-        config.epochs = 1
         return trained(config, folder)
 
     return make

@@ -67,6 +67,7 @@ class Kind:
     def __init__(self, name: str, clip: Path, photos: Path, place: Path):
         self.settings = [
             "--config=configs/folder.py",
+            "--config.method=fg_vpl",
             f"--config.clip={clip}",
             f"--config.data.root={photos}",
             "--config.shots=5",

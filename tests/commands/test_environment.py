@@ -40,7 +40,8 @@ def train(tiny_clip_dir, photos_dir, workdir, variables, *arguments):
         [
             *(sys.executable, "run.py", "--config=configs/folder.py", f"--workdir={workdir}"),
             *(f"--config.clip={tiny_clip_dir}", f"--config.data.root={photos_dir}"),
-            *("--config.shots=2", "--config.epochs=1", "--config.data.image_cache_gb=0"),
+            *("--config.method=fg_vpl", "--config.shots=2", "--config.epochs=1"),
+            "--config.data.image_cache_gb=0",
             *arguments,
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,

@@ -105,6 +105,7 @@ class Undisturbed:
         """Returns the command that starts the same run in another folder."""
         config = self.config
         fields = (
+            "method",
             "clip",
             "shots",
             "epochs",

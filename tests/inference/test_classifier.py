@@ -238,6 +238,7 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
         photos_dir,
         clip=tiny_clip_dir,
         data={"templates": ["a {}."]},
+        method="fg_vpl",
         # As in the config of other tests, whose programs are used again.
         **{"epochs": 4, "shots": 3, "batch_size": 4, "eval_batch_size": 8},
         workdir=tmp_path / "W",

@@ -11,7 +11,7 @@ from fgvpl_jax.data import Split
 from fgvpl_jax.errors import SharedError, UserError
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.methods import METHODS
-from fgvpl_jax.runs import automatic, candidates, experiment, prepare, trying
+from fgvpl_jax.runs import automatic, candidates, default_config, experiment, prepare, trying
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.training_monitor import LogTargets
@@ -313,6 +313,11 @@ def test_closed_forms_are_tried_first_and_the_most_accurate_one_before_them(tiny
     assert found[0].config.method == "gda_pool"
     trains = [one.config.epochs > 0 for one in found]
     assert trains == sorted(trains) and {one.config.method for one in found} == set(METHODS)
+
+
+def test_it_is_the_default_for_own_photos_only():
+    assert default_config.folder_config().method == "auto"
+    assert default_config.benchmark_config("eurosat").method == "fg_vpl"
 
 
 def test_logs_are_refused(config, tmp_path):

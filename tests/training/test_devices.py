@@ -104,6 +104,7 @@ def arguments(tiny_clip_dir, photos_dir):
     """Arguments of run.py; the devices divide neither the nine images nor batches of four."""
     return [
         "--config=configs/folder.py",
+        "--config.method=fg_vpl",
         f"--config.clip={tiny_clip_dir}",
         f"--config.data.root={photos_dir}",
         "--config.shots=3",

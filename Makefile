@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 
 # The default tests: no network, no PyTorch, no data sets, no weights.
 test: $(VENV)/developed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Compares live with transformers and OpenCLIP on PyTorch; `make test` compares with stored results
 # instead. PyTorch is pinned because other releases can install gigabytes of CUDA libraries;
@@ -39,7 +39,7 @@ parity: $(VENV)/developed
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/oracles \
 	  torchvision==0.28.0 timm==1.0.31 open-clip-torch==3.3.0
 	$(BIN)/pip install --quiet --constraint constraints.txt ftfy==6.3.1
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "torch and not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "torch and not slow"
 
 # Tests that take minutes each: real model shapes, tens of thousands of masks, whole training runs.
 slow: $(VENV)/developed

@@ -44,8 +44,8 @@ class MixedFeatures(NamedTuple):
     """
 
     members: list[Any]
-    attention_map: Float[Array, "b n"] | None = None
-    object_mask: Bool[Array, "b n"] | None = None
+    attention_map: Float[Array, "b n"] | None
+    object_mask: Bool[Array, "b n"] | None
 
 
 class Part(nnx.Module):
@@ -111,7 +111,7 @@ class PixelMixture(PixelMethod):
         """Returns the features of each member, and where the object is."""
         found = [part.features(inputs) for part in self.parts]
         if self.shown is None:
-            return MixedFeatures(found)
+            return MixedFeatures(found, None, None)
         shown = found[self.shown]
         return MixedFeatures(found, shown.attention_map, shown.object_mask)
 

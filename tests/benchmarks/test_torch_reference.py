@@ -73,7 +73,7 @@ def test_attention_is_fused_if_its_weights_are_not_needed(both):
             assert torch_reference.block(layer, tokens)[1] is not None
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_reference_trains_and_evaluates_in_bfloat16(tiny_clip_dir, both, compiled):
     model, _, images, labels, cache, _ = both
     arrays = [np.asarray(array) for array in (cache.image, cache.object, cache.labels)]

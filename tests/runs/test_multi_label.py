@@ -246,7 +246,6 @@ def test_a_label_of_a_single_photo_is_warned_of(demo_clip_dir, tmp_path, caplog)
     ("name", "value", "message"),
     [
         ("method", "fg_vpl", "set method to one of kernel_ridge_plain, linear_probe, svm"),
-        ("method", "auto", "auto cannot learn several labels"),
         ("shots", 4, "shots is 4, which a run with several labels"),
         ("selection_rule", "accuracy", "set it to 'likelihood'"),
         ("calibrate", False, "calibrate is False"),

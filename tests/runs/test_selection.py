@@ -78,10 +78,11 @@ def test_your_own_photos_are_chosen_by_likelihood_and_benchmarks_by_accuracy():
 
 
 def test_minutes_alone_mean_auto():
-    config = config_for("photos", {"minutes": 3})
+    config = config_for("eurosat", {"minutes": 3})
     assert (config.method, config.minutes) == ("auto", 3.0)
-    assert config_for("photos", {"method": "gda", "minutes": 3}).method == "gda"
-    assert config_for("photos", {}).method == "fg_vpl"
+    assert config_for("eurosat", {"method": "gda", "minutes": 3}).method == "gda"
+    assert config_for("eurosat", {}).method == "fg_vpl"
+    assert config_for("photos", {}).method == "auto"
     assert config_named("folder").selection_rule == "likelihood"
 
 

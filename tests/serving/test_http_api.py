@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_another_name_of_this_machine_is_refused(client):
 
 def test_a_client_that_sends_too_many_requests_waits(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("fgvpl_jax.serving.http_api.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     limited = LimitedRequests(lambda scope, receive, send: None, Limits(requests_per_minute=30))
     assert [limited._seconds_to_wait("a") for _ in range(30)] == [0.0] * 30
     assert limited._seconds_to_wait("a") == pytest.approx(2.0)

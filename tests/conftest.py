@@ -59,7 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Slow tests, comparisons with PyTorch, and processes that a test starts compile as users do,
     unless the test gives the process `FAST_PROCESS`.
     """
-    if config.getoption("markexpr") != DEFAULT_TESTS:
+    starts_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if config.getoption("markexpr") != DEFAULT_TESTS or starts_workers:
         return
     import jax
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from anyio import to_thread
 
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.inference.class_changes import MOST_PHOTOS, ClassChanges
+from fgvpl_jax.inference.class_changes import MOST_PHOTOS
 from fgvpl_jax.inference.predictions import Belonging
 from fgvpl_jax.serving.answer_view import ENVIRONMENT, problem_html
 from fgvpl_jax.serving.data_address import thumbnail_of
 from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.service import BATCH_SIZES, Service
-from fgvpl_jax.serving.sessions import Session, Sessions
+from fgvpl_jax.serving.sessions import CLASSES_EXPIRED, Session, Sessions, changes_in
 
 COLUMNS = 3  # classes in the table of many photos
 
@@ -46,6 +47,8 @@ class PageEvents:
             )
         rows: list[dict[str, Any]] = []
         session = self._sessions.get(key)
+        if key and session is None:
+            return problem_html(CLASSES_EXPIRED), gr.update(visible=False)
         for start in range(0, len(paths), BATCH_SIZES[-1]):  # limits the photos in memory
             some = paths[start : start + BATCH_SIZES[-1]]
             rows += await asyncio.gather(*(self._row(Path(path), session) for path in some))
@@ -83,23 +86,19 @@ class PageEvents:
             changes, squares = await self._service.with_class(changes_in(session), name, photos)
         except (UserError, Overloaded) as error:
             return key, problem_html(str(error)), gr.update(), gr.update()
+        thumbnails = await to_thread.run_sync(lambda: [*map(thumbnail_of, squares)])
         known = (None,) * (len(changes.photos) - len(squares))
         session = Session(
             changes,
             (*(session.added if session else ()), changes.added_names[-1]),
-            (*(session.thumbnails if session else known), *map(thumbnail_of, squares)),
+            (*(session.thumbnails if session else known), *thumbnails),
         )
         return self._sessions.put(key, session), added_html(session), "", None
 
-    def remove_classes(self, key: str) -> tuple[str, str]:
+    async def remove_classes(self, key: str) -> tuple[str, str]:
         """Returns to the classifier's own classes."""
         self._sessions.remove(key)
         return "", added_html(None)
-
-
-def changes_in(session: Session | None) -> ClassChanges | None:
-    """Returns the classes as a user changed them; None for the classifier's own."""
-    return session.changes if session else None
 
 
 def added_html(session: Session | None) -> str:

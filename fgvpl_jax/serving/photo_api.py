@@ -15,10 +15,11 @@ from fgvpl_jax.inference.regions import Region
 from fgvpl_jax.serving.answer_view import answer_html
 from fgvpl_jax.serving.http_api import ANSWER
 from fgvpl_jax.serving.service import Refused, Service
-from fgvpl_jax.serving.sessions import Session, Sessions
+from fgvpl_jax.serving.sessions import CLASSES_EXPIRED, Session, Sessions, changes_in
 
 EXAMPLES = "/page/examples"
 EXTRAS = ("", "evidence", "regions")
+EXPIRED = 410  # the page then forgets its key
 
 
 def add_photo_endpoints(
@@ -46,6 +47,8 @@ def add_photo_endpoints(
                 raise Refused(400, f"extra is {extra[:20]!r}: give evidence, regions or nothing")
             name, data = image.filename or "image", await image.read()
         session = sessions.get(key)
+        if key and session is None:
+            raise Refused(EXPIRED, CLASSES_EXPIRED)
         return HTMLResponse(await answer_for(service, data, name, session, extra, class_name))
 
     @app.get(EXAMPLES + "/{number:int}")
@@ -73,16 +76,13 @@ async def answer_for(
         extra: Layer to compute in addition: "evidence", "regions" or nothing.
         class_name: Class of the evidence; if it is empty, the most probable class.
     """
-    changes = session.changes if session else None
+    changes = changes_in(session)
     photo = await service.recognise(data, name, TOP_K, changes, with_square=True)
     evidence: ClassEvidence | None = None
     regions: tuple[Region, ...] = ()
     if extra == "evidence":
         wanted = class_name or photo.response.prediction.class_names[0]
-        async with service.one_at_a_time:  # it takes about a hundred predictions
-            evidence = await to_thread.run_sync(
-                service.classifier.evidence_in, photo.crop, wanted, changes
-            )
+        evidence = await service.evidence(photo.crop, wanted, changes)
     elif extra == "regions":
         regions = await service.regions(data, name, 1, changes)
     # In a thread, because it decodes training photos.

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
@@ -20,6 +21,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.class_changes import ClassChanges
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.evidence import BATCH_SIZE as EVIDENCE_BATCH
+from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.inference.predictions import Prediction
 from fgvpl_jax.inference.programs import padded_batch
 from fgvpl_jax.inference.regions import Region, regions_of, threshold_of
@@ -118,8 +120,6 @@ class Service:
         limits: Limits on the clients' requests.
         batch_sizes: Sizes of the device's batches, in ascending order; with only 1, no photo waits
             for others.
-    Attributes:
-        one_at_a_time: Lock of the work for one photo that takes many predictions.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Service:
             num_incoming=lambda: self._num_decoding,
         )
         self._decoders = CapacityLimiter(os.cpu_count() or 1)
-        self.one_at_a_time = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()  # of the work that takes many predictions
         self._one_change = asyncio.Lock()  # else a class that is being added undoes other changes
         self.thumbnail = lru_cache(1024)(self._thumbnail)
 
@@ -185,14 +185,21 @@ class Service:
             UserError: If there are no regions; see `regions_of`.
             Overloaded: If too many photos wait.
         """
+        changes = changes or self.classifier.changes
+        return await self._alone(
+            lambda: regions_of(self.classifier, decode_image(data, name), top_k, changes)
+        )
+
+    async def evidence(
+        self, crop: UInt8[np.ndarray, "H W 3"], class_name: str, changes: ClassChanges | None
+    ) -> ClassEvidence:
+        """Waits for `Classifier.evidence_in`, about a hundred predictions; see `regions`."""
+        return await self._alone(lambda: self.classifier.evidence_in(crop, class_name, changes))
+
+    async def _alone(self, work: Callable[[], Any]) -> Any:
         with self._one_more_photo():
-            changes = changes or self.classifier.changes
-
-            def find() -> tuple[Region, ...]:
-                return regions_of(self.classifier, decode_image(data, name), top_k, changes)
-
-            async with self.one_at_a_time:
-                return await to_thread.run_sync(find)
+            async with self._one_at_a_time:
+                return await to_thread.run_sync(work)
 
     @contextmanager
     def _one_more_photo(self) -> Iterator[None]:

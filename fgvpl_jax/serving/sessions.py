@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fgvpl_jax.inference.class_changes import ClassChanges
 
 MOST_SESSIONS = 10_000
+CLASSES_EXPIRED = "the classes that you added have expired: add them again"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,15 @@ class Session:
     thumbnails: tuple[str | None, ...]
 
 
+def changes_in(session: Session | None) -> ClassChanges | None:
+    """Returns the classes as a user changed them; None for the classifier's own."""
+    return session.changes if session else None
+
+
 class Sessions:
     """The sessions of all open pages; each is kept until it has not been used for a while.
+
+    Only the server's event loop may call the methods.
 
     Args:
         kept_seconds: Time for which an unused session is kept.

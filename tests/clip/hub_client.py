@@ -6,7 +6,6 @@ import of the package takes longer than the search.
 
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fgvpl_jax.clip.hub import find_checkpoint
@@ -23,8 +22,8 @@ def find_elsewhere(name: str, home: Path, **environment: str) -> tuple[str, str 
     """
     keep = {n: v for n, v in os.environ.items() if not n.upper().endswith("_PROXY")}
     variables = keep | {"HF_HOME": str(home)} | environment
-    with ProcessPoolExecutor(1, _FORKS, _set_environment, (variables,)) as pool:
-        directory, revision = pool.submit(find_checkpoint, name).result(timeout=120)
+    with _FORKS.Pool(1, _set_environment, (variables,)) as pool:  # ends a process that hangs
+        directory, revision = pool.apply_async(find_checkpoint, (name,)).get(120)
     return str(directory), revision
 
 

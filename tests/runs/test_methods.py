@@ -93,7 +93,7 @@ def test_the_time_of_a_fit_is_counted_without_that_of_reading(tiny_config, tmp_p
         time.sleep(0.2)
 
     def slow_reading(*args, **options):
-        time.sleep(0.5)
+        time.sleep(1)
         yield from evaluation(*args, **options)
 
     monkeypatch.setattr(GDA, "initialise", slow_fit)
@@ -101,7 +101,7 @@ def test_the_time_of_a_fit_is_counted_without_that_of_reading(tiny_config, tmp_p
     tiny_config.method = "gda"
     workdir = Workdir(tmp_path / "W")
     seconds = experiment.train_and_evaluate(tiny_config, workdir).train_seconds
-    assert 0.2 <= seconds < 0.5
+    assert 0.2 <= seconds < 1
     assert experiment.evaluate(workdir).train_seconds == seconds
 
 

@@ -1,5 +1,6 @@
 """The page in a real Chromium: `make browser`. Skipped where there is none."""
 
+import contextlib
 import json
 import re
 import socket
@@ -242,10 +243,12 @@ def test_an_answer_that_was_overtaken_is_not_shown(open_page, red):
     page.wait_for_timeout(200)
     page.get_by_role("button", name="001.png").click()
     answer_for(page, "001.png")
-    assert len(held) == 1
-    assert page.locator("#answer").get_attribute("aria-busy") == "false"
+    (overtaken,) = held
+    with contextlib.suppress(Exception):  # the browser has given up the request
+        overtaken.fulfill(body='<section aria-label="Answer for an older photo"></section>')
     page.wait_for_timeout(500)
     answer_for(page, "001.png")
+    assert page.locator("#answer").get_attribute("aria-busy") == "false"
 
 
 def test_a_problem_is_reported_in_our_words(open_page, red):

@@ -40,8 +40,10 @@ def test_a_user_adds_classes_under_a_key_and_removes_them(
         unknown, *_ = await events.add_class("wall", photos, "a guess")
         assert unknown not in ("a guess", key)
         rows, _ = await events.recognise_photos(photos[:1], key)
-        assert "fg-many" in rows
-        assert events.remove_classes(key) == ("", page_events.added_html(None))
+        assert "wall" in rows
+        expired, _ = await events.recognise_photos(photos[:1], "a guess")
+        assert "have expired: add them again" in expired
+        assert await events.remove_classes(key) == ("", page_events.added_html(None))
         assert sessions.get(key) is None
 
     try:

@@ -5,6 +5,7 @@ import re
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
@@ -12,8 +13,10 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from fgvpl_jax.inference.class_changes import ClassChanges
+from fgvpl_jax.inference.evidence import ClassEvidence
 from fgvpl_jax.serving import photo_api
 from fgvpl_jax.serving.http_api import report_errors
+from fgvpl_jax.serving.micro_batches import Overloaded
 from fgvpl_jax.serving.photo_api import add_photo_endpoints, answer_for
 from fgvpl_jax.serving.server import LOOPBACK_NAMES, make_app
 from fgvpl_jax.serving.service import Limits, Service
@@ -81,7 +84,8 @@ def test_the_regions_have_the_names_of_the_users_classes(service, classifier, ph
     assert re.search(f'alt="Regions: ({"|".join(removed.class_names)}) ', changed.text)
     assert changed.text.count('class="fg-name"') == len(removed.class_names)
     guessed = ask(client, photo.read_bytes(), session="a guess")
-    assert guessed.text.count('class="fg-name"') == len(classifier.class_names)
+    assert guessed.status_code == 410
+    assert "have expired: add them again" in guessed.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -127,31 +131,35 @@ class SlowEvidence:
         self.started, self.running, self.most_running = [], 0, 0
 
     def evidence_in(self, crop, class_name, changes):
+        name = chr(crop[0, 0, 0])
         self.running += 1
         self.most_running = max(self.most_running, self.running)
-        self.started.append(crop)
-        assert self.gates[crop].wait(60)
+        self.started.append(name)
+        assert self.gates[name].wait(60)
         self.running -= 1
-        return f"{class_name} in {crop}"
+        return ClassEvidence(f"{class_name} in {name}", np.zeros((1, 1), np.float32))
 
 
 class QuickService(Service):
-    """Answers at once, with the name of the photo as its crop."""
+    """Answers at once, with the letter that names the photo as its crop."""
 
     def __init__(self):
         self.classifier = SlowEvidence()
-        self.one_at_a_time = asyncio.Lock()
+        self.limits = Limits(waiting=2)
+        self._one_at_a_time, self._num_photos = asyncio.Lock(), 0
 
     async def recognise(self, data, name, top_k, changes, *, with_square):
         response = SimpleNamespace(prediction=SimpleNamespace(class_names=("x",)))
-        return SimpleNamespace(crop=name, response=response)
+        return SimpleNamespace(crop=np.full((1, 1, 3), ord(name), np.uint8), response=response)
 
 
 def test_evidence_is_computed_for_one_user_after_another(monkeypatch):
     """Other photos are answered meanwhile."""
-    monkeypatch.setattr(
-        photo_api, "answer_html", lambda photo, *others: f"{photo.crop}: {others[3]}"
-    )
+
+    def described(photo, *others):
+        return others[3].class_name if others[3] else "nothing"
+
+    monkeypatch.setattr(photo_api, "answer_html", described)
     service = QuickService()
 
     async def check():
@@ -159,10 +167,13 @@ def test_evidence_is_computed_for_one_user_after_another(monkeypatch):
         while service.classifier.started != ["a"]:
             await asyncio.sleep(0.001)
         waiting = asyncio.create_task(answer_for(service, b"", "b", None, "evidence"))
-        assert await answer_for(service, b"", "c", None) == "c: None"
+        assert await answer_for(service, b"", "c", None) == "nothing"
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded, match="too many photos wait"):
+            await answer_for(service, b"", "c", None, "evidence")
         for gate in service.classifier.gates.values():
             gate.set()
-        assert [await first, await waiting] == ["a: x in a", "b: x in b"]
+        assert [await first, await waiting] == ["x in a", "x in b"]
         assert service.classifier.most_running == 1
 
     asyncio.run(check())

@@ -57,8 +57,11 @@ async function ask(extra = "") {
   try {
     const response = await fetch(tab.dataset.answerAddress, { method: "POST", body: form, signal });
     const text = await response.text();
+    if (response.status === 410) session = ""; // the added classes have expired
     if (response.ok) show(text);
-    else report(JSON.parse(text).error);
+    else if (response.headers.get("content-type") !== "application/json") {
+      report(`the server failed (status ${response.status}): its log says why`);
+    } else report(JSON.parse(text).error);
   } catch {
     // A newer request cancels this one, and then shows its own answer.
     if (!signal.aborted) report("no answer: check that the server is running, then try again");
@@ -96,9 +99,10 @@ async function paste() {
       if (!signal.aborted) choose(new File([blob], `pasted.${type.slice(6)}`, { type }));
       return;
     }
-    report("there is no photo on the clipboard: copy one first");
+    if (!signal.aborted) report("there is no photo on the clipboard: copy one first");
   } catch {
     // Browsers refuse without permission, or if the page has neither https nor a local address.
+    if (signal.aborted) return;
     report("the browser does not let the page read the clipboard: press Ctrl+V or Cmd+V instead");
   }
 }
@@ -107,7 +111,9 @@ async function pick(example) {
   const signal = newest();
   const { src, alt } = example.querySelector("img");
   try {
-    const blob = await (await fetch(src, { signal })).blob();
+    const response = await fetch(src, { signal });
+    if (!response.ok) throw new Error(response.status);
+    const blob = await response.blob();
     choose(new File([blob], alt, { type: blob.type }));
   } catch {
     if (!signal.aborted) report(`cannot load ${alt}: check that the server is running`);
@@ -125,6 +131,7 @@ drop.addEventListener("drop", (event) => {
   if (!chooseFrom(event.dataTransfer)) report("nothing is fetched from other addresses: drop a file");
 });
 document.addEventListener("paste", (event) => {
+  if (event.target.matches("input[type=text], textarea")) return; // text may bring a picture
   if (element.offsetParent !== null && chooseFrom(event.clipboardData)) event.preventDefault();
 });
 document.addEventListener("fg-classes", (event) => {

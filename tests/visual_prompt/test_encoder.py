@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fgvpl_jax import FGImageEncoder, attention_map, load_clip
+from fgvpl_jax import FGImageEncoder, attention_map
 from fgvpl_jax.clip import VisionTower
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.clip.layers import attention_weights
@@ -17,17 +17,6 @@ from fgvpl_jax.variables import Frozen, Trainable, to_device
 from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS
 from tests.comparison import relative_error
 from tests.compiled import call, run
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_dir):
-    return load_clip(str(tiny_clip_dir))
-
-
-@pytest.fixture(scope="module")
-def pixels(clip):
-    size = clip.image_size
-    return to_device(np.random.default_rng(0).normal(size=(6, size, size, 3)))
 
 
 @pytest.fixture(scope="module")

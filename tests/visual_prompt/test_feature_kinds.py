@@ -1,14 +1,8 @@
 import numpy as np
 import pytest
 
-from fgvpl_jax import load_clip
 from fgvpl_jax.visual_prompt import FeatureKinds, FeatureKindsEncoder
 from tests.compiled import call, run
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_dir):
-    return load_clip(str(tiny_clip_dir))
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,6 @@ from tests.tiny_backbones import write_tiny_backbone
 SHAPE = (2, 4, 19, 16)  # images, heads, tokens, width of a head
 
 
-@pytest.fixture(scope="module")
-def clip(tiny_clip_dir):
-    return load_clip(str(tiny_clip_dir))
-
-
-@pytest.fixture(scope="module")
-def pixels(clip):
-    size = clip.image_size
-    return jnp.asarray(np.random.default_rng(0).normal(size=(6, size, size, 3)), jnp.float32)
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     """Takes the CPU for a GPU on which `jax.nn` computes the attention that cuDNN would."""

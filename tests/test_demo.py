@@ -7,7 +7,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from configs import shapes
@@ -51,7 +50,7 @@ def test_the_script_writes_files_of_the_family_with_a_grid_of_8_by_8(tower, form
     family, config = family_of(tmp_path)
     assert form in family.name
     architecture = family.read(tmp_path, config)
-    assert nnx.eval_shape(architecture.vision).grid == (8, 8)
+    assert architecture.vision.grid == (8, 8)
     np.testing.assert_array_equal(architecture.image_processor.mean, train_clip.MEAN)
     np.testing.assert_array_equal(architecture.image_processor.std, train_clip.STD)
     words, other = architecture.tokenizer(["a yellow hexagon", "a crimson hexagon"])

@@ -227,17 +227,17 @@ def random_tensors(directory: Path, seed: int = 0) -> dict[str, np.ndarray]:
     return dict(_drawn[key])
 
 
-_drawn: dict[str, dict[str, np.ndarray]] = {}  # the shapes of a tower take a second to trace
+_drawn: dict[str, dict[str, np.ndarray]] = {}
 
 
 def _draw(architecture: Architecture, config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     scalar = (1,) if config.get("model_type") == "siglip" else ()
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((LOGIT_SCALE, *architecture.unused), scalar)
-    for build, names in (
+    for tower, names in (
         (architecture.vision, architecture.vision_names),
         (architecture.text, architecture.text_names),
     ):
-        for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(build))):
+        for path, variable in nnx.to_flat_state(nnx.state(tower)):
             source = source_of(path, names)
             shapes[source.name] = source.layout.published_shape(variable.shape)
     rng = np.random.default_rng(seed)

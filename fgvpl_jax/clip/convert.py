@@ -26,11 +26,11 @@ def build_towers(
     """
     used, missing, misshaped = set(), set(), set()
     towers = []
-    for build, names in (
+    for tower, names in (
         (architecture.vision, architecture.vision_names),
         (architecture.text, architecture.text_names),
     ):
-        graphdef, state = nnx.split(nnx.eval_shape(build))
+        graphdef, state = nnx.split(tower)
         filled = []
         for path, variable in nnx.to_flat_state(state):
             name, layout = source_of(path, names)

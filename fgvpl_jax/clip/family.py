@@ -93,8 +93,8 @@ class Architecture:
     """One checkpoint's model without its weights, read from its small files.
 
     Attributes:
-        vision: Builds the image tower with random weights.
-        text: Builds the text tower with random weights.
+        vision: The image tower, as `without_weights` returns it.
+        text: The text tower, likewise.
         vision_names: Published names of the image tower's tensors.
         text_names: Published names of the text tower's tensors.
         tokenizer: The checkpoint's tokenizer.
@@ -102,8 +102,8 @@ class Architecture:
         unused: Names of tensors that the checkpoint must have, but that change no prediction.
     """
 
-    vision: Callable[[], ImageTower]
-    text: Callable[[], TextTower]
+    vision: ImageTower
+    text: TextTower
     vision_names: Names
     text_names: Names
     tokenizer: Tokenizer

@@ -1,7 +1,8 @@
 """The image tower and the text tower."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,22 @@ from fgvpl_jax.clip.config import ImageConfig, TextConfig, VisionConfig
 from fgvpl_jax.clip.layers import INIT_STD, LayerNorm, Linear, TransformerLayer
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
+
+Tower = TypeVar("Tower", bound=nnx.Module)
+
+# Tracing a tower's initialisation takes longer than reading the weights of a small one.
+STRUCTURES_KEPT = 16
+
+
+@lru_cache(STRUCTURES_KEPT)
+def without_weights(tower: Callable[..., Tower], config: Any) -> Tower:
+    """Returns a tower whose variables have shapes but no values.
+
+    Args:
+        tower: Class of the tower.
+        config: Its sizes; equal ones return the same object, which nobody may change.
+    """
+    return nnx.eval_shape(lambda: tower(config, rngs=nnx.Rngs(0)))
 
 
 def _embedding(rngs: nnx.Rngs, *shape: int) -> Frozen:

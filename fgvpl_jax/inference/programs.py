@@ -1,6 +1,7 @@
 """Device programs of a trained model, which encode photos once and recognise them by class."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from fgvpl_jax.clip import FrozenEncoder, ImageEncoder
 from fgvpl_jax.methods import Choices, Method
 from fgvpl_jax.recognition import KnownClasses, VisualCache, known_score, normalize, total
+from fgvpl_jax.training import PROGRAMS_KEPT
 from fgvpl_jax.variables import to_device
 
 NUM_SIMILAR = 3
@@ -144,8 +146,7 @@ class Inference:
             jax.device_put(known),
         )
         self.program = partial(encode_and_recognise, graphdef)
-        self._encode = jax.jit(partial(encode, graphdef))
-        self._recognise = jax.jit(partial(recognise, graphdef))
+        self._encode, self._recognise = compile_programs(graphdef)
 
     def encode(
         self, images: UInt8[np.ndarray, "b H W 3"], *, scored: bool = True
@@ -170,6 +171,12 @@ class Inference:
             changes: Changes of the classes; only a method with a cache can have added ones.
         """
         return jax.device_get(self._recognise(self.weights, features, changes))
+
+
+@lru_cache(maxsize=PROGRAMS_KEPT)
+def compile_programs(graphdef: nnx.GraphDef) -> tuple[Callable, Callable]:
+    """Returns `encode` and `recognise` under jit, which all models of one structure share."""
+    return jax.jit(partial(encode, graphdef)), jax.jit(partial(recognise, graphdef))
 
 
 def encode_and_recognise(

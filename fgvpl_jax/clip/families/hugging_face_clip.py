@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from fgvpl_jax.clip.config import TextConfig, VisionConfig
 from fgvpl_jax.clip.families.transformers_files import (
     CONFIG_FILE,
@@ -19,7 +17,7 @@ from fgvpl_jax.clip.families.transformers_files import (
 from fgvpl_jax.clip.family import Architecture, Family
 from fgvpl_jax.clip.image_input import TransformersProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
-from fgvpl_jax.clip.towers import TextTower, VisionTower
+from fgvpl_jax.clip.towers import TextTower, VisionTower, without_weights
 from fgvpl_jax.clip.weights import TRANSFORMERS_FORMATS
 
 CLASS_NAME = "CLIPConfig"
@@ -63,8 +61,8 @@ def architecture(
 ) -> Architecture:
     """Returns CLIP's two towers with a tokenizer."""
     return Architecture(
-        vision=lambda: VisionTower(vision, rngs=nnx.Rngs(0)),
-        text=lambda: TextTower(text, rngs=nnx.Rngs(0)),
+        vision=without_weights(VisionTower, vision),
+        text=without_weights(TextTower, text),
         vision_names=VISION_NAMES,
         text_names=TEXT_NAMES,
         tokenizer=tokenizer,

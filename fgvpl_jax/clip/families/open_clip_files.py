@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from PIL import Image
 
 from fgvpl_jax.clip.config import TextConfig
@@ -13,7 +12,7 @@ from fgvpl_jax.clip.families.transformers_files import SMALL_FILES as TRANSFORME
 from fgvpl_jax.clip.family import AS_IS, LINEAR, Architecture, Names, Source, stacked
 from fgvpl_jax.clip.image_input import Geometry, ImageProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
-from fgvpl_jax.clip.towers import ImageTower, TextTower
+from fgvpl_jax.clip.towers import ImageTower, TextTower, without_weights
 from fgvpl_jax.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
@@ -114,7 +113,7 @@ def read(
     Args:
         directory: Folder of the checkpoint.
         raw: Content of the config file.
-        build: Builds the image tower from `model_cfg` and its `vision_cfg`.
+        build: Returns the image tower without weights, from `model_cfg` and its `vision_cfg`.
         vision_names: Published names of the image tower's tensors.
         vision_off: Settings of `vision_cfg`, each with the only values that it may have.
     """
@@ -123,17 +122,17 @@ def read(
         model = _section(raw, "model_cfg", MODEL_KNOWN, MODEL_OFF)
         vision = _section(model, "vision_cfg", VISION_KNOWN, vision_off)
         text = text_config(model, _section(model, "text_cfg", TEXT_KNOWN, TEXT_OFF))
-        # Built without memory, only to refuse sizes that do not fit each other.
-        config = nnx.eval_shape(lambda: build(model, vision)).config
-        processor = OpenClipProcessor(file, raw.get("preprocess_cfg") or {}, config.image_size)
+        tower = build(model, vision)  # refuses sizes that do not fit each other
+        side = tower.config.image_size
+        processor = OpenClipProcessor(file, raw.get("preprocess_cfg") or {}, side)
     except UserError as error:
         raise UserError(f"{file} cannot be used: {error}") from error
     except Exception as error:  # values of unusable types raise different errors
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise UserError(f"{file} does not describe a CLIP: {reason}") from error
     return Architecture(
-        vision=lambda: build(model, vision),
-        text=lambda: TextTower(text, rngs=nnx.Rngs(0)),
+        vision=tower,
+        text=without_weights(TextTower, text),
         vision_names=vision_names,
         text_names=text_names("text." if model.get("custom_text") else ""),
         tokenizer=Tokenizer(directory, text),

@@ -19,7 +19,7 @@ from fgvpl_jax.clip.families.open_clip_files import (
 )
 from fgvpl_jax.clip.family import LINEAR, Family, Layout, Source
 from fgvpl_jax.clip.layers import INIT_STD, Attention
-from fgvpl_jax.clip.towers import PooledTower, Pooling
+from fgvpl_jax.clip.towers import PooledTower, Pooling, without_weights
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
 
@@ -269,7 +269,7 @@ class ResNetTower(PooledTower):
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> ResNetTower:
-    """Builds the image tower, with OpenCLIP's defaults for values that are omitted."""
+    """Returns the tower without weights, with OpenCLIP's defaults for omitted values."""
     width = vision.get("width", 64)
     config = ResNetConfig(
         blocks=tuple(vision["layers"]),
@@ -278,7 +278,7 @@ def build(model: dict[str, Any], vision: dict[str, Any]) -> ResNetTower:
         image_size=side(vision.get("image_size", 224)),
         embed_dim=model["embed_dim"],
     )
-    return ResNetTower(config, rngs=nnx.Rngs(0))
+    return without_weights(ResNetTower, config)
 
 
 def matches(raw: dict[str, Any]) -> bool:

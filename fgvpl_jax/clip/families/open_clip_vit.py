@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-from flax import nnx
-
 from fgvpl_jax.clip.config import VisionConfig
 from fgvpl_jax.clip.families.open_clip_files import (
     CONFIG_FILE,
@@ -17,7 +15,7 @@ from fgvpl_jax.clip.families.open_clip_files import (
     side,
 )
 from fgvpl_jax.clip.family import AS_IS, PATCHES, Family, Source
-from fgvpl_jax.clip.towers import VisionTower
+from fgvpl_jax.clip.towers import VisionTower, without_weights
 
 VISION_NAMES: dict[str, str | Source] = {
     **LAYER_NAMES,
@@ -32,7 +30,7 @@ VISION_NAMES: dict[str, str | Source] = {
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> VisionTower:
-    """Builds the image tower, with OpenCLIP's defaults for values that are omitted."""
+    """Returns the tower without weights, with OpenCLIP's defaults for omitted values."""
     width = vision.get("width", 768)
     config = VisionConfig(
         width=width,
@@ -45,7 +43,7 @@ def build(model: dict[str, Any], vision: dict[str, Any]) -> VisionTower:
         patch_size=side(vision.get("patch_size", 16)),
         embed_dim=model["embed_dim"],
     )
-    return VisionTower(config, rngs=nnx.Rngs(0))
+    return without_weights(VisionTower, config)
 
 
 OPEN_CLIP_VIT = Family(

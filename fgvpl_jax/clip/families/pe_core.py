@@ -21,7 +21,7 @@ from fgvpl_jax.clip.families.open_clip_files import (
 from fgvpl_jax.clip.families.siglip import ProbePooledTower, ProbePooling
 from fgvpl_jax.clip.family import AS_IS, LINEAR, PATCHES, Family, Source, stacked
 from fgvpl_jax.clip.layers import INIT_STD, Attention, LayerNorm, Linear, TransformerLayer
-from fgvpl_jax.clip.towers import embedded_patches
+from fgvpl_jax.clip.towers import embedded_patches, without_weights
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
 
@@ -175,7 +175,7 @@ class PEVisionTower(ProbePooledTower):
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> PEVisionTower:
-    """Builds the image tower, whose sizes follow from timm's name of it."""
+    """Returns the image tower without weights, whose sizes follow from timm's name of it."""
     image_size, patch_size, width, layers, heads = SIZES[vision["timm_model_name"]]
     given = side(vision.get("image_size", 224))
     if given != image_size:
@@ -193,7 +193,7 @@ def build(model: dict[str, Any], vision: dict[str, Any]) -> PEVisionTower:
         patch_size=patch_size,
         embed_dim=model["embed_dim"],
     )
-    return PEVisionTower(config, rngs=nnx.Rngs(0))
+    return without_weights(PEVisionTower, config)
 
 
 def matches(raw: dict[str, Any]) -> bool:

@@ -37,7 +37,13 @@ from fgvpl_jax.clip.layers import (
     TransformerLayer,
 )
 from fgvpl_jax.clip.text_input import AutoTokenizer
-from fgvpl_jax.clip.towers import PooledTower, Pooling, TextTower, embedded_patches
+from fgvpl_jax.clip.towers import (
+    PooledTower,
+    Pooling,
+    TextTower,
+    embedded_patches,
+    without_weights,
+)
 from fgvpl_jax.clip.weights import TRANSFORMERS_FORMATS
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.variables import Frozen
@@ -222,8 +228,8 @@ def read(directory: Path, raw: dict[str, Any]) -> Architecture:
     except Exception as error:  # values of unusable types raise different errors
         raise not_described(file, CLASS_NAME, error) from error
     return Architecture(
-        vision=lambda: SiglipVisionTower(vision, rngs=nnx.Rngs(0)),
-        text=lambda: SiglipTextTower(text, rngs=nnx.Rngs(0)),
+        vision=without_weights(SiglipVisionTower, vision),
+        text=without_weights(SiglipTextTower, text),
         vision_names=SIGLIP_VISION_NAMES,
         text_names=SIGLIP_TEXT_NAMES,
         tokenizer=SiglipTokenizer(directory, text),

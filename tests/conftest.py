@@ -85,6 +85,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(200_000, 20, 20)
 
 
+def pytest_sessionfinish() -> None:
+    """Collects garbage once; pytest does so five more times, to find errors of finalizers."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
     """Keeps tests, and the processes they start, out of the user's cache folder."""

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,17 +16,10 @@ import pytest
 
 from fgvpl_jax import load_classifier
 from tests.conftest import FAST_PROCESS, write_photo_folders
+from tests.forks import ForkedRun
 from tests.whole_runs import metrics, stored_results, without_times
 
-ROOT = Path(__file__).parents[1]
 LONGEST_SECONDS = 300  # for one process; catches hangs, not slow runs
-# On SIGUSR1, writes the stacks of all threads from C code, which works even inside XLA.
-TRACED = """
-import faulthandler, runpy, signal, sys
-faulthandler.register(signal.SIGUSR1, open(sys.argv[1], "w"))
-sys.argv = ["run.py", *sys.argv[2:]]
-runpy.run_path("run.py", run_name="__main__")
-"""
 # Strings in a stack that identify the part of the run; the first match counts.
 PARTS = {
     "saving": (") in save\n", ") in close\n", "_wait"),
@@ -83,19 +75,16 @@ class Kind:
         self.seconds = time.monotonic() - started
         self.outcome = self.outcome_of(place)
 
-    def start(self, place: Path) -> subprocess.Popen:
+    def start(self, place: Path) -> ForkedRun:
         place.mkdir(exist_ok=True)
         (place / "stacks").unlink(missing_ok=True)
         images = f"--config.data.image_cache_dir={place / 'images'}"
-        command = [sys.executable, "-c", TRACED, str(place / "stacks"), *self.settings, images]
-        with (place / "log").open("a") as log:
-            return subprocess.Popen(
-                [*command, f"--workdir={place / 'W'}"],
-                env=os.environ | FAST_PROCESS,
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
+        return ForkedRun(
+            [*self.settings, images, f"--workdir={place / 'W'}"],
+            os.environ | FAST_PROCESS,
+            log=place / "log",
+            stacks=place / "stacks",
+        )
 
     def outcome_of(self, place: Path) -> dict:
         """Returns results, metrics and predictions, without times."""
@@ -148,7 +137,7 @@ def saves(place: Path) -> set[Path]:
     return set((place / "W").rglob("*.orbax-checkpoint-tmp*"))
 
 
-def part_of(run: subprocess.Popen, place: Path) -> str:
+def part_of(run: ForkedRun, place: Path) -> str:
     """Returns the part that the run is in, according to the stacks of its threads."""
     stacks = place / "stacks"
     run.send_signal(signal.SIGUSR1)

@@ -172,7 +172,9 @@ def test_without_network_a_hub_id_is_refused(tmp_path, network):
             "no answer": {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"},
         }[network]
         with pytest.raises(UserError) as error:
-            find_elsewhere("openai/clip-vit-base-patch16", tmp_path, **environment)
+            find_elsewhere(
+                "openai/clip-vit-base-patch16", tmp_path, timeout_seconds=1, **environment
+            )
     last = str(error.value).splitlines()[-1]
     assert last.startswith("there is no directory openai/clip-vit-base-patch16")
     assert last.endswith("or pass the folder of a downloaded checkpoint")

@@ -173,7 +173,7 @@ def test_without_network_a_hub_id_is_refused(tmp_path, network):
         }[network]
         with pytest.raises(UserError) as error:
             find_elsewhere(
-                "openai/clip-vit-base-patch16", tmp_path, timeout_seconds=1, **environment
+                "openai/clip-vit-base-patch16", tmp_path, timeout_seconds=0.3, **environment
             )
     last = str(error.value).splitlines()[-1]
     assert last.startswith("there is no directory openai/clip-vit-base-patch16")

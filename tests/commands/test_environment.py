@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import FAST_PROCESS
 from tests.whole_runs import stored_results, without_times
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_a_wrong_variable_is_refused_in_one_line(
 
 
 def test_settings_that_change_numbers_are_used_and_reported(tiny_clip_dir, photos_dir, tmp_path):
-    fast = "--xla_cpu_enable_fast_math=true"
+    fast = f"{FAST_PROCESS['XLA_FLAGS']} --xla_cpu_enable_fast_math=true"
     variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_FLAGS": fast}
     method = "--config.method=gda"  # needs the fewest programs
     done = train(tiny_clip_dir, photos_dir, tmp_path / "W", variables, method)

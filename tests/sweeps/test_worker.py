@@ -113,6 +113,7 @@ def test_programs_of_earlier_cells_are_freed(config, named, runs, tmp_path, monk
     done_before = []
     monkeypatch.setattr(sweep, "RUNS_PER_CLEARING", 2)
     monkeypatch.setattr(sweep.jax, "clear_caches", lambda: done_before.append(len(runs.done)))
+    monkeypatch.setattr(sweep.gc, "collect", lambda: None)  # takes seconds among all tests' objects
     config.grid.seed = (1, 2, 3)
     sweep.run_sweep(config, tmp_path, named)
     assert done_before == [2, 4]

@@ -23,11 +23,20 @@ SLURM = {
 LONGEST_SECONDS = 60
 
 
-def start(tmp_path, *arguments, process_id="0"):
+# Runs run.py's command, which reports a wait for other processes sooner.
+IMPATIENT = """
+from fgvpl_jax.training import processes
+processes.SILENT_SECONDS = 0.5
+from fgvpl_jax.commands.command_line import run
+run()
+"""
+
+
+def start(tmp_path, process_id):
     return subprocess.Popen(
         [
-            *(sys.executable, "run.py", "--config=configs/shapes.py"),
-            *(f"--workdir={tmp_path / 'W'}", *arguments),
+            *(sys.executable, "-c", IMPATIENT, "--config=configs/shapes.py"),
+            f"--workdir={tmp_path / 'W'}",
         ],
         env=os.environ | SLURM | {"JAX_PLATFORMS": "cpu", "SLURM_PROCID": process_id},
         stderr=subprocess.PIPE,
@@ -40,7 +49,7 @@ def start(tmp_path, *arguments, process_id="0"):
 def test_a_wait_for_tasks_that_never_come_is_reported_and_can_be_stopped(
     tmp_path, process_id, signum
 ):
-    waiting = start(tmp_path, process_id=process_id)
+    waiting = start(tmp_path, process_id)
     line = waiting.stderr.readline()
     assert line.startswith("waiting up to 300 seconds for the other processes of this job")
     assert "--num_processes=1" in line

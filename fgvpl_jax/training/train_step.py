@@ -201,7 +201,8 @@ def make_resident_train_step(
             state, of_step = one(step, state)
             return state, jax.tree.map(lambda column, x: column.at[step].set(x), metrics, of_step)
 
-        return jax.lax.fori_loop(first, last, add, (state, no_metrics(len(draw.labels))))
+        metrics = no_metrics(draw.weights.dtype, len(draw.weights))
+        return jax.lax.fori_loop(first, last, add, (state, metrics))
 
     return jax.jit(train_steps, donate_argnums=0, out_shardings=replicated(mesh))
 
@@ -236,7 +237,7 @@ def optimisation_step(
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         return gradients, metrics
 
-    zeros = (jax.tree.map(jnp.zeros_like, state.trainable), no_metrics())
+    zeros = (jax.tree.map(jnp.zeros_like, state.trainable), no_metrics(batch.weights.dtype))
     gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes, zeros)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
     model = nnx.merge(graphdef, optax.apply_updates(state.trainable, updates), frozen)
@@ -245,9 +246,9 @@ def optimisation_step(
     return TrainState(trainable, optimizer_state), metrics
 
 
-def no_metrics(*shape: int) -> StepMetrics:
-    """Returns metrics of no image, of a step or of several."""
-    return StepMetrics(*(jnp.zeros(shape, jnp.float32) for _ in StepMetrics._fields))
+def no_metrics(dtype: Any, *shape: int) -> StepMetrics:
+    """Returns metrics of no image, in the type of a batch's weights."""
+    return StepMetrics(*(jnp.zeros(shape, dtype) for _ in StepMetrics._fields))
 
 
 def sum_over_parts(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
@@ -114,13 +115,7 @@ def augmented_batches(
 ) -> Iterator[Batch]:
     """Returns images at these places as augmented in an epoch; see `train_batches`."""
     blank = augment(BLANK, np.random.default_rng(0))
-
-    def load(index: int) -> _Example:
-        if index == PADDING:
-            return _Example(PADDING, 0, blank)
-        rng = image_generator(seed, epoch, index)
-        return _example(split, index, lambda image: augment(image, rng))
-
+    load = partial(_augmented_example, split, blank, augment, seed, epoch)
     examples = in_threads(load, rows.ravel().tolist(), rows.shape[1])
     return _batches(examples, rows.shape[1], blank=blank, strict=True)
 
@@ -179,13 +174,11 @@ def eval_batches(
         share: Part of the split to read.
     """
     blank = transform(BLANK)
-
-    def batches_of(split: Split, size: int) -> Iterator[Batch]:
-        return _eval_batches(split, size, transform, blank, strict, cache)
-
-    return share_batches(
-        split, batch_size, share, batches_of, padding=lambda size: _stack([], size, blank)
+    batches_of = partial(
+        _eval_batches, transform=transform, blank=blank, strict=strict, cache=cache
     )
+    padding = partial(_stack, [], blank=blank)
+    return share_batches(split, batch_size, share, batches_of, padding=padding)
 
 
 def share_batches(
@@ -252,6 +245,15 @@ def _example(split: Split, index: int, transform: Transform) -> _Example:
         return _Example(index, label, transform(split.image(index)))
     except UnreadableImage as error:
         return _Example(index, label, error)
+
+
+def _augmented_example(
+    split: Split, blank: np.ndarray, augment: Augmentation, seed: int, epoch: int, index: int
+) -> _Example:
+    if index == PADDING:
+        return _Example(PADDING, 0, blank)
+    rng = image_generator(seed, epoch, index)
+    return _example(split, index, lambda image: augment(image, rng))
 
 
 def _kept_examples(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,15 +36,17 @@ def random_crop_and_flip(size: int, resample: Image.Resampling) -> Augmentation:
         size: Side of the result in pixels.
         resample: Pillow's filter for the resize.
     """
+    return partial(_crop_and_flip, size, resample)
 
-    def augment(image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-        box, flip = random_crop(*image.size, rng)
-        crop = image.crop(box).resize((size, size), resample)
-        if flip:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(crop, np.uint8)
 
-    return augment
+def _crop_and_flip(
+    size: int, resample: Image.Resampling, image: Image.Image, rng: np.random.Generator
+) -> UInt8[np.ndarray, "H W 3"]:
+    box, flip = random_crop(*image.size, rng)
+    crop = image.crop(box).resize((size, size), resample)
+    if flip:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(crop, np.uint8)
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> Crop:

@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, UInt8
-from PIL import Image
 
 from fgvpl_jax.clip import CLIP, FrozenEncoder
 from fgvpl_jax.data import (
@@ -134,14 +133,12 @@ class PixelInputs:
 
         Computed once for each split: this reads every file's status.
         """
-
-        def augment(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-            return self.augment(image, np.random.default_rng(0))
-
         if self.image_cache is None:
             return None
         if split not in self._augmented:
-            self._augmented[split] = identify(split, augment)
+            self._augmented[split] = identify(
+                split, lambda image: self.augment(image, np.random.default_rng(0))
+            )
         return self._augmented[split]
 
 
@@ -224,13 +221,12 @@ class FeatureInputs:
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
-
-        def padding(size: int) -> Batch:
-            blank = np.zeros((1, *self._record["feature"].shape), np.float32)
-            return feature_batch(blank, np.zeros(1, np.int32), np.full(size, PADDING))
-
         batches_of = partial(self._evaluation, strict=strict)
-        return share_batches(split, batch_size, self.share, batches_of, padding=padding)
+        return share_batches(split, batch_size, self.share, batches_of, padding=self._padding)
+
+    def _padding(self, size: int) -> Batch:
+        blank = np.zeros((1, *self._record["feature"].shape), np.float32)
+        return feature_batch(blank, np.zeros(1, np.int32), np.full(size, PADDING))
 
     def _evaluation(self, split: Split, batch_size: int, *, strict: bool) -> Iterator[Batch]:
         """Returns the images of this process."""

@@ -201,9 +201,7 @@ def make_resident_train_step(
             state, of_step = one(step, state)
             return state, jax.tree.map(lambda column, x: column.at[step].set(x), metrics, of_step)
 
-        shapes = jax.eval_shape(one, first, state)[1]
-        num_steps = len(draw.labels)
-        metrics = jax.tree.map(lambda shape: jnp.zeros(num_steps, shape.dtype), shapes)
+        metrics = no_metrics(draw.weights.dtype, len(draw.weights))
         return jax.lax.fori_loop(first, last, add, (state, metrics))
 
     return jax.jit(train_steps, donate_argnums=0, out_shardings=replicated(mesh))
@@ -239,7 +237,8 @@ def optimisation_step(
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         return gradients, metrics
 
-    gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes)
+    zeros = (jax.tree.map(jnp.zeros_like, state.trainable), no_metrics(batch.weights.dtype))
+    gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes, zeros)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
     model = nnx.merge(graphdef, optax.apply_updates(state.trainable, updates), frozen)
     model.after_step()
@@ -247,10 +246,27 @@ def optimisation_step(
     return TrainState(trainable, optimizer_state), metrics
 
 
+def no_metrics(dtype: Any, *shape: int) -> StepMetrics:
+    """Returns metrics of no image, in the type of a batch's weights."""
+    return StepMetrics(*(jnp.zeros(shape, dtype) for _ in StepMetrics._fields))
+
+
 def sum_over_parts(
-    function: Callable[[StepBatch], Tree], batch: StepBatch, mesh: Mesh, num_parts: int
+    function: Callable[[StepBatch], Tree],
+    batch: StepBatch,
+    mesh: Mesh,
+    num_parts: int,
+    zeros: Tree,
 ) -> Tree:
-    """Returns the sum of a function over the parts of a batch, one part in memory at a time."""
+    """Returns the sum of a function over the parts of a batch, one part in memory at a time.
+
+    Args:
+        function: Function of a part.
+        batch: The batch.
+        mesh: Devices that the rows are split over.
+        num_parts: Number of parts.
+        zeros: Zeros of the function's shapes, which would take another trace of it to learn.
+    """
     if num_parts == 1:
         return function(batch)
 
@@ -261,8 +277,6 @@ def sum_over_parts(
         return jax.lax.with_sharding_constraint(parts, split_rows(mesh, axis=1))
 
     parts = jax.tree.map(part, batch)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda rows: rows[0], parts))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
     def add(total: Tree, part: StepBatch) -> tuple[Tree, None]:
         return jax.tree.map(jnp.add, total, function(part)), None

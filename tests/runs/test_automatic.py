@@ -27,6 +27,7 @@ def config(tiny_config, monkeypatch):
     """Returns the config of a run with "auto" that may try three methods."""
     tiny_config.method = "auto"
     tiny_config.cv_folds = 2
+    tiny_config.shots = 2  # folds of equal size, so that they share their programs
     only(monkeypatch, *TRIED)
     return tiny_config
 
@@ -289,7 +290,7 @@ def test_validation_photos_that_cannot_be_read_are_left_out(
     for split in ("train", "val", "test"):
         write_photo_folders(tmp_path / "photos" / split, 3)
     (tmp_path / "photos" / "val" / "red_square" / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    config.data.root = str(tmp_path / "photos")
+    config.data.root, config.shots = str(tmp_path / "photos"), 3
     only(monkeypatch, "gda", "tar")
     results = train(config, tmp_path / "W")
     assert len(results.validation_unreadable) == 1 and results.counts.validation == 9

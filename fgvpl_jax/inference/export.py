@@ -14,6 +14,7 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,13 @@ def describe_preparation(classifier: Classifier) -> dict[str, Any]:
     }
 
 
+@cache
+def any_number(name: str) -> Any:
+    """Returns a symbolic size; each call's is the same, so that programs are traced only once."""
+    (size,) = jax.export.symbolic_shape(name)
+    return size
+
+
 def trace(classifier: Classifier) -> tuple[bytes, list[np.ndarray]]:
     """Returns the serialised program, for any number of images, and the weights that it reads.
 
@@ -152,17 +160,14 @@ def trace(classifier: Classifier) -> tuple[bytes, list[np.ndarray]]:
     leaves = [np.asarray(leaf) for leaf in leaves]
     side = classifier.clip.image_size
     every = list(range(len(leaves)))
+    images = jax.ShapeDtypeStruct((any_number("b"), side, side, 3), np.uint8)
     # Weights that the program does not read, such as CoOp's table of tokens, are left out.
-    jaxpr = jax.make_jaxpr(program_of(classifier, structure, leaves, every))(
-        leaves, np.zeros((1, side, side, 3), np.uint8)
-    ).jaxpr
+    jaxpr = jax.make_jaxpr(program_of(classifier, structure, leaves, every))(leaves, images).jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     places = [place for place in every if id(jaxpr.invars[place]) in read]
-    (batch,) = jax.export.symbolic_shape("b")
     program = jax.jit(program_of(classifier, structure, leaves, places))
     exported = jax.export.export(program, platforms=PLATFORMS)(
-        [leaves[place] for place in places],
-        jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
+        [leaves[place] for place in places], images
     )
     return bytes(exported.serialize()), [leaves[place] for place in places]
 

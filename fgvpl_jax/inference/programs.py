@@ -124,7 +124,8 @@ class Inference:
 
     Attributes:
         weights: The programs' weights, on the device.
-        program: Function from (weights, crops) to a `Recognition`, to be called under jit.
+        program: Function from (weights, crops) to a `Recognition`, under jit. Another traced
+            program that calls it contains its operations rather than a call.
     """
 
     def __init__(
@@ -145,8 +146,7 @@ class Inference:
             to_device(temperature),
             jax.device_put(known),
         )
-        self.program = partial(encode_and_recognise, graphdef)
-        self._encode, self._recognise = compile_programs(graphdef)
+        self._encode, self._recognise, self.program = compile_programs(graphdef)
 
     def encode(
         self, images: UInt8[np.ndarray, "b H W 3"], *, scored: bool = True
@@ -174,9 +174,13 @@ class Inference:
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)
-def compile_programs(graphdef: nnx.GraphDef) -> tuple[Callable, Callable]:
-    """Returns `encode` and `recognise` under jit, which all models of one structure share."""
-    return jax.jit(partial(encode, graphdef)), jax.jit(partial(recognise, graphdef))
+def compile_programs(graphdef: nnx.GraphDef) -> tuple[Callable, Callable, Callable]:
+    """Returns the three functions below under jit, which all models of one structure share."""
+    return (
+        jax.jit(partial(encode, graphdef)),
+        jax.jit(partial(recognise, graphdef)),
+        jax.jit(partial(encode_and_recognise, graphdef), inline=True),
+    )
 
 
 def encode_and_recognise(

@@ -28,11 +28,12 @@ def test_predictions_are_those_of_the_run_for_any_number_of_photos(exported, pho
     outputs = [output.name for output in session.get_outputs()]
     photos = (photos * 2)[:16]
     images = np.stack([prepare(photo, preparation) for photo in photos])
+    predictions = classifier.predict(photos, top_k=len(names))
     for count in (1, 3, 16):
         found = dict(zip(outputs, session.run(None, {IMAGES: images[:count]}), strict=True))
-        predictions = classifier.predict(photos[:count], top_k=len(names))
+        assert len(found["probabilities"]) == count
         assert ("object_mask" in found) == classifier.finds_objects
-        for row, prediction in enumerate(predictions):
+        for row, prediction in enumerate(predictions[:count]):
             order = [names.index(name) for name in prediction.class_names]
             for name in ("logits", "probabilities"):
                 ours, theirs = getattr(prediction, name), found[name][row, order]

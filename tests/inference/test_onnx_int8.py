@@ -29,12 +29,20 @@ def crops_of(classifier, photos):
     return np.stack([classifier.crop(photo, photo.name) for photo in photos])
 
 
+@pytest.fixture(scope="module")
+def files(exported, tmp_path_factory):
+    """Returns the classifier's float32 file, its INT8 file and the stated difference."""
+    classifier, _ = exported
+    folder = tmp_path_factory.mktemp("onnx")
+    exact = export_onnx(classifier, folder / "exact.onnx")
+    return exact, *export_onnx_int8(classifier, folder / "int8.onnx")
+
+
 def test_the_stated_difference_is_that_of_both_files_on_the_validation_photos(
-    exported, photos_dir, tmp_path
+    exported, files, photos_dir
 ):
     classifier, _ = exported
-    exact = export_onnx(classifier, tmp_path / "exact.onnx")
-    file, difference = export_onnx_int8(classifier, tmp_path / "int8.onnx")
+    exact, file, difference = files
     assert file.stat().st_size < exact.stat().st_size
     model = onnx.load(file)
     metadata = {one.key: one.value for one in model.metadata_props}
@@ -56,22 +64,18 @@ def test_the_stated_difference_is_that_of_both_files_on_the_validation_photos(
     assert f"9 validation photos: {same.mean():.1%} of the answers are the same" in str(difference)
 
 
-def test_an_answer_does_not_depend_on_the_other_photos_in_the_batch(exported, photos, tmp_path):
-    classifier, _ = exported
-    file, _ = export_onnx_int8(classifier, tmp_path / "int8.onnx")
-    images = crops_of(classifier, photos)
+def test_an_answer_does_not_depend_on_the_other_photos_in_the_batch(exported, files, photos):
+    _, file, _ = files
+    images = crops_of(exported[0], photos)
     alone = outputs_of(file, images[:1])
     for name, values in outputs_of(file, images).items():
         np.testing.assert_allclose(values[:1], alone[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
-def test_the_layers_of_the_tower_are_quantised_by_column_and_nothing_else(exported, tmp_path):
-    classifier, _ = exported
-    exact = onnx.load(export_onnx(classifier, tmp_path / "exact.onnx"))
-    file, _ = export_onnx_int8(classifier, tmp_path / "int8.onnx")
-    model = onnx.load(file)
-    config = classifier.clip.vision.config
+def test_the_layers_of_the_tower_are_quantised_by_column_and_nothing_else(exported, files):
+    exact, model = (onnx.load(file) for file in files[:2])
+    config = exported[0].clip.vision.config
     arrays = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     quantised = []

@@ -134,8 +134,18 @@ def time_processes(split: Split) -> float:
 
 
 def pillow_loop(files: list[str], barrier: Barrier) -> None:
-    """Applies CLIP's transform, written out with Pillow."""
+    """Times `prepare_with_pillow` between two waits at the barrier, which an error breaks."""
     barrier.wait()
+    try:
+        prepare_with_pillow(files)
+    except BaseException:
+        barrier.abort()  # so that the others need not wait for the timeout
+        raise
+    barrier.wait()
+
+
+def prepare_with_pillow(files: list[str]) -> None:
+    """Applies CLIP's transform, written out with Pillow."""
     for file in files:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
@@ -144,7 +154,6 @@ def pillow_loop(files: list[str], barrier: Barrier) -> None:
         left, top = (width - SIDE) // 2, (height - SIDE) // 2
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)))
-    barrier.wait()
 
 
 def time_tf_data(split: Split) -> float:

@@ -86,7 +86,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Collects garbage once; pytest does so five more times, to find errors of finalizers."""
+    """Collects garbage once, so that the five times after which pytest ends take no time."""
     gc.collect()
     gc.freeze()
 

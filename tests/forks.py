@@ -1,10 +1,12 @@
-"""Starts processes that are forked from one which has already imported the package.
+"""Runs processes that are forked from a server process, which has imported the package.
 
-Importing it takes longer than a small run. The process that is forked has not imported the hub's
-client, which reads its environment when it is imported, and has not started XLA, which reads
-XLA_FLAGS then. JAX has read its own variables, so a test that sets one needs a new interpreter.
+Importing the package takes longer than a small run. The server has neither imported the hub's
+client nor started XLA, so both read the forked process's environment. JAX has already read its own
+variables: a test that sets one needs a new interpreter, as does one of the interpreter's start and
+end.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import fgvpl_jax.runs.experiment  # noqa: F401  # imported for the processes that are forked
@@ -53,18 +56,29 @@ class ForkedRun:
             raise subprocess.TimeoutExpired("run.py", timeout)
         return self._process.exitcode
 
+    def finish(self, timeout: float) -> int:
+        """Waits for the process to end and returns its exit status; kills one that hangs.
+
+        Raises:
+            TimeoutExpired: If it still runs after `timeout` seconds.
+        """
+        try:
+            return self.wait(timeout)
+        except BaseException:  # pytest would wait for the process without a limit
+            self._process.kill()
+            raise
+
     def send_signal(self, signum: int) -> None:
         """Sends a signal to a process that has not ended."""
         if self._process.exitcode is None:
-            os.kill(self._process.pid, signum)
+            with suppress(ProcessLookupError):  # the server has just waited for its end
+                os.kill(self._process.pid, signum)
 
 
 def _run(arguments: list[str], environment: dict[str, str], log: Path, stacks: Path) -> None:
-    import faulthandler
-
     os.environ.clear()
     os.environ.update(environment)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
     # Written from C code, which works even inside XLA.

@@ -1,8 +1,9 @@
 """Runs that are killed at random moments, and resumed, end like undisturbed runs.
 
-The test starts run.py as a process, sends it a signal at a seeded random moment within the time of
-an undisturbed run, and starts it again with the same command until it has results. It then compares
-the run's files with those of the undisturbed run. `-s` shows which part of the run each signal hit.
+The test runs run.py in a forked process, sends it a signal at a seeded random moment within the
+time of an undisturbed run, and starts it again with the same command until it has results. It then
+compares the run's files with those of the undisturbed run. `-s` shows which part of the run each
+signal hit.
 """
 
 import os
@@ -71,7 +72,7 @@ class Kind:
         self.photos = sorted(photos.rglob("*.png"))[:10]
         started = time.monotonic()
         run = self.start(place)
-        assert run.wait(LONGEST_SECONDS) == 0, log_of(place)
+        assert run.finish(LONGEST_SECONDS) == 0, log_of(place)
         self.seconds = time.monotonic() - started
         self.outcome = self.outcome_of(place)
 
@@ -116,7 +117,7 @@ class Kind:
         except subprocess.TimeoutExpired:
             part = "saving" if saves(place) - unfinished else part_of(run, place)
             run.send_signal(signum)
-        run.wait(LONGEST_SECONDS)
+        run.finish(LONGEST_SECONDS)
         if signum == signal.SIGTERM and part != "starting":
             # 0 or -15: the run had written its results and was just ending.
             ended = (0, -signal.SIGTERM) if stored_results_exist(place) else ()
@@ -179,7 +180,7 @@ def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
         if part is not None:
             parts.append(f"{signal.Signals(signals[len(parts)]).name} {part}")
         if (run / "W" / "results.json").exists() or len(parts) == len(signals):
-            assert kind.start(run).wait(LONGEST_SECONDS) == 0, log_of(run)
+            assert kind.start(run).finish(LONGEST_SECONDS) == 0, log_of(run)
             kind.compare(run)
             runs += 1
     print(f"\n{runs} runs of {kind.seconds:.1f} s ended as one without {', '.join(parts)}")

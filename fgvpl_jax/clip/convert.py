@@ -43,6 +43,7 @@ def build_towers(
             if tensor.shape != expected:
                 misshaped.add(f"{name} {tensor.shape}, expected {expected}")
                 continue
+            # `replace` copies; the tower without weights is shared.
             filled.append((path, variable.replace(to_device(layout.ours(tensor), None))))
         towers.append((graphdef, filled))
     for name in (LOGIT_SCALE, *architecture.unused):

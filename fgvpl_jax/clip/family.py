@@ -93,8 +93,8 @@ class Architecture:
     """One checkpoint's model without its weights, read from its small files.
 
     Attributes:
-        vision: The image tower, as `without_weights` returns it.
-        text: The text tower, likewise.
+        vision: Image tower without weights; see `without_weights`.
+        text: Text tower without weights.
         vision_names: Published names of the image tower's tensors.
         text_names: Published names of the text tower's tensors.
         tokenizer: The checkpoint's tokenizer.

@@ -20,14 +20,19 @@ Tower = TypeVar("Tower", bound=nnx.Module)
 STRUCTURES_KEPT = 16
 
 
-@lru_cache(STRUCTURES_KEPT)
 def without_weights(tower: Callable[..., Tower], config: Any) -> Tower:
     """Returns a tower whose variables have shapes but no values.
 
     Args:
         tower: Class of the tower.
-        config: Its sizes; equal ones return the same object, which nobody may change.
+        config: Sizes of the tower. Equal configs return the same object, which callers must not
+            change.
     """
+    return _structure(tower, config)  # typed here, because `lru_cache` hides the types
+
+
+@lru_cache(maxsize=STRUCTURES_KEPT)
+def _structure(tower: Callable[..., Any], config: Any) -> Any:
     return nnx.eval_shape(lambda: tower(config, rngs=nnx.Rngs(0)))
 
 

@@ -144,8 +144,11 @@ def describe_preparation(classifier: Classifier) -> dict[str, Any]:
 
 
 @cache
-def any_number(name: str) -> Any:
-    """Returns a symbolic size; each call's is the same, so that programs are traced only once."""
+def symbolic_size(name: str) -> Any:
+    """Returns a symbolic size, the same object at every call.
+
+    Sizes of different calls are unequal, so a program would be traced again.
+    """
     (size,) = jax.export.symbolic_shape(name)
     return size
 
@@ -160,7 +163,7 @@ def trace(classifier: Classifier) -> tuple[bytes, list[np.ndarray]]:
     leaves = [np.asarray(leaf) for leaf in leaves]
     side = classifier.clip.image_size
     every = list(range(len(leaves)))
-    images = jax.ShapeDtypeStruct((any_number("b"), side, side, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((symbolic_size("b"), side, side, 3), np.uint8)
     # Weights that the program does not read, such as CoOp's table of tokens, are left out.
     jaxpr = jax.make_jaxpr(program_of(classifier, structure, leaves, every))(leaves, images).jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}

@@ -12,11 +12,11 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.files import written_whole
 from fgvpl_jax.inference.classifier import Classifier
 from fgvpl_jax.inference.export import (
-    any_number,
     describe_preparation,
     new_output,
     program_of,
     shareable,
+    symbolic_size,
 )
 from fgvpl_jax.inference.onnx_graph import BATCH, IMAGES, Graph
 from fgvpl_jax.inference.onnx_translation import translate
@@ -70,7 +70,7 @@ def onnx_model(classifier: Classifier) -> onnx.ModelProto:
     leaves = [np.asarray(leaf) for leaf in leaves]
     side = classifier.clip.image_size
     program = program_of(classifier, structure, leaves, range(len(leaves)))
-    images = jax.ShapeDtypeStruct((any_number(BATCH), side, side, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((symbolic_size(BATCH), side, side, 3), np.uint8)
     traced = jax.jit(program).trace(leaves, images)
     graph = Graph()
     values = translate(graph, traced.jaxpr, [*leaves, IMAGES])

@@ -124,8 +124,8 @@ class Inference:
 
     Attributes:
         weights: The programs' weights, on the device.
-        program: Function from (weights, crops) to a `Recognition`, under jit. Another traced
-            program that calls it contains its operations rather than a call.
+        program: Jitted function from (weights, crops) to a `Recognition`. It is inlined where
+            another program calls it, because exports look at single operations.
     """
 
     def __init__(
@@ -146,7 +146,8 @@ class Inference:
             to_device(temperature),
             jax.device_put(known),
         )
-        self._encode, self._recognise, self.program = compile_programs(graphdef)
+        self._programs = compile_inference(graphdef)
+        self.program = self._programs.encode_and_recognise
 
     def encode(
         self, images: UInt8[np.ndarray, "b H W 3"], *, scored: bool = True
@@ -159,7 +160,7 @@ class Inference:
                 another pass of the image encoder if the method does not read its features.
         """
         weights = self.weights if scored else self.weights._replace(known=None)
-        return self._encode(weights, images)
+        return self._programs.encode(weights, images)
 
     def recognise(
         self, features: Encoded, changes: ChangedClassArrays | None = None
@@ -170,13 +171,21 @@ class Inference:
             features: Features of a batch.
             changes: Changes of the classes; only a method with a cache can have added ones.
         """
-        return jax.device_get(self._recognise(self.weights, features, changes))
+        return jax.device_get(self._programs.recognise(self.weights, features, changes))
+
+
+class InferencePrograms(NamedTuple):
+    """Jitted functions of this name below, without their first argument."""
+
+    encode: Callable
+    recognise: Callable
+    encode_and_recognise: Callable
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)
-def compile_programs(graphdef: nnx.GraphDef) -> tuple[Callable, Callable, Callable]:
-    """Returns the three functions below under jit, which all models of one structure share."""
-    return (
+def compile_inference(graphdef: nnx.GraphDef) -> InferencePrograms:
+    """Returns the programs of one model structure, which all models of it share."""
+    return InferencePrograms(
         jax.jit(partial(encode, graphdef)),
         jax.jit(partial(recognise, graphdef)),
         jax.jit(partial(encode_and_recognise, graphdef), inline=True),

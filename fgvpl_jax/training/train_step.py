@@ -201,7 +201,7 @@ def make_resident_train_step(
             state, of_step = one(step, state)
             return state, jax.tree.map(lambda column, x: column.at[step].set(x), metrics, of_step)
 
-        metrics = no_metrics(draw.weights.dtype, len(draw.weights))
+        metrics = zero_metrics(draw.weights.dtype, len(draw.weights))
         return jax.lax.fori_loop(first, last, add, (state, metrics))
 
     return jax.jit(train_steps, donate_argnums=0, out_shardings=replicated(mesh))
@@ -237,7 +237,7 @@ def optimisation_step(
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         return gradients, metrics
 
-    zeros = (jax.tree.map(jnp.zeros_like, state.trainable), no_metrics(batch.weights.dtype))
+    zeros = (jax.tree.map(jnp.zeros_like, state.trainable), zero_metrics(batch.weights.dtype))
     gradients, metrics = sum_over_parts(gradients_of, batch, mesh, num_passes, zeros)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
     model = nnx.merge(graphdef, optax.apply_updates(state.trainable, updates), frozen)
@@ -246,8 +246,8 @@ def optimisation_step(
     return TrainState(trainable, optimizer_state), metrics
 
 
-def no_metrics(dtype: Any, *shape: int) -> StepMetrics:
-    """Returns metrics of no image, in the type of a batch's weights."""
+def zero_metrics(dtype: Any, *shape: int) -> StepMetrics:
+    """Returns zero metrics of this shape, in the type of a batch's weights."""
     return StepMetrics(*(jnp.zeros(shape, dtype) for _ in StepMetrics._fields))
 
 
@@ -265,7 +265,8 @@ def sum_over_parts(
         batch: The batch.
         mesh: Devices that the rows are split over.
         num_parts: Number of parts.
-        zeros: Zeros of the function's shapes, which would take another trace of it to learn.
+        zeros: Zeros in the structure, shapes and types of the function's result; finding these
+            here would trace the function once more.
     """
     if num_parts == 1:
         return function(batch)

@@ -8,6 +8,7 @@ from flax import nnx
 from PIL import Image
 
 from fgvpl_jax.evaluation.evaluator import compile_programs
+from fgvpl_jax.inference.programs import compile_inference
 from fgvpl_jax.training import data_mesh
 from fgvpl_jax.training.train_step import make_resident_train_step, make_train_step
 from fgvpl_jax.training.visual_cache_builder import compile_support_features
@@ -33,6 +34,7 @@ def structure(factor):
     ("make", "arguments"),
     [
         (compile_programs, ()),
+        (compile_inference, ()),
         (compile_support_features, ()),
         (make_train_step, (optax.sgd(0.1), data_mesh())),
         (make_resident_train_step, (optax.sgd(0.1), data_mesh(), 1, 8, Image.Resampling.BICUBIC)),

@@ -25,10 +25,15 @@ LONGEST_SECONDS = 60
 
 # Runs run.py's command, which reports a wait for other processes sooner.
 IMPATIENT = """
-from fgvpl_jax.training import processes
-processes.SILENT_SECONDS = 0.5
-from fgvpl_jax.commands.command_line import run
-run()
+from fgvpl_jax.commands import command_line
+
+def import_jax():
+    imported()
+    from fgvpl_jax.training import processes
+    processes.SILENT_SECONDS = 0.5
+
+imported, command_line.import_jax = command_line.import_jax, import_jax
+command_line.run()
 """
 
 

@@ -269,7 +269,7 @@ class ResNetTower(PooledTower):
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> ResNetTower:
-    """Returns the tower without weights, with OpenCLIP's defaults for omitted values."""
+    """Returns the image tower without weights, with OpenCLIP's defaults for omitted values."""
     width = vision.get("width", 64)
     config = ResNetConfig(
         blocks=tuple(vision["layers"]),

@@ -30,7 +30,7 @@ VISION_NAMES: dict[str, str | Source] = {
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> VisionTower:
-    """Returns the tower without weights, with OpenCLIP's defaults for omitted values."""
+    """Returns the image tower without weights, with OpenCLIP's defaults for omitted values."""
     width = vision.get("width", 768)
     config = VisionConfig(
         width=width,

@@ -175,7 +175,7 @@ class PEVisionTower(ProbePooledTower):
 
 
 def build(model: dict[str, Any], vision: dict[str, Any]) -> PEVisionTower:
-    """Returns the image tower without weights, whose sizes follow from timm's name of it."""
+    """Returns the image tower without weights; timm's name of it determines its sizes."""
     image_size, patch_size, width, layers, heads = SIZES[vision["timm_model_name"]]
     given = side(vision.get("image_size", 224))
     if given != image_size:

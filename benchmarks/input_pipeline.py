@@ -134,7 +134,7 @@ def time_processes(split: Split) -> float:
 
 
 def pillow_loop(files: list[str], barrier: Barrier) -> None:
-    """Times `prepare_with_pillow` between two waits at the barrier, which an error breaks."""
+    """Runs `prepare_with_pillow` between two waits at the barrier, which an error breaks."""
     barrier.wait()
     try:
         prepare_with_pillow(files)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from fgvpl_jax.clip.convert import LOGIT_SCALE
 from fgvpl_jax.clip.families import family_of, pe_core
-from fgvpl_jax.clip.family import Architecture, source_of
+from fgvpl_jax.clip.family import source_of
 from tests.tiny_clip import END, START, vocabulary
 
 EMBED = 16
@@ -221,16 +221,7 @@ def weights_name(directory: Path) -> str:
 def random_tensors(directory: Path, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns every tensor of the checkpoint whose small files are in a folder."""
     family, config = family_of(directory)
-    key = json.dumps([config, seed, pe_core.SIZES], sort_keys=True)
-    if key not in _drawn:
-        _drawn[key] = _draw(family.read(directory, config), config, seed)
-    return dict(_drawn[key])
-
-
-_drawn: dict[str, dict[str, np.ndarray]] = {}
-
-
-def _draw(architecture: Architecture, config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    architecture = family.read(directory, config)
     scalar = (1,) if config.get("model_type") == "siglip" else ()
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((LOGIT_SCALE, *architecture.unused), scalar)
     for tower, names in (

@@ -189,7 +189,7 @@ def program_of(
         full: Weights = jax.tree.unflatten(
             structure, [given.get(place, leaf) for place, leaf in enumerate(leaves)]
         )
-        recognition = classifier.inference.program(full, images)
+        recognition = classifier.inference.programs.encode_and_recognise(full, images)
         outputs = {"logits": recognition.logits, "probabilities": recognition.probabilities}
         if recognition.locations is not None:
             for name, values in recognition.locations._asdict().items():

@@ -124,8 +124,7 @@ class Inference:
 
     Attributes:
         weights: The programs' weights, on the device.
-        program: Jitted function from (weights, crops) to a `Recognition`. It is inlined where
-            another program calls it, because exports look at single operations.
+        programs: The compiled programs, whose first argument is `weights`.
     """
 
     def __init__(
@@ -146,8 +145,7 @@ class Inference:
             to_device(temperature),
             jax.device_put(known),
         )
-        self._programs = compile_inference(graphdef)
-        self.program = self._programs.encode_and_recognise
+        self.programs = compile_inference(graphdef)
 
     def encode(
         self, images: UInt8[np.ndarray, "b H W 3"], *, scored: bool = True
@@ -160,7 +158,7 @@ class Inference:
                 another pass of the image encoder if the method does not read its features.
         """
         weights = self.weights if scored else self.weights._replace(known=None)
-        return self._programs.encode(weights, images)
+        return self.programs.encode(weights, images)
 
     def recognise(
         self, features: Encoded, changes: ChangedClassArrays | None = None
@@ -171,11 +169,18 @@ class Inference:
             features: Features of a batch.
             changes: Changes of the classes; only a method with a cache can have added ones.
         """
-        return jax.device_get(self._programs.recognise(self.weights, features, changes))
+        return jax.device_get(self.programs.recognise(self.weights, features, changes))
 
 
 class InferencePrograms(NamedTuple):
-    """Jitted functions of this name below, without their first argument."""
+    """Jitted functions of one model structure; their first argument is the weights.
+
+    Attributes:
+        encode: See `Inference.encode`.
+        recognise: See `Inference.recognise`.
+        encode_and_recognise: Maps crops to a `Recognition`. It is inlined where another program
+            calls it, because exports look at single operations.
+    """
 
     encode: Callable
     recognise: Callable

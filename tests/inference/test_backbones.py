@@ -2,7 +2,6 @@
 
 import asyncio
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -149,8 +148,8 @@ def test_a_run_is_trained_used_and_exported(trained, photos_dir, backbone):
     crops = np.stack([prepare(photo, preparation) for photo in photos])
     ours = [classifier.clip.resize_and_crop(decode_image(photo)) for photo in photos]
     np.testing.assert_array_equal(crops, np.stack(ours))
-    recognise = jax.jit(classifier.inference.program)
-    recognition = recognise(classifier.inference.weights, jnp.asarray(crops))
+    inference = classifier.inference
+    recognition = inference.programs.encode_and_recognise(inference.weights, crops)
     probabilities = np.asarray(recognition.probabilities)
     for row, prediction in zip(probabilities, predictions, strict=True):
         assert classifier.class_names[row.argmax()] == prediction.class_names[0]

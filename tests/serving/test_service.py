@@ -153,12 +153,12 @@ def test_unusable_additions_are_refused():
 
 
 def test_no_new_class_or_photo_compiles_anything(service, photos):
-    sizes = service.classifier.inference._programs.recognise._cache_size()
+    sizes = service.classifier.inference.programs.recognise._cache_size()
     added = None
     for i in range(3):
         added, _ = asyncio.run(service.with_class(added, f"class {i}", photos[: i + 1]))
         asyncio.run(service.recognise(photos[0][1], "x", 5, added))
-    assert service.classifier.inference._programs.recognise._cache_size() == sizes
+    assert service.classifier.inference.programs.recognise._cache_size() == sizes
 
 
 def test_the_first_regions_compile_nothing(service):

@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,9 +112,12 @@ def test_a_cell_may_choose_its_method(config, named, tmp_path, monkeypatch):
 def test_programs_of_earlier_cells_are_freed(config, named, runs, tmp_path, monkeypatch):
     done_before = []
     monkeypatch.setattr(sweep, "RUNS_PER_CLEARING", 2)
-    for module, name in ((sweep.jax, "clear_caches"), (sweep.gc, "collect")):
-        freed = partial(lambda name: done_before.append((name, len(runs.done))), name)
-        monkeypatch.setattr(module, name, freed)
+
+    def recorder(name):
+        return lambda: done_before.append((name, len(runs.done)))
+
+    monkeypatch.setattr(sweep.jax, "clear_caches", recorder("clear_caches"))
+    monkeypatch.setattr(sweep.gc, "collect", recorder("collect"))
     config.grid.seed = (1, 2, 3)
     sweep.run_sweep(config, tmp_path, named)
     assert done_before == [(name, done) for done in (2, 4) for name in ("clear_caches", "collect")]

@@ -123,8 +123,8 @@ def read(
         vision = _section(model, "vision_cfg", VISION_KNOWN, vision_off)
         text = text_config(model, _section(model, "text_cfg", TEXT_KNOWN, TEXT_OFF))
         tower = build(model, vision)  # refuses sizes that do not fit each other
-        side = tower.config.image_size
-        processor = OpenClipProcessor(file, raw.get("preprocess_cfg") or {}, side)
+        preparation = raw.get("preprocess_cfg") or {}
+        processor = OpenClipProcessor(file, preparation, tower.config.image_size)
     except UserError as error:
         raise UserError(f"{file} cannot be used: {error}") from error
     except Exception as error:  # values of unusable types raise different errors

@@ -6,6 +6,7 @@ import fgvpl_jax as fg
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
+from tests.cases import thorough
 from tests.conftest import make_tiny_config
 
 
@@ -23,8 +24,8 @@ def workdir(tiny_clip_dir, photos_dir, tmp_path_factory):
 @pytest.fixture(
     scope="session",
     params=[
-        *("fg_vpl", "tip_adapter_f", "svm", "gda_pool"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coop", "clip_svd", "two_stage")),
+        *("fg_vpl", "tip_adapter_f", "svm"),
+        *thorough("gda_pool", "coop", "clip_svd", "two_stage"),
     ],
 )
 def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):

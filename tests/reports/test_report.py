@@ -37,8 +37,10 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture
-def runs(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Returns a folder of runs that no test changes."""
+    folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     labels = (np.arange(60) % 3).astype(np.int32)
     for benchmark in ("eurosat", "dtd"):
@@ -47,7 +49,7 @@ def runs(tmp_path):
                 for seed in (1, 2):
                     predicted = np.where(rng.random(60) < quality, labels, (labels + 1) % 3)
                     write_run(
-                        tmp_path / "runs" / f"{benchmark}{method}{shots}{seed}",
+                        folder / f"{benchmark}{method}{shots}{seed}",
                         float((predicted == labels).mean()),
                         config={
                             "benchmark": benchmark,
@@ -62,14 +64,20 @@ def runs(tmp_path):
                             "class_names": NAMES,
                         },
                     )
-    return tmp_path / "runs"
+    return folder
 
 
-def test_the_page_is_self_contained_and_shows_names_as_text(runs, tmp_path):
-    lines = write_report(tmp_path / "W", [runs])
-    out = tmp_path / "W" / "report"
-    assert lines == [f"16 runs; the report is {out / 'report.html'}"]
-    source = (out / "report.html").read_text()
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    """Returns the folder of the report of all runs."""
+    place = tmp_path_factory.mktemp("W")
+    lines = write_report(place, [runs])
+    assert lines == [f"16 runs; the report is {place / 'report' / 'report.html'}"]
+    return place / "report"
+
+
+def test_the_page_is_self_contained_and_shows_names_as_text(report):
+    source = (report / "report.html").read_text()
     page = Page(source)
     assert "script" not in page.tags
     assert EVIL in page.text
@@ -84,32 +92,28 @@ def test_the_page_is_self_contained_and_shows_names_as_text(runs, tmp_path):
     assert "No pictures: the model of" in page.text
 
 
-def test_figures_can_be_read_and_are_the_same_for_the_same_runs(runs, tmp_path):
-    for name in ("A", "B"):
-        write_report(tmp_path / name, [runs])
-    first, second = (tmp_path / name / "report" for name in ("A", "B"))
-    stems = {file.stem for file in first.glob("*.png")}
+def test_figures_can_be_read_and_are_the_same_for_the_same_runs(runs, report, tmp_path):
+    write_report(tmp_path, [runs])
+    stems = {file.stem for file in report.glob("*.png")}
     assert all(stem.endswith("_my clip v1.5 (old)") for stem in stems)
-    assert stems == {file.stem for file in first.glob("*.svg")}
+    assert stems == {file.stem for file in report.glob("*.svg")}
     assert {stem.partition("_")[0] for stem in stems} == {
         *("accuracy", "gains", "time", "learning", "confusion", "reliability"),
     }
     for stem in stems:
-        with Image.open(first / f"{stem}.png") as image:
+        with Image.open(report / f"{stem}.png") as image:
             assert min(image.size) > 200
-        ET.parse(first / f"{stem}.svg")
-    for file in first.iterdir():
-        assert file.read_bytes() == (second / file.name).read_bytes(), file.name
+        ET.parse(report / f"{stem}.svg")
+    for file in report.iterdir():
+        assert file.read_bytes() == (tmp_path / "report" / file.name).read_bytes(), file.name
 
 
-def test_markdown_links_to_its_pictures_and_keeps_its_columns(runs, tmp_path):
-    write_report(tmp_path / "W", [runs])
-    out = tmp_path / "W" / "report"
-    text = (out / "report.md").read_text()
+def test_markdown_links_to_its_pictures_and_keeps_its_columns(report):
+    text = (report / "report.md").read_text()
     assert "<script" not in text
     assert "a \\| b" in text
     for address in re.findall(r"\]\((\S+)\)\n", text + "\n"):
-        assert (out / unquote(address)).is_file()
+        assert (report / unquote(address)).is_file()
     assert text.count("![") == text.count("my%20clip%20v1.5%20%28old%29.svg") == 10
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}

@@ -16,6 +16,7 @@ from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.training_monitor import LogTargets
 from fgvpl_jax.runs.workdir import Workdir
+from tests.cases import thorough
 from tests.conftest import write_photo_folders
 from tests.whole_runs import interruption_in_epoch, without_times
 
@@ -103,14 +104,16 @@ def test_the_best_method_becomes_the_classifier(config, tmp_path, monkeypatch, t
     assert without_times(again) == without_times(results)
 
 
-@pytest.mark.parametrize("members", [("gda", "tar"), ("gda", "fvp"), ("gda_pool", "tar")])
+@pytest.mark.parametrize(
+    ("light", "heavy"), [("gda", "tar"), *thorough(("gda", "fvp"), ("gda_pool", "tar"))]
+)
 def test_a_mix_adds_up_the_probabilities_of_its_members(
-    members, config, tmp_path, monkeypatch, test_photos
+    light, heavy, config, tmp_path, monkeypatch, test_photos
 ):
-    only(monkeypatch, *members)
-    keep(monkeypatch, **dict(zip(members, (0.25, 0.75), strict=True)))
+    only(monkeypatch, light, heavy)
+    keep(monkeypatch, **{light: 0.25, heavy: 0.75})
     results = train(config, tmp_path / "auto")
-    assert [one.method for one in results.members] == list(members)
+    assert [one.method for one in results.members] == [light, heavy]
     assert results.choices == {} and results.epochs == 4
     classifier = fg.load_classifier(tmp_path / "auto")
     predictions = classifier.predict(test_photos, top_k=3)

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
 
 ECE_BINS = 15
 CONFIDENCE = 0.95
@@ -64,5 +63,7 @@ def expected_calibration_error(confidence: Float[np.ndarray, "N"], correct: np.n
 
 def share_interval(count: int, total: int) -> tuple[float, float]:
     """Returns the 95% Wilson interval of the share `count / total`."""
+    from scipy.stats import binomtest  # slow to import, and no prediction needs it
+
     interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)

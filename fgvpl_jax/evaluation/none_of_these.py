@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import beta
 
 from fgvpl_jax.defaults import FALSE_REJECTION_RATE
 from fgvpl_jax.evaluation.metrics import share_interval
@@ -140,6 +139,8 @@ def set_threshold(scores: HeldOutScores, validation: Float[np.ndarray, "v"]) -> 
         scores: Scores of support images and photos of other things.
         validation: Scores of the validation images by the fit to all support images.
     """
+    from scipy.stats import beta  # slow to import, and no prediction needs it
+
     known = np.sort(np.concatenate([scores.known, validation]))
     if len(known) < FEWEST_HELD_OUT:
         return None

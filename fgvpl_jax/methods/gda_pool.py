@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from fgvpl_jax.clip import CLIP, FrozenEncoder
@@ -242,6 +241,8 @@ class CalibrationPhotos:
         They maximise the log-likelihood less `PENALTY` times the squared distance from the first
         weights, which are equal and add up to 1 for the fits, and 1 for zero-shot CLIP.
         """
+        from scipy.optimize import minimize  # slow to import, and no prediction needs it
+
         first = np.append(np.full(len(parts) - 1, 1 / (len(parts) - 1)), 1.0)
         logits, labels = zip(*map(self.of, parts), strict=True)
         if not len(labels[0]):

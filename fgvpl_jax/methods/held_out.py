@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 ACCURACY, LIKELIHOOD = "accuracy", "likelihood"
@@ -145,5 +144,7 @@ def tempered_losses(
 
 def best_temperature(loss: Callable[[float], float]) -> float:
     """Returns the temperature with the lowest loss, searched on a logarithmic scale."""
+    from scipy.optimize import minimize_scalar  # slow to import, and no prediction needs it
+
     found = minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=np.log(TEMPERATURES))
     return float(np.exp(found.x))

@@ -17,7 +17,7 @@ endif
 # Marks the requirements file that is installed, so that another one is installed when it is chosen.
 INSTALLED := $(VENV)/installed-$(basename $(REQUIREMENTS))
 
-.PHONY: demo test thorough parity slow browser notebook lint docs package audit lock clean
+.PHONY: demo test further parity slow browser notebook lint docs package audit lock clean
 
 # Trains on drawn scenes with the tiny CLIP in demo/clip, then draws pictures that explain six scenes.
 demo: $(INSTALLED)
@@ -31,10 +31,10 @@ demo: $(INSTALLED)
 test: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# The same tests for further methods, families and settings, and those of benchmarks and documentation.
-thorough: $(VENV)/developed
+# Further methods, families and settings of these tests, the benchmarks, and the Python of the pages.
+further: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-	  -m "thorough and not slow and not browser"
+	  -m "further and not slow and not browser"
 
 # Compares live with transformers and OpenCLIP on PyTorch; `make test` compares with stored results
 # instead. PyTorch is pinned because other releases can install gigabytes of CUDA libraries;

@@ -1,12 +1,11 @@
-"""Marks the cases of parametrised tests that `make test` leaves to `make thorough`."""
+"""Marks the cases of parametrised tests that `make test` leaves to `make further`."""
 
 import pytest
-from _pytest.mark import ParameterSet
 
 
-def thorough(*cases: object) -> list[ParameterSet]:
-    """Marks cases `thorough`; a tuple holds the values of several parameters."""
+def further(*cases: object) -> list:
+    """Returns the cases, marked `further`. A tuple holds the values of several parameters."""
     return [
-        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.thorough)
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.further)
         for case in cases
     ]

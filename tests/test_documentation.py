@@ -56,7 +56,7 @@ def test_the_pages_have_blocks_and_commands_to_check():
     assert commands["sweeps.md"] >= 4
 
 
-@pytest.mark.thorough
+@pytest.mark.further
 @pytest.mark.parametrize("page", list(filter(with_python, PAGES)), ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run(page, desk):
     text, names = page.read_text(encoding="utf-8"), {}

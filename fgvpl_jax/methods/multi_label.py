@@ -230,7 +230,7 @@ def fit_sigmoid(values: Float64[np.ndarray, "N k"], truth: Bool[np.ndarray, "N k
     Its targets are smoothed (Platt 1999), so that no probability is 0 or 1 after a few photos. Its
     slope is at least `least_slope`, so that the probabilities keep the order of the values.
     """
-    from scipy.optimize import brentq  # these are slow to import, and no prediction needs them
+    from scipy.optimize import brentq  # slow to import, and no prediction needs it
     from sklearn.linear_model import LogisticRegression
 
     targets = smoothed(truth).ravel()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import thorough
+from tests.cases import further
 from tests.conftest import FAST_PROCESS
 from tests.whole_runs import stored_results, without_times
 
@@ -83,7 +83,7 @@ def test_no_variable_changes_a_result(tiny_clip_dir, photos_dir, tmp_path):
             },
             "correct the variables of Slurm",
         ),
-        *thorough(
+        *further(
             ({"JAX_PLATFORMS": "rocm"}, "JAX_PLATFORMS=rocm cannot be used"),
             (
                 {"JAX_PLATFORMS": "", "JAX_PLATFORM_NAME": "garbage"},

@@ -19,12 +19,12 @@ from fgvpl_jax.runs import default_config
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import loop
 from fgvpl_jax.training.train_step import make_resident_train_step
-from tests.cases import thorough
+from tests.cases import further
 from tests.conftest import make_tiny_config
 from tests.tiny_backbones import small_perception_encoder, write_tiny_backbone
 from tests.whole_runs import run
 
-FAMILIES = ["siglip", "resnet_wide", *thorough("open_clip", "metaclip_2", "pe_core")]
+FAMILIES = ["siglip", "resnet_wide", *further("open_clip", "metaclip_2", "pe_core")]
 PROMPTED = ("siglip", "resnet_wide", "pe_core")  # families with an own extension of FG-VPL
 CLASSES = ("red square", "dog", "Ferris wheel")
 # Methods that a family cannot take, and what the message says of its tower.

@@ -75,8 +75,8 @@ def test_is_the_loss_averaged_over_the_windows_that_hide_a_patch(classifier):
     assert found.class_name == name
     windows = hiding_windows(classifier.clip.vision.grid)
     crops = [hide(classifier, crop, window) for window in windows]
-    log_p = np.log(probabilities(classifier, crops, 3).astype(np.float64))
-    lost = np.log(probabilities(classifier, [crop], 3)[0].astype(np.float64)) - log_p
+    log_p = np.log(probabilities(classifier, [*crops, crop], 3).astype(np.float64))
+    lost = log_p[-1] - log_p[:-1]
     for row, column in ((0, 0), (3, 4), (7, 7)):
         hiding = windows[:, row, column]
         expected = np.mean(lost[hiding] / windows[hiding].sum(axis=(1, 2)))

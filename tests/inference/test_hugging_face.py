@@ -26,12 +26,12 @@ from fgvpl_jax.inference.hugging_face import export_hugging_face, push_to_hub
 from fgvpl_jax.inference.model_card import licence_of, model_card
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.runs.workdir import Workdir
-from tests.cases import thorough
+from tests.cases import further
 from tests.comparison import relative_error
 from tests.tiny_clip import write_tiny_clip
 
 
-@pytest.fixture(scope="module", params=["clip_lora", *thorough("clip_svd", "two_stage")])
+@pytest.fixture(scope="module", params=["clip_lora", *further("clip_svd", "two_stage")])
 def exported(request, photos_dir, tmp_path_factory):
     """Returns a classifier and its folder; the backbone's config names another type and a path."""
     from tests.conftest import make_tiny_config

@@ -16,7 +16,7 @@ from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.training_monitor import LogTargets
 from fgvpl_jax.runs.workdir import Workdir
-from tests.cases import thorough
+from tests.cases import further
 from tests.conftest import write_photo_folders
 from tests.whole_runs import interruption_in_epoch, without_times
 
@@ -105,15 +105,15 @@ def test_the_best_method_becomes_the_classifier(config, tmp_path, monkeypatch, t
 
 
 @pytest.mark.parametrize(
-    ("light", "heavy"), [("gda", "tar"), *thorough(("gda", "fvp"), ("gda_pool", "tar"))]
+    ("first", "second"), [("gda", "tar"), ("gda_pool", "tar"), *further(("gda", "fvp"))]
 )
 def test_a_mix_adds_up_the_probabilities_of_its_members(
-    light, heavy, config, tmp_path, monkeypatch, test_photos
+    first, second, config, tmp_path, monkeypatch, test_photos
 ):
-    only(monkeypatch, light, heavy)
-    keep(monkeypatch, **{light: 0.25, heavy: 0.75})
+    only(monkeypatch, first, second)
+    keep(monkeypatch, **{first: 0.25, second: 0.75})
     results = train(config, tmp_path / "auto")
-    assert [one.method for one in results.members] == [light, heavy]
+    assert [one.method for one in results.members] == [first, second]
     assert results.choices == {} and results.epochs == 4
     classifier = fg.load_classifier(tmp_path / "auto")
     predictions = classifier.predict(test_photos, top_k=3)

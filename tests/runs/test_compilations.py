@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import fgvpl_jax as fg
-from tests.cases import thorough
+from tests.cases import further
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 NEEDED = [
@@ -35,7 +35,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("method", ["gda", "linear_probe", *thorough("kernel_ridge", "svm")])
+@pytest.mark.parametrize("method", ["gda", "linear_probe", *further("kernel_ridge", "svm")])
 def test_frozen_features_need_few_programs(method, tiny_clip_dir, photos_dir, compiled):
     fg.fit(photos_dir, clip=tiny_clip_dir, method=method, shots=3, data={"image_cache_gb": 0})
     assert sorted(compiled) == sorted(NEEDED)

@@ -17,7 +17,7 @@ from fgvpl_jax.runs.cross_validation import (
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import PixelInputs
-from tests.cases import thorough
+from tests.cases import further
 from tests.conftest import write_photo_folders
 from tests.whole_runs import stored_results, without_times
 
@@ -166,7 +166,7 @@ def test_classes_with_a_single_photo_are_reported(folder_config, tmp_path, monke
     assert "red square" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["linear_probe", *thorough("tip_adapter", "tip_adapter_f")])
+@pytest.mark.parametrize("method", ["linear_probe", *further("tip_adapter", "tip_adapter_f")])
 def test_a_fold_stopped_between_training_and_prediction_ends_the_same(
     method, folder_config, tmp_path, monkeypatch
 ):

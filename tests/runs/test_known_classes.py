@@ -14,7 +14,7 @@ from fgvpl_jax.runs.known_classes import known_classes_of
 from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.summary import none_of_these_lines
 from fgvpl_jax.runs.workdir import Workdir
-from tests.cases import thorough
+from tests.cases import further
 from tests.conftest import make_tiny_config
 from tests.whole_runs import made_up_results, run
 
@@ -100,7 +100,7 @@ def test_a_summary_says_what_the_threshold_does(prepared):
     assert none_of_these_lines(made_up_results()) == []
 
 
-@pytest.mark.parametrize("method", ["gda", *thorough("fg_vpl")])
+@pytest.mark.parametrize("method", ["gda", *further("fg_vpl")])
 def test_a_prediction_has_the_score_of_its_photo(
     tiny_config, photos_dir, strangers, tmp_path, method
 ):

@@ -17,16 +17,15 @@ from fgvpl_jax.methods.gda import GDA
 from fgvpl_jax.runs import data_loading, default_config, experiment, prepare, settings
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import FeatureInputs
-from tests.cases import thorough
+from tests.cases import further
 from tests.conftest import write_photo_folders
 from tests.whole_runs import interruption_in_epoch, metrics
 
-# Methods that differ in what they read and train.
-DIFFERENT = (
-    *("zero_shot", "linear_probe", "gda", "kernel_ridge", "gda_pool"),
-    *("tip_adapter_f", "tar", "fg_vpl", "clip_lora"),
+# Each shares its code with a method whose whole run `make test` tests.
+LIKE_ANOTHER = (
+    *("kernel_ridge_plain", "lp_plus_plus", "clap", "clip_adapter", "tip_adapter"),
+    *("tip_adapter_f", "clip_svd", "two_stage", "fvp"),
 )
-ALIKE = tuple(name for name in METHODS if name not in DIFFERENT)
 # Prefixes of the fields that depend on test labels or on time.
 FINAL = ("test_", "zero_shot_", "train_seconds", "wall_seconds")
 
@@ -112,7 +111,10 @@ def test_the_time_of_a_fit_is_counted_without_that_of_reading(tiny_config, tmp_p
     assert experiment.evaluate(workdir).train_seconds == seconds
 
 
-@pytest.mark.parametrize("name", [*DIFFERENT, *thorough(*ALIKE)])
+@pytest.mark.parametrize(
+    "name",
+    [*(name for name in METHODS if name not in LIKE_ANOTHER), *further(*LIKE_ANOTHER)],
+)
 def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
     name, tiny_config, tmp_path, photos_dir, relabel_test, logits_seen, events
 ):
@@ -159,7 +161,7 @@ def test_a_method_trains_resumes_and_predicts_without_seeing_test_labels(
     "name",
     [
         *("linear_probe", "gda", "tip_adapter"),
-        *thorough("svm", "gda_pool", "kernel_ridge", "tar", "clip_svd", "two_stage"),
+        *further("svm", "gda_pool", "kernel_ridge", "tar", "clip_svd", "two_stage"),
     ],
 )
 def test_a_plain_folder_is_cross_validated(name, tiny_config, tmp_path):

@@ -7,13 +7,13 @@ import fgvpl_jax as fg
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.training import PixelInputs
-from tests.cases import thorough
+from tests.cases import further
 from tests.whole_runs import interruption_in_epoch, metrics, run, without_times
 
 
 @pytest.mark.parametrize(
     ("method", "layer", "attention_map"),
-    [("fg_vpl", 3, "product"), *thorough(("fvp", 2, "border_contrast"))],
+    [("fvp", 2, "border_contrast"), *further(("fg_vpl", 3, "product"))],
 )
 def test_a_run_trains_from_kept_tokens_resumes_and_predicts(
     tiny_config, tmp_path, photos_dir, monkeypatch, method, layer, attention_map

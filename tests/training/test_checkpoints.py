@@ -19,7 +19,7 @@ from fgvpl_jax.training import Checkpoints, Provenance, TrainState, same_backbon
 from fgvpl_jax.training.checkpoints import KEEP_LAST, Progress
 from fgvpl_jax.training.train_step import StepMetrics
 from fgvpl_jax.variables import Trainable
-from tests.cases import thorough
+from tests.cases import further
 from tests.damage import flip_bit, non_empty_files, truncate
 
 PROVENANCE = Provenance("fg_vpl", ["a", "b"], {"name": "x", "sha256": "1"}, 1)
@@ -101,7 +101,7 @@ def two_checkpoints(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("damage", [truncate, *thorough(flip_bit)])
+@pytest.mark.parametrize("damage", [truncate, *further(flip_bit)])
 def test_damage_to_any_file_is_reported_or_harmless(two_checkpoints, tmp_path, capsys, damage):
     rng = np.random.default_rng(0)
     noticed = 0

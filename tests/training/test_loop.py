@@ -16,7 +16,7 @@ from fgvpl_jax.methods.two_stage import TwoStage
 from fgvpl_jax.runs import experiment
 from fgvpl_jax.training import loop
 from fgvpl_jax.training.microbatches import default_microbatch
-from tests.cases import thorough
+from tests.cases import further
 from tests.whole_runs import made_up_results, metrics, run
 
 
@@ -73,7 +73,7 @@ def test_without_a_visual_cache_the_number_of_support_images_does_not_matter():
     assert default_microbatch(model_of(FVP), mesh_on("cpu"), 16_000) == 2
 
 
-@pytest.mark.parametrize("resident_gb", [1.0, *thorough(0.0)])
+@pytest.mark.parametrize("resident_gb", [1.0, *further(0.0)])
 def test_microbatches_that_do_not_divide_the_batch_train_equally(
     tiny_config, tmp_path, monkeypatch, resident_gb
 ):

@@ -14,7 +14,7 @@ from fgvpl_jax.clip import fused_attention, layers
 from fgvpl_jax.variables import Trainable
 from fgvpl_jax.visual_prompt import FGImageEncoder, fine_grained_encoder, fused_roll_out
 from fgvpl_jax.visual_prompt.attention_map import one_layer_down, plain_layer_down
-from tests.cases import thorough
+from tests.cases import further
 from tests.comparison import relative_error
 from tests.tiny_backbones import write_tiny_backbone
 
@@ -121,7 +121,7 @@ def test_a_gpu_whose_cudnn_differs_uses_plain_products(monkeypatch, gpu, caplog)
     assert "differs" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["product", *thorough("last_3_residual", "border_contrast")])
+@pytest.mark.parametrize("name", ["product", *further("last_3_residual", "border_contrast")])
 def test_features_masks_and_gradients_are_those_of_plain_products(
     clip, pixels, monkeypatch, gpu, name
 ):
@@ -135,7 +135,7 @@ def test_features_masks_and_gradients_are_those_of_plain_products(
 
 
 @pytest.mark.parametrize(
-    ("prompt_layer", "rematerialise"), [(1, False), *thorough((1, True), (2, False))], ids=str
+    ("prompt_layer", "rematerialise"), [(1, False), *further((1, True), (2, False))], ids=str
 )
 def test_an_encoder_in_bfloat16_uses_both_kernels(
     clip, pixels, monkeypatch, gpu, prompt_layer, rematerialise

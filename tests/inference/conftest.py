@@ -18,14 +18,14 @@ def workdir(tiny_clip_dir, photos_dir, tmp_path_factory):
     return path
 
 
-# A method that looks for objects in pixels, one that reads frozen features and has its own cache,
-# and one that looks for objects in frozen features; further, one whose logits have the shape of its
-# classes, one that needs a part of the text tower, and two with towers of their own.
+# A method that looks for objects in pixels, and one that reads frozen features and has its own
+# cache; further, one that looks for objects in frozen features, one whose logits have the shape of
+# its classes, one that needs a part of the text tower, and two with towers of their own.
 @pytest.fixture(
     scope="session",
     params=[
-        *("fg_vpl", "tip_adapter_f", "gda_pool"),
-        *further("svm", "coop", "clip_svd", "two_stage"),
+        *("fg_vpl", "tip_adapter_f"),
+        *further("gda_pool", "svm", "coop", "clip_svd", "two_stage"),
     ],
 )
 def exported(request, tiny_clip_dir, photos_dir, tmp_path_factory):

@@ -249,6 +249,11 @@ def test_fit_trains_measures_and_predicts(tiny_clip_dir, photos_dir, tmp_path):
     assert len(classifier.predict(photos_dir / "test" / "red_square" / "000.png")) == 1
 
 
+def test_fit_says_what_more_photos_would_bring(tiny_clip_dir, photos_dir, tmp_path, capsys):
+    fg.fit(photos_dir, clip=tiny_clip_dir, method="gda", shots=6, workdir=tmp_path / "W")
+    assert "with twice as many" in capsys.readouterr().out
+
+
 def test_a_folder_that_fit_makes_is_private(tiny_clip_dir, photos_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = fg.fit(photos_dir, clip=tiny_clip_dir, method="gda", shots=1).workdir

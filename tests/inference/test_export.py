@@ -140,6 +140,15 @@ def tiny_clip(tiny_clip_dir):
     return fg.load_clip(tiny_clip_dir)
 
 
+def test_a_run_without_known_classes_exports_no_score(workdir, tmp_path):
+    classifier = fg.load_classifier(workdir)
+    classifier.inference.weights = classifier.inference.weights._replace(known=None)
+    _, program, _ = read(export_classifier(classifier, tmp_path / "W.fgvpl"))
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    assert "logits" in outputs
+    assert outputs.keys().isdisjoint({"score", "none_of_these"})
+
+
 @pytest.mark.parametrize("exported", ["fg_vpl"], indirect=True)
 def test_a_failed_export_is_explained(exported, tmp_path, monkeypatch):
     classifier, file = exported

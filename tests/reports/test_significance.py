@@ -40,6 +40,10 @@ def test_the_interval_of_a_mean_is_the_normal_one_for_many_images():
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
+def test_a_single_value_is_its_own_interval():
+    assert interval_of_mean(np.array([2.5])) == (2.5, 2.5)
+
+
 def test_images_are_resampled_with_all_their_seeds():
     """Three seeds with the same predictions say no more than one, and narrow no interval."""
     rng = np.random.default_rng(2)

@@ -360,3 +360,18 @@ def test_minutes_of_another_method_are_refused(config, tmp_path):
     config.method, config.minutes = "gda", 1.0
     with pytest.raises(UserError, match="which gda does not use: leave it at 5"):
         train(config, tmp_path / "W")
+
+
+def test_the_time_of_a_method_that_reads_pixels_grows_with_its_photos(
+    tiny_config, tmp_path, monkeypatch
+):
+    tiny_config.method = "auto"
+    run = prepare.prepare(tiny_config, Workdir(tmp_path / "W"))
+    folds = candidates.photo_folds(run)
+    found = candidates.candidate_runs(run, folds)
+    (fvp,) = [one for one in found if one.config.method == "fvp"]
+    monkeypatch.setattr(candidates, "measured_seconds", lambda run, count: (2.0, 0.5 * count))
+    photos = [int((folds.support != number).sum()) for number in folds.numbers]
+    seconds = [2 + 0.5 * fvp.config.epochs * count for count in photos if count < 9]
+    final = 2 + 0.5 * fvp.config.epochs * 9
+    assert candidates.predict_seconds(fvp, folds) == pytest.approx((sum(seconds), final))

@@ -68,6 +68,7 @@ def test_a_second_process_reads_the_programs(tmp_path):
     assert errors == ""
 
 
+@pytest.mark.further
 def test_unfinished_programs_are_replaced(tmp_path):
     _, folder, _, _ = finish(start(tmp_path))
     for file in Path(folder).iterdir():
@@ -104,6 +105,7 @@ def test_a_disk_that_becomes_full_is_no_failure(tmp_path):
     assert errors == ""
 
 
+@pytest.mark.further
 def test_several_processes_may_begin_at_once(tmp_path):
     processes = [start(tmp_path) for _ in range(4)]
     assert [finish(process)[3] for process in processes] == [""] * 4

@@ -166,7 +166,7 @@ def test_classes_with_a_single_photo_are_reported(folder_config, tmp_path, monke
     assert "red square" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["linear_probe", *further("tip_adapter", "tip_adapter_f")])
+@pytest.mark.parametrize("method", ["tip_adapter_f", *further("linear_probe", "tip_adapter")])
 def test_a_fold_stopped_between_training_and_prediction_ends_the_same(
     method, folder_config, tmp_path, monkeypatch
 ):

@@ -23,8 +23,8 @@ from tests.whole_runs import interruption_in_epoch, metrics
 
 # Each shares its code with a method whose whole run `make test` tests.
 LIKE_ANOTHER = (
-    *("kernel_ridge_plain", "lp_plus_plus", "clap", "clip_adapter", "tip_adapter"),
-    *("tip_adapter_f", "clip_svd", "two_stage", "fvp"),
+    *("kernel_ridge", "kernel_ridge_plain", "lp_plus_plus", "clap", "clip_adapter"),
+    *("tip_adapter", "tip_adapter_f", "clip_svd", "two_stage", "fvp"),
 )
 # Prefixes of the fields that depend on test labels or on time.
 FINAL = ("test_", "zero_shot_", "train_seconds", "wall_seconds")

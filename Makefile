@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 test: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Further methods, families and settings of these tests, the benchmarks, and the Python of the pages.
+# Runs what `make test` leaves out: further cases of tests, the benchmarks, and the Python of the pages.
 further: $(VENV)/developed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  -m "further and not slow and not browser"

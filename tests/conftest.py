@@ -20,8 +20,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # as the tests' own workers, 1,600 fits of scikit-learn took 72 CPU seconds instead of 4.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Ends the selection of `make test`, of `make further`, and of both.
-FAST_TESTS = "not slow and not browser"
+# The marks that `make test`, `make further`, and a person who runs a further case alone select.
+FAST_TESTS = (
+    "not further and not slow and not browser",
+    "further and not slow and not browser",
+    "further",
+)
 # XLA's emitters of fused loops take more than half of the time to compile a small program. XLA ends
 # the process if it does not know a flag; constraints.txt pins the release that knows these.
 FAST_COMPILATION = (
@@ -61,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     unless the test gives the process `FAST_PROCESS`.
     """
     starts_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
-    if not config.getoption("markexpr").endswith(FAST_TESTS) or starts_workers:
+    if config.getoption("markexpr") not in FAST_TESTS or starts_workers:
         return
     import jax
 

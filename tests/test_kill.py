@@ -22,7 +22,7 @@ from tests.forks import ForkedRun
 from tests.whole_runs import metrics, stored_results, without_times
 
 LONGEST_SECONDS = 300  # for one process; catches hangs, not slow runs
-IN_TURNS = [signal.SIGKILL, signal.SIGTERM]
+KILL_THEN_TERMINATE = [signal.SIGKILL, signal.SIGTERM]
 # Strings in a stack that identify the part of the run; the first match counts.
 PARTS = {
     "saving": (") in save\n", ") in close\n", "_wait"),
@@ -188,7 +188,9 @@ def check_chain(kind: Kind, place: Path, signals: list[int], seed: int) -> None:
     print(f"\n{runs} runs of {kind.seconds:.1f} s ended as one without {', '.join(parts)}")
 
 
-@pytest.mark.parametrize(("signals", "seed"), [(IN_TURNS, 1), *further((3 * IN_TURNS, 2))])
+@pytest.mark.parametrize(
+    ("signals", "seed"), [(KILL_THEN_TERMINATE, 1), *further((3 * KILL_THEN_TERMINATE, 2))]
+)
 def test_an_interrupted_run_ends_like_an_undisturbed_one(kinds, tmp_path, signals, seed):
     check_chain(kinds("short"), tmp_path, signals, seed)
 

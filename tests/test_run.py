@@ -53,7 +53,7 @@ def test_a_config_is_read_without_importing_jax():
     assert done.stdout.split() == ["eurosat", "set()"]
 
 
-def test_load_classifier_is_imported_without_what_only_training_needs():
+def test_load_classifier_is_imported_without_statistics_and_optimisers():
     """SciPy's statistics and optimisers alone took a fifth of the time of all imports."""
     program = (
         "import sys; from fgvpl_jax import load_classifier;"

@@ -25,7 +25,7 @@ from fgvpl_jax.methods.multi_label import (
 from tests.cases import further
 
 # The linear probe takes twice as long as the others together.
-FASTEST_FIRST = (
+CASES = (
     *(name for name in LABEL_METHODS if name != "linear_probe"),
     *further("linear_probe"),
 )
@@ -125,7 +125,7 @@ def few_photos(seed, signal):
     return *((features[part], truth[part]) for part in few), np.arange(count) % 4
 
 
-@pytest.mark.parametrize("name", FASTEST_FIRST)
+@pytest.mark.parametrize("name", CASES)
 def test_few_photos_never_turn_the_order_of_the_labels_around(name):
     method = label_method(name)
     candidates = method.candidates(12)[:3]
@@ -139,7 +139,7 @@ def test_few_photos_never_turn_the_order_of_the_labels_around(name):
         )
 
 
-@pytest.mark.parametrize("name", FASTEST_FIRST)
+@pytest.mark.parametrize("name", CASES)
 def test_out_of_fold_values_of_noise_do_not_depend_on_the_labels(name):
     """With the intercepts of the folds, the mean correlations would be -0.16 to -0.48."""
     method = label_method(name)

@@ -368,10 +368,10 @@ def test_the_time_of_a_method_that_reads_pixels_grows_with_its_photos(
     tiny_config.method = "auto"
     run = prepare.prepare(tiny_config, Workdir(tmp_path / "W"))
     folds = candidates.photo_folds(run)
-    found = candidates.candidate_runs(run, folds)
-    (fvp,) = [one for one in found if one.config.method == "fvp"]
+    fvp = candidates.candidate_run(run, "fvp")
     monkeypatch.setattr(candidates, "measured_seconds", lambda run, count: (2.0, 0.5 * count))
     photos = [int((folds.support != number).sum()) for number in folds.numbers]
+    # A fold of validation photos alone takes the model of all support photos.
     seconds = [2 + 0.5 * fvp.config.epochs * count for count in photos if count < 9]
     final = 2 + 0.5 * fvp.config.epochs * 9
     assert candidates.predict_seconds(fvp, folds) == pytest.approx((sum(seconds), final))

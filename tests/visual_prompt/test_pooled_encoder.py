@@ -18,7 +18,6 @@ from fgvpl_jax.visual_prompt import ATTENTION_MAPS, fine_grained_encoder
 from fgvpl_jax.visual_prompt.attention_map import ROLL_OUTS
 from fgvpl_jax.visual_prompt.encoder import BORDER_CONTRAST
 from fgvpl_jax.visual_prompt.pooled_encoder import PooledFGImageEncoder
-from tests.cases import further
 from tests.comparison import as_float64, relative_error
 from tests.compiled import call, run
 from tests.tiny_backbones import small_perception_encoder, write_tiny_backbone
@@ -27,7 +26,7 @@ PROMPTS = 2
 mask_of = jax.jit(object_mask, static_argnums=1)
 
 
-@pytest.fixture(scope="module", params=["resnet_wide", "pe_core", *further("siglip")])
+@pytest.fixture(scope="module", params=["siglip", "resnet_wide", "pe_core"])
 def clip(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     with small_perception_encoder():

@@ -275,7 +275,9 @@ def plain_step(sgd_step):
     return sgd_step(1, False)
 
 
-@pytest.mark.parametrize(("num_passes", "rematerialise"), [(3, True), *further((3, False))])
+@pytest.mark.parametrize(
+    ("num_passes", "rematerialise"), [(3, True), *further((3, False), (2, True))]
+)
 def test_passes_and_rematerialisation_do_not_change_the_step(
     sgd_step, plain_step, num_passes, rematerialise
 ):

@@ -52,7 +52,7 @@ class GDAPool(FittedOnce):
         text_weight: γ.
         weights: Weights of the discriminants, with and without augmented passes in turn, and of
             zero-shot CLIP.
-        ridges: τ of the discriminants; 0 for one that was not fitted.
+        ridges: τ of the discriminants.
     """
 
     name = "gda_pool"
@@ -96,23 +96,16 @@ class GDAPool(FittedOnce):
         present = np.bincount(labels, minlength=num_classes) > 0
         images_per_class = len(labels) / present.sum()
         ridges = RIDGES if images_per_class >= 3 else (FIRST_RIDGE,)
-        experts: list[Expert | None] = []
-        for own, query in zip(views, queries, strict=True):
-            experts.append(fitted(own, labels, query, photos, ridges, num_classes))
-            # One image of each class has no scatter without augmented passes.
-            alone = images_per_class >= 2
-            plain = own[:, :1]
-            experts.append(
-                fitted(plain, labels, query, photos, ridges, num_classes) if alone else None
-            )
-        fits = [expert for expert in experts if expert]
+        experts = [
+            fitted(used, labels, query, photos, ridges, num_classes)
+            for own, query in zip(views, queries, strict=True)
+            for used in (own, own[:, :1])
+        ]
         text = HeldOutLogits(*(text_weight * logits for logits in text))
-        chosen = photos.weights([*(fit.held_out for fit in fits), text])
-        weights = np.zeros(len(experts) + 1)
-        weights[[expert is not None for expert in experts] + [True]] = chosen
+        parts = [*(expert.held_out for expert in experts), text]
+        weights = photos.weights(parts)
         self._set(experts, weights, text_weight, present)
-        parts = [*(fit.held_out.support for fit in fits), text.support]
-        held_out = sum(w * logits for w, logits in zip(chosen, parts, strict=True))
+        held_out = sum(w * part.support for w, part in zip(weights, parts, strict=True))
         self.held_out.set_value(to_device(held_out))
 
     def _unit_kinds(self, packed: Float[np.ndarray, "b c"]) -> Float64[np.ndarray, "3 b e"]:
@@ -120,22 +113,21 @@ class GDAPool(FittedOnce):
 
     def _set(
         self,
-        experts: Sequence["Expert | None"],
+        experts: Sequence["Expert"],
         weights: Float64[np.ndarray, "w"],
         text_weight: float,
         present: np.ndarray,
     ) -> None:
         kernel, bias = np.zeros(self.kernel.shape), np.zeros(len(present))
         for place, expert in enumerate(experts):
-            if expert is not None:
-                kernel[place // 2] += weights[place] * expert.kernel
-                bias += weights[place] * expert.bias
+            kernel[place // 2] += weights[place] * expert.kernel
+            bias += weights[place] * expert.bias
         # What all classes share changes no probability, and it is large where features are alike.
         kernel -= kernel[..., present].mean(axis=-1, keepdims=True)
         kernel[..., ~present] = 0
         bias -= bias[present].mean()
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
-        ridges = [0.0 if expert is None else expert.ridge for expert in experts]
+        ridges = [expert.ridge for expert in experts]
         self.kernel.set_value(to_device(kernel))
         self.bias.set_value(to_device(bias))
         self.text_weight.set_value(to_device(weights[-1] * text_weight))

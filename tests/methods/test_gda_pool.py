@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from fgvpl_jax.methods.gda_pool import PENALTY, CalibrationPhotos, GDAPool, fitted
+from fgvpl_jax.methods.gda_pool import BETWEEN, PENALTY, CalibrationPhotos, GDAPool, fitted
 from fgvpl_jax.methods.held_out import HeldOutLogits
 from tests.methods.checks import FewShot, clustered, unit
 
@@ -184,6 +184,16 @@ def test_one_image_of_each_class_is_enough_and_an_absent_class_is_not_predicted(
     model.initialise(FewShot(features, [0, 2]))
     assert np.asarray(model(jnp.asarray(features), None)).argmax(axis=1).tolist() == [0, 2]
     assert len(model.held_out_logits().labels) == 0
-    weights = model.facts()["pool_weights"]
-    assert [weights[name] for name in NAMES] == pytest.approx([1 / 3] * 3, abs=1e-4)
-    assert weights["object without augmented passes"] == 0
+    weights = [*model.facts()["pool_weights"].values()]
+    assert weights == pytest.approx([1 / 6] * 6 + [1], abs=1e-4)
+
+
+def test_one_image_of_each_class_without_augmented_passes_gives_nearest_means():
+    means = unit(packed([0, 1, 2])[:, :DIM])
+    photos = CalibrationPhotos(np.arange(3), NONE)
+    expert = fitted(means[:, None], photos.labels, means[:0], photos, (16.0,), 3)
+    apart = means - means.mean(axis=0)
+    expected = np.linalg.solve((BETWEEN * apart.T @ apart + np.eye(DIM)) / 3, means.T)
+    np.testing.assert_allclose(expert.kernel, expected, rtol=1e-8)
+    bias = -np.einsum("ke,ek->k", means, expected) / 2
+    np.testing.assert_allclose(expert.bias, bias - bias.mean() + expert.bias.mean(), rtol=1e-8)

@@ -17,52 +17,36 @@ from fgvpl_jax.evaluation import LearningCurve
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row, drawn_rows
 from fgvpl_jax.reports.per_class import Reliability
 
-# Okabe and Ito's colours, which people who confuse red and green can distinguish; markers and
-# dashes carry the same information.
-COLOURS = {
-    "linear_probe": "#999999",
-    "svm": "#B8A000",
-    "gda": "#117733",
-    "kernel_ridge": "#332288",
-    "kernel_ridge_plain": "#6699CC",
-    "lp_plus_plus": "#AA4499",
-    "clap": "#44AA99",
-    "rla": "#661100",
-    "clip_adapter": "#56B4E9",
-    "coop": "#E69F00",
-    "tip_adapter": "#009E73",
-    "tip_adapter_f": "#0072B2",
-    "clip_lora": "#8C564B",
-    "clip_svd": "#DDAA33",
-    "two_stage": "#000000",
-    "fvp": "#CC79A7",
-    "tar": "#882255",
-    "fg_vpl": "#D55E00",
+# Colour and marker of each method. The paper's methods have Okabe and Ito's colours, which people
+# who confuse red and green can distinguish; markers and dashes carry the same information.
+LOOKS = {
+    "linear_probe": ("#999999", "s"),
+    "svm": ("#B8A000", "p"),
+    "gda": ("#117733", "*"),
+    "kernel_ridge": ("#332288", ">"),
+    "kernel_ridge_plain": ("#6699CC", "d"),
+    "lp_plus_plus": ("#AA4499", "H"),
+    "clap": ("#44AA99", "1"),
+    "rla": ("#661100", "2"),
+    "clip_adapter": ("#56B4E9", "v"),
+    "coop": ("#E69F00", "^"),
+    "tip_adapter": ("#009E73", "D"),
+    "tip_adapter_f": ("#0072B2", "P"),
+    "clip_lora": ("#8C564B", "X"),
+    "clip_svd": ("#DDAA33", "3"),
+    "two_stage": ("#66A61E", "4"),
+    "fvp": ("#CC79A7", "h"),
+    "tar": ("#882255", "<"),
+    "fg_vpl": ("#D55E00", "o"),
+    "gda_pool": ("#000000", "8"),
+    "auto": ("#3B3B98", "x"),
 }
-MARKERS = {
-    "linear_probe": "s",
-    "svm": "p",
-    "gda": "*",
-    "kernel_ridge": ">",
-    "kernel_ridge_plain": "d",
-    "lp_plus_plus": "H",
-    "clap": "1",
-    "rla": "2",
-    "clip_adapter": "v",
-    "coop": "^",
-    "tip_adapter": "D",
-    "tip_adapter_f": "P",
-    "clip_lora": "X",
-    "clip_svd": "3",
-    "two_stage": "4",
-    "fvp": "h",
-    "tar": "<",
-    "fg_vpl": "o",
-}
+OTHER_LOOK = "#7A7A7A", "+"  # of a method that is not this version's
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 PANELS_A_LINE = 3
 LEAST_SECONDS = 0.01  # where a faster fit is drawn on the logarithmic axis
+LEGEND_LINE = 0.2  # inches
 
 
 def accuracy_figure(panels: Sequence[Panel]) -> Figure:
@@ -176,7 +160,8 @@ def gains_by_method_figure(panels: Sequence[Panel]) -> Figure:
                 found = None if row is None else row.spread(panel.most_shots)
                 if found is not None:
                     gain = found.mean - panel.zero_shot
-                    bars.append((ResultRow(*key).label, gain, found.deviation, _colour(key)))
+                    colour, _ = LOOKS.get(key[0], OTHER_LOOK)
+                    bars.append((ResultRow(*key).label, gain, found.deviation, colour))
             bars.sort(key=lambda bar: bar[1])
             _bars(ax, bars)
             ax.set_title(f"{benchmark_label(panel.benchmark)}, {shots_label(panel.most_shots)}")
@@ -191,7 +176,7 @@ def gains_by_benchmark_figure(panels: Sequence[Panel]) -> Figure | None:
         found = None if row is None else row.spread(panel.most_shots)
         if found is not None:
             label = f"{benchmark_label(panel.benchmark)} ({shots_label(panel.most_shots)})"
-            bars.append((label, found.mean - panel.zero_shot, found.deviation, COLOURS[FG_VPL]))
+            bars.append((label, found.mean - panel.zero_shot, found.deviation, LOOKS[FG_VPL][0]))
     if len(bars) < 2:
         return None
     bars.sort(key=lambda bar: bar[1])
@@ -213,7 +198,7 @@ def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
             bins = len(curve.share)
             middles = (np.arange(bins) + 0.5) / bins
             ax.plot([0, 1], [0, 1], color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
-            ax.plot(curve.confidence, curve.accuracy, "o-", color=COLOURS[FG_VPL], markersize=4)
+            ax.plot(curve.confidence, curve.accuracy, "o-", color=LOOKS[FG_VPL][0], markersize=4)
             ax.set_title(f"{label}\nECE {curve.ece:.3f}")
             below.bar(middles, 100 * curve.share, 0.9 / bins, color="#56B4E9")
             below.set_xlabel("confidence")
@@ -237,18 +222,15 @@ def _grid_of(count: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def _colour(key: Row) -> str:
-    return COLOURS.get(key[0], "#7A7A7A")
-
-
 def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
     """Returns a row's style: FG-VPL is thickest and on top; dashes mark a method's settings."""
     variants = [other for other in keys if other[0] == key[0]]
     is_ours = key[0] == FG_VPL
+    colour, marker = LOOKS.get(key[0], OTHER_LOOK)
     return {
         "label": ResultRow(*key).label,
-        "color": _colour(key),
-        "marker": MARKERS.get(key[0], "p"),
+        "color": colour,
+        "marker": marker,
         "linestyle": DASHES[variants.index(key) % len(DASHES)],
         "linewidth": 2.2 if is_ours else 1.3,
         "markersize": 6 if is_ours else 5,
@@ -259,16 +241,17 @@ def _line_style(key: Row, keys: Sequence[Row]) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, ax: Axes, keys: Sequence[Row]) -> None:
-    """Draws one legend for all plots, below them."""
+    """Draws one legend for all plots, in room that is added below them."""
     handles = [Line2D([], [], color=BASELINE, linestyle=(0, (4, 3)), label=method_label(ZERO_SHOT))]
     for key in keys:
         style = _line_style(key, keys)
         names = ("label", "color", "marker", "linestyle", "linewidth", "markersize")
         handles.append(Line2D([], [], **{name: style[name] for name in names}))
-    width = figure.get_size_inches()[0]
+    width, height = figure.get_size_inches()
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, int(width / (0.6 + 0.075 * longest)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+    columns = min(max(1, int(width / (0.6 + 0.075 * longest))), len(handles))
+    figure.set_figheight(height + LEGEND_LINE * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _bars(ax: Axes, bars: Sequence[tuple[str, float, float | None, str]]) -> None:

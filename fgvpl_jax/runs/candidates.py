@@ -100,7 +100,8 @@ def photo_folds(run: Run) -> PhotoFolds:
     together = [len(np.unique(folds[labels == label])) == 1 for label in labels]
     validation = np.empty(0, np.int64)
     if few_shot.validation is not None:
-        validation = stratified_folds(few_shot.validation.labels, config.cv_folds, config.seed)
+        count = int(folds.max()) + 1
+        validation = stratified_folds(few_shot.validation.labels, count, config.seed)
     if all(together) and not len(validation):
         return PhotoFolds(folds, validation, can_compare=False)
     return PhotoFolds(np.where(together, -1, folds), validation)

@@ -176,25 +176,42 @@ def candidates_of_folds(run: Run) -> Sequence[Choices]:
 
 
 def choose_folds(run: Run) -> None:
-    """Writes the folds to a file if some support images are near-copies of others.
+    """Writes the folds to a file, if there are few photos per class or near-copies among them.
 
     Copies are in one fold: the accuracy on a copy of a training image would be too high. Runs that
     earlier versions began keep their folds.
     """
     file = folds_file(run)
     support, config = run.few_shot.support, run.config
-    is_begun = not file.exists() and any(run.workdir.folds.glob("fold_*/*"))
+    begun = any(run.workdir.folds.glob("fold_*/*")) or run.workdir.record_file.exists()
+    is_begun = not file.exists() and begun
     if not is_begun and not is_intact(file):
         first = copies_for_folds(support, run.clip, run.image_cache)
-        if first is not None:
-            folds = stratified_folds(support.labels, config.cv_folds, config.seed, first)
+        count = number_of_folds(support.labels, config.cv_folds, first)
+        if first is not None or count < config.cv_folds:
+            folds = stratified_folds(support.labels, count, config.seed, first)
             file.parent.mkdir(parents=True, exist_ok=True)
             run.workdir.write_arrays(file, folds=folds)
     wait_for_all("choice of folds")
 
 
+def number_of_folds(
+    labels: Int[np.ndarray, "N"], most: int, first: Int[np.ndarray, "N"] | None
+) -> int:
+    """Returns the number of folds: `most`, or fewer if most classes have fewer photos.
+
+    With four folds and two photos of each class, half of the classes would have one photo left to
+    train on, and all held-out photos would be of these, which are at a disadvantage. With two
+    folds, all classes have one left. `labels` and `first` are those of `stratified_folds`.
+    """
+    places = np.arange(len(labels))
+    counts = np.bincount(labels[places == (places if first is None else first)])
+    several = counts[counts > 1]  # a class of a single photo has no balance to keep
+    return min(most, int(np.median(several))) if len(several) else most
+
+
 def folds_file(run: Run) -> Path:
-    """Returns the file of the folds, which exists if they depend on near-copies."""
+    """Returns the file of the folds; without it, there are `cv_folds` and no near-copies."""
     return run.workdir.folds / "folds.npz"
 
 

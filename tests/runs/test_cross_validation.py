@@ -12,6 +12,7 @@ from fgvpl_jax.runs import copies, cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import (
     FoldLogits,
     chosen_by_folds,
+    number_of_folds,
     stratified_folds,
 )
 from fgvpl_jax.runs.results import ImageCounts
@@ -56,6 +57,20 @@ def test_folds_without_copies_are_those_of_earlier_versions():
     expected = [1, 2, 0, 0, 3, 1, 0, 3, 1, 2, 2, 2, 1, 3, 0]
     assert stratified_folds(labels, 4, 1).tolist() == expected
     assert stratified_folds(labels, 4, 1, np.arange(15)).tolist() == expected
+
+
+def test_few_photos_have_so_few_folds_that_all_classes_keep_equally_many():
+    for photos, expected in ((1, 4), (2, 2), (3, 3), (4, 4), (16, 4)):
+        labels = np.repeat(np.arange(10), photos)
+        assert number_of_folds(labels, 4, None) == expected
+        folds = stratified_folds(labels, expected, 1)
+        if photos > 1:
+            left = [np.bincount(labels[folds != fold]) for fold in range(expected)]
+            assert all(np.ptp(counts) == 0 for counts in left)
+    most_have_two = np.array([0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 4])
+    assert number_of_folds(most_have_two, 4, None) == 2
+    copies = np.array([0, 0, 2, 3, 3])  # leave one photo of class 0 and two of class 1
+    assert number_of_folds(np.array([0, 0, 1, 1, 1]), 4, copies) == 2
 
 
 def test_the_interval_is_that_of_wilson():
@@ -240,7 +255,10 @@ def test_copies_of_a_photo_are_in_one_fold(folder_config, tmp_path, monkeypatch,
         assert seen[-1] == seen[0]
 
 
-def test_a_run_that_an_earlier_version_began_keeps_its_folds(folder_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", ["cv/fold_1/checkpoints", "candidates/tried.json"])
+def test_a_run_that_an_earlier_version_began_keeps_its_folds(
+    left, folder_config, tmp_path, monkeypatch
+):
     photo = next((tmp_path / "photos" / "red_square").iterdir())
     (photo.parent / "copy.png").write_bytes(photo.read_bytes())
 
@@ -252,7 +270,7 @@ def test_a_run_that_an_earlier_version_began_keeps_its_folds(folder_config, tmp_
         experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     folds = tmp_path / "W" / "cv" / "folds.npz"
     folds.unlink()
-    (tmp_path / "W" / "cv" / "fold_1" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "W" / left).mkdir(parents=True, exist_ok=True)
     with pytest.raises(KeyboardInterrupt):
         experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     assert not folds.exists()

@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
     # How values such as λ are chosen: by the "accuracy" on the validation images, as the methods'
     # authors do, or by the "likelihood" of held-out photos, for which few photos suffice.
     config.selection_rule = "accuracy"
-    config.cv_folds = 4  # folds of the cross-validated estimate, without a test split
+    config.cv_folds = 4  # most folds of the cross-validated estimate, without a test split
     config.calibrate = True  # fit a temperature on the validation images or, without, on the folds
 
     config.eval_batch_size = 256

@@ -25,6 +25,7 @@ from fgvpl_jax.variables import Trainable, to_device
 RIDGE_STEPS = (-2, -1, 0, 1, 2)
 # α in units of N / e, with which α · P is the inverse of the mean scatter; exponents of sqrt(10).
 WEIGHT_STEPS = (-3, -2, -1, 0, 1, 2, 3)
+LEAST_SCATTER = 1e-9  # mean squared distance of unit vectors from their class's mean
 
 
 class GDA(FittedOnce):
@@ -173,8 +174,11 @@ class Statistics(NamedTuple):
 
 def ridge_of(ridge: float, trace: float, num_views: int) -> float:
     """Returns τ tr(Σ), the ridge that is added to (N - 1) Σ, whose trace is given."""
-    # One view, or views that are all the same, have no scatter; any ridge then gives nearest means.
-    return ridge * trace / max(num_views - 1, 1) or 1.0
+    # One view, or views that are all the same, have no scatter but that of rounding; any ridge then
+    # gives nearest means.
+    if trace <= LEAST_SCATTER * num_views:
+        return 1.0
+    return ridge * trace / max(num_views - 1, 1)
 
 
 def biases(squares: Float64[np.ndarray, "k"], present: np.ndarray) -> Float64[np.ndarray, "k"]:

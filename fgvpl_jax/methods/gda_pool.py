@@ -52,7 +52,7 @@ class GDAPool(FittedOnce):
         text_weight: γ.
         weights: Weights of the discriminants, with and without augmented passes in turn, and of
             zero-shot CLIP.
-        ridges: τ of the discriminants.
+        ridges: τ of the discriminants; without effect where no class has two views.
     """
 
     name = "gda_pool"

@@ -17,8 +17,8 @@ from fgvpl_jax.evaluation import LearningCurve
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row, drawn_rows
 from fgvpl_jax.reports.per_class import Reliability
 
-# Colour and marker of each method. The paper's methods have Okabe and Ito's colours, which people
-# who confuse red and green can distinguish; markers and dashes carry the same information.
+# Colour and marker of each method. Okabe and Ito's colours, which people who confuse red and green
+# can distinguish, do not suffice; markers and dashes carry the same information.
 LOOKS = {
     "linear_probe": ("#999999", "s"),
     "svm": ("#B8A000", "p"),
@@ -39,7 +39,7 @@ LOOKS = {
     "tar": ("#882255", "<"),
     "fg_vpl": ("#D55E00", "o"),
     "gda_pool": ("#000000", "8"),
-    "auto": ("#3B3B98", "x"),
+    "auto": ("#0000FF", "x"),
 }
 OTHER_LOOK = "#7A7A7A", "+"  # of a method that is not this version's
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))

@@ -16,7 +16,13 @@ from fgvpl_jax.errors import SharedError
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import METHODS, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD
-from fgvpl_jax.runs.cross_validation import folds_of, is_intact, stratified_folds, trained_on
+from fgvpl_jax.runs.cross_validation import (
+    folds_file,
+    folds_of,
+    is_intact,
+    stratified_folds,
+    trained_on,
+)
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
 from fgvpl_jax.runs.settings import with_recipe
@@ -100,7 +106,8 @@ def photo_folds(run: Run) -> PhotoFolds:
     together = [len(np.unique(folds[labels == label])) == 1 for label in labels]
     validation = np.empty(0, np.int64)
     if few_shot.validation is not None:
-        count = int(folds.max()) + 1
+        # As many as those of the support images, which a file holds if they are not `cv_folds`.
+        count = int(folds.max()) + 1 if folds_file(run).exists() else config.cv_folds
         validation = stratified_folds(few_shot.validation.labels, count, config.seed)
     if all(together) and not len(validation):
         return PhotoFolds(folds, validation, can_compare=False)

@@ -183,9 +183,9 @@ def choose_folds(run: Run) -> None:
     """
     file = folds_file(run)
     support, config = run.few_shot.support, run.config
-    begun = any(run.workdir.folds.glob("fold_*/*")) or run.workdir.record_file.exists()
-    is_begun = not file.exists() and begun
-    if not is_begun and not is_intact(file):
+    begun = any(run.workdir.folds.glob("fold_*/*")) or run.workdir.candidates.exists()
+    keeps_none = begun and not file.exists()
+    if not keeps_none and not is_intact(file):
         first = copies_for_folds(support, run.clip, run.image_cache)
         count = number_of_folds(support.labels, config.cv_folds, first)
         if first is not None or count < config.cv_folds:
@@ -202,16 +202,17 @@ def number_of_folds(
 
     With four folds and two photos of each class, half of the classes would have one photo left to
     train on, and all held-out photos would be of these, which are at a disadvantage. With two
-    folds, all classes have one left. `labels` and `first` are those of `stratified_folds`.
+    folds, all classes have one left. Classes of one photo lose all of it in any case. `labels` and
+    `first` are those of `stratified_folds`.
     """
     places = np.arange(len(labels))
     counts = np.bincount(labels[places == (places if first is None else first)])
-    several = counts[counts > 1]  # a class of a single photo has no balance to keep
-    return min(most, int(np.median(several))) if len(several) else most
+    typical = int(np.median(counts[counts > 0]))
+    return min(most, typical) if typical > 1 else most
 
 
 def folds_file(run: Run) -> Path:
-    """Returns the file of the folds; without it, there are `cv_folds` and no near-copies."""
+    """Returns the file of the folds; without it, `cv_folds` and the labels determine them."""
     return run.workdir.folds / "folds.npz"
 
 

@@ -60,6 +60,20 @@ def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scat
         np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-8)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-6])
+@pytest.mark.parametrize("labels", [[0, 0, 1, 2], [0, 0, 1]])
+def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
+    views = unit(clustered(labels).astype(np.float64))[:, None]
+    views[1] = unit(views[0] + spread * views[1])
+    labels = np.array(labels)
+    found = leave_one_out(views, labels, Statistics.of(views, labels, 3, 0.1), 16.0)
+    for place in (0, 1):
+        rest = np.delete(views, place, axis=0), np.delete(labels, place)
+        kernel, bias = Statistics.of(*rest, 3, 0.1).classifier(16.0)
+        np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-6)
+    assert np.abs(found[:2, np.unique(labels)]).max() < 100
+
+
 @pytest.mark.parametrize("ridge", [0.0625, 1.0, 16.0])
 def test_leaving_an_image_out_equals_a_fit_without_it(few_shot, ridge):
     views = views_of(few_shot)

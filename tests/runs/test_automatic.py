@@ -12,6 +12,7 @@ from fgvpl_jax.errors import SharedError, UserError
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs import automatic, candidates, default_config, experiment, prepare, trying
+from fgvpl_jax.runs.cross_validation import choose_folds
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.training_monitor import LogTargets
@@ -308,6 +309,20 @@ def test_photos_that_are_alone_in_their_class_are_never_held_out(config, tmp_pat
     assert folds.support.tolist() == [-1, -1, -1]
     assert sorted(folds.validation.tolist()) == [0, 0, 1]
     assert folds.can_compare and folds.numbers == [0, 1]
+
+
+def test_two_photos_per_class_have_two_folds_which_validation_shares(config, tmp_path):
+    config.shots, config.cv_folds = 2, 4
+    run = prepare.prepare(config, Workdir(tmp_path / "W"))
+    choose_folds(run)
+    for _ in range(2):  # the file of the folds is read again
+        folds = candidates.photo_folds(run)
+        assert folds.numbers == [0, 1]
+        for own, split in ((folds.support, "support"), (folds.validation, "validation")):
+            labels = getattr(run.few_shot, split).labels
+            assert np.bincount(labels[own == 0]).tolist() == [1, 1, 1]
+        (run.workdir.candidates / "gda").mkdir(parents=True, exist_ok=True)
+        choose_folds(run)
 
 
 def test_closed_forms_are_tried_first_and_the_most_accurate_one_before_them(tiny_config, tmp_path):

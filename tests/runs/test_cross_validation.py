@@ -69,8 +69,9 @@ def test_few_photos_have_so_few_folds_that_all_classes_keep_equally_many():
             assert all(np.ptp(counts) == 0 for counts in left)
     most_have_two = np.array([0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 4])
     assert number_of_folds(most_have_two, 4, None) == 2
-    copies = np.array([0, 0, 2, 3, 3])  # leave one photo of class 0 and two of class 1
-    assert number_of_folds(np.array([0, 0, 1, 1, 1]), 4, copies) == 2
+    assert number_of_folds(np.repeat(np.arange(10), [1] * 9 + [2]), 4, None) == 4
+    copies = np.array([0, 1, 0, 3, 4, 5])  # leave two photos of class 0 and three of class 1
+    assert number_of_folds(np.repeat([0, 1], 3), 4, copies) == 2
 
 
 def test_the_interval_is_that_of_wilson():
@@ -255,7 +256,7 @@ def test_copies_of_a_photo_are_in_one_fold(folder_config, tmp_path, monkeypatch,
         assert seen[-1] == seen[0]
 
 
-@pytest.mark.parametrize("left", ["cv/fold_1/checkpoints", "candidates/tried.json"])
+@pytest.mark.parametrize("left", ["cv/fold_1/checkpoints", "candidates/gda_pool"])
 def test_a_run_that_an_earlier_version_began_keeps_its_folds(
     left, folder_config, tmp_path, monkeypatch
 ):

@@ -183,9 +183,8 @@ def choose_folds(run: Run) -> None:
     """
     file = folds_file(run)
     support, config = run.few_shot.support, run.config
-    begun = any(run.workdir.folds.glob("fold_*/*")) or run.workdir.candidates.exists()
-    keeps_none = begun and not file.exists()
-    if not keeps_none and not is_intact(file):
+    is_begun = any(run.workdir.folds.glob("fold_*/*")) or run.workdir.candidates.exists()
+    if not is_intact(file) and (file.exists() or not is_begun):
         first = copies_for_folds(support, run.clip, run.image_cache)
         count = number_of_folds(support.labels, config.cv_folds, first)
         if first is not None or count < config.cv_folds:
@@ -205,8 +204,7 @@ def number_of_folds(
     folds, all classes have one left. Classes of one photo lose all of it in any case. `labels` and
     `first` are those of `stratified_folds`.
     """
-    places = np.arange(len(labels))
-    counts = np.bincount(labels[places == (places if first is None else first)])
+    counts = np.bincount(labels[is_first_copy(len(labels), first)])
     typical = int(np.median(counts[counts > 0]))
     return min(most, typical) if typical > 1 else most
 
@@ -271,6 +269,12 @@ def trained_on(run: Run, support: Split, folder: Path) -> Method:
     return model
 
 
+def is_first_copy(count: int, first: Int[np.ndarray, "N"] | None) -> Bool[np.ndarray, "N"]:
+    """Returns which of `count` images are no copy of an earlier one; see `stratified_folds`."""
+    places = np.arange(count)
+    return places == (places if first is None else first)
+
+
 def stratified_folds(
     labels: Int[np.ndarray, "N"],
     num_folds: int,
@@ -289,8 +293,7 @@ def stratified_folds(
             shares; the first copies are spread evenly. None if no image is a copy.
     """
     rng = np.random.default_rng((seed, len(labels)))
-    places = np.arange(len(labels))
-    is_first = places == (places if first is None else first)
+    is_first = is_first_copy(len(labels), first)
     order = np.concatenate(
         [rng.permutation(np.flatnonzero((labels == c) & is_first)) for c in np.unique(labels)]
     )

@@ -24,8 +24,10 @@ from fgvpl_jax.training import (
     Inputs,
     batch_size_for,
     gather_texts,
+    in_parts,
     is_writer,
     one_behind,
+    pixels_at_once,
     process_share,
     replicate,
     split_batch,
@@ -109,14 +111,19 @@ def compile_programs(graphdef: nnx.GraphDef) -> Programs:
         inputs: Array,
     ) -> tuple[Float[Array, "b k"], Float[Array, "b k"], Bool[Array, "b n"] | None]:
         model = nnx.merge(graphdef, *state)
-        features = model.features(inputs)
+
+        def encoded(inputs: Array) -> tuple[Any, Float[Array, "p k"]]:
+            return model.features(inputs), model.zero_shot_logits(inputs)
+
+        features, zero_shot = in_parts(encoded, inputs, pixels_at_once(model, inputs))
         logits = model.logits(features, support, **choices)
         masks = features.object_mask if model.finds_objects else None
-        return logits, model.zero_shot_logits(inputs), masks
+        return logits, zero_shot, masks
 
     @jax.jit
     def features(state: ModelState, inputs: Array) -> Any:
-        return nnx.merge(graphdef, *state).features(inputs)
+        model = nnx.merge(graphdef, *state)
+        return in_parts(model.features, inputs, pixels_at_once(model, inputs))
 
     @jax.jit
     def logits(

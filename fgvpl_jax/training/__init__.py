@@ -19,6 +19,7 @@ from fgvpl_jax.training.mesh import (
     to_host,
 )
 from fgvpl_jax.training.metrics_file import EpochMetrics, read_metrics
+from fgvpl_jax.training.microbatches import in_parts, pixels_at_once
 from fgvpl_jax.training.processes import (
     LostProcesses,
     gather_rows,
@@ -59,6 +60,7 @@ __all__ = [
     "gather",
     "gather_rows",
     "gather_texts",
+    "in_parts",
     "initialise",
     "is_writer",
     "join_processes",
@@ -66,6 +68,7 @@ __all__ = [
     "make_cache_builder",
     "make_train_step",
     "one_behind",
+    "pixels_at_once",
     "process_share",
     "read_metrics",
     "replicate",

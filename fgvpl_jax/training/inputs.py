@@ -37,6 +37,7 @@ from fgvpl_jax.data import (
 )
 from fgvpl_jax.recognition import class_text_features
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.microbatches import images_at_once, in_parts
 from fgvpl_jax.training.processes import gather_rows, process_share
 
 T = TypeVar("T")
@@ -151,11 +152,11 @@ def one_behind(values: Iterable[T]) -> Iterator[T]:
     yield from waiting
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _encode(
-    graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
+    graphdef: nnx.GraphDef, size: int, state: nnx.State, images: UInt8[Array, "b H W 3"]
 ) -> Float[Array, "b c"]:
-    return nnx.merge(graphdef, state)(images)
+    return in_parts(nnx.merge(graphdef, state), images, size)
 
 
 def backbone_identity(clip: CLIP) -> list[Any]:
@@ -199,7 +200,8 @@ class FeatureInputs:
         self.mesh = mesh
         encoder = encoder or clip.image_encoder
         graphdef, state = nnx.split(encoder)
-        self._encoder = partial(_encode, graphdef, replicate(mesh.local_mesh, state))
+        size = images_at_once(clip.vision.grid)
+        self._encoder = partial(_encode, graphdef, size, replicate(mesh.local_mesh, state))
         feature = ("feature", np.float32, (encoder.feature_dim,))
         self._record = np.dtype([feature, ("readable", np.bool_)])
         self._encoding = [*backbone_identity(clip), *encoder.settings]

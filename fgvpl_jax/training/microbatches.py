@@ -1,12 +1,22 @@
-"""Default number of images that go through the model at once, see `microbatch` in the config."""
+"""Numbers of images that go through a model at once, which suit the caches of a CPU."""
 
 import math
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from fgvpl_jax.methods import Method
 from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.methods.prompted import PromptedMethod
+from fgvpl_jax.visual_prompt import TokensBelow
+
+Rows = TypeVar("Rows")
+Results = TypeVar("Results")
 
 # The fastest size on two cores for B/16, L/14 and images of 64 pixels in patches of 8.
 CPU_PATCHES = 512
@@ -43,4 +53,51 @@ def default_microbatch(model: Method, mesh: Mesh, num_support: int) -> int:
         and model.encoder.layers_below == len(model.encoder.vision.attention_layers) - 1
     )
     most = CPU_PATCHES_IN_LAST_LAYER if in_last_layer else CPU_PATCHES
-    return 1 << max(1, most // math.prod(model.image_encoder.vision.grid)).bit_length() - 1
+    return images_of(most, model.image_encoder.vision.grid)
+
+
+def images_at_once(grid: tuple[int, int]) -> int:
+    """Returns how many images with such a grid of patches to encode at once; 0 for all.
+
+    On a single CPU this is the largest power of two of images that have at most `CPU_PATCHES`
+    patches for every two cores, and at least 1.
+    """
+    if jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return 0
+    return images_of(CPU_PATCHES * max(1, (os.cpu_count() or 1) // 2), grid)
+
+
+def pixels_at_once(model: Method, inputs: Any) -> int:
+    """Returns `images_at_once` of a model's inputs if these are pixels; 0 otherwise."""
+    if not isinstance(model, PixelMethod) or isinstance(inputs, TokensBelow):
+        return 0
+    return images_at_once(model.image_encoder.vision.grid)
+
+
+def images_of(patches: int, grid: tuple[int, int]) -> int:
+    """Returns the largest power of two of images with at most so many patches; at least 1."""
+    return 1 << max(1, patches // math.prod(grid)).bit_length() - 1
+
+
+def in_parts(function: Callable[[Rows], Results], rows: Rows, size: int) -> Results:
+    """Computes a function of rows for a part of them at a time; must be called under jit.
+
+    Args:
+        function: Maps rows to as many rows of results, each of which depends on its own row.
+        rows: Arrays with one row for each image.
+        size: Most rows in a part; 0 for all. Parts have equally many, the last one with padding.
+    """
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    if not size or num_rows <= size:
+        return function(rows)
+    num_parts = -(-num_rows // size)
+    num_padded = num_parts * -(-num_rows // num_parts)
+
+    def part(column: Array) -> Array:
+        padding = [(0, num_padded - num_rows)] + [(0, 0)] * (column.ndim - 1)
+        return jnp.pad(column, padding).reshape(num_parts, -1, *column.shape[1:])
+
+    def join(column: Array) -> Array:
+        return column.reshape(num_padded, *column.shape[2:])[:num_rows]
+
+    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(part, rows)))

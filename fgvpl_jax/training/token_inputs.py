@@ -34,6 +34,7 @@ from fgvpl_jax.training.inputs import (
     one_behind,
 )
 from fgvpl_jax.training.mesh import batch_size_for, replicate, split_batch
+from fgvpl_jax.training.microbatches import images_at_once, in_parts
 from fgvpl_jax.training.processes import process_share
 from fgvpl_jax.visual_prompt import TokensBelow
 
@@ -49,7 +50,8 @@ def below_prompt(
     graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
 ) -> TokensBelow:
     """Returns what a model's layers below the prompt compute of pixels."""
-    return nnx.merge(graphdef, state).below_prompt(images)
+    model = nnx.merge(graphdef, state)
+    return in_parts(model.below_prompt, images, images_at_once(model.image_encoder.vision.grid))
 
 
 class TokenInputs:

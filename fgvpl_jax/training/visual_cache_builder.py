@@ -15,6 +15,7 @@ from fgvpl_jax.data import PADDING, Split
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.inputs import Inputs
 from fgvpl_jax.training.mesh import split_batch, split_rows, to_host
+from fgvpl_jax.training.microbatches import in_parts, pixels_at_once
 from fgvpl_jax.training.processes import process_share
 from fgvpl_jax.training.train_step import PROGRAMS_KEPT
 
@@ -25,7 +26,8 @@ def compile_support_features(graphdef: nnx.GraphDef) -> Callable[..., Any]:
 
     @jax.jit
     def support_features(trainable: nnx.State, frozen: nnx.State, inputs: Any) -> Any:
-        return nnx.merge(graphdef, trainable, frozen).support_features(inputs)
+        model = nnx.merge(graphdef, trainable, frozen)
+        return in_parts(model.support_features, inputs, pixels_at_once(model, inputs))
 
     return support_features
 

@@ -25,7 +25,7 @@ from benchmarks.programs import Program, programs, steps
 from fgvpl_jax.defaults import ATTENTION_MAP
 from fgvpl_jax.methods import FGVPL
 from fgvpl_jax.training import data_mesh
-from fgvpl_jax.training.microbatches import default_microbatch
+from fgvpl_jax.training.microbatches import default_microbatch, images_at_once
 from fgvpl_jax.training.token_inputs import below_prompt
 
 CLASSES, SHOTS = 10, 16
@@ -105,7 +105,8 @@ def main(
 def tokens_of(model: FGVPL, images: jax.Array) -> Callable[[], Any]:
     """Returns a call that computes the tokens of images."""
     graphdef, state = nnx.split(model)
-    return lambda: below_prompt(graphdef, state, images)
+    size = images_at_once(model.image_encoder.vision)
+    return lambda: below_prompt(graphdef, size, state, images)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def programs(
         support: Number of images in the cache, a multiple of the number of devices.
         mesh: Devices to run on.
         microbatch: Microbatch of the train step, a divisor of the batch; 0 means the whole batch,
-            on a CPU too.
+            on a CPU too. Evaluation and the cache have parts there; see `images_at_once`.
     """
     graphdef, trainable, frozen = split_model(model)
     num_classes, dim = model.text_features.shape

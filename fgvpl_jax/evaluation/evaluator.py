@@ -24,10 +24,10 @@ from fgvpl_jax.training import (
     Inputs,
     batch_size_for,
     gather_texts,
+    images_at_once_of,
     in_parts,
     is_writer,
     one_behind,
-    pixels_at_once,
     process_share,
     replicate,
     split_batch,
@@ -115,7 +115,7 @@ def compile_programs(graphdef: nnx.GraphDef) -> Programs:
         def encoded(inputs: Array) -> tuple[Any, Float[Array, "p k"]]:
             return model.features(inputs), model.zero_shot_logits(inputs)
 
-        features, zero_shot = in_parts(encoded, inputs, pixels_at_once(model, inputs))
+        features, zero_shot = in_parts(encoded, inputs, images_at_once_of(model, inputs))
         logits = model.logits(features, support, **choices)
         masks = features.object_mask if model.finds_objects else None
         return logits, zero_shot, masks
@@ -123,7 +123,7 @@ def compile_programs(graphdef: nnx.GraphDef) -> Programs:
     @jax.jit
     def features(state: ModelState, inputs: Array) -> Any:
         model = nnx.merge(graphdef, *state)
-        return in_parts(model.features, inputs, pixels_at_once(model, inputs))
+        return in_parts(model.features, inputs, images_at_once_of(model, inputs))
 
     @jax.jit
     def logits(

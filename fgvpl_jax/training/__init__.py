@@ -19,7 +19,7 @@ from fgvpl_jax.training.mesh import (
     to_host,
 )
 from fgvpl_jax.training.metrics_file import EpochMetrics, read_metrics
-from fgvpl_jax.training.microbatches import in_parts, pixels_at_once
+from fgvpl_jax.training.microbatches import images_at_once_of, in_parts
 from fgvpl_jax.training.processes import (
     LostProcesses,
     gather_rows,
@@ -60,6 +60,7 @@ __all__ = [
     "gather",
     "gather_rows",
     "gather_texts",
+    "images_at_once_of",
     "in_parts",
     "initialise",
     "is_writer",
@@ -68,7 +69,6 @@ __all__ = [
     "make_cache_builder",
     "make_train_step",
     "one_behind",
-    "pixels_at_once",
     "process_share",
     "read_metrics",
     "replicate",

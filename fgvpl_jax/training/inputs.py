@@ -200,7 +200,7 @@ class FeatureInputs:
         self.mesh = mesh
         encoder = encoder or clip.image_encoder
         graphdef, state = nnx.split(encoder)
-        size = images_at_once(clip.vision.grid)
+        size = images_at_once(clip.vision)
         self._encoder = partial(_encode, graphdef, size, replicate(mesh.local_mesh, state))
         feature = ("feature", np.float32, (encoder.feature_dim,))
         self._record = np.dtype([feature, ("readable", np.bool_)])

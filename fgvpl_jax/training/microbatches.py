@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from fgvpl_jax.clip.towers import ImageTower
 from fgvpl_jax.methods import Method
 from fgvpl_jax.methods.interface import PixelMethod
 from fgvpl_jax.methods.prompted import PromptedMethod
@@ -53,30 +54,41 @@ def default_microbatch(model: Method, mesh: Mesh, num_support: int) -> int:
         and model.encoder.layers_below == len(model.encoder.vision.attention_layers) - 1
     )
     most = CPU_PATCHES_IN_LAST_LAYER if in_last_layer else CPU_PATCHES
-    return images_of(most, model.image_encoder.vision.grid)
+    return images_with(most, model.image_encoder.vision)
 
 
-def images_at_once(grid: tuple[int, int]) -> int:
-    """Returns how many images with such a grid of patches to encode at once; 0 for all.
+def images_at_once(vision: ImageTower) -> int:
+    """Returns how many images should go forward through an image tower at once; 0 for all.
 
     On a single CPU this is the largest power of two of images that have at most `CPU_PATCHES`
-    patches for every two cores, and at least 1.
+    patches for every two cores, and at least 1. A ResNet takes all, because its early layers are
+    much larger than its grid.
     """
-    if jax.device_count() > 1 or jax.default_backend() != "cpu":
+    # Not the devices of this process: features must not depend on the number of processes.
+    if jax.device_count() > 1 or jax.default_backend() != "cpu" or not vision.attention_layers:
         return 0
-    return images_of(CPU_PATCHES * max(1, (os.cpu_count() or 1) // 2), grid)
+    # More cores share the rows of a product. Training does not count them: `microbatch` sets its
+    # parts.
+    return images_with(CPU_PATCHES * max(1, usable_cores() // 2), vision)
 
 
-def pixels_at_once(model: Method, inputs: Any) -> int:
-    """Returns `images_at_once` of a model's inputs if these are pixels; 0 otherwise."""
+def images_at_once_of(model: Method, inputs: Any) -> int:
+    """Returns `images_at_once` for a model that reads pixels; 0 for other inputs."""
     if not isinstance(model, PixelMethod) or isinstance(inputs, TokensBelow):
         return 0
-    return images_at_once(model.image_encoder.vision.grid)
+    return images_at_once(model.image_encoder.vision)
 
 
-def images_of(patches: int, grid: tuple[int, int]) -> int:
+def images_with(patches: int, vision: ImageTower) -> int:
     """Returns the largest power of two of images with at most so many patches; at least 1."""
-    return 1 << max(1, patches // math.prod(grid)).bit_length() - 1
+    return 1 << max(1, patches // math.prod(vision.grid)).bit_length() - 1
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_parts(function: Callable[[Rows], Results], rows: Rows, size: int) -> Results:
@@ -91,13 +103,13 @@ def in_parts(function: Callable[[Rows], Results], rows: Rows, size: int) -> Resu
     if not size or num_rows <= size:
         return function(rows)
     num_parts = -(-num_rows // size)
-    num_padded = num_parts * -(-num_rows // num_parts)
+    num_with_padding = num_parts * -(-num_rows // num_parts)
 
     def part(column: Array) -> Array:
-        padding = [(0, num_padded - num_rows)] + [(0, 0)] * (column.ndim - 1)
+        padding = [(0, num_with_padding - num_rows)] + [(0, 0)] * (column.ndim - 1)
         return jnp.pad(column, padding).reshape(num_parts, -1, *column.shape[1:])
 
     def join(column: Array) -> Array:
-        return column.reshape(num_padded, *column.shape[2:])[:num_rows]
+        return column.reshape(num_with_padding, *column.shape[2:])[:num_rows]
 
     return jax.tree.map(join, jax.lax.map(function, jax.tree.map(part, rows)))

@@ -45,13 +45,12 @@ TOKEN_FORMAT = 1  # increases when records, or the computation of tokens, change
 TOKEN_BATCH_SIZE = EXTRACTION_BATCH_SIZE // 4
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def below_prompt(
-    graphdef: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "b H W 3"]
+    graphdef: nnx.GraphDef, size: int, state: nnx.State, images: UInt8[Array, "b H W 3"]
 ) -> TokensBelow:
-    """Returns what a model's layers below the prompt compute of pixels."""
-    model = nnx.merge(graphdef, state)
-    return in_parts(model.below_prompt, images, images_at_once(model.image_encoder.vision.grid))
+    """Returns what a model's layers below the prompt compute of pixels, for `size` at a time."""
+    return in_parts(nnx.merge(graphdef, state).below_prompt, images, size)
 
 
 class TokenInputs:
@@ -99,7 +98,7 @@ class TokenInputs:
         self._max_bytes = max_bytes
         graphdef, state = nnx.split(model)
         self._tokens: Callable[[Array], TokensBelow] = partial(
-            below_prompt, graphdef, replicate(mesh.local_mesh, state)
+            below_prompt, graphdef, images_at_once(clip.vision), replicate(mesh.local_mesh, state)
         )
         size = clip.image_size
         shapes = jax.eval_shape(self._tokens, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))

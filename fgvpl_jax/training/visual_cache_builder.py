@@ -15,7 +15,7 @@ from fgvpl_jax.data import PADDING, Split
 from fgvpl_jax.recognition import VisualCache
 from fgvpl_jax.training.inputs import Inputs
 from fgvpl_jax.training.mesh import split_batch, split_rows, to_host
-from fgvpl_jax.training.microbatches import in_parts, pixels_at_once
+from fgvpl_jax.training.microbatches import images_at_once_of, in_parts
 from fgvpl_jax.training.processes import process_share
 from fgvpl_jax.training.train_step import PROGRAMS_KEPT
 
@@ -27,7 +27,7 @@ def compile_support_features(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     @jax.jit
     def support_features(trainable: nnx.State, frozen: nnx.State, inputs: Any) -> Any:
         model = nnx.merge(graphdef, trainable, frozen)
-        return in_parts(model.support_features, inputs, pixels_at_once(model, inputs))
+        return in_parts(model.support_features, inputs, images_at_once_of(model, inputs))
 
     return support_features
 

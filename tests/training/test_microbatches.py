@@ -11,20 +11,28 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fgvpl_jax import load_clip
+from fgvpl_jax.clip.towers import VisionTower
 from fgvpl_jax.evaluation.evaluator import compile_programs
 from fgvpl_jax.methods.clip_lora import ClipLoRA
 from fgvpl_jax.methods.clip_svd import ClipSVD
 from fgvpl_jax.methods.fg_vpl import FGVPL
 from fgvpl_jax.methods.fvp import FVP
+from fgvpl_jax.methods.gda_pool import GDAPool
 from fgvpl_jax.methods.tip_adapter_f import TipAdapterF
 from fgvpl_jax.methods.two_stage import TwoStage
 from fgvpl_jax.recognition import VisualCache, class_text_features
+from fgvpl_jax.runs import default_config
 from fgvpl_jax.training import FeatureInputs, data_mesh, microbatches, split_model
 from fgvpl_jax.training.microbatches import default_microbatch, images_at_once, in_parts
 from fgvpl_jax.training.token_inputs import below_prompt
 from fgvpl_jax.training.visual_cache_builder import compile_support_features
 from fgvpl_jax.variables import to_device
 from tests.method_settings import FG_VPL_SETTINGS
+
+
+def tower(grid, layers=12):
+    """Returns a stand-in for an image tower, without arrays."""
+    return Mock(spec=VisionTower, grid=grid, attention_layers=[None] * layers)
 
 
 def mesh_on(platform, number=1):
@@ -36,7 +44,7 @@ def mesh_on(platform, number=1):
 
 def model_of(method, grid=(14, 14), layers_below=0):
     """Returns a stand-in for a model, with a grid of patches but without arrays."""
-    vision = SimpleNamespace(grid=grid, attention_layers=[None] * 12)
+    vision = tower(grid)
     return Mock(
         spec=method,
         passes_are_cheap=getattr(method, "passes_are_cheap", None),
@@ -84,7 +92,7 @@ def test_without_a_visual_cache_the_number_of_support_images_does_not_matter():
 def one_cpu(monkeypatch):
     """Makes the machine one CPU with two cores."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(microbatches.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(microbatches, "usable_cores", lambda: 2)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +102,18 @@ def one_cpu(monkeypatch):
 def test_a_cpu_encodes_as_many_images_at_once_as_its_caches_hold(
     one_cpu, monkeypatch, grid, cores, images
 ):
-    monkeypatch.setattr(microbatches.os, "cpu_count", lambda: cores)
-    assert images_at_once(grid) == images
+    monkeypatch.setattr(microbatches, "usable_cores", lambda: cores)
+    assert images_at_once(tower(grid)) == images
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("device_count", 2), ("default_backend", "gpu")])
 def test_other_devices_encode_a_whole_batch_at_once(one_cpu, monkeypatch, attribute, value):
     monkeypatch.setattr(jax, attribute, lambda: value)
-    assert images_at_once((14, 14)) == 0
+    assert images_at_once(tower((14, 14))) == 0
+
+
+def test_a_resnet_encodes_a_whole_batch_at_once(one_cpu):
+    assert images_at_once(tower((7, 7), layers=0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -139,9 +151,9 @@ def images(clip):
 
 
 def same_in_parts(monkeypatch, compute):
-    """Compares the results of the whole batch with those of parts of one image."""
+    """Compares the results of five images at once with those of parts of two."""
     whole = compute()
-    monkeypatch.setattr(microbatches, "CPU_PATCHES", 0)
+    monkeypatch.setattr(microbatches, "images_with", lambda *_: 2)
     parts = []
     original = jax.lax.map
     monkeypatch.setattr(jax.lax, "map", lambda *args: parts.append(args) or original(*args))
@@ -174,14 +186,16 @@ def test_tokens_below_the_prompt_are_the_same_in_parts(one_cpu, monkeypatch, cli
     graphdef, state = nnx.split(model)
 
     def compute():
-        # JAX would find the trace of the same function.
-        return jax.jit(lambda *args: below_prompt.__wrapped__(graphdef, *args))(state, images)
+        return below_prompt(graphdef, images_at_once(clip.vision), state, images)
 
     same_in_parts(monkeypatch, compute)
 
 
-def test_frozen_features_are_the_same_in_parts(one_cpu, monkeypatch, clip, images):
+@pytest.mark.parametrize("method", [TipAdapterF, GDAPool])
+def test_frozen_features_are_the_same_in_parts(one_cpu, monkeypatch, clip, images, method):
+    encoder = method.frozen_encoder(clip, default_config.get_config())
+
     def compute():
-        return FeatureInputs(clip, 0, None, data_mesh())._encoder(images)
+        return FeatureInputs(clip, 0, None, data_mesh(), encoder)._encoder(images)
 
     same_in_parts(monkeypatch, compute)

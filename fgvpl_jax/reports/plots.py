@@ -52,6 +52,8 @@ LEGEND_LINE = 0.2  # inches
 def accuracy_figure(panels: Sequence[Panel]) -> Figure:
     """Returns Figure 4: accuracy against shots in a plot per benchmark, with error bars over seeds.
 
+    A line is interrupted at a number of shots that was not run.
+
     Args:
         panels: Panels of one backbone, including averages.
     """
@@ -59,17 +61,15 @@ def accuracy_figure(panels: Sequence[Panel]) -> Figure:
     figure, axes = _grid_of(len(panels), height=2.9)
     with matplotlib.rc_context(rc=figure_style()):
         for ax, panel in zip(axes, panels, strict=True):
-            places = {n: x for x, n in enumerate(panel.shots)}
             ax.axhline(panel.zero_shot, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
             for key in keys:
                 row = panel.row(key)
-                found = [] if row is None else [(n, row.spread(n)) for n in panel.shots]
-                points = [(places[n], s) for n, s in found if s is not None]
-                if points:
+                spreads = [row and row.spread(n) for n in panel.shots]
+                if any(spreads):
                     ax.errorbar(
-                        [x for x, _ in points],
-                        [s.mean for _, s in points],
-                        [s.deviation or 0.0 for _, s in points],
+                        range(len(spreads)),
+                        [s.mean if s else np.nan for s in spreads],
+                        [s.deviation or 0.0 if s else np.nan for s in spreads],
                         **_line_style(key, keys),
                     )
             ax.set_title(benchmark_label(panel.benchmark))

@@ -1,7 +1,6 @@
 """Tools shared by the benchmarks: timing in turns, real model shapes, FLOP counts, reports."""
 
 import json
-import os
 import platform
 import statistics
 import time
@@ -24,6 +23,7 @@ from fgvpl_jax.clip.image_input import ImageProcessor
 from fgvpl_jax.clip.text_input import Tokenizer
 from fgvpl_jax.clip.towers import ImageTower, TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.training.microbatches import usable_cores
 
 # Packages whose version can change a figure, the references included.
 PACKAGES = (
@@ -202,7 +202,7 @@ def report(result: dict[str, Any]) -> None:
     result |= {
         "date": date.today().isoformat(),
         "device": f"{device.platform} {device.device_kind} x{jax.device_count()}",
-        "machine": f"{platform.machine()}, {_cores()} cores",
+        "machine": f"{platform.machine()}, {usable_cores()} cores",
         "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }
     show(result)
@@ -213,7 +213,3 @@ def show(result: dict[str, Any]) -> None:
     for name, value in result.items():
         print(f"{name:44} {f'{value:.4g}' if isinstance(value, float) else value}")
     print(json.dumps(result))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -20,6 +20,7 @@ from fgvpl_jax.training import (
     split_model,
 )
 from fgvpl_jax.training.mesh import batch_layout
+from fgvpl_jax.training.microbatches import images_at_once, in_parts
 from fgvpl_jax.training.train_step import StepBatch
 from fgvpl_jax.training.visual_cache_builder import compile_support_features
 
@@ -48,7 +49,7 @@ def programs(
         support: Number of images in the cache, a multiple of the number of devices.
         mesh: Devices to run on.
         microbatch: Microbatch of the train step, a divisor of the batch; 0 means the whole batch,
-            on a CPU too. Evaluation and the cache have parts there; see `images_at_once`.
+            on a CPU too. The other programs have parts there; see `images_at_once`.
     """
     graphdef, trainable, frozen = split_model(model)
     num_classes, dim = model.text_features.shape
@@ -81,7 +82,8 @@ def programs(
 
     def plain_clip() -> Program:
         graph, state = nnx.split(model.image_encoder)
-        forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+        size = images_at_once(model.image_encoder.vision)
+        forward = jax.jit(lambda state, images: in_parts(nnx.merge(graph, state), images, size))
         return Program(forward, (replicate(mesh, state), images))
 
     return {

@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.cv_folds = 4  # most folds of the cross-validated estimate, without a test split
     config.calibrate = True  # fit a temperature on the validation images or, without, on the folds
 
-    config.eval_batch_size = 256  # images read at once; a single CPU encodes them in smaller parts
+    config.eval_batch_size = 256  # images read at once; see docs/benchmarks.md for a CPU's parts
     # Images in one forward and backward pass; gradients are summed over a batch: less memory, the
     # same step up to rounding. 0 takes the whole batch, except on a single CPU, which splits the
     # batches of fvp, and those of fg_vpl with up to 4,096 training photos, into parts that suit its

@@ -54,22 +54,22 @@ def default_microbatch(model: Method, mesh: Mesh, num_support: int) -> int:
         and model.encoder.layers_below == len(model.encoder.vision.attention_layers) - 1
     )
     most = CPU_PATCHES_IN_LAST_LAYER if in_last_layer else CPU_PATCHES
-    return images_with(most, model.image_encoder.vision)
+    return images_with_patches(most, model.image_encoder.vision)
 
 
 def images_at_once(vision: ImageTower) -> int:
     """Returns how many images should go forward through an image tower at once; 0 for all.
 
     On a single CPU this is the largest power of two of images that have at most `CPU_PATCHES`
-    patches for every two cores, and at least 1. A ResNet takes all, because its early layers are
-    much larger than its grid.
+    patches for every two cores, and at least 1. A ResNet takes all: its grid does not say how large
+    its layers are, and no part was measured.
     """
     # Not the devices of this process: features must not depend on the number of processes.
     if jax.device_count() > 1 or jax.default_backend() != "cpu" or not vision.attention_layers:
         return 0
     # More cores share the rows of a product. Training does not count them: `microbatch` sets its
     # parts.
-    return images_with(CPU_PATCHES * max(1, usable_cores() // 2), vision)
+    return images_with_patches(CPU_PATCHES * max(1, usable_cores() // 2), vision)
 
 
 def images_at_once_of(model: Method, inputs: Any) -> int:
@@ -79,7 +79,7 @@ def images_at_once_of(model: Method, inputs: Any) -> int:
     return images_at_once(model.image_encoder.vision)
 
 
-def images_with(patches: int, vision: ImageTower) -> int:
+def images_with_patches(patches: int, vision: ImageTower) -> int:
     """Returns the largest power of two of images with at most so many patches; at least 1."""
     return 1 << max(1, patches // math.prod(vision.grid)).bit_length() - 1
 

@@ -41,7 +41,7 @@ from fgvpl_jax.visual_prompt import TokensBelow
 Places = Int[np.ndarray, "n"]
 
 TOKEN_FORMAT = 1  # increases when records, or the computation of tokens, change
-# Tokens of this many images are computed at once.
+# Tokens of this many images are computed in one call.
 TOKEN_BATCH_SIZE = EXTRACTION_BATCH_SIZE // 4
 
 

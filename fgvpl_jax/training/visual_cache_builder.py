@@ -50,7 +50,7 @@ class VisualCacheBuilder:
         graphdef: Structure of the model.
         support: The few-shot images.
         inputs: Supplies what the method reads of them.
-        batch_size: Number of images that are encoded at once.
+        batch_size: Number of images in one call of the encoder.
         max_bytes: Most memory that the images may take on all devices together.
         mesh: Devices.
     """

@@ -92,6 +92,7 @@ def test_without_a_visual_cache_the_number_of_support_images_does_not_matter():
 def one_cpu(monkeypatch):
     """Makes the machine one CPU with two cores."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(microbatches, "usable_cores", lambda: 2)
 
 
@@ -150,16 +151,16 @@ def images(clip):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def same_in_parts(monkeypatch, compute):
+def same_in_parts(monkeypatch, compute, num_programs=1):
     """Compares the results of five images at once with those of parts of two."""
     whole = compute()
-    monkeypatch.setattr(microbatches, "images_with", lambda *_: 2)
+    monkeypatch.setattr(microbatches, "images_with_patches", lambda *_: 2)
     parts = []
     original = jax.lax.map
     monkeypatch.setattr(jax.lax, "map", lambda *args: parts.append(args) or original(*args))
     for ours, theirs in zip(*map(jax.tree.leaves, (compute(), whole)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert parts
+    assert len(parts) == num_programs
 
 
 def test_evaluation_and_the_visual_cache_are_the_same_in_parts(
@@ -177,7 +178,7 @@ def test_evaluation_and_the_visual_cache_are_the_same_in_parts(
         outputs = programs.outputs(state, cache, {"cache_logit_weight": 1.0}, images)
         return image, object_, outputs, programs.features(state, images)
 
-    same_in_parts(monkeypatch, compute)
+    same_in_parts(monkeypatch, compute, num_programs=3)
 
 
 def test_tokens_below_the_prompt_are_the_same_in_parts(one_cpu, monkeypatch, clip, text, images):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fgvpl_jax.evaluation.evaluator import compile_programs
 from fgvpl_jax.inference.programs import compile_inference
+from fgvpl_jax.methods import Method
 from fgvpl_jax.training import data_mesh
 from fgvpl_jax.training.train_step import make_resident_train_step, make_train_step
 from fgvpl_jax.training.visual_cache_builder import compile_support_features
@@ -16,7 +17,7 @@ from fgvpl_jax.training.visual_cache_builder import compile_support_features
 NUM_STRUCTURES = 10
 
 
-class Scaled(nnx.Module):
+class Scaled(Method):
     """A model whose structure, not its parameters, holds a factor."""
 
     def __init__(self, factor):

@@ -7,7 +7,6 @@ there is one.
 """
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +26,7 @@ from fgvpl_jax.clip.convert import published_tensors
 from fgvpl_jax.clip.families.transformers_files import TEXT_NAMES, VISION_NAMES
 from fgvpl_jax.clip.towers import TextTower, VisionTower
 from fgvpl_jax.methods import FGVPL
+from fgvpl_jax.training.microbatches import usable_cores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -244,7 +244,7 @@ def contestants(
         dtype: Type that the reference computes in, by autocast.
         compiled: Whether `torch.compile` compiles the reference.
     """
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cores())
     reference = TorchFGVPL(clip, model).to(DEVICE)
     # Otherwise autocast would cast each frozen weight again in every pass.
     reference.clip.to(getattr(torch, dtype))

@@ -80,6 +80,12 @@ def validation_of(
     return np.empty((0, few_shot.plain().shape[1]), np.float32), np.empty(0, np.int64)
 
 
+def relative_sizes(labels: Int[np.ndarray, "s"]) -> Float64[np.ndarray, "s"]:
+    """Returns the number of images of each image's class, divided by its mean over classes."""
+    counts = np.bincount(labels)
+    return counts[labels] / counts[counts > 0].mean()
+
+
 def folds_of(labels: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
     """Returns each image's fold; -1, which is never held out, for the only image of a class."""
     folds = np.empty(len(labels), np.int64)

@@ -32,9 +32,10 @@ class GDA(FittedOnce):
     """Logits = scale · f·wᵀ + α (f·kernel + bias), with f a unit vector.
 
     With class means μ and one covariance Σ for all classes, kernel = P μᵀ and bias =
-    log(1/k) - ½ μ P μᵀ. P = e · ((N - 1) Σ + τ tr(Σ) I)⁻¹ estimates the inverse of Σ from N views;
-    τ = 1 is the empirical-Bayes ridge (Kubokawa and Srivastava 2008). The views are the support
-    images under the evaluation transform and in ten augmented passes.
+    log(1/k) - ½ (μ P μᵀ - excess), see `Statistics.excess`. P = e · ((N - 1) Σ + τ tr(Σ) I)⁻¹
+    estimates the inverse of Σ from N views; τ = 1 is the empirical-Bayes ridge (Kubokawa and
+    Srivastava 2008). The views are the support images under the evaluation transform and in ten
+    augmented passes.
 
     Attributes:
         kernel: Matrix [e, k].
@@ -124,6 +125,8 @@ class Statistics(NamedTuple):
         between: ρ.
         eigenvalues: Eigenvalues of the scatter that is inverted.
         eigenvectors: Its eigenvectors, in columns.
+        spread: Variance of the images' mean views within their classes along each eigenvector,
+            times the number of views of an image; 0 if no class has two images.
     """
 
     means: Float64[np.ndarray, "k e"]
@@ -132,6 +135,7 @@ class Statistics(NamedTuple):
     between: float
     eigenvalues: Float64[np.ndarray, "e"]
     eigenvectors: Float64[np.ndarray, "e e"]
+    spread: Float64[np.ndarray, "e"]
 
     @classmethod
     def of(
@@ -153,7 +157,11 @@ class Statistics(NamedTuple):
             apart = means[counts > 0] - means[counts > 0].mean(axis=0)
             scatter += between * apart.T @ apart
         eigenvalues, eigenvectors = np.linalg.eigh(scatter)
-        return cls(means, counts, trace, between, np.maximum(eigenvalues, 0), eigenvectors)
+        apart = (views.mean(axis=1) - means[labels]) @ eigenvectors
+        num_free = max(len(labels) - int((counts > 0).sum()), 1)
+        spread = (apart**2).sum(axis=0) * views.shape[1] / num_free
+        eigenvalues = np.maximum(eigenvalues, 0)
+        return cls(means, counts, trace, between, eigenvalues, eigenvectors, spread)
 
     @property
     def num_views(self) -> int:
@@ -168,8 +176,23 @@ class Statistics(NamedTuple):
         rotated = self.means @ self.eigenvectors
         dim = len(self.eigenvalues)
         scaled = dim * rotated / (self.eigenvalues + added)
-        bias = biases((scaled * rotated).sum(axis=1), self.counts > 0)
-        return self.eigenvectors @ scaled.T, bias
+        squares = (scaled * rotated).sum(axis=1) - self.excess(ridge)
+        return self.eigenvectors @ scaled.T, biases(squares, self.counts > 0)
+
+    def excess(self, ridge: float) -> Float64[np.ndarray, "k"]:
+        """Returns how much longer than the average class's the mean of each class is by chance.
+
+        With n images and their variance V, E[μ P μᵀ] exceeds its true value by tr(P V) / n, so
+        classes of few images would be predicted too rarely. The mean over classes is subtracted:
+        where all have equally many images, the result is 0.
+        """
+        added = ridge_of(ridge, self.trace, self.num_views)
+        trace = len(self.spread) * (self.spread / (self.eigenvalues + added)).sum()
+        present = self.counts > 0
+        mean_count = self.counts[present].mean()
+        relative = mean_count / np.maximum(self.counts, 1)
+        above = np.where(present, relative - relative[present].mean(), 0.0)
+        return trace * above / mean_count
 
 
 def ridge_of(ridge: float, trace: float, num_views: int) -> float:
@@ -182,7 +205,7 @@ def ridge_of(ridge: float, trace: float, num_views: int) -> float:
 
 
 def biases(squares: Float64[np.ndarray, "k"], present: np.ndarray) -> Float64[np.ndarray, "k"]:
-    """Returns log(1/k) - ½ μ P μᵀ of each class, and a low value for a class without an image."""
+    """Returns log(1/k) less half the square of each class; a low value for one without an image."""
     bias = -np.log(len(squares)) - squares / 2
     if present.any():
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
@@ -197,9 +220,9 @@ def leave_one_out(
 ) -> Float64[np.ndarray, "s k"]:
     """Returns the scores of each image's plain view, from a fit without any view of the image.
 
-    Exact. Without an image the scatter changes by a matrix of a rank of at most r + 3, so
-    Woodbury's identity replaces a new inverse. Scores of an image without a companion of its class
-    mean nothing.
+    Exact but for the `excess`, which is that of all images. Without an image the scatter changes by
+    a matrix of a rank of at most r + 3, so Woodbury's identity replaces a new inverse. The scores
+    of an image without a companion of its class are 0 and mean nothing.
     """
     return np.array([*_leave_one_out(views, labels, statistics, ridge)])
 
@@ -211,31 +234,31 @@ def _leave_one_out(
     ridge: float,
 ) -> Iterator[Float64[np.ndarray, "k"]]:
     rotated_means = statistics.means @ statistics.eigenvectors
-    centre = rotated_means[statistics.counts > 0].mean(axis=0)
+    present = statistics.counts > 0
+    centre = rotated_means[present].mean(axis=0)
     num_taken, dim = views.shape[1:]
+    excess = statistics.excess(ridge)
     for own, label in zip(views, labels, strict=True):
         rotated = own @ statistics.eigenvectors
         counts = statistics.counts.copy()
         counts[label] -= num_taken
+        if not counts[label]:
+            yield np.zeros(len(counts))
+            continue
         means = rotated_means.copy()
         difference = rotated - means[label]
-        if counts[label]:
-            means[label] -= difference.sum(axis=0) / counts[label]
-            # With δ the views minus their class's mean, the scatter loses δᵀδ and, as the mean
-            # moves, (Σδ)ᵀ(Σδ) over the number of views that are left.
-            mixing = np.eye(num_taken) + 1 / counts[label]
-            lost = np.linalg.cholesky(mixing).T @ difference
-        else:
-            lost = difference
-            means[label] = 0.0
+        means[label] -= difference.sum(axis=0) / counts[label]
+        # With δ the views minus their class's mean, the scatter loses δᵀδ and, as the mean moves,
+        # (Σδ)ᵀ(Σδ) over the number of views that are left.
+        mixing = np.eye(num_taken) + 1 / counts[label]
+        lost = np.linalg.cholesky(mixing).T @ difference
         trace = statistics.trace - float((lost**2).sum())
         changes, factors = lost, np.full(num_taken, -1.0)
         if statistics.between:
             # B loses the old mean, gains the new one, and is about another centre.
-            present = counts > 0
             moved = (means[present] - centre).mean(axis=0)
             rows = [rotated_means[label] - centre, means[label] - centre, moved]
-            signs = np.array([-1.0, float(present[label]), -float(present.sum())])
+            signs = np.array([-1.0, 1.0, -float(present.sum())])
             changes = np.concatenate([lost, rows])
             factors = np.concatenate([factors, statistics.between * signs])
         inverse = 1 / (statistics.eigenvalues + ridge_of(ridge, trace, int(counts.sum())))
@@ -246,4 +269,4 @@ def _leave_one_out(
         of_means, of_query = weighted @ means.T, weighted @ rotated[0]
         products = (rotated[0] * inverse) @ means.T + of_query @ small @ of_means
         squares = (means**2) @ inverse + (of_means * (small @ of_means)).sum(axis=0)
-        yield dim * products + biases(dim * squares, counts > 0)
+        yield dim * products + biases(dim * squares - excess, present)

@@ -1,15 +1,24 @@
 """Kernel ridge regression of what zero-shot CLIP gets wrong, as in ProKeR."""
 
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 from scipy.special import softmax
 
 from fgvpl_jax.clip import CLIP
-from fgvpl_jax.methods.fitted_once import NUM_PASSES, FittedOnce, unit, unit_views, validation_of
+from fgvpl_jax.methods.fitted_once import (
+    NUM_PASSES,
+    FittedOnce,
+    relative_sizes,
+    unit,
+    unit_views,
+    validation_of,
+)
 from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.recognition import normalize
@@ -46,7 +55,7 @@ class Fit(NamedTuple):
     """A solved regression.
 
     Attributes:
-        coefficients: A of (K + λI) A = R.
+        coefficients: A of (K + λD) A = R.
         left_out: Value at each image's plain view, from a regression without any view of it.
     """
 
@@ -57,9 +66,12 @@ class Fit(NamedTuple):
 class KernelRidge(FittedOnce):
     """Logits = scale · f·wᵀ + weight · K(f, keys) A, with f a unit vector.
 
-    The kernel is Gaussian: K(f, g) = exp(-β (1 - f·g)). A solves (K + λI) A = R. R is one-hot
+    The kernel is Gaussian: K(f, g) = exp(-β (1 - f·g)). A solves (K + λD) A = R. R is one-hot
     labels minus zero-shot CLIP's probabilities. The keys are the support images under the
-    evaluation transform and in ten augmented passes.
+    evaluation transform and in ten augmented passes. D is diagonal, with the number of images of
+    the key's class divided by its mean over classes: the squared errors of each class weigh the
+    same. With equally many images D is I, as in ProKeR; with others, large classes would otherwise
+    take most photos of the small ones.
 
     Attributes:
         keys: Unit vectors [n, e].
@@ -107,10 +119,10 @@ class KernelRidge(FittedOnce):
         )
         if len(keys) > MOST_KEYS:
             steps = ((0,), (0,))
-        fits = {}
+        sizes, fits = relative_sizes(few_shot.labels), {}
         for sharpness_step, step in product(*steps):
             settings = settings_at(sharpness_step, step, 0)
-            fit = solve(keys, targets, settings, views.shape[1])
+            fit = solve(keys, targets, settings, sizes)
             values = gaussian(queries, keys, settings.sharpness) @ fit.coefficients
             fits[sharpness_step, step] = (fit, HeldOutLogits(fit.left_out, values))
 
@@ -145,8 +157,10 @@ class KernelRidge(FittedOnce):
     ) -> dict[str, Float[Array, "b k"]]:
         """Returns the terms of zero-shot CLIP and of the regression."""
         sharpness, _, weight = self.settings[...]
-        kernel = jnp.exp(-sharpness * (1 - normalize(features) @ self.keys[...].T))
-        values = weight * (kernel @ self.coefficients[...])
+        # Coefficients of both signs add up to small values, which rounded products would hide.
+        matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        kernel = jnp.exp(-sharpness * (1 - matmul(normalize(features), self.keys[...].T)))
+        values = weight * matmul(kernel, self.coefficients[...])
         return {"image_text": self.text_logits(features), "image_cache": values}
 
 
@@ -175,11 +189,11 @@ def solve(
     keys: Float64[np.ndarray, "n e"],
     targets: Float64[np.ndarray, "n k"],
     settings: Settings,
-    num_views: int,
+    sizes: Float64[np.ndarray, "s"],
 ) -> Fit:
-    """Solves the regression and, exactly, those without one image each.
+    """Solves the regression and, exactly, those without one image each and with the same D.
 
-    With the inverse G of K + λI, a regression without the views v of an image has the values
+    With the inverse G of K + λD, a regression without the views v of an image has the values
     R_v - (G_vv)⁻¹ A_v at them.
 
     Args:
@@ -187,12 +201,14 @@ def solve(
             first.
         targets: R.
         settings: β and λ.
-        num_views: Number of views of an image.
+        sizes: Diagonal of D, by image; see `relative_sizes`.
     """
-    kernel = gaussian(keys, keys, settings.sharpness)
-    inverse = np.linalg.inv(kernel + settings.regularisation * np.eye(len(keys)))
+    num_images = len(sizes)
+    num_views = len(keys) // num_images
+    matrix = gaussian(keys, keys, settings.sharpness)
+    matrix[np.diag_indices_from(matrix)] += settings.regularisation * np.repeat(sizes, num_views)
+    inverse = np.linalg.inv(matrix)
     coefficients = inverse @ targets
-    num_images = len(keys) // num_views
     images = np.arange(num_images)
     blocks = inverse.reshape(num_images, num_views, num_images, num_views)[images, :, images]
     residuals = np.linalg.solve(blocks, coefficients.reshape(num_images, num_views, -1))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import SharedError
+from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
 from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits, SelectionRule
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
 from fgvpl_jax.variables import Trainable, to_device
@@ -28,8 +29,6 @@ MAX_NEWTON_STEPS = 20
 # scikit-learn's default, 1e-4, stops far from the minimum.
 TOLERANCE = 1e-9
 LARGEST_GRADIENT = 1e-6  # largest gradient norm at which the result counts as a solution
-# A class without an image is never predicted: its bias is this far below the lowest other bias.
-ABSENT_CLASS_MARGIN = 30.0
 
 
 class LinearProbe(FeatureMethod):

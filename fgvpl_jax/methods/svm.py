@@ -6,13 +6,21 @@ from jaxtyping import Array, Float, Float32, Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import SharedError
-from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, FittedOnce, folds_of
+from fgvpl_jax.methods.fitted_once import (
+    ABSENT_CLASS_MARGIN,
+    FittedOnce,
+    folds_of,
+    relative_sizes,
+)
 from fgvpl_jax.methods.interface import FewShotFeatures
 from fgvpl_jax.variables import Frozen, Trainable, to_device
 
 
 class SVM(FittedOnce):
     """Scikit-learn's `SVC` with its defaults (Gaussian kernel, C = 1) after `StandardScaler`.
+
+    Where classes have different numbers of images, C is divided by the number of the class's images
+    over its mean: otherwise large classes would take most photos of the small ones.
 
     Logits are what `SVC.decision_function` returns: for each class, the number of other classes
     that it wins against, plus less than 1/2 for the sum of its margins. Of two classes, they are
@@ -64,6 +72,7 @@ class SVM(FittedOnce):
         Raises:
             SharedError: If all support images are of one class.
         """
+        from sklearn.base import clone
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC
@@ -71,7 +80,9 @@ class SVM(FittedOnce):
         features, labels = few_shot.plain().astype(np.float64), few_shot.labels
         if len(np.unique(labels)) < 2:
             raise SharedError("svm needs training images of two classes: add some")
-        model = make_pipeline(StandardScaler(), SVC()).fit(features, labels)
+        weights = dict(zip(labels.tolist(), 1 / relative_sizes(labels), strict=True))
+        unfitted = make_pipeline(StandardScaler(), SVC(class_weight=weights))
+        model = clone(unfitted).fit(features, labels)
         scaler, machine = model.named_steps["standardscaler"], model.named_steps["svc"]
         coefficients = np.zeros(self.coefficients.shape)
         coefficients[machine.support_] = machine.dual_coef_.T
@@ -85,7 +96,7 @@ class SVM(FittedOnce):
         folds = folds_of(labels)
         for fold in range(folds.max() + 1):
             out = folds == fold
-            model = make_pipeline(StandardScaler(), SVC()).fit(features[~out], labels[~out])
+            model = clone(unfitted).fit(features[~out], labels[~out])
             values = model.decision_function(features[out])
             held_out[out] = among_all(values, model.classes_, held_out.shape[1])
         self.held_out.set_value(to_device(held_out))

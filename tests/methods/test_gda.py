@@ -4,21 +4,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
 from fgvpl_jax.methods.gda import GDA, Statistics, leave_one_out
 from tests.methods.checks import FewShot, clustered, unit
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
 
 
-def formula(views, labels, num_classes, ridge):
-    """Returns W and b from a plain inverse, with NumPy's own covariance."""
+def formula(views, labels, num_classes, ridge, of_excess=None):
+    """Returns W, b and the excess from a plain inverse, with NumPy's own covariance.
+
+    `of_excess` are the views and labels that the excess is computed from, if not these.
+    """
     means = np.stack([views[labels == c].mean(axis=0) for c in range(num_classes)])
     centred = views - means[labels]
     dim, covariance = views.shape[1], np.cov(centred.T)
     scatter = (len(views) - 1) * covariance + ridge * np.trace(covariance) * np.eye(dim)
     precision = dim * np.linalg.inv(scatter)
-    bias = np.log(1 / num_classes) - np.diag(means @ precision @ means.T) / 2
-    return precision @ means.T, bias
+    squares = np.diag(means @ precision @ means.T)
+    if of_excess is None:
+        excess = excess_of(views, labels, precision)
+    else:
+        all_views, all_labels = of_excess
+        excess = formula(all_views, all_labels, num_classes, ridge)[2]
+    return precision @ means.T, np.log(1 / num_classes) - (squares - excess) / 2, excess
+
+
+def excess_of(views, labels, precision):
+    """Returns tr(P V) (1/n - the mean of 1/n over classes), with V from images of eleven views."""
+    images, labels = views.reshape(-1, 11, views.shape[1]).mean(axis=1), labels[::11]
+    means = np.stack([images[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
+    apart = images - means[labels]
+    variance = apart.T @ apart / (len(images) - len(means))
+    shares = 1 / np.bincount(labels)
+    return np.trace(precision @ variance) * (shares - shares.mean())
 
 
 def views_of(few_shot):
@@ -40,7 +59,7 @@ def test_logits_are_the_formula(clip, text_features, few_shot, rule):
     alpha, ridge = model.facts()["gda_weight"], model.facts()["gda_ridge"]
     assert ridge == 1 or rule == "likelihood"
     views = views_of(few_shot)
-    kernel, bias = formula(views.reshape(-1, 16), np.repeat(LABELS, 11), 3, ridge)
+    kernel, bias, _ = formula(views.reshape(-1, 16), np.repeat(LABELS, 11), 3, ridge)
     features = clustered(np.repeat(np.arange(3), 4), seed=2)
     query = unit(features)
     text = float(clip.logit_scale) * query @ np.asarray(text_features, np.float64).T
@@ -53,11 +72,25 @@ def test_logits_are_the_formula(clip, text_features, few_shot, rule):
 def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scattered(labels):
     views = views_of(FewShot(clustered(LABELS), LABELS))
     num_classes = int(labels.max()) + 1
-    found = leave_one_out(views, labels, Statistics.of(views, labels, num_classes, 1.5), 4.0)
-    for place in range(len(labels)):
+    whole = Statistics.of(views, labels, num_classes, 1.5)
+    found = leave_one_out(views, labels, whole, 4.0)
+    is_alone = np.bincount(labels)[labels] == 1
+    assert (found[is_alone] == 0).all()
+    for place in np.flatnonzero(~is_alone):
         rest = np.delete(views, place, axis=0), np.delete(labels, place)
-        kernel, bias = Statistics.of(*rest, num_classes, 1.5).classifier(4.0)
-        np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-8)
+        without = Statistics.of(*rest, num_classes, 1.5)
+        expected = scores_with_excess(without, whole, 4.0, views[place, 0])
+        np.testing.assert_allclose(found[place], expected, rtol=1e-8)
+
+
+def scores_with_excess(statistics, whole, ridge, query):
+    """Returns scores of a classifier that has the excess of another one."""
+    kernel, bias = statistics.classifier(ridge)
+    present = statistics.counts > 0
+    bias += (whole.excess(ridge) - statistics.excess(ridge)) / 2
+    if not present.all():
+        bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
+    return query @ kernel + bias
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-6])
@@ -66,11 +99,12 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
     views = unit(clustered(labels).astype(np.float64))[:, None]
     views[1] = unit(views[0] + spread * views[1])
     labels = np.array(labels)
-    found = leave_one_out(views, labels, Statistics.of(views, labels, 3, 0.1), 16.0)
+    whole = Statistics.of(views, labels, 3, 0.1)
+    found = leave_one_out(views, labels, whole, 16.0)
     for place in (0, 1):
         rest = np.delete(views, place, axis=0), np.delete(labels, place)
-        kernel, bias = Statistics.of(*rest, 3, 0.1).classifier(16.0)
-        np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-6)
+        expected = scores_with_excess(Statistics.of(*rest, 3, 0.1), whole, 16.0, views[place, 0])
+        np.testing.assert_allclose(found[place], expected, rtol=1e-6)
     assert np.abs(found[:2, np.unique(labels)]).max() < 100
 
 
@@ -78,10 +112,23 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
 def test_leaving_an_image_out_equals_a_fit_without_it(few_shot, ridge):
     views = views_of(few_shot)
     found = leave_one_out(views, LABELS, Statistics.of(views, LABELS, 3), ridge)
+    whole = views.reshape(-1, 16), np.repeat(LABELS, 11)
     for place in range(len(LABELS)):
         rest = np.delete(views, place, axis=0).reshape(-1, 16)
-        kernel, bias = formula(rest, np.repeat(np.delete(LABELS, place), 11), 3, ridge)
+        kernel, bias, _ = formula(rest, np.repeat(np.delete(LABELS, place), 11), 3, ridge, whole)
         np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-8)
+
+
+def test_the_excess_is_0_with_equally_many_images_and_higher_for_fewer():
+    labels = np.repeat(np.arange(3), 4)
+    views = views_of(FewShot(clustered(labels), labels))
+    assert (Statistics.of(views, labels, 3).excess(1.0) == 0).all()
+    views, labels = views[3:], labels[3:]  # one image of the first class
+    excess = Statistics.of(views, labels, 4).excess(1.0)
+    assert excess[0] > 0 > excess[1] == excess[2]
+    assert excess.sum() == pytest.approx(0) and excess[3] == 0  # the last class is absent
+    single = Statistics.of(views[[0, 1, 5]], np.arange(3), 3)
+    assert (single.excess(1.0) == 0).all()
 
 
 def test_held_out_logits_are_those_of_fits_without_each_image(clip, text_features, few_shot):

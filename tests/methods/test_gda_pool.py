@@ -64,6 +64,17 @@ def discriminant(views, labels, ridge):
     return found.fit(views.reshape(-1, DIM), np.repeat(labels, views.shape[1]))
 
 
+def half_of_excess(views, labels, ridge):
+    """Returns what scikit-learn's discriminant lacks: ½ tr(P V) (1/n - the mean of 1/n)."""
+    images = views.mean(axis=1)
+    means = np.stack([images[labels == c].mean(axis=0) for c in np.unique(labels)])
+    apart = images - means[labels]
+    variance = apart.T @ apart / (len(images) - len(means))
+    shares = 1 / np.bincount(labels)
+    trace = np.trace(np.linalg.inv(covariance(views, labels, ridge)) @ variance)
+    return trace * (shares - shares.mean()) / 2
+
+
 def centred(logits):
     """Returns logits without the constant that all classes share, which has no effect."""
     logits = np.asarray(logits, np.float64)
@@ -84,6 +95,7 @@ def test_a_discriminant_is_that_of_scikit_learn(few_shot, num_views, monkeypatch
     photos = CalibrationPhotos(LABELS, NONE)
     expert = fitted(views, LABELS, np.empty((0, DIM)), photos, (4.0,), 3)
     expected = discriminant(views, LABELS, 4.0).decision_function(query)
+    expected += half_of_excess(views, LABELS, 4.0)
     found = query @ expert.kernel + expert.bias
     np.testing.assert_allclose(centred(found), centred(expected), rtol=1e-8)
 
@@ -105,16 +117,18 @@ def test_logits_are_the_pool_of_scikit_learns_discriminants(clip, text_features,
         for suffix, num_views in (("", 11), (" without augmented passes", 1)):
             views = views_of(few_shot, kind)[:, :num_views]
             ridge = ridges[name + suffix]
+            more = half_of_excess(views, LABELS, ridge)
             held_out = []
             for place in range(len(LABELS)):
                 rest = np.delete(views, place, axis=0), np.delete(LABELS, place)
                 found = discriminant(*rest, ridge).decision_function(views[place, :1])
-                held_out.append(found[0] * len(LABELS) / (len(LABELS) - 1))
+                held_out.append(found[0] * len(LABELS) / (len(LABELS) - 1) + more)
             fit = discriminant(views, LABELS, ridge)
-            judged = HeldOutLogits(np.array(held_out), fit.decision_function(validation))
+            judged = HeldOutLogits(np.array(held_out), fit.decision_function(validation) + more)
             photos = CalibrationPhotos(LABELS, queries)
             temperature, _ = photos.temperature_and_loss(judged)
-            expected += weights[name + suffix] * fit.decision_function(query) / temperature
+            own = fit.decision_function(query) + more
+            expected += weights[name + suffix] * own / temperature
             parts.append((weights[name + suffix], judged.support / temperature))
     found = model(jnp.asarray(features), None)
     tolerance = 2e-3 * np.abs(expected).max()

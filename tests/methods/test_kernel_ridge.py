@@ -11,7 +11,8 @@ from fgvpl_jax.methods.kernel_ridge import KernelRidge, num_passes, solve
 from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
 from tests.methods.checks import FewShot, clustered, unit
 
-LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
+COUNTS = (4, 2, 3)
 
 
 @pytest.fixture(params=[KernelRidge, PlainKernelRidge])
@@ -25,8 +26,11 @@ def few_shot():
     return FewShot(clustered(LABELS), LABELS, (clustered(queries, seed=1), queries))
 
 
-def reference(model, few_shot, query):
-    """Returns the logits of scikit-learn's regression with the model's chosen values."""
+def reference(model, few_shot, query, counts):
+    """Returns the logits of scikit-learn's regression with the model's chosen values.
+
+    `counts` are the images of each class, by which they are weighted.
+    """
     facts, adds = model.facts(), model.adds_to_zero_shot
     passes = [few_shot.plain(), *(few_shot.augmented(epoch) for epoch in range(10))]
     keys = unit(np.stack(passes, axis=1)).reshape(-1, 16)
@@ -36,7 +40,8 @@ def reference(model, few_shot, query):
         targets = targets - softmax(keys @ texts, axis=1)
     # For unit vectors, 1 - cosine is half the squared distance.
     gamma, alpha = facts["kernel_sharpness"] / 2, facts["kernel_regularisation"]
-    regression = Reference(alpha=alpha, kernel="rbf", gamma=gamma).fit(keys, targets)
+    weights = np.repeat(np.mean(counts) / np.array(counts)[few_shot.labels], 11)
+    regression = Reference(alpha=alpha, kernel="rbf", gamma=gamma).fit(keys, targets, weights)
     return adds * (query @ texts) + facts["kernel_weight"] * regression.predict(query)
 
 
@@ -45,7 +50,7 @@ def test_logits_are_scikit_learns(clip, text_features, method, few_shot, rule):
     model = method(clip, text_features, LABELS, rule)
     model.initialise(few_shot)
     features = clustered(np.repeat(np.arange(3), 4), seed=2)
-    expected = reference(model, few_shot, unit(features))
+    expected = reference(model, few_shot, unit(features), COUNTS)
     np.testing.assert_allclose(model(jnp.asarray(features), None), expected, rtol=1e-3, atol=2e-3)
 
 
@@ -57,7 +62,7 @@ def test_held_out_logits_are_those_of_regressions_without_each_image(
     found = model.held_out_logits()
     for place in range(len(LABELS)):
         expected = reference(
-            model, few_shot.without(place), unit(few_shot.plain()[place : place + 1])
+            model, few_shot.without(place), unit(few_shot.plain()[place : place + 1]), COUNTS
         )
         np.testing.assert_allclose(found.logits[place], expected[0], rtol=1e-3, atol=1e-3)
 
@@ -67,9 +72,9 @@ def test_by_likelihood_more_regularisation_is_tried(
 ):
     tried = []
 
-    def spy(keys, targets, settings, num_views):
+    def spy(keys, targets, settings, sizes):
         tried.append(settings.regularisation)
-        return solve(keys, targets, settings, num_views)
+        return solve(keys, targets, settings, sizes)
 
     monkeypatch.setattr(kernel_ridge, "solve", spy)
     method(clip, text_features, LABELS, "accuracy").initialise(few_shot)

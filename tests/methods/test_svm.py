@@ -6,10 +6,21 @@ import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from sklearn.utils.class_weight import compute_class_weight
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.svm import SVM
 from tests.methods.checks import FewShot, clustered
+
+
+def reference(labels):
+    """Returns scikit-learn's classifier with classes weighted by the mean of their sizes over it.
+
+    scikit-learn calls these weights balanced.
+    """
+    weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    by_class = dict(zip(np.unique(labels).tolist(), weights, strict=True))
+    return make_pipeline(StandardScaler(), SVC(class_weight=by_class))
 
 
 def fitted(clip, labels, num_classes):
@@ -25,10 +36,9 @@ def test_logits_are_scikit_learns_decision_function(clip, num_classes):
     labels = np.sort(np.arange(7 * num_classes + 1) % num_classes)  # unequal classes
     labels = np.random.default_rng(0).permutation(labels)
     model, few_shot = fitted(clip, labels, num_classes)
-    reference = make_pipeline(StandardScaler(), SVC())
-    reference.fit(few_shot.plain().astype(np.float64), labels)
+    features = few_shot.plain().astype(np.float64)
     queries = clustered(np.arange(200) % num_classes, spread=2.0, seed=1)
-    expected = reference.decision_function(queries)
+    expected = reference(labels).fit(features, labels).decision_function(queries)
     if num_classes == 2:
         expected = np.stack([-expected, expected], axis=1)
     found = np.asarray(model(jnp.asarray(queries), None))
@@ -52,8 +62,8 @@ def test_held_out_logits_come_from_fits_without_the_image(clip):
     features = few_shot.plain().astype(np.float64)
     # The first fold holds the first image of each class with two or more.
     out = np.isin(np.arange(12), [0, 3, 7])
-    reference = make_pipeline(StandardScaler(), SVC()).fit(features[~out], labels[~out])
-    expected = reference.decision_function(features[out])
+    without = reference(labels).fit(features[~out], labels[~out])
+    expected = without.decision_function(features[out])
     np.testing.assert_allclose(found.logits[[0, 3, 7]], expected, rtol=1e-5)
 
 

@@ -28,5 +28,6 @@ LABEL_METHOD = "kernel_ridge_plain"  # unless a method is named
 
 # method="auto"
 MINUTES = 5.0  # time for trying methods
-FAVOURITE = "gda_pool"  # tried before all other methods, and favoured by the prior of a mix
-UNCOMPARED_METHOD = "kernel_ridge"  # taken where no class has two photos to compare methods with
+# Tried before all other methods, favoured by the prior of a mix, and taken where photos cannot
+# compare methods.
+FAVOURITE = "gda_pool"

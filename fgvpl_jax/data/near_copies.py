@@ -116,6 +116,23 @@ def first_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
     return first
 
 
+def linked_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
+    """Returns for each photo the first photo that a chain of copies links it to; its own if none.
+
+    The frames of a film are such a chain: each is a copy of the next, though the ends differ.
+    """
+    first, least = np.arange(len(found)), least_correlation(found)
+    for start in range(0, len(found), BLOCK):
+        stop = start + BLOCK
+        alike = are_alike(found[start:stop], found[:stop], least)
+        for place in start + np.flatnonzero(alike.sum(axis=1) > 1):
+            chains = np.unique(first[:place][alike[place - start, :place]])
+            if chains.size:
+                first[place] = chains[0]
+                first[np.isin(first, chains[1:])] = chains[0]
+    return first
+
+
 def groups_of_copies(first: Int[np.ndarray, "N"]) -> list[list[int]]:
     """Returns the places of the photos of each group of copies, without single photos."""
     groups = defaultdict(list)

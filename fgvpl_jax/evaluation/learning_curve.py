@@ -50,6 +50,8 @@ def learning_curve(
 ) -> LearningCurve | None:
     """Returns the learning curve of GDA on the support images; None with too few of them.
 
+    It is also None if most classes have one photo, because nothing is known of their accuracy.
+
     A point is the mean over several fits to different photos. Each fit predicts all photos that it
     was not fitted to. Classes count in proportion to their photos. GDA's α is the one that is best
     over all points.
@@ -63,7 +65,7 @@ def learning_curve(
     counts = np.bincount(labels, minlength=zero_shot_logits.shape[1])
     num_fits = int(np.clip(PHOTOS_PREDICTED // len(labels), FEWEST_FITS, MOST_FITS))
     sizes = sizes_of(counts, num_fits)
-    if len(sizes) < FEWEST_POINTS:
+    if len(sizes) < FEWEST_POINTS or 2 * (counts > 1).sum() < (counts > 0).sum():
         return None
     *_, basis = np.linalg.svd(features, full_matrices=False)
     reduced = features @ basis.T  # as many numbers as there are photos, if those are fewer

@@ -22,11 +22,16 @@ from fgvpl_jax.runs.candidates import (
     photo_folds,
     warn_of_classes_left_out,
 )
-from fgvpl_jax.runs.copies import warn_of_copies
-from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, trained_on
+from fgvpl_jax.runs.copies import warn_of_copies, without_copies
+from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, num_different, trained_on
 from fgvpl_jax.runs.known_classes import known_classes_of, write_known_classes
 from fgvpl_jax.runs.measuring import fields_of, fold_scores, test_scores, write_support
-from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
+from fgvpl_jax.runs.mixing import (
+    STANDARD_ERRORS,
+    Mix,
+    choose_mix,
+    out_of_fold_log_probabilities,
+)
 from fgvpl_jax.runs.prepare import write_settings
 from fgvpl_jax.runs.results import RunResults, Tried
 from fgvpl_jax.runs.run import Run
@@ -79,7 +84,9 @@ def evaluate_auto(run: Run, started: float) -> RunResults:
 
 
 def with_shared_features(run: Run) -> tuple[Run, tuple[str, ...]]:
-    """Returns the run with features for all methods, without validation images that are unreadable.
+    """Returns the run with features for all methods, and with the usable validation images.
+
+    Images that cannot be read, and copies of support images, are left out.
 
     Returns:
         The run, and "path: reason" of every unreadable validation image.
@@ -95,7 +102,7 @@ def with_shared_features(run: Run) -> tuple[Run, tuple[str, ...]]:
             readable += batch.indices[batch.weights > 0].tolist()
         unreadable = gather_texts(unreadable)
         readable = gather_rows(np.array(readable, np.int32)).tolist()
-        validation = validation.select(readable) if readable else None
+        validation = without_copies(run, validation.select(readable)) if readable else None
     few_shot = replace(run.few_shot, validation=validation)
     features = SharedFeatures(
         run.clip,
@@ -148,8 +155,13 @@ def compare(run: Run, record: Record) -> Comparison:
     if not photos:
         notes = [f"{one.method} {one.note}" for one in record.attempts.values()]
         raise UserError(f"none of the methods could be trained: {'; '.join(notes)}")
-    logits = np.stack([one.logits for one in photos.values()])
     first = next(iter(photos.values()))
+    if any(not np.array_equal(one.labels, first.labels) for one in photos.values()):
+        raise UserError(
+            f"methods in {run.workdir.candidates} were tried on different validation images: some "
+            "of these were changed or became readable or unreadable; choose another workdir"
+        )
+    logits = np.stack([one.logits for one in photos.values()])
     names = [*photos]
     favourite = names.index(defaults.FAVOURITE) if defaults.FAVOURITE in names else None
     mix = choose_mix(logits, first.labels, first.folds, favourite)
@@ -158,7 +170,10 @@ def compare(run: Run, record: Record) -> Comparison:
         own = out_of_fold_log_probabilities(logits, first.labels, first.folds, favourite)
     else:  # only one method was tried
         (name,) = names
-        reason = f"{name} is taken because no class has two photos, by which methods are compared"
+        reason = (
+            f"{name} is taken because fewer than half of the classes have a photo to compare "
+            "methods with, and another one to train on"
+        )
         own = first.logits
     estimate = HeldOut(own, first.zero_shot_logits, first.labels, choices=None)
     return Comparison(photos, logits, mix, reason, estimate)
@@ -172,7 +187,9 @@ def reason_for(mix: Mix, names: list[str]) -> str:
     gain = f"{mix.gain:+.3f} ± {mix.gain_error:.3f} nats per photo"
     lowest = f"{names[best]} has the lowest held-out NLL, {mix.losses[best]:.3f}"
     if mix.weights[best] == 1:
-        return f"{lowest}; no mix is as good ({gain})"
+        if mix.gain < -STANDARD_ERRORS * mix.gain_error:
+            return f"{lowest}; no mix is as good ({gain})"
+        return f"{lowest}; the likeliest mix is this method alone"
     parts = [f"{w:.2f} {name}" for name, w in zip(names, mix.weights, strict=True) if w]
     return f"{lowest}; the mix {' + '.join(parts)} is at least as good ({gain})"
 
@@ -247,9 +264,11 @@ def measure_auto(
         selection["choices"] = only.chosen.choices
         selection["validation_accuracy"] = only.chosen.accuracies
         facts = only.model.facts()
-    if run.config.calibrate and photo_folds(run).can_compare:
+    folds = photo_folds(run)
+    if run.config.calibrate and folds.can_compare:
         selection |= calibration({"folds": LabelledLogits(own, found.estimate.labels)})
-    scores = fold_scores(found.estimate)
+    different = num_different(run, folds.support >= 0) + len(folds.validation)
+    scores = fold_scores(found.estimate, different)
     if run.dataset.test is not None:
         members = [member_of(one, finals[one.method]) for one in tried if one.weight]
         evaluator = only.evaluator if only else evaluator_of_mix(run, members)

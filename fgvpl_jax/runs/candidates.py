@@ -27,6 +27,7 @@ from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
 from fgvpl_jax.runs.settings import with_recipe
 from fgvpl_jax.training import (
+    PixelInputs,
     SharedFeatures,
     batch_size_for,
     initialise,
@@ -51,7 +52,8 @@ class PhotoFolds(NamedTuple):
     Attributes:
         support: Fold of each support image.
         validation: Fold of each validation image.
-        can_compare: Whether every photo that is held out has another one of its class to train on.
+        can_compare: Whether methods can be compared: photos of at least half of the classes are
+            held out, each with another one of its class to train on.
     """
 
     support: Int[np.ndarray, "s"]
@@ -98,8 +100,8 @@ def photo_folds(run: Run) -> PhotoFolds:
     """Returns the folds of a run's photos; those of the support images keep copies together.
 
     A support image is never held out if all images of its class are in its fold, because no model
-    could name its class. If that is so for all support images, and there is no validation image,
-    they are held out nevertheless, for an estimate that is too low.
+    could name its class. If that leaves photos of fewer than half of the classes, among which the
+    others would hardly be confused, all are held out nevertheless, for an estimate that is too low.
     """
     few_shot, config = run.few_shot, run.config
     labels, folds = few_shot.support.labels, folds_of(run)
@@ -109,9 +111,13 @@ def photo_folds(run: Run) -> PhotoFolds:
         # As many as those of the support images, which a file holds if they are not `cv_folds`.
         count = int(folds.max()) + 1 if folds_file(run).exists() else config.cv_folds
         validation = stratified_folds(few_shot.validation.labels, count, config.seed)
-    if all(together) and not len(validation):
+    alone = np.where(together, -1, folds)
+    held = labels[alone >= 0]
+    if few_shot.validation is not None:
+        held = np.concatenate([held, few_shot.validation.labels])
+    if 2 * len(np.unique(held)) < len(np.unique(labels)):
         return PhotoFolds(folds, validation, can_compare=False)
-    return PhotoFolds(np.where(together, -1, folds), validation)
+    return PhotoFolds(alone, validation)
 
 
 def warn_of_classes_left_out(run: Run, folds: PhotoFolds) -> None:
@@ -143,10 +149,10 @@ def candidate_runs(run: Run, folds: PhotoFolds) -> list[Run]:
     """Returns the runs of all methods: those without training first, those on pixels last.
 
     The first is the one that was most accurate on development data (docs/auto.md), so that a short
-    time suffices for it. There is only the usual method if the photos cannot compare methods.
+    time suffices for it. It is the only one if the photos cannot compare methods.
     """
     if not folds.can_compare:
-        return [candidate_run(run, defaults.UNCOMPARED_METHOD)]
+        return [candidate_run(run, defaults.FAVOURITE)]
 
     def cost(candidate: Run) -> tuple[bool, bool, bool, int]:
         config = candidate.config
@@ -254,6 +260,19 @@ class PredictedSeconds(NamedTuple):
 
     folds: float
     final: float
+
+
+def least_seconds(run: Run, folds: PhotoFolds) -> float:
+    """Returns a time that a candidate's trainings exceed, without measuring; 0 if none is known.
+
+    A method that trains on pixels encodes every photo in every epoch. How long that takes is known
+    from the augmented passes of the frozen features.
+    """
+    shared = run.shared_features
+    if shared is None or not isinstance(run.inputs, PixelInputs):
+        return 0.0
+    trainings = 1 + sum((folds.support != number).mean() for number in folds.numbers)
+    return float(run.config.epochs * trainings * shared.pass_seconds)
 
 
 def predict_seconds(run: Run, folds: PhotoFolds) -> PredictedSeconds:

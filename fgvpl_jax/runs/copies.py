@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ImageCache, Split
-from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, first_copies, groups_of_copies
+from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, groups_of_copies, linked_copies
 from fgvpl_jax.runs.run import Run, signatures_of
 from fgvpl_jax.training import is_writer
 
@@ -68,10 +68,35 @@ def warn_of_copies_in(
             )
 
 
+def without_copies(run: Run, validation: Split) -> Split | None:
+    """Returns a user's validation images without copies of support images; None if none is left.
+
+    A model that was trained on the copy says nothing about new photos. A warning names some.
+    """
+    support = run.few_shot.support
+    if run.config.data.source != "folder" or max(len(validation), len(support)) > MOST_PHOTOS:
+        return validation
+    known, found = (signatures_of(s, run.clip, run.image_cache) for s in (support, validation))
+    is_copy = copied_from(found, known)
+    if not is_copy.any():
+        return validation
+    if is_writer():
+        copies = np.flatnonzero(is_copy).tolist()
+        logging.warning(
+            "%d of the %d validation images look like copies of support images and are left out: "
+            "%s%s",
+            len(copies),
+            len(validation),
+            ", ".join(validation.keys[place] for place in copies[:MOST_NAMED]),
+            ", …" if len(copies) > MOST_NAMED else "",
+        )
+    return None if is_copy.all() else validation.select(np.flatnonzero(~is_copy).tolist())
+
+
 def copies_for_folds(
     support: Split, clip: CLIP, cache: ImageCache | None
 ) -> Int[np.ndarray, "s"] | None:
-    """Returns which support images must share a fold, see `first_copies`; warns if there are some.
+    """Returns which support images must share a fold, see `linked_copies`; warns if there are some.
 
     Args:
         support: Images that are divided into folds.
@@ -90,7 +115,7 @@ def copies_for_folds(
                 len(support),
             )
         return None
-    first = first_copies(signatures_of(support, clip, cache))
+    first = linked_copies(signatures_of(support, clip, cache))
     groups = groups_of_copies(first)
     if not groups:
         return None

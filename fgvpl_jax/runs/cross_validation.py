@@ -190,7 +190,8 @@ def choose_folds(run: Run) -> None:
         if first is not None or count < config.cv_folds:
             folds = stratified_folds(support.labels, count, config.seed, first)
             file.parent.mkdir(parents=True, exist_ok=True)
-            run.workdir.write_arrays(file, folds=folds)
+            places = np.arange(len(support)) if first is None else first
+            run.workdir.write_arrays(file, folds=folds, first_copies=places)
     wait_for_all("choice of folds")
 
 
@@ -219,6 +220,17 @@ def folds_of(run: Run) -> Int[np.ndarray, "s"]:
     if folds_file(run).exists():
         return read_arrays(folds_file(run))["folds"]
     return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
+
+
+def num_different(run: Run, chosen: Bool[np.ndarray, "s"]) -> int:
+    """Returns how many of the chosen support images are different, copies counted once.
+
+    Folds of versions that did not keep the copies count every image.
+    """
+    file = folds_file(run)
+    arrays = read_arrays(file) if file.exists() else {}
+    places = arrays.get("first_copies", np.arange(len(chosen)))
+    return len(np.unique(places[chosen]))
 
 
 def held_out_files(run: Run) -> list[Path]:
@@ -289,7 +301,7 @@ def stratified_folds(
         labels: Class of each image.
         num_folds: Largest number of folds.
         seed: Seed of the run.
-        first: Place of the first copy of each image (see `first_copies`), whose fold the image
+        first: Place of the first copy of each image (see `linked_copies`), whose fold the image
             shares; the first copies are spread evenly. None if no image is a copy.
     """
     rng = np.random.default_rng((seed, len(labels)))

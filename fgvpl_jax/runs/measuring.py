@@ -146,13 +146,18 @@ def test_scores(
     }
 
 
-def fold_scores(held_out: HeldOut) -> dict[str, Any]:
-    """Returns the fields of the cross-validated scores; the test accuracy is None."""
-    right = int((held_out.logits.argmax(axis=1) == held_out.labels).sum())
+def fold_scores(held_out: HeldOut, count: int) -> dict[str, Any]:
+    """Returns the fields of the cross-validated scores; the test accuracy is None.
+
+    Args:
+        held_out: Logits of the photos when held out.
+        count: Number of different photos, copies counted once; the interval is that of as many.
+    """
+    scores = scores_of(held_out, "cv")
     return {
         "test_accuracy": None,
-        **scores_of(held_out, "cv"),
-        "cv_interval": share_interval(right, len(held_out.labels)),
+        **scores,
+        "cv_interval": share_interval(round(scores["cv_accuracy"] * count), count),
         "unreadable": (),
     }
 

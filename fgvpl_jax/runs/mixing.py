@@ -57,7 +57,7 @@ def choose_mix(
 
     Losses are those of `smoothed_losses`, at the temperature that suits each method best. The
     weights of a mix maximise the likelihood times a prior. Which is better is judged on each fold,
-    with the weights and the best method of the other folds.
+    with the weights and the best method of the other folds; see `judging_folds`.
 
     Args:
         logits: Logits of each method for photos that it was not trained on.
@@ -76,6 +76,7 @@ def choose_mix(
     if favourite is not None:
         prior[favourite] = PRIOR_PHOTOS
     gains = np.zeros(len(labels))
+    folds = judging_folds(labels, folds)
     for fold in np.unique(folds):
         out = folds == fold
         if not out.all():
@@ -98,12 +99,28 @@ def out_of_fold_log_probabilities(
 ) -> Float64[np.ndarray, "N k"]:
     """Returns log-probabilities by what `choose_mix` chooses without each photo's fold."""
     found = np.empty(logits.shape[1:])
+    folds = judging_folds(labels, folds)
     for fold in np.unique(folds):
         out = folds == fold
         rest = out if out.all() else ~out
         mix = choose_mix(logits[:, rest], labels[rest], folds[rest], favourite)
         found[out] = mix.log_probabilities(logits[:, out])
     return found
+
+
+def judging_folds(
+    labels: Int[np.ndarray, "N"], folds: Int[np.ndarray, "N"]
+) -> Int[np.ndarray, "N"]:
+    """Returns the folds, or two halves of the photos if all are in one fold.
+
+    A single fold is left where one of two is taken out. Without another one to judge on, every mix
+    would seem as good as the best method.
+    """
+    if len(np.unique(folds)) > 1:
+        return folds
+    halves = np.empty(len(labels), np.int64)
+    halves[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2
+    return halves
 
 
 def held_out_scores(

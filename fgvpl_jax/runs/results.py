@@ -125,7 +125,8 @@ class RunResults:
         test_nll_tempered: NLL of the test images at `temperature`, in nats.
         test_ece_tempered: ECE of the test images at `temperature`, as a fraction.
         test_images_read: Number of test images that could be read and were classified.
-        cv_interval: Lower and upper end of the 95% Wilson interval of `cv_accuracy`, as fractions.
+        cv_interval: Lower and upper end of the 95% Wilson interval of `cv_accuracy`, as fractions;
+            copies count as one image.
         unreadable: "path: reason" of every test image that cannot be read.
         mask_iou: Mean IoU of the object masks with the true masks, from 0 to 1; None if the method
             has no masks or the data has no true ones.

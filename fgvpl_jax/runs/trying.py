@@ -13,6 +13,7 @@ from fgvpl_jax.runs.candidates import (
     candidate_runs,
     held_out_photos,
     is_closed_form,
+    least_seconds,
     predict_seconds,
 )
 from fgvpl_jax.runs.mixing import held_out_scores
@@ -36,6 +37,8 @@ class Attempt:
         seconds: Time that its held-out logits took.
         finished: Whether its held-out logits are known.
         note: Reason why it was not tried, or why it failed.
+        may_succeed: Whether it failed by an error of the machine, such as a full disk, and not of
+            the photos or settings: the same command tries it again.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Attempt:
     seconds: float = 0.0
     finished: bool = False
     note: str = ""
+    may_succeed: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -78,6 +82,13 @@ class Record:
         """Returns the attempt of a method, a new one if there is none yet."""
         return self.attempts.setdefault(method, Attempt(method))
 
+    def forget_failures(self) -> None:
+        """Forgets the attempts that the same command tries again."""
+        for name, attempt in self.attempts.items():
+            if attempt.may_succeed:
+                self.attempts[name] = Attempt(name)
+                self.is_complete = False
+
     def write(self) -> None:
         """Writes `tried.json`."""
         attempts = [asdict(attempt) for attempt in self.attempts.values()]
@@ -104,6 +115,7 @@ def try_methods(run: Run, folds: PhotoFolds, record: Record) -> None:
     methods is then measured in short trainings, and they run in the order of their predicted time
     if that much is left.
     """
+    record.forget_failures()
     if record.is_complete:
         return
     budget = 60 * run.config.minutes
@@ -144,6 +156,10 @@ def predict(candidate: Run, folds: PhotoFolds, record: Record, budget: float) ->
     if measuring >= MOST_MEASURING * budget or record.seconds_spent >= budget:
         leave_out(record, attempt, "no time was left to measure its speed")
         return
+    least = least_seconds(candidate, folds)
+    if least > budget - record.seconds_spent:
+        leave_out(record, attempt, f"needs more than {duration(least)}")
+        return
     started = time.monotonic()
     try:
         found = predict_seconds(candidate, folds)
@@ -176,7 +192,7 @@ def carry_out_attempt(candidate: Run, folds: PhotoFolds, record: Record, attempt
 
 
 def note_failure(attempt: Attempt, error: Exception) -> None:
-    """Records that a method failed; any error fails only this method.
+    """Records that a method failed; any error fails only this method, until the next start.
 
     In a job of several processes, only errors that all of them find do: after another one, the
     others would wait for this process, so it ends.
@@ -184,6 +200,7 @@ def note_failure(attempt: Attempt, error: Exception) -> None:
     if jax.process_count() > 1 and not isinstance(error, SharedError):
         raise error
     attempt.note = f"failed: {problem_of(error)}"
+    attempt.may_succeed = not isinstance(error, (SharedError, UserError))
     say(f"{attempt.method}: {attempt.note}")
 
 

@@ -18,6 +18,7 @@ from fgvpl_jax.data.near_copies import (
     first_copies,
     groups_of_copies,
     least_correlation,
+    linked_copies,
     signature,
     signatures,
 )
@@ -123,12 +124,21 @@ def test_a_chain_of_photos_is_no_single_group():
     assert groups_of_copies(np.array([0, 0, 2, 2, 4])) == [[0, 1], [2, 3]]
 
 
+def test_a_chain_of_photos_is_linked():
+    found = vector(0, 15, 90, 30, 105)
+    assert linked_copies(found).tolist() == [0, 0, 2, 0, 2]
+    # The third photo joins two groups that were separate.
+    assert linked_copies(vector(0, 30, 15)).tolist() == [0, 0, 0]
+    assert linked_copies(found[:0]).tolist() == []
+
+
 def test_blocks_do_not_matter(monkeypatch):
     rng = np.random.default_rng(0)
     found = vector(*rng.uniform(0, 3600, 300))
-    expected = first_copies(found)
+    expected, linked = first_copies(found), linked_copies(found)
     monkeypatch.setattr("fgvpl_jax.data.near_copies.BLOCK", 7)
     np.testing.assert_array_equal(first_copies(found), expected)
+    np.testing.assert_array_equal(linked_copies(found), linked)
     others = vector(5, 95)
     expected = ((found @ others.T) >= 0.98).any(axis=1)
     np.testing.assert_array_equal(copied_from(found, others), expected)

@@ -89,3 +89,5 @@ def test_there_is_no_curve_from_fewer_than_four_photos_per_class():
     labels = np.repeat([0, 1], 4)
     curve = learning_curve(unit(clustered(labels)), np.zeros((8, 2)), labels, seed=1)
     assert curve.photos_per_class == (1.0, 2.0, 3.0)
+    labels = np.array([0] * 8 + [1, 2])  # nothing is known of most classes
+    assert learning_curve(unit(clustered(labels)), np.zeros((10, 3)), labels, seed=1) is None

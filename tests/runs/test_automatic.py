@@ -1,5 +1,6 @@
 """The method "auto": what it tries, what it keeps, and how it resumes."""
 
+import errno
 import json
 
 import numpy as np
@@ -213,6 +214,34 @@ def test_a_method_that_fails_is_left_out(config, tmp_path, monkeypatch):
         train(config, tmp_path / "V")
 
 
+def test_an_error_of_the_machine_is_tried_again(config, tmp_path, monkeypatch):
+    only(monkeypatch, "gda", "kernel_ridge_plain")
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        for name in ("gda", "kernel_ridge_plain"):
+            disk.setattr(METHODS[name], "initialise", fail)
+        with pytest.raises(UserError, match="none of the methods could be trained: gda failed"):
+            train(config, tmp_path / "W")
+    results = train(config, tmp_path / "W")
+    assert [one.note for one in results.tried] == ["", ""]
+
+
+def test_a_method_that_must_encode_too_long_is_not_measured(config, tmp_path, monkeypatch):
+    run, _ = automatic.with_shared_features(prepare.prepare(config, Workdir(tmp_path / "W")))
+    run.shared_features.pass_seconds = 60.0
+    folds = candidates.PhotoFolds(np.arange(6) % 2, np.empty(0, int))  # trained on 6, 3 and 3
+    fvp, gda = (candidates.candidate_run(run, name) for name in ("fvp", "gda"))
+    assert candidates.least_seconds(fvp, folds) == fvp.config.epochs * 60 * 2 > 0
+    assert candidates.least_seconds(gda, folds) == 0
+    record = trying.Record(run.workdir)
+    trying.predict(fvp, folds, record, budget=60.0)
+    note = record.attempt("fvp").note
+    assert note == f"not tried: needs more than {2 * fvp.config.epochs} min"
+
+
 def test_in_a_job_only_an_error_of_all_processes_fails_a_method(monkeypatch):
     monkeypatch.setattr(trying.jax, "process_count", lambda: 2)
     attempt = trying.Attempt("gda")
@@ -268,6 +297,23 @@ def test_a_class_of_one_photo_is_named(config, tmp_path, caplog):
     assert "red square; the comparison of methods and the estimate leave them out" in caplog.text
 
 
+def test_photos_of_few_classes_do_not_compare_methods(config, tmp_path):
+    write_photo_folders(tmp_path / "photos", 4)
+    config.data.root = str(tmp_path / "photos")
+    with config.ignore_type():
+        config.shots = None
+    run = prepare.prepare(config, Workdir(tmp_path / "W"))
+    names = run.dataset.class_names
+    assert candidates.photo_folds(run).can_compare
+    for folder in sorted((tmp_path / "photos").iterdir())[1:]:
+        for photo in sorted(folder.iterdir())[1:]:
+            photo.unlink()
+    run = prepare.prepare(config, Workdir(tmp_path / "V"))
+    folds = candidates.photo_folds(run)
+    assert len(names) > 2 and not folds.can_compare
+    assert len(folds.support) == len(names) + 3 and (folds.support >= 0).all()
+
+
 @pytest.mark.parametrize("per_class", [1, 4])
 def test_a_plain_folder_has_a_nested_estimate(per_class, config, tmp_path, monkeypatch, caplog):
     write_photo_folders(tmp_path / "photos", per_class)
@@ -279,8 +325,8 @@ def test_a_plain_folder_has_a_nested_estimate(per_class, config, tmp_path, monke
     assert results.test_accuracy is None
     assert results.cv_interval[0] <= results.cv_accuracy <= results.cv_interval[1]
     if per_class == 1:
-        assert [one.method for one in results.tried] == ["kernel_ridge"]
-        assert "no class has two photos" in results.reason
+        assert [one.method for one in results.tried] == ["gda_pool"]
+        assert "fewer than half of the classes have a photo to compare methods" in results.reason
         assert "methods cannot be compared and the estimate is too low" in caplog.text
     else:
         assert results.learning_curve is not None
@@ -296,6 +342,7 @@ def test_validation_photos_that_cannot_be_read_are_left_out(
     (tmp_path / "photos" / "val" / "red_square" / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     config.data.root, config.shots = str(tmp_path / "photos"), 3
     only(monkeypatch, "gda", "tar")
+    monkeypatch.setattr(automatic, "without_copies", lambda run, split: split)  # all are alike
     results = train(config, tmp_path / "W")
     assert len(results.validation_unreadable) == 1 and results.counts.validation == 9
     folds = np.load(tmp_path / "W" / "candidates" / "gda" / "held_out.npz")["folds"]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from fgvpl_jax.data import load_shapes
-from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs import automatic, experiment, prepare
 from fgvpl_jax.runs.workdir import Workdir
 
 COUNTS = {"train": 3, "val": 1, "test": 2}  # per class
@@ -26,6 +26,19 @@ def split_config(tiny_config, tmp_path):
     tiny_config.data.root = str(tmp_path / "photos")
     tiny_config.shots, tiny_config.epochs, tiny_config.method = 2, 1, "tip_adapter"
     return tiny_config
+
+
+def test_auto_leaves_out_validation_images_that_are_copies(split_config, tmp_path, caplog):
+    photos = tmp_path / "photos"
+    shutil.copy(photos / "train" / "first" / "01.png", photos / "val" / "first" / "copy.png")
+    split_config.shots, split_config.method = 3, "auto"
+    run = prepare.prepare(split_config, Workdir(tmp_path / "W"))
+    found, unreadable = automatic.with_shared_features(run)
+    assert "1 of the 3 validation images look like copies of support images and are left" in (
+        caplog.text
+    )
+    assert not any("copy.png" in key for key in found.few_shot.validation.keys)
+    assert len(found.few_shot.validation) == 2 and not unreadable
 
 
 def test_copies_in_other_splits_are_reported(split_config, tmp_path, caplog):

@@ -91,6 +91,16 @@ def test_the_estimate_is_not_flattered_by_choosing_among_guesses(rng):
     assert right < 0.3
 
 
+def test_of_two_folds_each_is_judged_on_halves_of_the_other(rng):
+    logits, labels, folds = photos(rng, 1.0, 0.9, 1.1)
+    one = folds == 0
+    halves = np.empty(one.sum(), int)
+    halves[np.argsort(labels[one], kind="stable")] = np.arange(one.sum()) % 2
+    mix = choose_mix(logits[:, one], labels[one], folds[one], None)
+    expected = choose_mix(logits[:, one], labels[one], halves, None)
+    assert mix.gain == expected.gain != 0
+
+
 def test_one_fold_and_one_method_are_enough(rng):
     logits, labels, _ = photos(rng, 1.0)
     mix = choose_mix(logits, labels, np.zeros(COUNT, int), None)

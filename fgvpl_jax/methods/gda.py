@@ -157,9 +157,9 @@ class Statistics(NamedTuple):
             apart = means[counts > 0] - means[counts > 0].mean(axis=0)
             scatter += between * apart.T @ apart
         eigenvalues, eigenvectors = np.linalg.eigh(scatter)
-        apart = (views.mean(axis=1) - means[labels]) @ eigenvectors
+        deviations = (views.mean(axis=1) - means[labels]) @ eigenvectors
         num_free = max(len(labels) - int((counts > 0).sum()), 1)
-        spread = (apart**2).sum(axis=0) * views.shape[1] / num_free
+        spread = (deviations**2).sum(axis=0) * views.shape[1] / num_free
         eigenvalues = np.maximum(eigenvalues, 0)
         return cls(means, counts, trace, between, eigenvalues, eigenvectors, spread)
 
@@ -180,11 +180,11 @@ class Statistics(NamedTuple):
         return self.eigenvectors @ scaled.T, biases(squares, self.counts > 0)
 
     def excess(self, ridge: float) -> Float64[np.ndarray, "k"]:
-        """Returns how much longer than the average class's the mean of each class is by chance.
+        """Returns by how much chance raises each class's μ P μᵀ, less the mean over classes.
 
-        With n images and their variance V, E[μ P μᵀ] exceeds its true value by tr(P V) / n, so
-        classes of few images would be predicted too rarely. The mean over classes is subtracted:
-        where all have equally many images, the result is 0.
+        With n images and their variance V, the expected μ P μᵀ exceeds its true value by
+        tr(P V) / n, so classes of few images would be predicted too rarely. Where all have equally
+        many images, the result is 0.
         """
         added = ridge_of(ridge, self.trace, self.num_views)
         trace = len(self.spread) * (self.spread / (self.eigenvalues + added)).sum()

@@ -19,8 +19,8 @@ from fgvpl_jax.variables import Frozen, Trainable, to_device
 class SVM(FittedOnce):
     """Scikit-learn's `SVC` with its defaults (Gaussian kernel, C = 1) after `StandardScaler`.
 
-    Where classes have different numbers of images, C is divided by the number of the class's images
-    over its mean: otherwise large classes would take most photos of the small ones.
+    Where classes have different numbers of images, the C of a class is divided by its relative size
+    (`relative_sizes`): otherwise large classes would take most photos of the small ones.
 
     Logits are what `SVC.decision_function` returns: for each class, the number of other classes
     that it wins against, plus less than 1/2 for the sum of its margins. Of two classes, they are

@@ -26,12 +26,7 @@ from fgvpl_jax.runs.copies import warn_of_copies, without_copies
 from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, num_different, trained_on
 from fgvpl_jax.runs.known_classes import known_classes_of, write_known_classes
 from fgvpl_jax.runs.measuring import fields_of, fold_scores, test_scores, write_support
-from fgvpl_jax.runs.mixing import (
-    STANDARD_ERRORS,
-    Mix,
-    choose_mix,
-    out_of_fold_log_probabilities,
-)
+from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
 from fgvpl_jax.runs.prepare import write_settings
 from fgvpl_jax.runs.results import RunResults, Tried
 from fgvpl_jax.runs.run import Run
@@ -156,16 +151,20 @@ def compare(run: Run, record: Record) -> Comparison:
         notes = [f"{one.method} {one.note}" for one in record.attempts.values()]
         raise UserError(f"none of the methods could be trained: {'; '.join(notes)}")
     first = next(iter(photos.values()))
-    if any(not np.array_equal(one.labels, first.labels) for one in photos.values()):
-        raise UserError(
-            f"methods in {run.workdir.candidates} were tried on different validation images: some "
-            "of these were changed or became readable or unreadable; choose another workdir"
-        )
+    for one in photos.values():
+        if not (
+            np.array_equal(one.labels, first.labels) and np.array_equal(one.folds, first.folds)
+        ):
+            raise UserError(
+                f"methods in {run.workdir.candidates} were tried on different validation images, "
+                "because some became readable or unreadable, or by a version that did not leave "
+                "out copies: choose another workdir"
+            )
     logits = np.stack([one.logits for one in photos.values()])
     names = [*photos]
     favourite = names.index(defaults.FAVOURITE) if defaults.FAVOURITE in names else None
     mix = choose_mix(logits, first.labels, first.folds, favourite)
-    if folds.can_compare:
+    if folds.can_compare or len(names) > 1:  # an earlier version compared photos of fewer classes
         reason = reason_for(mix, names)
         own = out_of_fold_log_probabilities(logits, first.labels, first.folds, favourite)
     else:  # only one method was tried
@@ -187,7 +186,7 @@ def reason_for(mix: Mix, names: list[str]) -> str:
     gain = f"{mix.gain:+.3f} ± {mix.gain_error:.3f} nats per photo"
     lowest = f"{names[best]} has the lowest held-out NLL, {mix.losses[best]:.3f}"
     if mix.weights[best] == 1:
-        if mix.gain < -STANDARD_ERRORS * mix.gain_error:
+        if mix.is_worse_than_best:
             return f"{lowest}; no mix is as good ({gain})"
         return f"{lowest}; the likeliest mix is this method alone"
     parts = [f"{w:.2f} {name}" for name, w in zip(names, mix.weights, strict=True) if w]
@@ -268,7 +267,7 @@ def measure_auto(
     if run.config.calibrate and folds.can_compare:
         selection |= calibration({"folds": LabelledLogits(own, found.estimate.labels)})
     different = num_different(run, folds.support >= 0) + len(folds.validation)
-    scores = fold_scores(found.estimate, different)
+    scores = fold_scores(found.estimate, min(different, len(found.estimate.labels)))
     if run.dataset.test is not None:
         members = [member_of(one, finals[one.method]) for one in tried if one.weight]
         evaluator = only.evaluator if only else evaluator_of_mix(run, members)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from fgvpl_jax import defaults
 from fgvpl_jax.data import Split
@@ -105,32 +105,37 @@ def photo_folds(run: Run) -> PhotoFolds:
     """
     few_shot, config = run.few_shot, run.config
     labels, folds = few_shot.support.labels, folds_of(run)
-    together = [len(np.unique(folds[labels == label])) == 1 for label in labels]
     validation = np.empty(0, np.int64)
     if few_shot.validation is not None:
         # As many as those of the support images, which a file holds if they are not `cv_folds`.
         count = int(folds.max()) + 1 if folds_file(run).exists() else config.cv_folds
         validation = stratified_folds(few_shot.validation.labels, count, config.seed)
-    alone = np.where(together, -1, folds)
-    held = labels[alone >= 0]
-    if few_shot.validation is not None:
-        held = np.concatenate([held, few_shot.validation.labels])
-    if 2 * len(np.unique(held)) < len(np.unique(labels)):
+    held = classes_held_out(run)
+    if len(held) < max(2, len(np.unique(labels)) / 2):
         return PhotoFolds(folds, validation, can_compare=False)
-    return PhotoFolds(alone, validation)
+    return PhotoFolds(np.where(is_together(labels, folds), -1, folds), validation)
+
+
+def is_together(labels: Int[np.ndarray, "s"], folds: Int[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
+    """Returns whether all images of each image's class are in one fold."""
+    return np.array([len(np.unique(folds[labels == label])) == 1 for label in labels])
+
+
+def classes_held_out(run: Run) -> set[int]:
+    """Returns the classes with an image to hold out and another one to train on."""
+    labels = run.few_shot.support.labels
+    held = {*labels[~is_together(labels, folds_of(run))].tolist()}
+    if run.few_shot.validation is not None:
+        held |= {*run.few_shot.validation.labels.tolist()}
+    return held
 
 
 def warn_of_classes_left_out(run: Run, folds: PhotoFolds) -> None:
     """Warns of classes of which no photo is held out, or none with another one to train on."""
-    few_shot = run.few_shot
-    held: set[int] = set()
-    if folds.can_compare:
-        held |= {*few_shot.support.labels[folds.support >= 0].tolist()}
-    if few_shot.validation is not None:
-        held |= {*few_shot.validation.labels.tolist()}
+    held = classes_held_out(run)
     left_out = [
         run.dataset.class_names[label]
-        for label in np.unique(few_shot.support.labels)
+        for label in np.unique(run.few_shot.support.labels)
         if label not in held
     ]
     if left_out:
@@ -263,15 +268,17 @@ class PredictedSeconds(NamedTuple):
 
 
 def least_seconds(run: Run, folds: PhotoFolds) -> float:
-    """Returns a time that a candidate's trainings exceed, without measuring; 0 if none is known.
+    """Returns about how long a candidate's trainings take at least; 0 if that is not known.
 
     A method that trains on pixels encodes every photo in every epoch. How long that takes is known
-    from the augmented passes of the frozen features.
+    from the augmented passes of the frozen features. Tokens below a higher `prompt_layer` are kept,
+    so nothing is known of those methods.
     """
     shared = run.shared_features
-    if shared is None or not isinstance(run.inputs, PixelInputs):
+    if shared is None or not isinstance(run.inputs, PixelInputs) or run.config.prompt_layer > 1:
         return 0.0
-    trainings = 1 + sum((folds.support != number).mean() for number in folds.numbers)
+    numbers = {*folds.support.tolist()} - {-1}  # other folds use the final model
+    trainings = 1 + sum((folds.support != number).mean() for number in numbers)
     return float(run.config.epochs * trainings * shared.pass_seconds)
 
 

@@ -8,11 +8,20 @@ from jaxtyping import Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ImageCache, Split
-from fgvpl_jax.data.near_copies import MOST_PHOTOS, copied_from, groups_of_copies, linked_copies
+from fgvpl_jax.data.near_copies import (
+    MOST_PHOTOS,
+    copied_from,
+    first_copies,
+    groups_of_copies,
+    linked_copies,
+)
 from fgvpl_jax.runs.run import Run, signatures_of
 from fgvpl_jax.training import is_writer
 
 MOST_NAMED = 3
+# Share of the photos that one chain of copies may have. A longer one links pictures that are alike
+# by nature, and folds could not be of about equal size: then copies of a first photo alone count.
+LONGEST_CHAIN = 0.25
 
 
 def warn_of_copies(run: Run) -> None:
@@ -115,9 +124,12 @@ def copies_for_folds(
                 len(support),
             )
         return None
-    first = linked_copies(signatures_of(support, clip, cache))
+    found = signatures_of(support, clip, cache)
+    first = linked_copies(found)
+    if np.bincount(first).max() > LONGEST_CHAIN * len(support):
+        first = first_copies(found)
     groups = groups_of_copies(first)
-    if not groups:
+    if not groups or len(set(first.tolist())) == 1:
         return None
     if is_writer():
         logging.warning(
@@ -127,4 +139,4 @@ def copies_for_folds(
             len(support),
             *(support.keys[place] for place in groups[0][:2]),
         )
-    return first if len(set(first.tolist())) > 1 else None
+    return first

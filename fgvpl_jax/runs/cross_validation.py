@@ -65,7 +65,8 @@ def cross_validate(run: Run) -> None:
     # A fold's predictions are kept, its images not needed; all folds train on the same tokens.
     run = replace(run, image_cache=None, shared_tokens=run.tokens)
     folds = folds_of(run)
-    counts = np.bincount(run.few_shot.support.labels)
+    labels = run.few_shot.support.labels
+    counts = np.bincount(labels[is_first_copy(len(labels), copies_of(run))])
     warn_of_single_photos(counts, run.dataset.class_names, "classes")
     for file in held_out_files(run):
         if not is_intact(file) and is_writer():
@@ -106,7 +107,7 @@ def warn_of_single_photos(counts: Int[np.ndarray, "k"], names: tuple[str, ...], 
     single = [names[label] for label in np.flatnonzero(counts == 1)]
     if single:
         logging.warning(
-            "%d %s have a single photo, which is held out without one to be trained on: %s%s; "
+            "%d %s have a single photo, or copies of one, held out without one to train on: %s%s; "
             "the estimate is too low for them, add photos",
             len(single),
             kind,
@@ -222,15 +223,19 @@ def folds_of(run: Run) -> Int[np.ndarray, "s"]:
     return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
 
 
-def num_different(run: Run, chosen: Bool[np.ndarray, "s"]) -> int:
-    """Returns how many of the chosen support images are different, copies counted once.
+def copies_of(run: Run) -> Int[np.ndarray, "s"]:
+    """Returns the place of the first copy of each support image; see `stratified_folds`.
 
-    Folds of versions that did not keep the copies count every image.
+    The folds of earlier versions do not say it: then no image is a copy.
     """
     file = folds_file(run)
     arrays = read_arrays(file) if file.exists() else {}
-    places = arrays.get("first_copies", np.arange(len(chosen)))
-    return len(np.unique(places[chosen]))
+    return arrays.get("first_copies", np.arange(len(run.few_shot.support)))
+
+
+def num_different(run: Run, chosen: Bool[np.ndarray, "s"]) -> int:
+    """Returns how many of the chosen support images are different, copies counted once."""
+    return len(np.unique(copies_of(run)[chosen]))
 
 
 def held_out_files(run: Run) -> list[Path]:

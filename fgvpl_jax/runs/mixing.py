@@ -40,6 +40,11 @@ class Mix(NamedTuple):
     gain: float
     gain_error: float
 
+    @property
+    def is_worse_than_best(self) -> bool:
+        """Whether the best mix is worse than the best method by more than chance."""
+        return self.gain < -STANDARD_ERRORS * self.gain_error
+
     def log_probabilities(self, logits: Float[np.ndarray, "c N k"]) -> Float64[np.ndarray, "N k"]:
         """Returns the logarithms of the mixed probabilities."""
         used = np.flatnonzero(self.weights)
@@ -85,10 +90,8 @@ def choose_mix(
             gains[out] = logsumexp(true[:, out], axis=0, b=weights[:, None]) - true[best, out]
     gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
     means = losses.mean(axis=1)
-    weights = np.eye(len(logits))[means.argmin()]
-    if gain >= -STANDARD_ERRORS * error:
-        weights = likeliest_weights(true, prior)
-    return Mix(weights, divisors, means, gain, error)
+    mix = Mix(np.eye(len(logits))[means.argmin()], divisors, means, gain, error)
+    return mix if mix.is_worse_than_best else mix._replace(weights=likeliest_weights(true, prior))
 
 
 def out_of_fold_log_probabilities(

@@ -37,8 +37,8 @@ class Attempt:
         seconds: Time that its held-out logits took.
         finished: Whether its held-out logits are known.
         note: Reason why it was not tried, or why it failed.
-        may_succeed: Whether it failed by an error of the machine, such as a full disk, and not of
-            the photos or settings: the same command tries it again.
+        may_succeed: Whether it failed by an unexpected error, such as a full disk, and not by its
+            photos or settings: the same command tries it again.
     """
 
     method: str
@@ -200,7 +200,7 @@ def note_failure(attempt: Attempt, error: Exception) -> None:
     if jax.process_count() > 1 and not isinstance(error, SharedError):
         raise error
     attempt.note = f"failed: {problem_of(error)}"
-    attempt.may_succeed = not isinstance(error, (SharedError, UserError))
+    attempt.may_succeed = not isinstance(error, UserError)
     say(f"{attempt.method}: {attempt.note}")
 
 

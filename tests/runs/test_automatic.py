@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -229,6 +230,15 @@ def test_an_error_of_the_machine_is_tried_again(config, tmp_path, monkeypatch):
     assert [one.note for one in results.tried] == ["", ""]
 
 
+def test_methods_that_saw_different_validation_images_are_not_compared(config, tmp_path):
+    train(config, tmp_path / "W")
+    file = tmp_path / "W" / "candidates" / "gda" / "held_out.npz"
+    arrays = dict(np.load(file))
+    np.savez(file, **arrays | {"labels": (arrays["labels"] + 1) % 3})
+    with pytest.raises(UserError, match="were tried on different validation images"):
+        experiment.evaluate(Workdir(tmp_path / "W"))
+
+
 def test_a_method_that_must_encode_too_long_is_not_measured(config, tmp_path, monkeypatch):
     run, _ = automatic.with_shared_features(prepare.prepare(config, Workdir(tmp_path / "W")))
     run.shared_features.pass_seconds = 60.0
@@ -236,6 +246,8 @@ def test_a_method_that_must_encode_too_long_is_not_measured(config, tmp_path, mo
     fvp, gda = (candidates.candidate_run(run, name) for name in ("fvp", "gda"))
     assert candidates.least_seconds(fvp, folds) == fvp.config.epochs * 60 * 2 > 0
     assert candidates.least_seconds(gda, folds) == 0
+    validation = candidates.PhotoFolds(np.full(6, -1), np.arange(4))  # the final model suffices
+    assert candidates.least_seconds(fvp, validation) == fvp.config.epochs * 60
     record = trying.Record(run.workdir)
     trying.predict(fvp, folds, record, budget=60.0)
     note = record.attempt("fvp").note
@@ -297,7 +309,7 @@ def test_a_class_of_one_photo_is_named(config, tmp_path, caplog):
     assert "red square; the comparison of methods and the estimate leave them out" in caplog.text
 
 
-def test_photos_of_few_classes_do_not_compare_methods(config, tmp_path):
+def test_photos_of_few_classes_do_not_compare_methods(config, tmp_path, caplog):
     write_photo_folders(tmp_path / "photos", 4)
     config.data.root = str(tmp_path / "photos")
     with config.ignore_type():
@@ -312,6 +324,13 @@ def test_photos_of_few_classes_do_not_compare_methods(config, tmp_path):
     folds = candidates.photo_folds(run)
     assert len(names) > 2 and not folds.can_compare
     assert len(folds.support) == len(names) + 3 and (folds.support >= 0).all()
+    candidates.warn_of_classes_left_out(run, folds)
+    assert f"{len(names) - 1} classes have a single photo" in caplog.text
+    assert "methods cannot be compared" in caplog.text
+    for folder in sorted((tmp_path / "photos").iterdir())[2:]:
+        shutil.rmtree(folder)
+    run = prepare.prepare(config, Workdir(tmp_path / "U"))
+    assert not candidates.photo_folds(run).can_compare  # of two classes, one is held out
 
 
 @pytest.mark.parametrize("per_class", [1, 4])

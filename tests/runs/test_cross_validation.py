@@ -11,10 +11,13 @@ from fgvpl_jax.files import read_arrays, read_json
 from fgvpl_jax.runs import copies, cross_validation, experiment
 from fgvpl_jax.runs.cross_validation import (
     FoldLogits,
+    HeldOut,
     chosen_by_folds,
     number_of_folds,
     stratified_folds,
 )
+from fgvpl_jax.runs.measuring import fold_scores
+from fgvpl_jax.runs.prepare import prepare
 from fgvpl_jax.runs.results import ImageCounts
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import PixelInputs
@@ -72,6 +75,22 @@ def test_few_photos_have_so_few_folds_that_all_classes_keep_equally_many():
     assert number_of_folds(np.repeat(np.arange(10), [1] * 9 + [2]), 4, None) == 4
     copies = np.array([0, 1, 0, 3, 4, 5])  # leave two photos of class 0 and three of class 1
     assert number_of_folds(np.repeat([0, 1], 3), 4, copies) == 2
+
+
+def test_copies_count_as_one_photo_in_the_interval():
+    labels = np.arange(10) % 2
+    held_out = HeldOut(np.eye(2)[labels], np.eye(2)[1 - labels], labels, None)
+    assert fold_scores(held_out, 5)["cv_interval"] == share_interval(5, 5)
+    assert fold_scores(held_out, 10)["cv_interval"] == share_interval(10, 10)
+
+
+def test_a_film_of_most_photos_is_not_one_fold(folder_config, tmp_path, monkeypatch):
+    run = prepare(folder_config, Workdir(tmp_path / "W"))
+    support = run.few_shot.support
+    monkeypatch.setattr(copies, "linked_copies", lambda found: np.zeros(len(found), int))
+    monkeypatch.setattr(copies, "first_copies", lambda found: np.arange(len(found)) // 2 * 2)
+    found = copies.copies_for_folds(support, run.clip, None)
+    np.testing.assert_array_equal(found, np.arange(len(support)) // 2 * 2)
 
 
 def test_the_interval_is_that_of_wilson():
@@ -241,11 +260,13 @@ def test_copies_of_a_photo_are_in_one_fold(folder_config, tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     assert "support images look like copies of others" in caplog.text
-    folds = read_arrays(tmp_path / "W" / "cv" / "folds.npz")["folds"]
+    arrays = read_arrays(tmp_path / "W" / "cv" / "folds.npz")
+    folds, first = arrays["folds"], arrays["first_copies"]
     few_shot = read_json(tmp_path / "W" / "few_shot.json")
     keys = [key for drawn in few_shot["train"].values() for key in drawn]
     alike = {"red_square/005.png", "red_square/copy.png", "blue_square/copy.png"}
-    assert len({int(folds[keys.index(key)]) for key in alike}) == 1
+    for column in (folds, first):
+        assert len({int(column[keys.index(key)]) for key in alike}) == 1
     assert len(np.unique(folds)) == 3
     assert seen == [{key for key, fold in zip(keys, folds, strict=True) if fold == 0}]
 

@@ -8,6 +8,7 @@ from scipy.special import log_softmax, softmax
 from fgvpl_jax.runs.mixing import (
     choose_mix,
     held_out_scores,
+    judging_folds,
     likeliest_weights,
     out_of_fold_log_probabilities,
 )
@@ -94,8 +95,9 @@ def test_the_estimate_is_not_flattered_by_choosing_among_guesses(rng):
 def test_of_two_folds_each_is_judged_on_halves_of_the_other(rng):
     logits, labels, folds = photos(rng, 1.0, 0.9, 1.1)
     one = folds == 0
-    halves = np.empty(one.sum(), int)
-    halves[np.argsort(labels[one], kind="stable")] = np.arange(one.sum()) % 2
+    halves = judging_folds(labels[one], folds[one])
+    for label in range(CLASSES):
+        assert abs(np.diff(np.bincount(halves[labels[one] == label]))) <= 1
     mix = choose_mix(logits[:, one], labels[one], folds[one], None)
     expected = choose_mix(logits[:, one], labels[one], halves, None)
     assert mix.gain == expected.gain != 0

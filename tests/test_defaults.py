@@ -74,7 +74,6 @@ def test_these_settings_have_a_default():
         "prompt_layer",
         "text_residual_ratio",
         "top_k",
-        "uncompared_method",
     ]
 
 

@@ -1,4 +1,6 @@
-"""The one error type for mistakes that the user can correct, and errors in one line."""
+"""The one error type for mistakes that the user can correct, and parts of one-line messages."""
+
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -17,3 +19,8 @@ def problem_of(error: Exception) -> str:
     """Describes an error in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Returns the first names for a message, separated by commas, with an ellipsis for the rest."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

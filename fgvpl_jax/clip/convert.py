@@ -1,7 +1,6 @@
 """Conversion of published tensors to our modules, by an architecture's tables of names."""
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from flax import nnx
@@ -9,10 +8,11 @@ from flax import nnx
 from fgvpl_jax.clip.family import Architecture, Names, source_of
 from fgvpl_jax.clip.towers import ImageTower, TextTower
 from fgvpl_jax.clip.weights import Tensors
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, first_of
 from fgvpl_jax.variables import to_device
 
 LOGIT_SCALE = "logit_scale"
+MOST_NAMED = 5
 
 
 def build_towers(
@@ -59,7 +59,7 @@ def build_towers(
     ):
         if found:
             raise UserError(
-                f"the checkpoint {problem} ({len(found)}): {_first(found)}; "
+                f"the checkpoint {problem} ({len(found)}): {first_of(sorted(found), MOST_NAMED)}; "
                 "check that its config and the weights belong together"
             )
     vision, text = (nnx.merge(graphdef, nnx.from_flat_state(filled)) for graphdef, filled in towers)
@@ -85,8 +85,3 @@ def published_tensors(*towers: tuple[nnx.Module, Names]) -> Tensors:
             tensor = tensors.setdefault(name, np.empty(shape, value.dtype))
             tensor.reshape(-1)[places] = value
     return tensors
-
-
-def _first(names: Iterable[str], count: int = 5) -> str:
-    names = sorted(names)
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import logging
 
 from fgvpl_jax.data.file_kinds import HEAD_BYTES, TIFF, Group, kind_of
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, first_of
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
 IMAGE_SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -259,8 +259,7 @@ def refuse_misread_name(name: str, place: object) -> None:
 def skipped_lines(skipped: Skipped) -> list[str]:
     """Returns one line for each reason: the number of entries, the reason, and the first paths."""
     return [
-        f"{len(paths):,} {reason.value}: {', '.join(paths[:MOST_NAMED])}"
-        + (", …" if len(paths) > MOST_NAMED else "")
+        f"{len(paths):,} {reason.value}: {first_of(paths, MOST_NAMED)}"
         for reason, paths in skipped.items()
     ]
 

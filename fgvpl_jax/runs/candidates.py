@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from fgvpl_jax import defaults
 from fgvpl_jax.data import Split
-from fgvpl_jax.errors import SharedError
+from fgvpl_jax.errors import SharedError, first_of
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import METHODS, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD
@@ -140,10 +140,9 @@ def warn_of_classes_left_out(run: Run, folds: PhotoFolds) -> None:
     ]
     if left_out:
         logging.warning(
-            "%d classes have a single photo, or copies of one, and no validation photo: %s%s; %s",
+            "%d classes have a single photo, or copies of one, and no validation photo: %s; %s",
             len(left_out),
-            ", ".join(left_out[:MOST_NAMED]),
-            ", …" if len(left_out) > MOST_NAMED else "",
+            first_of(left_out, MOST_NAMED),
             "the comparison of methods and the estimate leave them out, add photos"
             if folds.can_compare
             else "methods cannot be compared and the estimate is too low, add photos",

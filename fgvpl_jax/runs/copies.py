@@ -15,6 +15,7 @@ from fgvpl_jax.data.near_copies import (
     groups_of_copies,
     linked_copies,
 )
+from fgvpl_jax.errors import first_of
 from fgvpl_jax.runs.run import Run, signatures_of
 from fgvpl_jax.training import is_writer
 
@@ -67,12 +68,11 @@ def warn_of_copies_in(
             keys = [key for key, is_copy in zip(split.keys, found, strict=True) if is_copy]
             logging.warning(
                 "%d of the %d %s images look like copies of support images, so results on them are "
-                "too good: %s%s%s",
+                "too good: %s%s",
                 len(keys),
                 len(split),
                 name,
-                ", ".join(keys[:MOST_NAMED]),
-                ", …" if len(keys) > MOST_NAMED else "",
+                first_of(keys, MOST_NAMED),
                 hint,
             )
 
@@ -90,14 +90,13 @@ def without_copies(run: Run, validation: Split) -> Split | None:
     if not is_copy.any():
         return validation
     if is_writer():
-        copies = np.flatnonzero(is_copy).tolist()
+        copies = [validation.keys[place] for place in np.flatnonzero(is_copy)]
         logging.warning(
             "%d of the %d validation images look like copies of support images and are left out: "
-            "%s%s",
+            "%s",
             len(copies),
             len(validation),
-            ", ".join(validation.keys[place] for place in copies[:MOST_NAMED]),
-            ", …" if len(copies) > MOST_NAMED else "",
+            first_of(copies, MOST_NAMED),
         )
     return None if is_copy.all() else validation.select(np.flatnonzero(~is_copy).tolist())
 

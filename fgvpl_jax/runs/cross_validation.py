@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from fgvpl_jax.data import Split
 from fgvpl_jax.displays.epoch_progress import epoch_progress
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, first_of
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import Choices, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
@@ -20,6 +20,8 @@ from fgvpl_jax.runs.copies import copies_for_folds
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
 from fgvpl_jax.training import Checkpoints, is_writer, train, wait_for_all
+
+MOST_NAMED = 5
 
 
 class HeldOut(NamedTuple):
@@ -107,12 +109,11 @@ def warn_of_single_photos(counts: Int[np.ndarray, "k"], names: tuple[str, ...], 
     single = [names[label] for label in np.flatnonzero(counts == 1)]
     if single:
         logging.warning(
-            "%d %s have a single photo, or copies of one, held out without one to train on: %s%s; "
+            "%d %s have a single photo, or copies of one, held out without one to train on: %s; "
             "the estimate is too low for them, add photos",
             len(single),
             kind,
-            ", ".join(single[:5]),
-            " …" if len(single) > 5 else "",
+            first_of(single, MOST_NAMED),
         )
 
 

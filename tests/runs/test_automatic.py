@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from fgvpl_jax.errors import SharedError, UserError
 from fgvpl_jax.inference.export import export_classifier
 from fgvpl_jax.methods import METHODS
 from fgvpl_jax.runs import automatic, candidates, default_config, experiment, prepare, trying
-from fgvpl_jax.runs.cross_validation import choose_folds
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.training_monitor import LogTargets
@@ -239,21 +237,6 @@ def test_methods_that_saw_different_validation_images_are_not_compared(config, t
         experiment.evaluate(Workdir(tmp_path / "W"))
 
 
-def test_a_method_that_must_encode_too_long_is_not_measured(config, tmp_path, monkeypatch):
-    run, _ = automatic.with_shared_features(prepare.prepare(config, Workdir(tmp_path / "W")))
-    run.shared_features.pass_seconds = 60.0
-    folds = candidates.PhotoFolds(np.arange(6) % 2, np.empty(0, int))  # trained on 6, 3 and 3
-    fvp, gda = (candidates.candidate_run(run, name) for name in ("fvp", "gda"))
-    assert candidates.least_seconds(fvp, folds) == fvp.config.epochs * 60 * 2 > 0
-    assert candidates.least_seconds(gda, folds) == 0
-    validation = candidates.PhotoFolds(np.full(6, -1), np.arange(4))  # the final model suffices
-    assert candidates.least_seconds(fvp, validation) == fvp.config.epochs * 60
-    record = trying.Record(run.workdir)
-    trying.predict(fvp, folds, record, budget=60.0)
-    note = record.attempt("fvp").note
-    assert note == f"not tried: needs more than {2 * fvp.config.epochs} min"
-
-
 def test_in_a_job_only_an_error_of_all_processes_fails_a_method(monkeypatch):
     monkeypatch.setattr(trying.jax, "process_count", lambda: 2)
     attempt = trying.Attempt("gda")
@@ -262,23 +245,6 @@ def test_in_a_job_only_an_error_of_all_processes_fails_a_method(monkeypatch):
     assert not attempt.is_settled
     trying.note_failure(attempt, SharedError("add photos"))
     assert attempt.note == "failed: add photos"
-
-
-def test_folds_stay_until_every_process_has_read_them(config, tmp_path, monkeypatch):
-    workdir = Workdir(tmp_path)
-    run = prepare.prepare(config, workdir)
-    fold, whole = workdir.folds / "fold_1" / "held_out.npz", tmp_path / "held_out.npz"
-    logits = np.zeros((1, 2), np.float32)
-    found = candidates.HeldOutPhotos(logits, logits, np.zeros(1, int), np.zeros(1, int))
-    fold.parent.mkdir(parents=True)
-    workdir.write_arrays(fold, **found._asdict())
-    seen = []
-    monkeypatch.setattr(
-        candidates, "wait_for_all", lambda _: seen.append((fold.exists(), whole.exists()))
-    )
-    folds = candidates.PhotoFolds(np.zeros(1, int), np.empty(0, int))
-    candidates.held_out_photos(run, folds)
-    assert seen == [(True, False), (False, True)]
 
 
 def test_a_method_without_finite_logits_is_left_out(config, tmp_path, monkeypatch):
@@ -294,43 +260,6 @@ def test_a_method_without_finite_logits_is_left_out(config, tmp_path, monkeypatc
     results = train(config, tmp_path / "W")
     assert results.tried[0].note == "failed: its logits of held-out photos are not finite"
     assert results.reason == "kernel_ridge_plain is the only method that could be compared"
-
-
-def test_a_class_of_one_photo_is_named(config, tmp_path, caplog):
-    write_photo_folders(tmp_path / "photos", 3)
-    for number in (1, 2):
-        (tmp_path / "photos" / "red_square" / f"{number:03}.png").unlink()
-    config.data.root = str(tmp_path / "photos")
-    with config.ignore_type():
-        config.shots = None
-    run = prepare.prepare(config, Workdir(tmp_path / "W"))
-    candidates.warn_of_classes_left_out(run, candidates.photo_folds(run))
-    assert "1 classes have a single photo" in caplog.text
-    assert "red square; the comparison of methods and the estimate leave them out" in caplog.text
-
-
-def test_photos_of_few_classes_do_not_compare_methods(config, tmp_path, caplog):
-    write_photo_folders(tmp_path / "photos", 4)
-    config.data.root = str(tmp_path / "photos")
-    with config.ignore_type():
-        config.shots = None
-    run = prepare.prepare(config, Workdir(tmp_path / "W"))
-    names = run.dataset.class_names
-    assert candidates.photo_folds(run).can_compare
-    for folder in sorted((tmp_path / "photos").iterdir())[1:]:
-        for photo in sorted(folder.iterdir())[1:]:
-            photo.unlink()
-    run = prepare.prepare(config, Workdir(tmp_path / "V"))
-    folds = candidates.photo_folds(run)
-    assert len(names) > 2 and not folds.can_compare
-    assert len(folds.support) == len(names) + 3 and (folds.support >= 0).all()
-    candidates.warn_of_classes_left_out(run, folds)
-    assert f"{len(names) - 1} classes have a single photo" in caplog.text
-    assert "methods cannot be compared" in caplog.text
-    for folder in sorted((tmp_path / "photos").iterdir())[2:]:
-        shutil.rmtree(folder)
-    run = prepare.prepare(config, Workdir(tmp_path / "U"))
-    assert not candidates.photo_folds(run).can_compare  # of two classes, one is held out
 
 
 @pytest.mark.parametrize("per_class", [1, 4])
@@ -366,29 +295,6 @@ def test_validation_photos_that_cannot_be_read_are_left_out(
     assert len(results.validation_unreadable) == 1 and results.counts.validation == 9
     folds = np.load(tmp_path / "W" / "candidates" / "gda" / "held_out.npz")["folds"]
     assert len(folds) == 9 + 8
-
-
-def test_photos_that_are_alone_in_their_class_are_never_held_out(config, tmp_path):
-    config.shots = 1
-    run = prepare.prepare(config, Workdir(tmp_path / "W"))
-    folds = candidates.photo_folds(run)
-    assert folds.support.tolist() == [-1, -1, -1]
-    assert sorted(folds.validation.tolist()) == [0, 0, 1]
-    assert folds.can_compare and folds.numbers == [0, 1]
-
-
-def test_two_photos_per_class_have_two_folds_which_validation_shares(config, tmp_path):
-    config.shots, config.cv_folds = 2, 4
-    run = prepare.prepare(config, Workdir(tmp_path / "W"))
-    choose_folds(run)
-    for _ in range(2):  # the file of the folds is read again
-        folds = candidates.photo_folds(run)
-        assert folds.numbers == [0, 1]
-        for own, split in ((folds.support, "support"), (folds.validation, "validation")):
-            labels = getattr(run.few_shot, split).labels
-            assert np.bincount(labels[own == 0]).tolist() == [1, 1, 1]
-        (run.workdir.candidates / "gda").mkdir(parents=True, exist_ok=True)
-        choose_folds(run)
 
 
 def test_closed_forms_are_tried_first_and_the_most_accurate_one_before_them(tiny_config, tmp_path):

@@ -4,6 +4,7 @@ Accuracy on a copy of a training photo says nothing about new photos.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -104,15 +105,11 @@ def first_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
     A photo is compared with first photos alone: in a chain of photos that each resemble the next,
     the ends need not resemble each other.
     """
-    first, least = np.arange(len(found)), least_correlation(found)
-    for start in range(0, len(found), BLOCK):
-        stop = start + BLOCK
-        alike = are_alike(found[start:stop], found[:stop], least)
-        for place in start + np.flatnonzero(alike.sum(axis=1) > 1):
-            earlier = np.flatnonzero(alike[place - start, :place])
-            earlier = earlier[first[earlier] == earlier]
-            if earlier.size:
-                first[place] = earlier[0]
+    first = np.arange(len(found))
+    for place, earlier in earlier_copies(found):
+        leaders = earlier[first[earlier] == earlier]
+        if leaders.size:
+            first[place] = leaders[0]
     return first
 
 
@@ -121,16 +118,26 @@ def linked_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
 
     The frames of a film are such a chain: each is a copy of the next, though the ends differ.
     """
-    first, least = np.arange(len(found)), least_correlation(found)
+    first = np.arange(len(found))
+    for place, earlier in earlier_copies(found):
+        chains = np.unique(first[earlier])
+        first[place] = chains[0]
+        first[np.isin(first, chains[1:])] = chains[0]
+    return first
+
+
+def earlier_copies(
+    found: Float32[np.ndarray, "N 192"],
+) -> Iterator[tuple[int, Int[np.ndarray, "m"]]]:
+    """Yields the place of each photo that is a copy of earlier ones, and the places of these."""
+    least = least_correlation(found)
     for start in range(0, len(found), BLOCK):
         stop = start + BLOCK
         alike = are_alike(found[start:stop], found[:stop], least)
         for place in start + np.flatnonzero(alike.sum(axis=1) > 1):
-            chains = np.unique(first[:place][alike[place - start, :place]])
-            if chains.size:
-                first[place] = chains[0]
-                first[np.isin(first, chains[1:])] = chains[0]
-    return first
+            earlier = np.flatnonzero(alike[place - start, :place])
+            if earlier.size:
+                yield int(place), earlier
 
 
 def groups_of_copies(first: Int[np.ndarray, "N"]) -> list[list[int]]:

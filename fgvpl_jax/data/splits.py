@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 from PIL import Image
 
 from fgvpl_jax.data.entries import Skipped, refuse_misread_name
@@ -33,11 +33,14 @@ class Split:
         root: Folder that holds the images.
         keys: Path of each image relative to `root`, with forward slashes.
         labels: Class of each image.
+        copies: Number of the group of copies that each image belongs to, of any classes; None if no
+            image is known to be a copy.
     """
 
     root: Path
     keys: tuple[str, ...]
     labels: Int32[np.ndarray, "N"]
+    copies: Int[np.ndarray, "N"] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,11 +69,26 @@ class Split:
 
     def select(self, indices: Sequence[int]) -> "Split":
         """Returns the images at `indices`, in that order."""
+        places = np.asarray(indices, np.int64)
         return replace(
             self,
             keys=tuple(self.keys[i] for i in indices),
-            labels=self.labels[np.asarray(indices, np.int64)],
+            labels=self.labels[places],
+            copies=None if self.copies is None else self.copies[places],
         )
+
+    @property
+    def first_copies(self) -> Int[np.ndarray, "N"]:
+        """Place of the first image of each image's group of copies; its own if it is no copy."""
+        if self.copies is None:
+            return np.arange(len(self))
+        _, places, groups = np.unique(self.copies, return_index=True, return_inverse=True)
+        return places[groups]
+
+    @property
+    def num_different(self) -> int:
+        """Number of different images: copies count once."""
+        return len(np.unique(self.first_copies))
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class TfdsSplit(Split):
             self.labels[places],
             self.sources,
             self.records[places],
+            copies=None if self.copies is None else self.copies[places],
         )
 
 

@@ -1,6 +1,5 @@
 """GDA: Gaussian discriminant analysis of frozen features, added to zero-shot CLIP."""
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from fgvpl_jax.methods.fitted_once import (
     unit_views,
     validation_of,
 )
-from fgvpl_jax.methods.held_out import ACCURACY, HeldOutLogits
-from fgvpl_jax.methods.interface import FewShotFeatures
+from fgvpl_jax.methods.held_out import ACCURACY, HeldOutLogits, groups_of
+from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable, to_device
 
@@ -47,15 +46,9 @@ class GDA(FittedOnce):
     name = "gda"
     title = "GDA"
 
-    def __init__(
-        self,
-        clip: CLIP,
-        text_features: Float[Array, "k e"],
-        labels: Int[np.ndarray, "s"],
-        rule: str,
-    ):
-        super().__init__(clip, text_features, labels, rule)
-        num_classes, dim = text_features.shape
+    def __init__(self, clip: CLIP, task: Task, rule: str):
+        super().__init__(clip, task, rule)
+        num_classes, dim = task.text_features.shape
         self.kernel = Trainable(to_device(np.zeros((dim, num_classes))))
         self.bias = Trainable(to_device(np.zeros(num_classes)))
         self.alpha = Trainable(to_device(1.0))
@@ -76,7 +69,9 @@ class GDA(FittedOnce):
         scores = {}
         for step in steps:
             kernel, bias = statistics.classifier(4.0**step)
-            support = leave_one_out(views, few_shot.labels, statistics, 4.0**step)
+            support = leave_one_out(
+                views, few_shot.labels, np.asarray(self.copies[...]), statistics, 4.0**step
+            )
             scores[step] = HeldOutLogits(support, queries @ kernel + bias)
 
         def alpha_of(weight_step: int) -> float:
@@ -215,35 +210,28 @@ def biases(squares: Float64[np.ndarray, "k"], present: np.ndarray) -> Float64[np
 def leave_one_out(
     views: Float64[np.ndarray, "s r e"],
     labels: Int[np.ndarray, "s"],
+    copies: Int[np.ndarray, "s"],
     statistics: Statistics,
     ridge: float,
 ) -> Float64[np.ndarray, "s k"]:
-    """Returns the scores of each image's plain view, from a fit without any view of the image.
+    """Returns the scores of each image's plain view, from a fit without the image and its copies.
 
-    Exact but for the `excess`, which is that of all images. Without an image the scatter changes by
-    a matrix of a rank of at most r + 3, so Woodbury's identity replaces a new inverse. The scores
-    of an image without a companion of its class are 0 and mean nothing.
+    Exact but for the `excess`, which is that of all images. Without n views of a class the scatter
+    changes by a matrix of a rank of at most n + 3, so Woodbury's identity replaces a new inverse.
+    The scores of images whose class has no others are 0 and mean nothing.
     """
-    return np.array([*_leave_one_out(views, labels, statistics, ridge)])
-
-
-def _leave_one_out(
-    views: Float64[np.ndarray, "s r e"],
-    labels: Int[np.ndarray, "s"],
-    statistics: Statistics,
-    ridge: float,
-) -> Iterator[Float64[np.ndarray, "k"]]:
     rotated_means = statistics.means @ statistics.eigenvectors
     present = statistics.counts > 0
     centre = rotated_means[present].mean(axis=0)
-    num_taken, dim = views.shape[1:]
+    num_views, dim = views.shape[1:]
     excess = statistics.excess(ridge)
-    for own, label in zip(views, labels, strict=True):
-        rotated = own @ statistics.eigenvectors
-        counts = statistics.counts.copy()
+    scores = np.zeros((len(views), len(present)))
+    for places in groups_of(copies):
+        label = labels[places[0]]
+        rotated = views[places].reshape(-1, dim) @ statistics.eigenvectors
+        num_taken, counts = len(rotated), statistics.counts.copy()
         counts[label] -= num_taken
         if not counts[label]:
-            yield np.zeros(len(counts))
             continue
         means = rotated_means.copy()
         difference = rotated - means[label]
@@ -266,7 +254,9 @@ def _leave_one_out(
         small = np.linalg.solve(
             np.eye(len(factors)) + factors[:, None] * (weighted @ changes.T), np.diag(-factors)
         )
-        of_means, of_query = weighted @ means.T, weighted @ rotated[0]
-        products = (rotated[0] * inverse) @ means.T + of_query @ small @ of_means
+        queries = rotated[::num_views]
+        of_means, of_queries = weighted @ means.T, weighted @ queries.T
+        products = (queries * inverse) @ means.T + of_queries.T @ small @ of_means
         squares = (means**2) @ inverse + (of_means * (small @ of_means)).sum(axis=0)
-        yield dim * products + biases(dim * squares - excess, present)
+        scores[places] = dim * products + biases(dim * squares - excess, present)
+    return scores

@@ -20,11 +20,11 @@ from fgvpl_jax.methods.fitted_once import (
 from fgvpl_jax.methods.gda import Statistics, leave_one_out
 from fgvpl_jax.methods.held_out import (
     HeldOutLogits,
-    has_companion,
+    is_judged,
     smoothed_targets,
     tempered_losses,
 )
-from fgvpl_jax.methods.interface import FewShotFeatures
+from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable, to_device
 from fgvpl_jax.visual_prompt import FeatureKinds, FeatureKindsEncoder
@@ -59,15 +59,9 @@ class GDAPool(FittedOnce):
     title = "GDA pool"
     finds_objects = True
 
-    def __init__(
-        self,
-        clip: CLIP,
-        text_features: Float[Array, "k e"],
-        labels: Int[np.ndarray, "s"],
-        rule: str,
-    ):
-        super().__init__(clip, text_features, labels, rule)
-        num_classes, dim = text_features.shape
+    def __init__(self, clip: CLIP, task: Task, rule: str):
+        super().__init__(clip, task, rule)
+        num_classes, dim = task.text_features.shape
         self.kernel = Trainable(to_device(np.zeros((len(KINDS), dim, num_classes))))
         self.bias = Trainable(to_device(np.zeros(num_classes)))
         self.text_weight = Trainable(to_device(1.0))
@@ -90,14 +84,14 @@ class GDAPool(FittedOnce):
         views = np.stack([self._unit_kinds(packed) for packed in passes], axis=2)
         packed, validation_labels = validation_of(few_shot)
         queries = self._unit_kinds(packed)
-        photos = CalibrationPhotos(labels, validation_labels)
+        photos = CalibrationPhotos(labels, np.asarray(self.copies[...]), validation_labels)
         text = HeldOutLogits(self.zero_shot(views[0, :, 0]), self.zero_shot(queries[0]))
         text_weight = photos.text_weight(text)
         present = np.bincount(labels, minlength=num_classes) > 0
-        images_per_class = len(labels) / present.sum()
+        images_per_class = len(np.unique(photos.copies)) / present.sum()
         ridges = RIDGES if images_per_class >= 3 else (FIRST_RIDGE,)
         experts = [
-            fitted(used, labels, query, photos, ridges, num_classes)
+            fitted(used, query, photos, ridges, num_classes)
             for own, query in zip(views, queries, strict=True)
             for used in (own, own[:, :1])
         ]
@@ -187,12 +181,14 @@ class CalibrationPhotos:
     """Photos that calibrate logits and choose weights: support images left out, and validation.
 
     Attributes:
-        labels: Classes of the support images. Those without a companion have no say, except on
-            zero-shot CLIP, which was fitted on no image.
+        labels: Classes of the support images. Those that `is_judged` leaves out have no say, except
+            on zero-shot CLIP, which was fitted on no image.
+        copies: Number of each one's group of copies; see `is_judged`.
         validation_labels: Classes of the validation images; empty without any.
     """
 
     labels: Int[np.ndarray, "s"]
+    copies: Int[np.ndarray, "s"]
     validation_labels: Int[np.ndarray, "v"]
 
     def of(self, held_out: HeldOutLogits) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +197,7 @@ class CalibrationPhotos:
         Classes without a support image are left out: smoothed targets give them a share, for which
         their very low scores would cost much.
         """
-        known, present = has_companion(self.labels), np.unique(self.labels)
+        known, present = is_judged(self.labels, self.copies), np.unique(self.labels)
         possible = np.isin(self.validation_labels, present)
         logits = np.concatenate([held_out.support[known], held_out.validation[possible]])
         labels = np.concatenate([self.labels[known], self.validation_labels[possible]])
@@ -256,13 +252,13 @@ class CalibrationPhotos:
 
 def fitted(
     views: Float64[np.ndarray, "s r e"],
-    labels: Int[np.ndarray, "s"],
     queries: Float64[np.ndarray, "v e"],
     photos: CalibrationPhotos,
     ridges: Sequence[float],
     num_classes: int,
 ) -> Expert:
     """Fits a discriminant, with the τ of the highest likelihood, and calibrates it."""
+    labels = photos.labels
     statistics = Statistics.of(views, labels, num_classes, BETWEEN * views.shape[1])
     # GDA's precision is e times the inverse of a scatter. Views of an image are much alike, so
     # images and not views are counted for the inverse of a covariance.
@@ -270,7 +266,7 @@ def fitted(
     best: tuple[float, Expert] | None = None
     for ridge in ridges:
         kernel, bias = statistics.classifier(ridge)
-        support = leave_one_out(views, labels, statistics, ridge)
+        support = leave_one_out(views, labels, photos.copies, statistics, ridge)
         held_out = HeldOutLogits(support, queries @ kernel + bias)
         held_out = HeldOutLogits(*(factor * logits for logits in held_out))
         temperature, loss = photos.temperature_and_loss(held_out)

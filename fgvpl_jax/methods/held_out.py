@@ -51,18 +51,20 @@ class SelectionRule:
     Attributes:
         name: "accuracy" or "likelihood".
         labels: Classes of the support images.
+        copies: Number of each one's group of copies; see `is_judged`.
         validation_labels: Classes of the validation images; empty without any.
     """
 
     name: str
     labels: Int[np.ndarray, "s"]
+    copies: Int[np.ndarray, "s"]
     validation_labels: Int[np.ndarray, "v"]
 
     def losses(self, held_out: HeldOutLogits) -> Float64[np.ndarray, "N"]:
         """Returns a candidate's loss at each photo that has a say; empty if no photo has."""
         if self.name == ACCURACY:
             return (held_out.validation.argmax(axis=1) != self.validation_labels).astype(np.float64)
-        known = has_companion(self.labels)
+        known = is_judged(self.labels, self.copies)
         logits = np.concatenate([held_out.support[known], held_out.validation])
         labels = np.concatenate([self.labels[known], self.validation_labels])
         if not len(labels):
@@ -103,9 +105,26 @@ def first_of_the_best(
     return int((above.mean(axis=1) <= allowed).argmax())
 
 
-def has_companion(labels: Int[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
-    """Returns which images have another one of their class, without which none can predict it."""
-    return np.bincount(labels)[labels] > 1
+def is_judged(labels: Int[np.ndarray, "s"], copies: Int[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
+    """Returns which support images judge a fit without them and without their copies.
+
+    Their class has another image that is no copy, without which no fit can predict it. Of a group
+    of copies only the first image judges, because the others would repeat its judgement.
+
+    Args:
+        labels: Classes of the images.
+        copies: Number of the group of each image; a group is of one class.
+    """
+    places = np.unique(copies, return_index=True)[1]
+    judged = np.zeros(len(labels), np.bool_)
+    judged[places] = (np.bincount(labels[places]) > 1)[labels[places]]
+    return judged
+
+
+def groups_of(copies: Int[np.ndarray, "s"]) -> list[Int[np.ndarray, "m"]]:
+    """Returns the places of the images of each group."""
+    ends = np.cumsum(np.unique(copies, return_counts=True)[1])
+    return np.split(np.argsort(copies, kind="stable"), ends[:-1])
 
 
 def smoothed_losses(

@@ -30,11 +30,13 @@ class Task(NamedTuple):
         class_names: Names of the classes in label order.
         text_features: Zero-shot weights w, unit vectors.
         support_labels: Classes of the support images.
+        support_copies: Number of the group of copies of each support image, as `Split.copies`.
     """
 
     class_names: tuple[str, ...]
     text_features: Float[Array, "k e"]
     support_labels: Int[np.ndarray, "s"]
+    support_copies: Int[np.ndarray, "s"] | None = None
 
 
 class Recipe(NamedTuple):

@@ -19,8 +19,8 @@ from fgvpl_jax.methods.fitted_once import (
     unit_views,
     validation_of,
 )
-from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits
-from fgvpl_jax.methods.interface import FewShotFeatures
+from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits, groups_of
+from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable, to_device
 
@@ -56,7 +56,7 @@ class Fit(NamedTuple):
 
     Attributes:
         coefficients: A of (K + λD) A = R.
-        left_out: Value at each image's plain view, from a regression without any view of it.
+        left_out: Value at each image's plain view, from a regression without it and its copies.
     """
 
     coefficients: Float64[np.ndarray, "n k"]
@@ -83,16 +83,11 @@ class KernelRidge(FittedOnce):
     title = "Kernel ridge (ProKeR)"
     adds_to_zero_shot = True
 
-    def __init__(
-        self,
-        clip: CLIP,
-        text_features: Float[Array, "k e"],
-        labels: Int[np.ndarray, "s"],
-        rule: str,
-    ):
-        super().__init__(clip, text_features, labels, rule)
-        num_classes, dim = text_features.shape
-        num_keys = len(labels) * (1 + num_passes(len(labels)))
+    def __init__(self, clip: CLIP, task: Task, rule: str):
+        super().__init__(clip, task, rule)
+        num_classes, dim = task.text_features.shape
+        num_images = len(task.support_labels)
+        num_keys = num_images * (1 + num_passes(num_images))
         self.keys = Trainable(to_device(np.zeros((num_keys, dim))))
         self.coefficients = Trainable(to_device(np.zeros((num_keys, num_classes))))
         self.settings = Trainable(to_device(np.zeros(3)))
@@ -119,10 +114,10 @@ class KernelRidge(FittedOnce):
         )
         if len(keys) > MOST_KEYS:
             steps = ((0,), (0,))
-        sizes, fits = relative_sizes(few_shot.labels), {}
+        sizes, copies, fits = relative_sizes(few_shot.labels), np.asarray(self.copies[...]), {}
         for sharpness_step, step in product(*steps):
             settings = settings_at(sharpness_step, step, 0)
-            fit = solve(keys, targets, settings, sizes)
+            fit = solve(keys, targets, settings, sizes, copies)
             values = gaussian(queries, keys, settings.sharpness) @ fit.coefficients
             fits[sharpness_step, step] = (fit, HeldOutLogits(fit.left_out, values))
 
@@ -190,10 +185,11 @@ def solve(
     targets: Float64[np.ndarray, "n k"],
     settings: Settings,
     sizes: Float64[np.ndarray, "s"],
+    copies: Int[np.ndarray, "s"],
 ) -> Fit:
-    """Solves the regression and, exactly, those without one image each and with the same D.
+    """Solves the regression and, exactly, those without one group of copies and with the same D.
 
-    With the inverse G of K + λD, a regression without the views v of an image has the values
+    With the inverse G of K + λD, a regression without the views v of a group has the values
     R_v - (G_vv)⁻¹ A_v at them.
 
     Args:
@@ -202,6 +198,7 @@ def solve(
         targets: R.
         settings: β and λ.
         sizes: Diagonal of D, by image; see `relative_sizes`.
+        copies: Number of each image's group of copies.
     """
     num_images = len(sizes)
     num_views = len(keys) // num_images
@@ -209,7 +206,9 @@ def solve(
     matrix[np.diag_indices_from(matrix)] += settings.regularisation * np.repeat(sizes, num_views)
     inverse = np.linalg.inv(matrix)
     coefficients = inverse @ targets
-    images = np.arange(num_images)
-    blocks = inverse.reshape(num_images, num_views, num_images, num_views)[images, :, images]
-    residuals = np.linalg.solve(blocks, coefficients.reshape(num_images, num_views, -1))
-    return Fit(coefficients, targets[::num_views] - residuals[:, 0])
+    left_out = targets[::num_views].copy()
+    for places in groups_of(copies):
+        rows = (places[:, None] * num_views + np.arange(num_views)).reshape(-1)
+        residuals = np.linalg.solve(inverse[np.ix_(rows, rows)], coefficients[rows])
+        left_out[places] -= residuals[::num_views]
+    return Fit(coefficients, left_out)

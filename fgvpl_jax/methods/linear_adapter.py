@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fitted_once import NUM_PASSES, FittedOnce, folds_of, unit_views
-from fgvpl_jax.methods.interface import FewShotFeatures
+from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable
 
@@ -44,15 +44,9 @@ class LinearAdapter(FittedOnce):
         matrix: The trained matrix.
     """
 
-    def __init__(
-        self,
-        clip: CLIP,
-        text_features: Float[Array, "k e"],
-        labels: Int[np.ndarray, "s"],
-        rule: str,
-    ):
-        super().__init__(clip, text_features, labels, rule)
-        self.matrix = Trainable(self.initial(text_features, jnp.asarray(clip.logit_scale)))
+    def __init__(self, clip: CLIP, task: Task, rule: str):
+        super().__init__(clip, task, rule)
+        self.matrix = Trainable(self.initial(task.text_features, jnp.asarray(clip.logit_scale)))
 
     @staticmethod
     def initial(
@@ -81,7 +75,8 @@ class LinearAdapter(FittedOnce):
     def initialise(self, few_shot: FewShotFeatures) -> None:
         """Trains the matrix, and five more for the logits of held-out images."""
         views = unit_views(few_shot, NUM_PASSES).astype(np.float32).swapaxes(0, 1)
-        labels, folds = few_shot.labels, folds_of(few_shot.labels)
+        labels = few_shot.labels
+        folds = folds_of(labels, np.asarray(self.copies[...]))
         self.matrix.set_value(self._fitted(views, labels))
         held_out = np.zeros(self.held_out.shape, np.float32)
         problem = self._problem(views, labels)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
-from fgvpl_jax.methods.held_out import ACCURACY, LIKELIHOOD, HeldOutLogits, SelectionRule
+from fgvpl_jax.methods.held_out import ACCURACY, first_of_the_best, tempered_losses
 from fgvpl_jax.methods.interface import FeatureMethod, FewShotFeatures, Task
 from fgvpl_jax.variables import Trainable, to_device
 
@@ -144,14 +144,12 @@ def most_likely_c(
     "Hardly worse" is within one standard error; of those, C is the power of ten nearest to 1.
     """
     num_classes = int(max(labels.max(), validation_labels.max())) + 1
-    rule = SelectionRule(LIKELIHOOD, np.empty(0, np.int64), validation_labels)
 
     def losses(c: float) -> Float64[np.ndarray, "v"]:
         kernel, bias = solve(features, labels, c, num_classes)
-        empty = np.empty((0, num_classes))
-        return rule.losses(HeldOutLogits(empty, validation_features @ kernel + bias))
+        return tempered_losses(validation_features @ kernel + bias, validation_labels)[1]
 
-    return LIKELY_CS[rule.choose([losses(c) for c in LIKELY_CS])]
+    return LIKELY_CS[first_of_the_best(np.stack([losses(c) for c in LIKELY_CS]))]
 
 
 def solve(

@@ -12,7 +12,7 @@ from fgvpl_jax.methods.fitted_once import (
     folds_of,
     relative_sizes,
 )
-from fgvpl_jax.methods.interface import FewShotFeatures
+from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.variables import Frozen, Trainable, to_device
 
 
@@ -43,16 +43,11 @@ class SVM(FittedOnce):
     name = "svm"
     title = "SVM"
 
-    def __init__(
-        self,
-        clip: CLIP,
-        text_features: Float[Array, "k e"],
-        labels: Int[np.ndarray, "s"],
-        rule: str,
-    ):
-        super().__init__(clip, text_features, labels, rule)
+    def __init__(self, clip: CLIP, task: Task, rule: str):
+        super().__init__(clip, task, rule)
+        labels = task.support_labels
         present = np.unique(labels)
-        dim, num_present = text_features.shape[1], len(present)
+        dim, num_present = task.text_features.shape[1], len(present)
         self.mean = Trainable(to_device(np.zeros(dim)))
         self.deviation = Trainable(to_device(np.ones(dim)))
         self.vectors = Trainable(to_device(np.zeros((len(labels), dim))))
@@ -93,7 +88,7 @@ class SVM(FittedOnce):
         self.intercepts.set_value(to_device(symmetric(machine.intercept_)))
         self.sharpness.set_value(to_device(machine._gamma))
         held_out = np.zeros(self.held_out.shape, np.float32)
-        folds = folds_of(labels)
+        folds = folds_of(labels, np.asarray(self.copies[...]))
         for fold in range(folds.max() + 1):
             out = folds == fold
             model = clone(unfitted).fit(features[~out], labels[~out])

@@ -20,10 +20,11 @@ from fgvpl_jax.runs.candidates import (
     candidate_run,
     held_out_photos,
     photo_folds,
+    rows_of,
     warn_of_classes_left_out,
 )
 from fgvpl_jax.runs.copies import warn_of_copies, without_copies
-from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, num_different, trained_on
+from fgvpl_jax.runs.cross_validation import HeldOut, choose_folds, trained_on
 from fgvpl_jax.runs.known_classes import known_classes_of, write_known_classes
 from fgvpl_jax.runs.measuring import fields_of, fold_scores, test_scores, write_support
 from fgvpl_jax.runs.mixing import Mix, choose_mix, out_of_fold_log_probabilities
@@ -266,7 +267,8 @@ def measure_auto(
     folds = photo_folds(run)
     if run.config.calibrate and folds.can_compare:
         selection |= calibration({"folds": LabelledLogits(own, found.estimate.labels)})
-    different = num_different(run, folds.support >= 0) + len(folds.validation)
+    held = [rows_of(run.few_shot.support, folds.support >= 0), run.few_shot.validation]
+    different = sum(split.num_different for split in held if split)
     scores = fold_scores(found.estimate, min(different, len(found.estimate.labels)))
     if run.dataset.test is not None:
         members = [member_of(one, finals[one.method]) for one in tried if one.weight]

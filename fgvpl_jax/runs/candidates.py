@@ -109,7 +109,8 @@ def photo_folds(run: Run) -> PhotoFolds:
     if few_shot.validation is not None:
         # As many as those of the support images, which a file holds if they are not `cv_folds`.
         count = int(folds.max()) + 1 if folds_file(run).exists() else config.cv_folds
-        validation = stratified_folds(few_shot.validation.labels, count, config.seed)
+        drawn = few_shot.validation
+        validation = stratified_folds(drawn.labels, count, config.seed, drawn.first_copies)
     held = classes_held_out(run)
     if len(held) < max(2, len(np.unique(labels)) / 2):
         return PhotoFolds(folds, validation, can_compare=False)

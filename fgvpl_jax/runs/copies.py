@@ -1,10 +1,11 @@
 """Looks for copies among a user's photos, which would make results too good."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Float32
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import ImageCache, Split
@@ -14,10 +15,11 @@ from fgvpl_jax.data.near_copies import (
     first_copies,
     groups_of_copies,
     linked_copies,
+    signatures,
 )
 from fgvpl_jax.errors import first_of
-from fgvpl_jax.runs.run import Run, signatures_of
-from fgvpl_jax.training import is_writer
+from fgvpl_jax.runs.run import Run
+from fgvpl_jax.training import gather_rows, is_writer, process_share
 
 MOST_NAMED = 3
 # Share of the photos that one chain of copies may have. A longer one links pictures that are alike
@@ -101,41 +103,49 @@ def without_copies(run: Run, validation: Split) -> Split | None:
     return None if is_copy.all() else validation.select(np.flatnonzero(~is_copy).tolist())
 
 
-def copies_for_folds(
-    support: Split, clip: CLIP, cache: ImageCache | None
-) -> Int[np.ndarray, "s"] | None:
-    """Returns which support images must share a fold, see `linked_copies`; warns if there are some.
+def with_copies(photos: Split, clip: CLIP, cache: ImageCache | None, name: str) -> Split:
+    """Returns photos with their groups of copies, see `linked_copies`; warns if there are some.
+
+    The groups are None if no photo is a copy, if all are copies of one, because training needs a
+    photo outside a group that is held out, or if there are too many photos, with a warning.
 
     Args:
-        support: Images that are divided into folds.
+        photos: A user's own photos.
         clip: Backbone whose crops are compared.
         cache: Cache of decoded images; None reads the files.
-    Returns:
-        None if no image is a copy, if all are copies of one, because training needs an image
-        outside the fold, or if there are too many images, with a warning.
+        name: Name of the photos in warnings.
     """
-    if len(support) > MOST_PHOTOS:
+    if len(photos) > MOST_PHOTOS:
         if is_writer():
             logging.warning(
-                "copies are looked for among at most %d support images, not among %d: if there are "
-                "some, the estimate is too good",
+                "copies are looked for among at most %d %s images, not among %d: if there are "
+                "some, estimates are too good",
                 MOST_PHOTOS,
-                len(support),
+                name,
+                len(photos),
             )
-        return None
-    found = signatures_of(support, clip, cache)
-    first = linked_copies(found)
-    if np.bincount(first).max() > LONGEST_CHAIN * len(support):
-        first = first_copies(found)
-    groups = groups_of_copies(first)
-    if not groups or len(set(first.tolist())) == 1:
-        return None
+        return photos
+    found = signatures_of(photos, clip, cache)
+    copies = linked_copies(found)
+    if np.bincount(copies).max() > LONGEST_CHAIN * len(photos):
+        copies = first_copies(found)
+    groups = groups_of_copies(copies)
+    if not groups or len(set(copies.tolist())) == 1:
+        return photos
     if is_writer():
         logging.warning(
-            "%d of the %d support images look like copies of others, such as %s and %s: the "
-            "estimate keeps copies in one fold",
+            "%d of the %d %s images look like copies of others, such as %s and %s: copies are "
+            "held out together",
             sum(map(len, groups)) - len(groups),
-            len(support),
-            *(support.keys[place] for place in groups[0][:2]),
+            len(photos),
+            name,
+            *(photos.keys[place] for place in groups[0][:2]),
         )
-    return first
+    return replace(photos, copies=copies)
+
+
+def signatures_of(
+    photos: Split, clip: CLIP, cache: ImageCache | None
+) -> Float32[np.ndarray, "n 192"]:
+    """Returns the signature of each photo; each of several processes reads its share."""
+    return gather_rows(signatures(photos, clip.resize_and_crop, cache, process_share()))

@@ -16,7 +16,6 @@ from fgvpl_jax.errors import UserError, first_of
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.methods import Choices, Method, method_named
 from fgvpl_jax.methods.held_out import LIKELIHOOD, HeldOutLogits, SelectionRule
-from fgvpl_jax.runs.copies import copies_for_folds
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import MOST_REPORTED, choose_on_validation, nearest_first
 from fgvpl_jax.training import Checkpoints, is_writer, train, wait_for_all
@@ -67,8 +66,8 @@ def cross_validate(run: Run) -> None:
     # A fold's predictions are kept, its images not needed; all folds train on the same tokens.
     run = replace(run, image_cache=None, shared_tokens=run.tokens)
     folds = folds_of(run)
-    labels = run.few_shot.support.labels
-    counts = np.bincount(labels[is_first_copy(len(labels), copies_of(run))])
+    support = run.few_shot.support
+    counts = np.bincount(support.labels[np.unique(support.first_copies)])
     warn_of_single_photos(counts, run.dataset.class_names, "classes")
     for file in held_out_files(run):
         if not is_intact(file) and is_writer():
@@ -152,7 +151,8 @@ def chosen_by_folds(
 
     def best(chosen_from: Sequence[FoldLogits]) -> int:
         truth = np.concatenate([part.labels for part in chosen_from])
-        selection = SelectionRule(rule, np.empty(0, np.int64), truth)
+        nobody = np.empty(0, np.int64)
+        selection = SelectionRule(rule, nobody, nobody, truth)
         columns = np.concatenate([part.logits for part in chosen_from], axis=1)
         nothing = np.empty((0, columns.shape[2]))
         return selection.choose([selection.losses(HeldOutLogits(nothing, c)) for c in columns])
@@ -187,27 +187,27 @@ def choose_folds(run: Run) -> None:
     support, config = run.few_shot.support, run.config
     is_begun = any(run.workdir.folds.glob("fold_*/*")) or run.workdir.candidates.exists()
     if not is_intact(file) and (file.exists() or not is_begun):
-        first = copies_for_folds(support, run.clip, run.image_cache)
-        count = number_of_folds(support.labels, config.cv_folds, first)
-        if first is not None or count < config.cv_folds:
-            folds = stratified_folds(support.labels, count, config.seed, first)
+        different = support.labels[np.unique(support.first_copies)]
+        count = number_of_folds(different, config.cv_folds)
+        if support.copies is not None or count < config.cv_folds:
+            folds = stratified_folds(support.labels, count, config.seed, support.first_copies)
             file.parent.mkdir(parents=True, exist_ok=True)
-            places = np.arange(len(support)) if first is None else first
-            run.workdir.write_arrays(file, folds=folds, first_copies=places)
+            run.workdir.write_arrays(file, folds=folds)
     wait_for_all("choice of folds")
 
 
-def number_of_folds(
-    labels: Int[np.ndarray, "N"], most: int, first: Int[np.ndarray, "N"] | None
-) -> int:
+def number_of_folds(labels: Int[np.ndarray, "n"], most: int) -> int:
     """Returns the number of folds: `most`, or fewer if most classes have fewer photos.
 
     With four folds and two photos of each class, half of the classes would have one photo left to
     train on, and all held-out photos would be of these, which are at a disadvantage. With two
-    folds, all classes have one left. Classes of one photo lose all of it in any case. `labels` and
-    `first` are those of `stratified_folds`.
+    folds, all classes have one left. Classes of one photo lose all of it in any case.
+
+    Args:
+        labels: Class of each different photo.
+        most: Value of `config.cv_folds`.
     """
-    counts = np.bincount(labels[is_first_copy(len(labels), first)])
+    counts = np.bincount(labels)
     typical = int(np.median(counts[counts > 0]))
     return min(most, typical) if typical > 1 else most
 
@@ -222,21 +222,6 @@ def folds_of(run: Run) -> Int[np.ndarray, "s"]:
     if folds_file(run).exists():
         return read_arrays(folds_file(run))["folds"]
     return stratified_folds(run.few_shot.support.labels, run.config.cv_folds, run.config.seed)
-
-
-def copies_of(run: Run) -> Int[np.ndarray, "s"]:
-    """Returns the place of the first copy of each support image; see `stratified_folds`.
-
-    The folds of earlier versions do not say it: then no image is a copy.
-    """
-    file = folds_file(run)
-    arrays = read_arrays(file) if file.exists() else {}
-    return arrays.get("first_copies", np.arange(len(run.few_shot.support)))
-
-
-def num_different(run: Run, chosen: Bool[np.ndarray, "s"]) -> int:
-    """Returns how many of the chosen support images are different, copies counted once."""
-    return len(np.unique(copies_of(run)[chosen]))
 
 
 def held_out_files(run: Run) -> list[Path]:
@@ -287,12 +272,6 @@ def trained_on(run: Run, support: Split, folder: Path) -> Method:
     return model
 
 
-def is_first_copy(count: int, first: Int[np.ndarray, "N"] | None) -> Bool[np.ndarray, "N"]:
-    """Returns which of `count` images are no copy of an earlier one; see `stratified_folds`."""
-    places = np.arange(count)
-    return places == (places if first is None else first)
-
-
 def stratified_folds(
     labels: Int[np.ndarray, "N"],
     num_folds: int,
@@ -307,15 +286,16 @@ def stratified_folds(
         labels: Class of each image.
         num_folds: Largest number of folds.
         seed: Seed of the run.
-        first: Place of the first copy of each image (see `linked_copies`), whose fold the image
-            shares; the first copies are spread evenly. None if no image is a copy.
+        first: Place of the first copy of each image (see `Split.first_copies`), whose fold the
+            image shares; the first copies are spread evenly. None if no image is a copy.
     """
     rng = np.random.default_rng((seed, len(labels)))
-    is_first = is_first_copy(len(labels), first)
+    first = np.arange(len(labels)) if first is None else first
+    is_first = first == np.arange(len(labels))
     order = np.concatenate(
         [rng.permutation(np.flatnonzero((labels == c) & is_first)) for c in np.unique(labels)]
     )
     folds = np.empty(len(labels), np.int64)
     # The count runs on from class to class: each begins where the one before it ended.
     folds[order] = np.arange(len(order)) % min(num_folds, len(order))
-    return folds if first is None else folds[first]
+    return folds[first]

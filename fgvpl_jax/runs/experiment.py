@@ -9,7 +9,7 @@ from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import AUTO
 from fgvpl_jax.runs.automatic import evaluate_auto, train_auto
 from fgvpl_jax.runs.copies import warn_of_copies
-from fgvpl_jax.runs.cross_validation import cross_validate, folds_of, num_different, read_held_out
+from fgvpl_jax.runs.cross_validation import cross_validate, read_held_out
 from fgvpl_jax.runs.known_classes import known_classes_of, write_known_classes
 from fgvpl_jax.runs.measuring import (
     fields_of,
@@ -125,7 +125,7 @@ def measure(run: Run, started: float, monitor: TrainingMonitor | None = None) ->
     scores = (
         test_scores(evaluator, run, chosen.choices, selection["temperature"])
         if held_out is None
-        else fold_scores(held_out, num_different(run, folds_of(run) >= 0))
+        else fold_scores(held_out, few_shot.support.num_different)
     )
     known = known_classes_of(run)
     results = RunResults(

@@ -15,9 +15,10 @@ from fgvpl_jax.evaluation.none_of_these import (
 )
 from fgvpl_jax.files import read_arrays
 from fgvpl_jax.recognition import KnownClasses, known_score
+from fgvpl_jax.runs.copies import with_copies
 from fgvpl_jax.runs.cross_validation import stratified_folds
 from fgvpl_jax.runs.results import RunResults
-from fgvpl_jax.runs.run import Run, first_copies_of
+from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import is_writer
 
@@ -51,7 +52,7 @@ def known_classes_of(run: Run) -> FoundKnownClasses | None:
     if len(support) + len(strangers or ()) > MOST_PHOTOS:
         return None
     features = run.support_features
-    photos = Photos(features, support.labels, folds_without_copies(run, support))
+    photos = Photos(features, support.labels, folds_of_photos(run, support))
     other = Photos(np.empty((0, features.shape[1])), np.empty(0, int), np.empty(0, int))
     if strangers is not None:
         found, places = run.frozen_features(strangers)
@@ -62,7 +63,8 @@ def known_classes_of(run: Run) -> FoundKnownClasses | None:
                 len(strangers) - len(places),
                 len(strangers),
             )
-        folds = folds_without_copies(run, strangers)
+        strangers = with_copies(strangers, run.clip, run.image_cache, "other")
+        folds = folds_of_photos(run, strangers)
         other = Photos(found, strangers.labels[places], folds[places])
     known = fit_known_classes(features, support.labels, other.features)
     validated = np.empty(0)
@@ -74,12 +76,9 @@ def known_classes_of(run: Run) -> FoundKnownClasses | None:
     return FoundKnownClasses(known._replace(threshold=np.array(rates.threshold)), rates)
 
 
-def folds_without_copies(run: Run, photos: Split) -> np.ndarray:
-    """Returns the fold of each photo; copies of a user's photo share its fold."""
-    first = None
-    if run.config.data.source == "folder":
-        first = first_copies_of(run, photos)
-    return stratified_folds(photos.labels, FOLDS, run.config.seed, first)
+def folds_of_photos(run: Run, photos: Split) -> np.ndarray:
+    """Returns the fold of each photo; copies share a fold."""
+    return stratified_folds(photos.labels, FOLDS, run.config.seed, photos.first_copies)
 
 
 def write_known_classes(run: Run, found: FoundKnownClasses | None) -> None:

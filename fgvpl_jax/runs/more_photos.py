@@ -3,7 +3,7 @@
 import numpy as np
 
 from fgvpl_jax.evaluation import LearningCurve, learning_curve
-from fgvpl_jax.runs.run import Run, first_copies_of
+from fgvpl_jax.runs.run import Run
 
 MOST_PHOTOS = 20_000  # with more, the fits would take minutes
 
@@ -18,9 +18,7 @@ def learning_curve_of(run: Run) -> LearningCurve | None:
     support = run.few_shot.support
     if len(support) > MOST_PHOTOS:
         return None
-    places = np.arange(len(support))
-    if run.config.data.source == "folder":
-        places = np.unique(first_copies_of(run, support))
+    places = np.unique(support.first_copies)
     features, labels = run.support_features[places], support.labels[places]
     text_features = np.asarray(run.text_features, np.float64)
     zero_shot_logits = float(run.clip.logit_scale) * features @ text_features.T

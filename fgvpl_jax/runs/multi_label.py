@@ -25,7 +25,7 @@ from fgvpl_jax.methods.multi_label import (
     least_slope,
     out_of_fold_values,
 )
-from fgvpl_jax.runs.copies import copies_for_folds, warn_of_copies_in
+from fgvpl_jax.runs.copies import warn_of_copies_in, with_copies
 from fgvpl_jax.runs.cross_validation import (
     is_intact,
     stratified_folds,
@@ -167,7 +167,7 @@ def label_folds(run: LabelRun) -> Int[np.ndarray, "s"]:
     The rarest label of each photo is spread evenly, and so are the photos without a label.
     """
     photos, truth = run.dataset.train.photos, run.dataset.train.truth
-    first = copies_for_folds(photos, run.clip, run.image_cache)
+    first = with_copies(photos, run.clip, run.image_cache, "training").first_copies
     counts = np.where(truth, truth.sum(axis=0), len(truth) + 1)
     rarest = np.where(truth.any(axis=1), counts.argmin(axis=1), truth.shape[1])
     return stratified_folds(rarest, run.config.cv_folds, run.config.seed, first)

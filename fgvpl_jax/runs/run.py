@@ -6,12 +6,11 @@ from functools import cached_property
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Float64, Int
+from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.data import Dataset, FewShot, ImageCache, Split
-from fgvpl_jax.data.near_copies import first_copies, signatures
 from fgvpl_jax.evaluation import Evaluator
 from fgvpl_jax.methods import Method, PromptedMethod, Task, method_named
 from fgvpl_jax.methods.fitted_once import unit
@@ -27,7 +26,6 @@ from fgvpl_jax.training import (
     TrainingSetup,
     batch_size_for,
     gather,
-    gather_rows,
     make_cache_builder,
     process_share,
     replicate,
@@ -112,7 +110,8 @@ class Run:
 
     def new_model(self, support: Split) -> Method:
         """Builds the model before training; all its random numbers come from the run's seed."""
-        task = Task(self.dataset.class_names, self.text_features, support.labels)
+        names, copies = self.dataset.class_names, support.copies
+        task = Task(names, self.text_features, support.labels, copies)
         return build_model(self.config, self.clip, task)
 
     @property
@@ -181,15 +180,3 @@ def readable_features(
     """Returns unit vectors of the readable images of a split, and their places in it."""
     found = gather(inputs.evaluation(split, batch_size))
     return unit(found.inputs), found.places
-
-
-def first_copies_of(run: Run, photos: Split) -> Int[np.ndarray, "n"]:
-    """Returns for each photo the place of the first photo that it is a copy of; its own if none."""
-    return first_copies(signatures_of(photos, run.clip, run.image_cache))
-
-
-def signatures_of(
-    photos: Split, clip: CLIP, cache: ImageCache | None
-) -> Float32[np.ndarray, "n 192"]:
-    """Returns the signature of each photo; each of several processes reads its share."""
-    return gather_rows(signatures(photos, clip.resize_and_crop, cache, process_share()))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fgvpl_jax.methods import Task
 from fgvpl_jax.training import split_model
 from fgvpl_jax.training.train_step import StepBatch, weighted_loss
 from tests.comparison import as_float64
@@ -65,6 +66,12 @@ def cosine_logits_of(clip, vision, text, images):
 def unit(x):
     x = np.asarray(x, np.float64)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def task_of(text_features, labels, copies=None):
+    """Returns a task of classes without names."""
+    names = tuple(f"class {label}" for label in range(len(text_features)))
+    return Task(names, text_features, np.asarray(labels), copies)
 
 
 class FewShot:

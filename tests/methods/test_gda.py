@@ -6,9 +6,10 @@ import pytest
 
 from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
 from fgvpl_jax.methods.gda import GDA, Statistics, leave_one_out
-from tests.methods.checks import FewShot, clustered, unit
+from tests.methods.checks import FewShot, clustered, task_of, unit
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
+EACH = np.arange(9)
 
 
 def formula(views, labels, num_classes, ridge, of_excess=None):
@@ -54,7 +55,7 @@ def few_shot():
 
 @pytest.mark.parametrize("rule", ["accuracy", "likelihood"])
 def test_logits_are_the_formula(clip, text_features, few_shot, rule):
-    model = GDA(clip, text_features, LABELS, rule)
+    model = GDA(clip, task_of(text_features, LABELS), rule)
     model.initialise(few_shot)
     alpha, ridge = model.facts()["gda_weight"], model.facts()["gda_ridge"]
     assert ridge == 1 or rule == "likelihood"
@@ -73,7 +74,7 @@ def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scat
     views = views_of(FewShot(clustered(LABELS), LABELS))
     num_classes = int(labels.max()) + 1
     whole = Statistics.of(views, labels, num_classes, 1.5)
-    found = leave_one_out(views, labels, whole, 4.0)
+    found = leave_one_out(views, labels, np.arange(len(labels)), whole, 4.0)
     is_alone = np.bincount(labels)[labels] == 1
     assert (found[is_alone] == 0).all()
     for place in np.flatnonzero(~is_alone):
@@ -81,6 +82,22 @@ def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scat
         without = Statistics.of(*rest, num_classes, 1.5)
         expected = scores_with_excess(without, whole, 4.0, views[place, 0])
         np.testing.assert_allclose(found[place], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("between", [0.0, 1.5])
+def test_copies_are_left_out_together(between):
+    views, copies = (
+        views_of(FewShot(clustered(LABELS), LABELS)),
+        np.array([0, 1, 0, 2, 3, 3, 3, 4, 4]),
+    )
+    whole = Statistics.of(views, LABELS, 3, between)
+    found = leave_one_out(views, LABELS, copies, whole, 4.0)
+    for place in range(7):
+        rest = views[copies != copies[place]], LABELS[copies != copies[place]]
+        without = Statistics.of(*rest, 3, between)
+        expected = scores_with_excess(without, whole, 4.0, views[place, 0])
+        np.testing.assert_allclose(found[place], expected, rtol=1e-8)
+    assert (found[7:] == 0).all()  # the class has copies of one image alone
 
 
 def scores_with_excess(statistics, whole, ridge, query):
@@ -100,7 +117,7 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
     views[1] = unit(views[0] + spread * views[1])
     labels = np.array(labels)
     whole = Statistics.of(views, labels, 3, 0.1)
-    found = leave_one_out(views, labels, whole, 16.0)
+    found = leave_one_out(views, labels, np.arange(len(labels)), whole, 16.0)
     for place in (0, 1):
         rest = np.delete(views, place, axis=0), np.delete(labels, place)
         expected = scores_with_excess(Statistics.of(*rest, 3, 0.1), whole, 16.0, views[place, 0])
@@ -111,7 +128,7 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
 @pytest.mark.parametrize("ridge", [0.0625, 1.0, 16.0])
 def test_leaving_an_image_out_equals_a_fit_without_it(few_shot, ridge):
     views = views_of(few_shot)
-    found = leave_one_out(views, LABELS, Statistics.of(views, LABELS, 3), ridge)
+    found = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), ridge)
     whole = views.reshape(-1, 16), np.repeat(LABELS, 11)
     for place in range(len(LABELS)):
         rest = np.delete(views, place, axis=0).reshape(-1, 16)
@@ -132,20 +149,20 @@ def test_the_excess_is_0_with_equally_many_images_and_higher_for_fewer():
 
 
 def test_held_out_logits_are_those_of_fits_without_each_image(clip, text_features, few_shot):
-    model = GDA(clip, text_features, LABELS, "likelihood")
+    model = GDA(clip, task_of(text_features, LABELS), "likelihood")
     model.initialise(few_shot)
     found = model.held_out_logits()
     np.testing.assert_array_equal(found.labels, LABELS)
     alpha, ridge = model.facts()["gda_weight"], model.facts()["gda_ridge"]
     views = views_of(few_shot)
-    own = leave_one_out(views, LABELS, Statistics.of(views, LABELS, 3), ridge)
+    own = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), ridge)
     text = float(clip.logit_scale) * views[:, 0] @ np.asarray(text_features, np.float64).T
     np.testing.assert_allclose(found.logits, text + alpha * own, rtol=1e-4, atol=1e-3)
 
 
 def test_a_class_without_an_image_is_not_predicted_and_one_image_is_enough(clip, text_features):
     features = clustered([0, 2])
-    model = GDA(clip, text_features, np.array([0, 2]), "likelihood")
+    model = GDA(clip, task_of(text_features, np.array([0, 2])), "likelihood")
     model.initialise(FewShot(features, [0, 2]))
     scores = model.contributions(jnp.asarray(features), None)["image_cache"]
     assert np.asarray(scores).argmax(axis=1).tolist() == [0, 2]
@@ -155,7 +172,7 @@ def test_a_class_without_an_image_is_not_predicted_and_one_image_is_enough(clip,
 def test_equal_views_make_it_a_nearest_mean_classifier(clip, text_features):
     few_shot = FewShot(clustered([0, 1, 2]), [0, 1, 2])
     few_shot.augmented = lambda epoch: few_shot.plain()
-    model = GDA(clip, text_features, few_shot.labels, "accuracy")
+    model = GDA(clip, task_of(text_features, few_shot.labels), "accuracy")
     model.initialise(few_shot)
     scores = model.contributions(jnp.asarray(few_shot.plain()), None)["image_cache"]
     assert np.asarray(scores).argmax(axis=1).tolist() == [0, 1, 2]

@@ -9,11 +9,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from fgvpl_jax.methods.gda_pool import BETWEEN, PENALTY, CalibrationPhotos, GDAPool, fitted
 from fgvpl_jax.methods.held_out import HeldOutLogits
-from tests.methods.checks import FewShot, clustered, unit
+from tests.methods.checks import FewShot, clustered, task_of, unit
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
 DIM, NUM_PATCHES = 16, 4
 NONE = np.empty(0, np.int64)
+EACH = np.arange(10)
 NAMES = ("image", "object", "patches")
 
 
@@ -92,8 +93,8 @@ def test_a_discriminant_is_that_of_scikit_learn(few_shot, num_views, monkeypatch
     monkeypatch.setattr(CalibrationPhotos, "temperature_and_loss", lambda *_: (1.0, 0.0))
     views = views_of(few_shot, 0)[:, :num_views]
     query = unit(clustered(np.repeat(np.arange(3), 5), seed=3))
-    photos = CalibrationPhotos(LABELS, NONE)
-    expert = fitted(views, LABELS, np.empty((0, DIM)), photos, (4.0,), 3)
+    photos = CalibrationPhotos(LABELS, EACH, NONE)
+    expert = fitted(views, np.empty((0, DIM)), photos, (4.0,), 3)
     expected = discriminant(views, LABELS, 4.0).decision_function(query)
     expected += half_of_excess(views, LABELS, 4.0)
     found = query @ expert.kernel + expert.bias
@@ -101,7 +102,7 @@ def test_a_discriminant_is_that_of_scikit_learn(few_shot, num_views, monkeypatch
 
 
 def test_logits_are_the_pool_of_scikit_learns_discriminants(clip, text_features, few_shot):
-    model = GDAPool(clip, text_features, LABELS, "likelihood")
+    model = GDAPool(clip, task_of(text_features, LABELS), "likelihood")
     model.initialise(few_shot)
     facts = model.facts()
     weights, ridges = facts["pool_weights"], facts["pool_ridges"]
@@ -125,7 +126,7 @@ def test_logits_are_the_pool_of_scikit_learns_discriminants(clip, text_features,
                 held_out.append(found[0] * len(LABELS) / (len(LABELS) - 1) + more)
             fit = discriminant(views, LABELS, ridge)
             judged = HeldOutLogits(np.array(held_out), fit.decision_function(validation) + more)
-            photos = CalibrationPhotos(LABELS, queries)
+            photos = CalibrationPhotos(LABELS, EACH, queries)
             temperature, _ = photos.temperature_and_loss(judged)
             own = fit.decision_function(query) + more
             expected += weights[name + suffix] * own / temperature
@@ -147,9 +148,10 @@ def test_an_absent_class_changes_neither_temperature_nor_weights(few_shot):
     held_out, found = {}, {}
     for name, labels, num_classes in (("all", LABELS, 3), ("one absent", 2 * LABELS, 5)):
         # The last validation photo shows class 3, which has no support image.
-        photos = CalibrationPhotos(labels, np.append(labels, 3) if num_classes == 5 else labels)
+        validated = np.append(labels, 3) if num_classes == 5 else labels
+        photos = CalibrationPhotos(labels, EACH, validated)
         queries = validation if num_classes == 5 else validation[:-1]
-        found[name] = fitted(views, labels, queries, photos, (1.0, 4.0), num_classes)
+        found[name] = fitted(views, queries, photos, (1.0, 4.0), num_classes)
         held_out[name] = photos.weights([found[name].held_out] * 3)
     ours, expected = found["one absent"], found["all"]
     assert ours.ridge == expected.ridge
@@ -164,7 +166,7 @@ def test_weights_are_those_of_another_solver():
         HeldOutLogits(strength * np.eye(3)[labels] + rng.normal(size=(15, 3)), np.empty((0, 3)))
         for strength in (2.0, 0.5, 0.0)
     ]
-    found = CalibrationPhotos(labels, NONE).weights(parts)
+    found = CalibrationPhotos(labels, np.arange(len(labels)), NONE).weights(parts)
     first = np.array([0.5, 0.5, 1.0])
 
     def loss(weights):
@@ -181,7 +183,7 @@ def test_weights_are_those_of_another_solver():
 
 def test_zero_shot_clip_has_a_weight_only_if_it_is_better_than_guessing():
     labels = np.repeat(np.arange(3), 20)
-    photos = CalibrationPhotos(labels, NONE)
+    photos = CalibrationPhotos(labels, np.arange(len(labels)), NONE)
     noise = np.random.default_rng(2).normal(size=(60, 3))
     nothing = np.empty((0, 3))
     assert photos.text_weight(HeldOutLogits(np.zeros((60, 3)), nothing)) == 0
@@ -194,7 +196,7 @@ def test_one_image_of_each_class_is_enough_and_an_absent_class_is_not_predicted(
     clip, text_features
 ):
     features = packed([0, 2])
-    model = GDAPool(clip, text_features, np.array([0, 2]), "likelihood")
+    model = GDAPool(clip, task_of(text_features, np.array([0, 2])), "likelihood")
     model.initialise(FewShot(features, [0, 2]))
     assert np.asarray(model(jnp.asarray(features), None)).argmax(axis=1).tolist() == [0, 2]
     assert len(model.held_out_logits().labels) == 0
@@ -204,8 +206,8 @@ def test_one_image_of_each_class_is_enough_and_an_absent_class_is_not_predicted(
 
 def test_one_image_of_each_class_without_augmented_passes_gives_nearest_means():
     means = unit(packed([0, 1, 2])[:, :DIM])
-    photos = CalibrationPhotos(np.arange(3), NONE)
-    expert = fitted(means[:, None], photos.labels, means[:0], photos, (16.0,), 3)
+    photos = CalibrationPhotos(np.arange(3), np.arange(3), NONE)
+    expert = fitted(means[:, None], means[:0], photos, (16.0,), 3)
     apart = means - means.mean(axis=0)
     expected = np.linalg.solve((BETWEEN * apart.T @ apart + np.eye(DIM)) / 3, means.T)
     np.testing.assert_allclose(expert.kernel, expected, rtol=1e-8)

@@ -7,7 +7,8 @@ from fgvpl_jax.methods.held_out import (
     HeldOutLogits,
     SelectionRule,
     first_of_the_best,
-    has_companion,
+    groups_of,
+    is_judged,
     smoothed_losses,
 )
 
@@ -15,23 +16,32 @@ NO_LABELS = np.empty(0, int)
 
 
 def test_only_photos_with_a_companion_count():
-    labels = np.array([0, 0, 1, 2, 2])
-    assert has_companion(labels).tolist() == [True, True, False, True, True]
-    rule = SelectionRule("likelihood", labels, np.array([1]))
+    labels, each = np.array([0, 0, 1, 2, 2]), np.arange(5)
+    assert is_judged(labels, each).tolist() == [True, True, False, True, True]
+    rule = SelectionRule("likelihood", labels, each, np.array([1]))
     logits = HeldOutLogits(np.zeros((5, 3)), np.zeros((1, 3)))
     assert len(rule.losses(logits)) == 5
-    assert len(SelectionRule("accuracy", labels, np.array([1])).losses(logits)) == 1
+    assert len(SelectionRule("accuracy", labels, each, np.array([1])).losses(logits)) == 1
+
+
+def test_copies_judge_once_and_are_no_companions():
+    labels, copies = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([3, 1, 3, 4, 4, 7, 6])
+    expected = [True, True, False, False, False, True, True]
+    assert is_judged(labels, copies).tolist() == expected
+    rule = SelectionRule("likelihood", labels, copies, NO_LABELS)
+    assert len(rule.losses(HeldOutLogits(np.zeros((7, 3)), np.zeros((0, 3))))) == 4
+    assert [group.tolist() for group in groups_of(copies)] == [[1], [0, 2], [3, 4], [6], [5]]
 
 
 def test_without_a_held_out_photo_the_first_candidate_is_taken():
     for name in ("accuracy", "likelihood"):
-        rule = SelectionRule(name, np.array([0, 1]), NO_LABELS)
+        rule = SelectionRule(name, np.array([0, 1]), np.array([0, 1]), NO_LABELS)
         losses = rule.losses(HeldOutLogits(np.zeros((2, 2)), np.zeros((0, 2))))
         assert rule.choose([losses, losses]) == 0
 
 
 def test_accuracy_counts_validation_photos_and_takes_the_first_of_equals():
-    rule = SelectionRule("accuracy", np.array([0, 1]), np.array([0, 1, 0]))
+    rule = SelectionRule("accuracy", np.array([0, 1]), np.array([0, 1]), np.array([0, 1, 0]))
     guesses = ([0, 0, 1], [0, 1, 1], [0, 0, 0])
     losses = [
         rule.losses(HeldOutLogits(np.zeros((2, 2)), np.eye(2)[list(guess)])) for guess in guesses
@@ -44,7 +54,7 @@ def test_the_scale_of_logits_does_not_matter_to_the_likelihood():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 30)
     logits = 2 * np.eye(3)[labels] + rng.normal(size=(30, 3))
-    rule = SelectionRule("likelihood", labels, NO_LABELS)
+    rule = SelectionRule("likelihood", labels, np.arange(30), NO_LABELS)
     small, large = (
         rule.losses(HeldOutLogits(scale * logits, np.zeros((0, 3)))) for scale in (0.05, 200.0)
     )

@@ -9,7 +9,7 @@ from sklearn.kernel_ridge import KernelRidge as Reference
 from fgvpl_jax.methods import kernel_ridge
 from fgvpl_jax.methods.kernel_ridge import KernelRidge, num_passes, solve
 from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
-from tests.methods.checks import FewShot, clustered, unit
+from tests.methods.checks import FewShot, clustered, task_of, unit
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
 COUNTS = (4, 2, 3)
@@ -47,7 +47,7 @@ def reference(model, few_shot, query, counts):
 
 @pytest.mark.parametrize("rule", ["accuracy", "likelihood"])
 def test_logits_are_scikit_learns(clip, text_features, method, few_shot, rule):
-    model = method(clip, text_features, LABELS, rule)
+    model = method(clip, task_of(text_features, LABELS), rule)
     model.initialise(few_shot)
     features = clustered(np.repeat(np.arange(3), 4), seed=2)
     expected = reference(model, few_shot, unit(features), COUNTS)
@@ -57,7 +57,7 @@ def test_logits_are_scikit_learns(clip, text_features, method, few_shot, rule):
 def test_held_out_logits_are_those_of_regressions_without_each_image(
     clip, text_features, method, few_shot
 ):
-    model = method(clip, text_features, LABELS, "likelihood")
+    model = method(clip, task_of(text_features, LABELS), "likelihood")
     model.initialise(few_shot)
     found = model.held_out_logits()
     for place in range(len(LABELS)):
@@ -67,24 +67,35 @@ def test_held_out_logits_are_those_of_regressions_without_each_image(
         np.testing.assert_allclose(found.logits[place], expected[0], rtol=1e-3, atol=1e-3)
 
 
+def test_copies_are_left_out_together(clip, text_features, method, few_shot):
+    copies = np.array([0, 1, 2, 2, 3, 4, 5, 6, 5])
+    model = method(clip, task_of(text_features, LABELS, copies), "likelihood")
+    model.initialise(few_shot)
+    for places in ([2, 3], [6, 8]):
+        rest = few_shot.without(places)
+        expected = reference(model, rest, unit(few_shot.plain()[places]), COUNTS)
+        found = model.held_out[...][np.array(places)]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_by_likelihood_more_regularisation_is_tried(
     clip, text_features, method, few_shot, monkeypatch
 ):
     tried = []
 
-    def spy(keys, targets, settings, sizes):
+    def spy(keys, targets, settings, sizes, copies):
         tried.append(settings.regularisation)
-        return solve(keys, targets, settings, sizes)
+        return solve(keys, targets, settings, sizes, copies)
 
     monkeypatch.setattr(kernel_ridge, "solve", spy)
-    method(clip, text_features, LABELS, "accuracy").initialise(few_shot)
+    method(clip, task_of(text_features, LABELS), "accuracy").initialise(few_shot)
     assert sorted({*tried}) == pytest.approx([0.01, 0.1, 1.0])
-    method(clip, text_features, LABELS, "likelihood").initialise(few_shot)
+    method(clip, task_of(text_features, LABELS), "likelihood").initialise(few_shot)
     assert max(tried) == pytest.approx(100)
 
 
 def test_without_held_out_photos_the_first_values_stay(clip, text_features, method):
-    model = method(clip, text_features, np.array([0, 2]), "likelihood")
+    model = method(clip, task_of(text_features, np.array([0, 2])), "likelihood")
     model.initialise(FewShot(clustered([0, 2]), [0, 2]))
     assert model.facts() == pytest.approx(
         {"kernel_sharpness": 1.0, "kernel_regularisation": 0.1, "kernel_weight": 10.0}
@@ -96,7 +107,7 @@ def test_many_images_have_fewer_views_and_the_first_values(clip, text_features, 
     assert [num_passes(n) for n in (10, 372, 400, 3000, 16_000)] == [10, 10, 9, 0, 0]
     monkeypatch.setattr(kernel_ridge, "MOST_KEYS", 20)
     labels = np.repeat([0, 1, 2], 7)
-    model = KernelRidge(clip, text_features, labels, "likelihood")
+    model = KernelRidge(clip, task_of(text_features, labels), "likelihood")
     model.initialise(FewShot(clustered(labels), labels))
     assert model.keys.shape == (21, 16)
     facts = model.facts()
@@ -105,7 +116,7 @@ def test_many_images_have_fewer_views_and_the_first_values(clip, text_features, 
 
 
 def test_the_plain_form_reads_no_class_name(clip, text_features, few_shot):
-    model = PlainKernelRidge(clip, text_features, LABELS, "accuracy")
+    model = PlainKernelRidge(clip, task_of(text_features, LABELS), "accuracy")
     model.initialise(few_shot)
     before = model(jnp.asarray(few_shot.plain()), None)
     model.text_features.set_value(-model.text_features[...])

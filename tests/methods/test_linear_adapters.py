@@ -10,7 +10,7 @@ from fgvpl_jax.methods.linear_adapter import STEPS, Problem, fitted
 from fgvpl_jax.methods.lp_plus_plus import LPPlusPlus, step_sizes
 from fgvpl_jax.methods.rla import RLA
 from tests.compiled import call, run
-from tests.methods.checks import FewShot, clustered, unit
+from tests.methods.checks import FewShot, clustered, task_of, unit
 
 SCALE = 5.0
 LABELS = np.array([0, 0, 1, 1, 2])
@@ -116,7 +116,7 @@ def test_lp_plus_plus_descends_in_turn_with_steps_of_one_over_the_curvature(prob
 def test_it_begins_at_zero_shot_clip_and_holds_images_out(method, clip, text_features):
     labels = np.repeat([0, 1, 2], 6)
     features = clustered(labels)
-    model = method(clip, text_features, labels, "accuracy")
+    model = method(clip, task_of(text_features, labels), "accuracy")
     zero_shot = run(method.zero_shot_logits, model, features)
     np.testing.assert_allclose(call(model, features, None), zero_shot, rtol=1e-4, atol=1e-4)
     model.initialise(FewShot(features, labels))
@@ -129,7 +129,7 @@ def test_it_begins_at_zero_shot_clip_and_holds_images_out(method, clip, text_fea
     assert own_loss < held_out_loss
     # The second fold holds the second and the last image of every class.
     out = np.arange(18) % 6 % 5 == 1
-    rest = method(clip, text_features, labels[~out], "accuracy")
+    rest = method(clip, task_of(text_features, labels[~out]), "accuracy")
     kept = FewShot(features[~out], labels[~out])
     all_images = FewShot(features, labels)
     kept.augmented = lambda epoch: all_images.augmented(epoch)[~out]

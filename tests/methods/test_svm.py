@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods.svm import SVM
-from tests.methods.checks import FewShot, clustered
+from tests.methods.checks import FewShot, clustered, task_of
 
 
 def reference(labels):
@@ -26,7 +26,7 @@ def reference(labels):
 def fitted(clip, labels, num_classes):
     text = jnp.eye(num_classes, 16)
     few_shot = FewShot(clustered(labels, spread=1.5), labels)
-    model = SVM(clip, text, few_shot.labels, "accuracy")
+    model = SVM(clip, task_of(text, few_shot.labels), "accuracy")
     model.initialise(few_shot)
     return model, few_shot
 

@@ -65,16 +65,15 @@ def test_folds_without_copies_are_those_of_earlier_versions():
 def test_few_photos_have_so_few_folds_that_all_classes_keep_equally_many():
     for photos, expected in ((1, 4), (2, 2), (3, 3), (4, 4), (16, 4)):
         labels = np.repeat(np.arange(10), photos)
-        assert number_of_folds(labels, 4, None) == expected
+        assert number_of_folds(labels, 4) == expected
         folds = stratified_folds(labels, expected, 1)
         if photos > 1:
             left = [np.bincount(labels[folds != fold]) for fold in range(expected)]
             assert all(np.ptp(counts) == 0 for counts in left)
     most_have_two = np.array([0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 4])
-    assert number_of_folds(most_have_two, 4, None) == 2
-    assert number_of_folds(np.repeat(np.arange(10), [1] * 9 + [2]), 4, None) == 4
-    copies = np.array([0, 1, 0, 3, 4, 5])  # leave two photos of class 0 and three of class 1
-    assert number_of_folds(np.repeat([0, 1], 3), 4, copies) == 2
+    assert number_of_folds(most_have_two, 4) == 2
+    assert number_of_folds(np.repeat(np.arange(10), [1] * 9 + [2]), 4) == 4
+    assert number_of_folds(np.array([0, 0, 1, 1, 1]), 4) == 2
 
 
 def test_copies_count_as_one_photo_in_the_interval():
@@ -89,8 +88,8 @@ def test_a_film_of_most_photos_is_not_one_fold(folder_config, tmp_path, monkeypa
     support = run.few_shot.support
     monkeypatch.setattr(copies, "linked_copies", lambda found: np.zeros(len(found), int))
     monkeypatch.setattr(copies, "first_copies", lambda found: np.arange(len(found)) // 2 * 2)
-    found = copies.copies_for_folds(support, run.clip, None)
-    np.testing.assert_array_equal(found, np.arange(len(support)) // 2 * 2)
+    found = copies.with_copies(support, run.clip, None, "support")
+    np.testing.assert_array_equal(found.copies, np.arange(len(support)) // 2 * 2)
 
 
 def test_the_interval_is_that_of_wilson():
@@ -260,13 +259,11 @@ def test_copies_of_a_photo_are_in_one_fold(folder_config, tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         experiment.train_and_evaluate(folder_config, Workdir(tmp_path / "W"))
     assert "support images look like copies of others" in caplog.text
-    arrays = read_arrays(tmp_path / "W" / "cv" / "folds.npz")
-    folds, first = arrays["folds"], arrays["first_copies"]
+    folds = read_arrays(tmp_path / "W" / "cv" / "folds.npz")["folds"]
     few_shot = read_json(tmp_path / "W" / "few_shot.json")
     keys = [key for drawn in few_shot["train"].values() for key in drawn]
     alike = {"red_square/005.png", "red_square/copy.png", "blue_square/copy.png"}
-    for column in (folds, first):
-        assert len({int(column[keys.index(key)]) for key in alike}) == 1
+    assert len({int(folds[keys.index(key)]) for key in alike}) == 1
     assert len(np.unique(folds)) == 3
     assert seen == [{key for key, fold in zip(keys, folds, strict=True) if fold == 0}]
 

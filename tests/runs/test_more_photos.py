@@ -43,6 +43,7 @@ def test_neither_test_nor_validation_images_are_used(prepared):
 def test_copies_count_once(prepared):
     run = prepared[1]
     doubled = run.few_shot.support.select(np.repeat(np.arange(18), 2).tolist())
+    doubled = replace(doubled, copies=np.arange(36) // 2)
     twice = replace(run, few_shot=replace(run.few_shot, support=doubled))
     assert learning_curve_of(twice) == learning_curve_of(run)
 

@@ -203,7 +203,7 @@ def test_copies_of_a_photo_share_their_fold(demo_clip_dir, tmp_path, caplog):
     folds = label_folds(run)
     assert folds[:8].tolist() == folds[8:].tolist()
     assert len(set(folds.tolist())) == 4
-    assert "8 of the 16 support images look like copies" in caplog.text
+    assert "8 of the 16 training images look like copies" in caplog.text
 
 
 def test_copies_among_too_many_photos_are_not_looked_for(
@@ -212,7 +212,7 @@ def test_copies_among_too_many_photos_are_not_looked_for(
     run = prepare_labels(config_of(demo_clip_dir, list_file), Workdir(tmp_path / "W"))
     monkeypatch.setattr(copies, "MOST_PHOTOS", 39)
     label_folds(run)
-    assert "among at most 39 support images, not among 40" in caplog.text
+    assert "among at most 39 training images, not among 40" in caplog.text
 
 
 def test_test_photos_that_are_copies_are_warned_of(demo_clip_dir, tmp_path, caplog):

@@ -66,7 +66,7 @@ def test_a_run_chooses_by_the_rule_of_its_config(rule, tiny_config, tmp_path):
     judge, losses = None, []
     for choices in candidates:
         found = evaluator.predict(run.few_shot.validation, choices, name="validation")
-        judge = SelectionRule(rule, np.empty(0, int), found.labels)
+        judge = SelectionRule(rule, np.empty(0, int), np.empty(0, int), found.labels)
         losses.append(judge.losses(HeldOutLogits(np.empty((0, 3)), found.logits)))
     assert results.choices == candidates[judge.choose(losses)]
 

@@ -17,7 +17,7 @@ from fgvpl_jax.methods.fitted_once import (
     unit,
     validation_of,
 )
-from fgvpl_jax.methods.gda import Statistics, leave_one_out
+from fgvpl_jax.methods.gda import Statistics, held_out_scores
 from fgvpl_jax.methods.held_out import (
     HeldOutLogits,
     is_judged,
@@ -264,9 +264,9 @@ def fitted(
     # images and not views are counted for the inverse of a covariance.
     factor = len(labels) / views.shape[2]
     best: tuple[float, Expert] | None = None
-    for ridge in ridges:
+    left_out = held_out_scores(views, labels, photos.copies, statistics, ridges)
+    for ridge, support in zip(ridges, left_out, strict=True):
         kernel, bias = statistics.classifier(ridge)
-        support = leave_one_out(views, labels, photos.copies, statistics, ridge)
         held_out = HeldOutLogits(support, queries @ kernel + bias)
         held_out = HeldOutLogits(*(factor * logits for logits in held_out))
         temperature, loss = photos.temperature_and_loss(held_out)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float64, Int
 from scipy.special import softmax
 
 from fgvpl_jax.clip import CLIP
+from fgvpl_jax.errors import SharedError
 from fgvpl_jax.methods.fitted_once import (
     NUM_PASSES,
     FittedOnce,
@@ -27,6 +28,9 @@ from fgvpl_jax.variables import Trainable, to_device
 # With more keys than this, augmented views are left out, and β and λ keep their first values: every
 # further pair of values would take minutes.
 MOST_KEYS = 4096
+# With more images, matrices with a row and a column for each would take gigabytes, and inverting
+# one minutes.
+MOST_IMAGES = 10_000
 
 
 class Settings(NamedTuple):
@@ -97,7 +101,15 @@ class KernelRidge(FittedOnce):
 
         By likelihood, the best values are chosen and not those within a standard error nearest to
         the first ones, which are the authors' and regularise too little on some data.
+
+        Raises:
+            SharedError: If there are more than `MOST_IMAGES` support images.
         """
+        if len(few_shot.labels) > MOST_IMAGES:
+            raise SharedError(
+                f"{self.name} takes at most {MOST_IMAGES:,} training images, not "
+                f"{len(few_shot.labels):,}: lower shots, or choose gda or gda_pool"
+            )
         views = unit_views(few_shot, num_passes(len(few_shot.labels)))
         features, validation_labels = validation_of(few_shot)
         queries, keys = unit(features), views.reshape(-1, views.shape[-1])

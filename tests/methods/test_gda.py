@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
-from fgvpl_jax.methods.gda import GDA, Statistics, leave_one_out
+from fgvpl_jax.methods import gda
+from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, folds_of
+from fgvpl_jax.methods.gda import GDA, Statistics, held_out_scores, leave_one_out
 from tests.methods.checks import FewShot, clustered, task_of, unit
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
@@ -74,7 +75,7 @@ def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scat
     views = views_of(FewShot(clustered(LABELS), LABELS))
     num_classes = int(labels.max()) + 1
     whole = Statistics.of(views, labels, num_classes, 1.5)
-    found = leave_one_out(views, labels, np.arange(len(labels)), whole, 4.0)
+    found = leave_one_out(views, labels, np.arange(len(labels)), whole, [4.0])[0]
     is_alone = np.bincount(labels)[labels] == 1
     assert (found[is_alone] == 0).all()
     for place in np.flatnonzero(~is_alone):
@@ -91,7 +92,7 @@ def test_copies_are_left_out_together(between):
         np.array([0, 1, 0, 2, 3, 3, 3, 4, 4]),
     )
     whole = Statistics.of(views, LABELS, 3, between)
-    found = leave_one_out(views, LABELS, copies, whole, 4.0)
+    found = leave_one_out(views, LABELS, copies, whole, [4.0])[0]
     for place in range(7):
         rest = views[copies != copies[place]], LABELS[copies != copies[place]]
         without = Statistics.of(*rest, 3, between)
@@ -110,6 +111,23 @@ def scores_with_excess(statistics, whole, ridge, query):
     return query @ kernel + bias
 
 
+@pytest.mark.parametrize(("name", "limit"), [("many scores", 26), ("long films", 27)])
+def test_of_many_images_a_fifth_of_each_class_is_left_out(name, limit, monkeypatch):
+    monkeypatch.setattr(gda, "MOST_SCORES", limit)
+    copies = EACH if name == "many scores" else np.array([0, 0, 2, 3, 4, 5, 6, 7, 8])
+    views = views_of(FewShot(clustered(LABELS), LABELS))
+    whole = Statistics.of(views, LABELS, 3, 1.5)
+    found = held_out_scores(views, LABELS, copies, whole, [1.0, 4.0])
+    folds = folds_of(LABELS, copies)
+    for place in EACH:
+        rest = Statistics.of(views[folds != folds[place]], LABELS[folds != folds[place]], 3, 1.5)
+        kernel, bias = rest.classifier(4.0)
+        np.testing.assert_allclose(found[1, place], views[place, 0] @ kernel + bias)
+    monkeypatch.undo()
+    few = held_out_scores(views, LABELS, EACH, whole, [4.0])
+    np.testing.assert_array_equal(few, leave_one_out(views, LABELS, EACH, whole, [4.0]))
+
+
 @pytest.mark.parametrize("spread", [1.0, 1e-6])
 @pytest.mark.parametrize("labels", [[0, 0, 1, 2], [0, 0, 1]])
 def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
@@ -117,7 +135,7 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
     views[1] = unit(views[0] + spread * views[1])
     labels = np.array(labels)
     whole = Statistics.of(views, labels, 3, 0.1)
-    found = leave_one_out(views, labels, np.arange(len(labels)), whole, 16.0)
+    found = leave_one_out(views, labels, np.arange(len(labels)), whole, [16.0])[0]
     for place in (0, 1):
         rest = np.delete(views, place, axis=0), np.delete(labels, place)
         expected = scores_with_excess(Statistics.of(*rest, 3, 0.1), whole, 16.0, views[place, 0])
@@ -128,7 +146,7 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
 @pytest.mark.parametrize("ridge", [0.0625, 1.0, 16.0])
 def test_leaving_an_image_out_equals_a_fit_without_it(few_shot, ridge):
     views = views_of(few_shot)
-    found = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), ridge)
+    found = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), [ridge])[0]
     whole = views.reshape(-1, 16), np.repeat(LABELS, 11)
     for place in range(len(LABELS)):
         rest = np.delete(views, place, axis=0).reshape(-1, 16)
@@ -155,7 +173,7 @@ def test_held_out_logits_are_those_of_fits_without_each_image(clip, text_feature
     np.testing.assert_array_equal(found.labels, LABELS)
     alpha, ridge = model.facts()["gda_weight"], model.facts()["gda_ridge"]
     views = views_of(few_shot)
-    own = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), ridge)
+    own = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), [ridge])[0]
     text = float(clip.logit_scale) * views[:, 0] @ np.asarray(text_features, np.float64).T
     np.testing.assert_allclose(found.logits, text + alpha * own, rtol=1e-4, atol=1e-3)
 

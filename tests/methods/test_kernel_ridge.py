@@ -6,6 +6,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.kernel_ridge import KernelRidge as Reference
 
+from fgvpl_jax.errors import UserError
 from fgvpl_jax.methods import kernel_ridge
 from fgvpl_jax.methods.kernel_ridge import KernelRidge, num_passes, solve
 from fgvpl_jax.methods.kernel_ridge_plain import PlainKernelRidge
@@ -113,6 +114,13 @@ def test_many_images_have_fewer_views_and_the_first_values(clip, text_features, 
     facts = model.facts()
     assert facts["kernel_sharpness"] == 1
     assert facts["kernel_regularisation"] == pytest.approx(0.1)
+
+
+def test_too_many_images_are_refused(clip, text_features, few_shot, monkeypatch):
+    monkeypatch.setattr(kernel_ridge, "MOST_IMAGES", 8)
+    model = KernelRidge(clip, task_of(text_features, LABELS), "likelihood")
+    with pytest.raises(UserError, match="at most 8 training images, not 9: lower shots"):
+        model.initialise(few_shot)
 
 
 def test_the_plain_form_reads_no_class_name(clip, text_features, few_shot):

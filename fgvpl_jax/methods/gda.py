@@ -5,14 +5,13 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from fgvpl_jax.clip import CLIP
 from fgvpl_jax.methods.fitted_once import (
     ABSENT_CLASS_MARGIN,
     NUM_PASSES,
     FittedOnce,
-    folds_of,
     unit,
     unit_views,
     validation_of,
@@ -26,8 +25,11 @@ from fgvpl_jax.variables import Trainable, to_device
 RIDGE_STEPS = (-2, -1, 0, 1, 2)
 # α in units of N / e, with which α · P is the inverse of the mean scatter; exponents of sqrt(10).
 WEIGHT_STEPS = (-3, -2, -1, 0, 1, 2, 3)
-# With more scores of support images than this, leaving out one image at a time takes minutes.
-MOST_SCORES = 100_000
+# Leaving out one image takes as long as this many classes, and more if there are more classes.
+COST_OF_IMAGE = 250
+# If leaving out one image at a time costs more, which is some 15 seconds, ten fits replace it.
+MOST_COST = 2_000_000
+FOLDS = 10
 LEAST_SCATTER = 1e-9  # mean squared distance of unit vectors from their class's mean
 
 
@@ -71,7 +73,7 @@ class GDA(FittedOnce):
         text = HeldOutLogits(self.zero_shot(views[:, 0]), self.zero_shot(queries))
         steps = (0,) if self.rule == ACCURACY else RIDGE_STEPS
         ridges, copies = [4.0**step for step in steps], np.asarray(self.copies[...])
-        left_out = held_out_scores(views, few_shot.labels, copies, statistics, ridges)
+        left_out = left_out_scores(views, few_shot.labels, copies, statistics, ridges)
         scores = {}
         for step, ridge, support in zip(steps, ridges, left_out, strict=True):
             kernel, bias = statistics.classifier(ridge)
@@ -210,7 +212,7 @@ def biases(squares: Float64[np.ndarray, "k"], present: np.ndarray) -> Float64[np
     return bias
 
 
-def held_out_scores(
+def left_out_scores(
     views: Float64[np.ndarray, "s r e"],
     labels: Int[np.ndarray, "s"],
     copies: Int[np.ndarray, "s"],
@@ -219,29 +221,43 @@ def held_out_scores(
 ) -> Float64[np.ndarray, "t s k"]:
     """Returns scores of each image's plain view, from fits without it and its copies.
 
-    They are those of `leave_one_out`. Where these would take long, a fit leaves out a fifth of the
-    images of each class.
+    They are those of `leave_one_out`, or of ten fits without a tenth of the images if these are
+    faster and the others would take long.
 
     Args:
         views: Unit features of the support images, the plain view first.
         labels: Classes of the images.
-        copies: Number of each one's group of copies.
+        copies: Number of each one's group of copies, which is of one class.
         statistics: Those of all images.
         ridges: Values of τ.
     """
-    (num_images, num_views, dim), num_classes = views.shape, len(statistics.counts)
-    largest = num_views * int(np.bincount(copies).max())
-    if num_images * num_classes <= MOST_SCORES and largest <= dim:
+    num_images, num_classes = len(views), len(statistics.counts)
+    if num_images * (COST_OF_IMAGE + num_classes) <= MOST_COST:
         return leave_one_out(views, labels, copies, statistics, ridges)
-    folds = folds_of(labels, copies)
+    # The count of groups runs on from class to class, so that classes are spread over the folds.
+    folds = np.unique(np.stack([labels, copies]), axis=1, return_inverse=True)[1] % FOLDS
     scores = np.zeros((len(ridges), num_images, num_classes))
-    for fold in range(folds.max() + 1):
-        out = folds == fold
-        rest = Statistics.of(views[~out], labels[~out], num_classes, statistics.between)
-        for found, ridge in zip(scores, ridges, strict=True):
-            kernel, bias = rest.classifier(ridge)
-            found[out] = views[out, 0] @ kernel + bias
+    for fold in range(FOLDS):
+        out = folds.reshape(-1) == fold
+        scores[:, out] = scores_without(out, views, labels, statistics, ridges)
     return scores
+
+
+def scores_without(
+    out: Bool[np.ndarray, "s"],
+    views: Float64[np.ndarray, "s r e"],
+    labels: Int[np.ndarray, "s"],
+    statistics: Statistics,
+    ridges: Sequence[float],
+) -> Float64[np.ndarray, "t n k"]:
+    """Returns scores of the plain views of the images in `out`, from a fit to the others.
+
+    P is about inverse to the number of views, so the scores are scaled to that of all images.
+    """
+    rest = Statistics.of(views[~out], labels[~out], len(statistics.counts), statistics.between)
+    share = rest.num_views / statistics.num_views
+    fits = [rest.classifier(ridge) for ridge in ridges]
+    return np.stack([share * (views[out, 0] @ kernel + bias) for kernel, bias in fits])
 
 
 def leave_one_out(
@@ -254,9 +270,9 @@ def leave_one_out(
     """Returns scores of each image's plain view, from fits without it and its copies alone.
 
     Exact but for the `excess`, which is that of all images. Without n views of a class the scatter
-    changes by a matrix of a rank of at most n + 3, so Woodbury's identity replaces a new inverse.
-    The scores of images whose class has no others are 0 and mean nothing. The arguments are those
-    of `held_out_scores`.
+    changes by a matrix of a rank of at most n + 3, so Woodbury's identity replaces a new inverse,
+    unless the rank is too high. The scores of images whose class has no others are 0 and mean
+    nothing. The arguments are those of `left_out_scores`.
     """
     rotated_means = statistics.means @ statistics.eigenvectors
     present = statistics.counts > 0
@@ -270,6 +286,10 @@ def leave_one_out(
         num_taken, counts = len(rotated), statistics.counts.copy()
         counts[label] -= num_taken
         if not counts[label]:
+            continue
+        if num_taken > dim:
+            out = np.isin(np.arange(len(views)), places)
+            scores[:, places] = scores_without(out, views, labels, statistics, ridges)
             continue
         means = rotated_means.copy()
         difference = rotated - means[label]

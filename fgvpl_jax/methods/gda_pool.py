@@ -17,7 +17,7 @@ from fgvpl_jax.methods.fitted_once import (
     unit,
     validation_of,
 )
-from fgvpl_jax.methods.gda import Statistics, held_out_scores
+from fgvpl_jax.methods.gda import Statistics, left_out_scores
 from fgvpl_jax.methods.held_out import (
     HeldOutLogits,
     is_judged,
@@ -181,8 +181,8 @@ class CalibrationPhotos:
     """Photos that calibrate logits and choose weights: support images left out, and validation.
 
     Attributes:
-        labels: Classes of the support images. Those that `is_judged` leaves out have no say, except
-            on zero-shot CLIP, which was fitted on no image.
+        labels: Classes of the support images. Those that `is_judged` leaves out have no say, but
+            the only image of a class has one on zero-shot CLIP, which was fitted on no image.
         copies: Number of each one's group of copies; see `is_judged`.
         validation_labels: Classes of the validation images; empty without any.
     """
@@ -217,8 +217,9 @@ class CalibrationPhotos:
         With g the gain in log-likelihood over equal probabilities, the factor is 1 / T times the
         positive part of 1 - 1 / (2g), as James and Stein shrink an estimate of squared z-value 2g.
         """
-        logits = np.concatenate(text)
-        labels = np.concatenate([self.labels, self.validation_labels])
+        first = np.unique(self.copies, return_index=True)[1]
+        logits = np.concatenate([text.support[first], text.validation])
+        labels = np.concatenate([self.labels[first], self.validation_labels])
         temperature, losses = tempered_losses(logits, labels)
         gain = len(labels) * np.log(logits.shape[1]) - losses.sum()
         return float(max(1 - 0.5 / gain, 0.0) / temperature) if gain > 0 else 0.0
@@ -264,7 +265,7 @@ def fitted(
     # images and not views are counted for the inverse of a covariance.
     factor = len(labels) / views.shape[2]
     best: tuple[float, Expert] | None = None
-    left_out = held_out_scores(views, labels, photos.copies, statistics, ridges)
+    left_out = left_out_scores(views, labels, photos.copies, statistics, ridges)
     for ridge, support in zip(ridges, left_out, strict=True):
         kernel, bias = statistics.classifier(ridge)
         held_out = HeldOutLogits(support, queries @ kernel + bias)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
-from scipy.special import log_softmax
 
 ACCURACY, LIKELIHOOD = "accuracy", "likelihood"
 SELECTION_RULES = (ACCURACY, LIKELIHOOD)  # values of `config.selection_rule`
@@ -31,7 +30,7 @@ class HeldOutLogits(NamedTuple):
     """A candidate's logits of the photos that may choose it.
 
     Attributes:
-        support: Logits of the support images, each from a fit without it.
+        support: Logits of the support images, each from a fit without it and its copies.
         validation: Logits of the validation images.
     """
 
@@ -136,7 +135,9 @@ def smoothed_losses(
     """
     targets = smoothed_targets(labels, logits.shape[1])
     exact = logits.astype(np.float64)
-    return lambda temperature: -(targets * log_softmax(exact / temperature, axis=1)).sum(axis=1)
+    exact -= exact.max(axis=1, keepdims=True)
+    expected = (targets * exact).sum(axis=1)  # the targets add up to 1
+    return lambda temperature: np.log(np.exp(exact / temperature).sum(1)) - expected / temperature
 
 
 def smoothed_targets(labels: Int[np.ndarray, "N"], num_classes: int) -> Float64[np.ndarray, "N k"]:

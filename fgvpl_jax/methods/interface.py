@@ -176,9 +176,9 @@ class Method(nnx.Module):
         return {}
 
     def held_out_logits(self) -> LabelledLogits | None:
-        """Returns logits of support images, each from a fit without it; None if there are none.
+        """Returns logits of support images, each from a fit without it; None if unknown.
 
-        Images whose class has no other image are left out.
+        Images whose class has no other image, and copies of images, are left out.
         """
         return None
 

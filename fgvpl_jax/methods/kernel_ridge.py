@@ -81,6 +81,8 @@ class KernelRidge(FittedOnce):
         keys: Unit vectors [n, e].
         coefficients: A, [n, k].
         settings: β, λ and the weight, [3].
+    Raises:
+        SharedError: If there are more than `MOST_IMAGES` support images.
     """
 
     name = "kernel_ridge"
@@ -91,6 +93,11 @@ class KernelRidge(FittedOnce):
         super().__init__(clip, task, rule)
         num_classes, dim = task.text_features.shape
         num_images = len(task.support_labels)
+        if num_images > MOST_IMAGES:
+            raise SharedError(
+                f"{self.name} takes at most {MOST_IMAGES:,} training images, not {num_images:,}: "
+                "lower shots, or choose gda or gda_pool"
+            )
         num_keys = num_images * (1 + num_passes(num_images))
         self.keys = Trainable(to_device(np.zeros((num_keys, dim))))
         self.coefficients = Trainable(to_device(np.zeros((num_keys, num_classes))))
@@ -101,15 +108,7 @@ class KernelRidge(FittedOnce):
 
         By likelihood, the best values are chosen and not those within a standard error nearest to
         the first ones, which are the authors' and regularise too little on some data.
-
-        Raises:
-            SharedError: If there are more than `MOST_IMAGES` support images.
         """
-        if len(few_shot.labels) > MOST_IMAGES:
-            raise SharedError(
-                f"{self.name} takes at most {MOST_IMAGES:,} training images, not "
-                f"{len(few_shot.labels):,}: lower shots, or choose gda or gda_pool"
-            )
         views = unit_views(few_shot, num_passes(len(few_shot.labels)))
         features, validation_labels = validation_of(few_shot)
         queries, keys = unit(features), views.reshape(-1, views.shape[-1])

@@ -267,8 +267,8 @@ def measure_auto(
     folds = photo_folds(run)
     if run.config.calibrate and folds.can_compare:
         selection |= calibration({"folds": LabelledLogits(own, found.estimate.labels)})
-    held = [rows_of(run.few_shot.support, folds.support >= 0), run.few_shot.validation]
-    different = sum(split.num_different for split in held if split)
+    different = rows_of(run.few_shot.support, folds.support >= 0).num_different
+    different += len(folds.validation)
     scores = fold_scores(found.estimate, min(different, len(found.estimate.labels)))
     if run.dataset.test is not None:
         members = [member_of(one, finals[one.method]) for one in tried if one.weight]

@@ -109,8 +109,7 @@ def photo_folds(run: Run) -> PhotoFolds:
     if few_shot.validation is not None:
         # As many as those of the support images, which a file holds if they are not `cv_folds`.
         count = int(folds.max()) + 1 if folds_file(run).exists() else config.cv_folds
-        drawn = few_shot.validation
-        validation = stratified_folds(drawn.labels, count, config.seed, drawn.first_copies)
+        validation = stratified_folds(few_shot.validation.labels, count, config.seed)
     held = classes_held_out(run)
     if len(held) < max(2, len(np.unique(labels)) / 2):
         return PhotoFolds(folds, validation, can_compare=False)
@@ -186,6 +185,7 @@ def held_out_photos(run: Run, folds: PhotoFolds) -> HeldOutPhotos:
     """
     file = run.workdir.path / "held_out.npz"
     if not is_intact(file):
+        run.new_model(run.few_shot.support)  # refuses what the final training would refuse
         parts = [held_out_fold(run, folds, number) for number in folds.numbers]
         run.workdir.path.mkdir(parents=True, exist_ok=True)
         whole = HeldOutPhotos(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))

@@ -80,22 +80,23 @@ def warn_of_copies_in(
 
 
 def without_copies(run: Run, validation: Split) -> Split | None:
-    """Returns a user's validation images without copies of support images; None if none is left.
+    """Returns a user's validation images without copies; None if none is left.
 
-    A model that was trained on the copy says nothing about new photos. A warning names some.
+    A copy of a support image says nothing about new photos, and a copy of another validation image
+    nothing more than that one. A warning names some.
     """
     support = run.few_shot.support
     if run.config.data.source != "folder" or max(len(validation), len(support)) > MOST_PHOTOS:
         return validation
     known, found = (signatures_of(s, run.clip, run.image_cache) for s in (support, validation))
-    is_copy = copied_from(found, known)
+    is_copy = copied_from(found, known) | (first_copies(found) != np.arange(len(found)))
     if not is_copy.any():
         return validation
     if is_writer():
         copies = [validation.keys[place] for place in np.flatnonzero(is_copy)]
         logging.warning(
-            "%d of the %d validation images look like copies of support images and are left out: "
-            "%s",
+            "%d of the %d validation images look like copies of support images, or of one "
+            "another, and are left out: %s",
             len(copies),
             len(validation),
             first_of(copies, MOST_NAMED),

@@ -40,10 +40,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     check_readable(few_shot.support, clip, image_cache)
     if config.data.source == "folder":  # benchmarks are left as they were published
         few_shot = replace(
-            few_shot,
-            support=with_copies(few_shot.support, clip, image_cache, "support"),
-            validation=few_shot.validation
-            and with_copies(few_shot.validation, clip, image_cache, "validation"),
+            few_shot, support=with_copies(few_shot.support, clip, image_cache, "support")
         )
     text_features = kept_text_features(
         clip, dataset.class_names, config.data.templates, image_cache

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgvpl_jax.data import Dataset, draw_few_shot, few_shot_record, read_few_shot
+from fgvpl_jax.data import Dataset, Split, draw_few_shot, few_shot_record, read_few_shot
 from fgvpl_jax.data.splits import make_split
 from fgvpl_jax.errors import UserError
 
@@ -156,3 +156,13 @@ def test_draws_of_other_data_are_refused(drawn, change, message):
 def test_a_draw_that_is_not_there(drawn):
     with pytest.raises(UserError, match=r"few_shot_file=/none.*name a few_shot\.json"):
         read_few_shot("/none", drawn[0], 2)
+
+
+def test_the_first_of_each_group_of_copies_is_found():
+    split = Split(Path(), tuple("abcde"), np.zeros(5, np.int32), copies=np.array([7, 2, 7, 2, 5]))
+    assert split.first_copies.tolist() == [0, 1, 0, 1, 4]
+    assert split.num_different == 3
+    few = split.select([3, 2, 0])
+    assert few.first_copies.tolist() == [0, 1, 1]
+    alone = Split(Path(), ("a", "b"), np.zeros(2, np.int32))
+    assert alone.first_copies.tolist() == [0, 1] and alone.num_different == 2

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -147,8 +148,9 @@ def test_a_folder_of_tfrecord_is_refused_with_how_to_convert_it(copy):
 
 def test_selected_images_are_those(copy):
     train = load_tfds(str(copy), "", DTD).train
-    few = train.select([7, 3])
+    few = replace(train, copies=np.arange(len(train)) // 2).select([7, 3])
     assert few.keys == (train.keys[7], train.keys[3])
+    assert few.copies.tolist() == [3, 1] and train.select([7]).copies is None
     np.testing.assert_array_equal(np.asarray(few.image(1)), np.asarray(train.image(3)))
 
 

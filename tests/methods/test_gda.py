@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from fgvpl_jax.methods import gda
-from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN, folds_of
-from fgvpl_jax.methods.gda import GDA, Statistics, held_out_scores, leave_one_out
+from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
+from fgvpl_jax.methods.gda import GDA, Statistics, leave_one_out, left_out_scores
+from fgvpl_jax.methods.held_out import tempered_losses
 from tests.methods.checks import FewShot, clustered, task_of, unit
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
@@ -87,10 +88,8 @@ def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scat
 
 @pytest.mark.parametrize("between", [0.0, 1.5])
 def test_copies_are_left_out_together(between):
-    views, copies = (
-        views_of(FewShot(clustered(LABELS), LABELS)),
-        np.array([0, 1, 0, 2, 3, 3, 3, 4, 4]),
-    )
+    views = views_of(FewShot(clustered(LABELS), LABELS))[:, :3]
+    copies = np.array([0, 1, 0, 2, 3, 3, 3, 4, 4])
     whole = Statistics.of(views, LABELS, 3, between)
     found = leave_one_out(views, LABELS, copies, whole, [4.0])[0]
     for place in range(7):
@@ -111,21 +110,31 @@ def scores_with_excess(statistics, whole, ridge, query):
     return query @ kernel + bias
 
 
-@pytest.mark.parametrize(("name", "limit"), [("many scores", 26), ("long films", 27)])
-def test_of_many_images_a_fifth_of_each_class_is_left_out(name, limit, monkeypatch):
-    monkeypatch.setattr(gda, "MOST_SCORES", limit)
-    copies = EACH if name == "many scores" else np.array([0, 0, 2, 3, 4, 5, 6, 7, 8])
-    views = views_of(FewShot(clustered(LABELS), LABELS))
-    whole = Statistics.of(views, LABELS, 3, 1.5)
-    found = held_out_scores(views, LABELS, copies, whole, [1.0, 4.0])
-    folds = folds_of(LABELS, copies)
-    for place in EACH:
-        rest = Statistics.of(views[folds != folds[place]], LABELS[folds != folds[place]], 3, 1.5)
-        kernel, bias = rest.classifier(4.0)
-        np.testing.assert_allclose(found[1, place], views[place, 0] @ kernel + bias)
-    monkeypatch.undo()
-    few = held_out_scores(views, LABELS, EACH, whole, [4.0])
-    np.testing.assert_array_equal(few, leave_one_out(views, LABELS, EACH, whole, [4.0]))
+def test_a_group_with_more_views_than_features_is_left_out_by_a_new_fit():
+    views = views_of(FewShot(clustered(LABELS), LABELS))  # 22 of the first group, 16 features
+    copies = np.array([0, 1, 0, 2, 3, 4, 5, 6, 7])
+    whole = Statistics.of(views, LABELS, 3)
+    found = leave_one_out(views, LABELS, copies, whole, [1.0, 4.0])
+    rest = Statistics.of(views[copies != 0], LABELS[copies != 0], 3)
+    kernel, bias = rest.classifier(4.0)
+    np.testing.assert_allclose(found[1, [0, 2]], 7 / 9 * (views[[0, 2], 0] @ kernel + bias))
+
+
+def test_ten_fits_of_very_many_images_are_like_leaving_one_out(monkeypatch):
+    labels = np.repeat(np.arange(5), 20)
+    copies = np.arange(100)
+    copies[5] = copies[4]
+    views = views_of(FewShot(clustered(labels, spread=4.0), labels))[:, :1]
+    whole = Statistics.of(views, labels, 5)
+    args = views, labels, copies, whole, [1.0, 4.0]
+    expected = left_out_scores(*args)
+    np.testing.assert_array_equal(expected, leave_one_out(*args))
+    monkeypatch.setattr(gda, "MOST_COST", 0)
+    found = left_out_scores(*args)
+    for ours, exact in zip(found, expected, strict=True):
+        (temperature, losses), (best, least) = (tempered_losses(x, labels) for x in (ours, exact))
+        assert temperature == pytest.approx(best, rel=0.15)
+        assert losses.mean() == pytest.approx(least.mean(), rel=0.05)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-6])

@@ -116,11 +116,10 @@ def test_many_images_have_fewer_views_and_the_first_values(clip, text_features, 
     assert facts["kernel_regularisation"] == pytest.approx(0.1)
 
 
-def test_too_many_images_are_refused(clip, text_features, few_shot, monkeypatch):
+def test_too_many_images_are_refused(clip, text_features, monkeypatch):
     monkeypatch.setattr(kernel_ridge, "MOST_IMAGES", 8)
-    model = KernelRidge(clip, task_of(text_features, LABELS), "likelihood")
     with pytest.raises(UserError, match="at most 8 training images, not 9: lower shots"):
-        model.initialise(few_shot)
+        KernelRidge(clip, task_of(text_features, LABELS), "likelihood")
 
 
 def test_the_plain_form_reads_no_class_name(clip, text_features, few_shot):

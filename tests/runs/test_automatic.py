@@ -11,7 +11,7 @@ import fgvpl_jax as fg
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import SharedError, UserError
 from fgvpl_jax.inference.export import export_classifier
-from fgvpl_jax.methods import METHODS
+from fgvpl_jax.methods import METHODS, kernel_ridge
 from fgvpl_jax.runs import automatic, candidates, default_config, experiment, prepare, trying
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.summary import summary_lines
@@ -211,6 +211,17 @@ def test_a_method_that_fails_is_left_out(config, tmp_path, monkeypatch):
     only(monkeypatch, "gda")
     with pytest.raises(UserError, match="none of the methods could be trained: gda failed: too"):
         train(config, tmp_path / "V")
+
+
+def test_a_method_that_refuses_all_photos_is_left_out_before_its_folds(
+    config, tmp_path, monkeypatch
+):
+    only(monkeypatch, "gda", "kernel_ridge")
+    count = len(prepare.prepare(config, Workdir(tmp_path / "W")).few_shot.support)
+    monkeypatch.setattr(kernel_ridge, "MOST_IMAGES", count - 1)
+    results = train(config, tmp_path / "W")
+    assert results.tried[1].note.startswith(f"failed: kernel_ridge takes at most {count - 1}")
+    assert results.members[0].method == "gda"
 
 
 def test_an_error_of_the_machine_is_tried_again(config, tmp_path, monkeypatch):

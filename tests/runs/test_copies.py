@@ -2,10 +2,11 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from fgvpl_jax.data import load_shapes
-from fgvpl_jax.runs import automatic, experiment, prepare
+from fgvpl_jax.runs import automatic, candidates, experiment, prepare
 from fgvpl_jax.runs.workdir import Workdir
 
 COUNTS = {"train": 3, "val": 1, "test": 2}  # per class
@@ -34,11 +35,42 @@ def test_auto_leaves_out_validation_images_that_are_copies(split_config, tmp_pat
     split_config.shots, split_config.method = 3, "auto"
     run = prepare.prepare(split_config, Workdir(tmp_path / "W"))
     found, unreadable = automatic.with_shared_features(run)
-    assert "1 of the 3 validation images look like copies of support images and are left" in (
-        caplog.text
-    )
+    assert "1 of the 3 validation images look like copies of support images" in caplog.text
     assert not any("copy.png" in key for key in found.few_shot.validation.keys)
     assert len(found.few_shot.validation) == 2 and not unreadable
+
+
+def test_auto_leaves_out_validation_images_that_are_copies_of_one_another(
+    split_config, tmp_path, caplog
+):
+    place = tmp_path / "photos" / "val" / "first"
+    for photo in [*place.iterdir()]:
+        shutil.copy(photo, place / f"copy_of_{photo.name}")
+    split_config.shots, split_config.method = 3, "auto"
+    run = prepare.prepare(split_config, Workdir(tmp_path / "W"))
+    found, _ = automatic.with_shared_features(run)
+    assert "1 of the 3 validation images" in caplog.text
+    assert len(found.few_shot.validation) == 2
+
+
+@pytest.mark.parametrize("method", ["gda", "auto"])
+def test_closed_forms_are_told_of_copies(split_config, tmp_path, method, caplog):
+    place = tmp_path / "photos" / "train" / "first"
+    shutil.copy(place / "01.png", place / "copy.png")
+    split_config.shots, split_config.method, split_config.allow_fewer = 4, method, True
+    run = prepare.prepare(split_config, Workdir(tmp_path / "W"))
+    assert (
+        "1 of the 7 support images look like copies of others, such as train/first/" in caplog.text
+    )
+    support = run.few_shot.support
+    assert support.num_different == 6
+    if method == "auto":
+        run = candidates.candidate_run(run, "gda")
+    kept = support.select([i for i, key in enumerate(support.keys) if not key.endswith("02.png")])
+    groups = np.asarray(run.new_model(kept).copies[...])
+    alike = [i for i, key in enumerate(kept.keys) if key.endswith(("01.png", "copy.png"))]
+    assert len(groups) == 6 and len(set(groups.tolist())) == 5
+    assert groups[alike[0]] == groups[alike[1]]
 
 
 def test_copies_in_other_splits_are_reported(split_config, tmp_path, caplog):

@@ -186,13 +186,20 @@ class Statistics(NamedTuple):
         tr(P V) / n, so classes of few images would be predicted too rarely. Where all have equally
         many images, the result is 0.
         """
+        return self.trace_of_variance(ridge) * inverse_counts(self.counts)
+
+    def trace_of_variance(self, ridge: float) -> float:
+        """Returns tr(P V) times the number of views of an image."""
         added = ridge_of(ridge, self.trace, self.num_views)
-        trace = len(self.spread) * (self.spread / (self.eigenvalues + added)).sum()
-        present = self.counts > 0
-        mean_count = self.counts[present].mean()
-        relative = mean_count / np.maximum(self.counts, 1)
-        above = np.where(present, relative - relative[present].mean(), 0.0)
-        return trace * above / mean_count
+        return float(len(self.spread) * (self.spread / (self.eigenvalues + added)).sum())
+
+
+def inverse_counts(counts: Int[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
+    """Returns 1 / n less its mean over the classes that have an image; 0 for the others."""
+    present = counts > 0
+    mean_count = counts[present].mean()
+    relative = mean_count / np.maximum(counts, 1)  # exactly 1 if all are equal
+    return np.where(present, relative - relative[present].mean(), 0.0) / mean_count
 
 
 def ridge_of(ridge: float, trace: float, num_views: int) -> float:
@@ -269,16 +276,16 @@ def leave_one_out(
 ) -> Float64[np.ndarray, "t s k"]:
     """Returns scores of each image's plain view, from fits without it and its copies alone.
 
-    Exact but for the `excess`, which is that of all images. Without n views of a class the scatter
-    changes by a matrix of a rank of at most n + 3, so Woodbury's identity replaces a new inverse,
-    unless the rank is too high. The scores of images whose class has no others are 0 and mean
-    nothing. The arguments are those of `left_out_scores`.
+    Exact but for tr(P V) of the `excess`, which is that of all images. Without n views of
+    a class the scatter changes by a matrix of a rank of at most n + 3, so Woodbury's identity
+    replaces a new inverse, unless the rank is too high. The scores of images whose class has no
+    others are 0 and mean nothing. The arguments are those of `left_out_scores`.
     """
     rotated_means = statistics.means @ statistics.eigenvectors
     present = statistics.counts > 0
     centre = rotated_means[present].mean(axis=0)
     num_views, dim = views.shape[1:]
-    excesses = [statistics.excess(ridge) for ridge in ridges]
+    traces = [statistics.trace_of_variance(ridge) for ridge in ridges]
     scores = np.zeros((len(ridges), len(views), len(present)))
     for places in groups_of(copies):
         label = labels[places[0]]
@@ -308,7 +315,9 @@ def leave_one_out(
             changes = np.concatenate([lost, rows])
             factors = np.concatenate([factors, statistics.between * signs])
         queries, squared_means = rotated[::num_views], means**2
-        for found, ridge, excess in zip(scores, ridges, excesses, strict=True):
+        # The image's own class, which has fewer images than before, would else win too rarely.
+        shares = inverse_counts(counts)
+        for found, ridge, of_variance in zip(scores, ridges, traces, strict=True):
             inverse = 1 / (statistics.eigenvalues + ridge_of(ridge, trace, int(counts.sum())))
             weighted = changes * inverse
             small = np.linalg.solve(
@@ -317,5 +326,5 @@ def leave_one_out(
             of_means, of_queries = weighted @ means.T, weighted @ queries.T
             products = (queries * inverse) @ means.T + of_queries.T @ small @ of_means
             squares = squared_means @ inverse + (of_means * (small @ of_means)).sum(axis=0)
-            found[places] = dim * products + biases(dim * squares - excess, present)
+            found[places] = dim * products + biases(dim * squares - of_variance * shares, present)
     return scores

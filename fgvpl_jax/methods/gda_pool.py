@@ -32,8 +32,10 @@ from fgvpl_jax.visual_prompt import FeatureKinds, FeatureKindsEncoder
 # docs/ablations.md says how these values were chosen: never on a test split.
 KINDS = ("image", "object", "patches")
 RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)  # values of τ
-# τ below three images per class, where a fit without one of them has too few to judge τ by.
-FIRST_RIDGE = 16.0
+# τ is chosen if so large a share of the classes has two images: those of fewer classes, which are
+# hardly confused with the rest, would choose a τ that is too small.
+MOST_CLASSES = 0.75
+FIRST_RIDGE = 16.0  # τ otherwise
 BETWEEN = 0.1  # ρ per view of an image
 PENALTY = 5.0  # nats for a weight that is 1 away from its first value
 
@@ -88,8 +90,8 @@ class GDAPool(FittedOnce):
         text = HeldOutLogits(self.zero_shot(views[0, :, 0]), self.zero_shot(queries[0]))
         text_weight = photos.text_weight(text)
         present = np.bincount(labels, minlength=num_classes) > 0
-        images_per_class = len(np.unique(photos.copies)) / present.sum()
-        ridges = RIDGES if images_per_class >= 3 else (FIRST_RIDGE,)
+        judged = np.unique(labels[is_judged(labels, photos.copies)])
+        ridges = RIDGES if len(judged) >= MOST_CLASSES * present.sum() else (FIRST_RIDGE,)
         experts = [
             fitted(used, query, photos, ridges, num_classes)
             for own, query in zip(views, queries, strict=True)

@@ -6,7 +6,7 @@ import pytest
 
 from fgvpl_jax.methods import gda
 from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
-from fgvpl_jax.methods.gda import GDA, Statistics, leave_one_out, left_out_scores
+from fgvpl_jax.methods.gda import GDA, Statistics, inverse_counts, leave_one_out, left_out_scores
 from fgvpl_jax.methods.held_out import tempered_losses
 from tests.methods.checks import FewShot, clustered, task_of, unit
 
@@ -14,10 +14,10 @@ LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
 EACH = np.arange(9)
 
 
-def formula(views, labels, num_classes, ridge, of_excess=None):
-    """Returns W, b and the excess from a plain inverse, with NumPy's own covariance.
+def formula(views, labels, num_classes, ridge, of_variance=None):
+    """Returns W, b and tr(P V) from a plain inverse, with NumPy's own covariance.
 
-    `of_excess` are the views and labels that the excess is computed from, if not these.
+    tr(P V) is `of_variance` if that is given, and computed from images of eleven views otherwise.
     """
     means = np.stack([views[labels == c].mean(axis=0) for c in range(num_classes)])
     centred = views - means[labels]
@@ -25,22 +25,14 @@ def formula(views, labels, num_classes, ridge, of_excess=None):
     scatter = (len(views) - 1) * covariance + ridge * np.trace(covariance) * np.eye(dim)
     precision = dim * np.linalg.inv(scatter)
     squares = np.diag(means @ precision @ means.T)
-    if of_excess is None:
-        excess = excess_of(views, labels, precision)
-    else:
-        all_views, all_labels = of_excess
-        excess = formula(all_views, all_labels, num_classes, ridge)[2]
-    return precision @ means.T, np.log(1 / num_classes) - (squares - excess) / 2, excess
-
-
-def excess_of(views, labels, precision):
-    """Returns tr(P V) (1/n - the mean of 1/n over classes), with V from images of eleven views."""
-    images, labels = views.reshape(-1, 11, views.shape[1]).mean(axis=1), labels[::11]
-    means = np.stack([images[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
-    apart = images - means[labels]
-    variance = apart.T @ apart / (len(images) - len(means))
-    shares = 1 / np.bincount(labels)
-    return np.trace(precision @ variance) * (shares - shares.mean())
+    if of_variance is None:
+        images = views.reshape(-1, 11, dim).mean(axis=1)
+        apart = images - means[labels[::11]]
+        variance = apart.T @ apart / (len(images) - num_classes)
+        of_variance = np.trace(precision @ variance)
+    shares = 1 / np.bincount(labels[::11])
+    excess = of_variance * (shares - shares.mean())
+    return precision @ means.T, np.log(1 / num_classes) - (squares - excess) / 2, of_variance
 
 
 def views_of(few_shot):
@@ -101,10 +93,11 @@ def test_copies_are_left_out_together(between):
 
 
 def scores_with_excess(statistics, whole, ridge, query):
-    """Returns scores of a classifier that has the excess of another one."""
+    """Returns scores of a classifier whose excess has the tr(P V) of another one."""
     kernel, bias = statistics.classifier(ridge)
     present = statistics.counts > 0
-    bias += (whole.excess(ridge) - statistics.excess(ridge)) / 2
+    trace = whole.trace_of_variance(ridge) - statistics.trace_of_variance(ridge)
+    bias += trace * inverse_counts(statistics.counts) / 2
     if not present.all():
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
     return query @ kernel + bias
@@ -156,10 +149,12 @@ def test_leaving_the_only_companion_out_leaves_no_scatter(labels, spread):
 def test_leaving_an_image_out_equals_a_fit_without_it(few_shot, ridge):
     views = views_of(few_shot)
     found = leave_one_out(views, LABELS, EACH, Statistics.of(views, LABELS, 3), [ridge])[0]
-    whole = views.reshape(-1, 16), np.repeat(LABELS, 11)
+    of_variance = formula(views.reshape(-1, 16), np.repeat(LABELS, 11), 3, ridge)[2]
     for place in range(len(LABELS)):
         rest = np.delete(views, place, axis=0).reshape(-1, 16)
-        kernel, bias, _ = formula(rest, np.repeat(np.delete(LABELS, place), 11), 3, ridge, whole)
+        kernel, bias, _ = formula(
+            rest, np.repeat(np.delete(LABELS, place), 11), 3, ridge, of_variance
+        )
         np.testing.assert_allclose(found[place], views[place, 0] @ kernel + bias, rtol=1e-8)
 
 

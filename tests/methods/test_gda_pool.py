@@ -65,13 +65,16 @@ def discriminant(views, labels, ridge):
     return found.fit(views.reshape(-1, DIM), np.repeat(labels, views.shape[1]))
 
 
-def half_of_excess(views, labels, ridge):
-    """Returns what scikit-learn's discriminant lacks: ½ tr(P V) (1/n - the mean of 1/n)."""
+def half_of_excess(views, labels, ridge, left_out=None):
+    """Returns what scikit-learn's discriminant lacks: ½ tr(P V) (1/n - the mean of 1/n).
+
+    `left_out` is the place of an image that n does not count.
+    """
     images = views.mean(axis=1)
     means = np.stack([images[labels == c].mean(axis=0) for c in np.unique(labels)])
     apart = images - means[labels]
     variance = apart.T @ apart / (len(images) - len(means))
-    shares = 1 / np.bincount(labels)
+    shares = 1 / np.bincount(labels if left_out is None else np.delete(labels, left_out))
     trace = np.trace(np.linalg.inv(covariance(views, labels, ridge)) @ variance)
     return trace * (shares - shares.mean()) / 2
 
@@ -123,7 +126,8 @@ def test_logits_are_the_pool_of_scikit_learns_discriminants(clip, text_features,
             for place in range(len(LABELS)):
                 rest = np.delete(views, place, axis=0), np.delete(LABELS, place)
                 found = discriminant(*rest, ridge).decision_function(views[place, :1])
-                held_out.append(found[0] * len(LABELS) / (len(LABELS) - 1) + more)
+                own = half_of_excess(views, LABELS, ridge, place)
+                held_out.append(found[0] * len(LABELS) / (len(LABELS) - 1) + own)
             fit = discriminant(views, LABELS, ridge)
             judged = HeldOutLogits(np.array(held_out), fit.decision_function(validation) + more)
             photos = CalibrationPhotos(LABELS, EACH, queries)

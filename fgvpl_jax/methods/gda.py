@@ -25,11 +25,12 @@ from fgvpl_jax.variables import Trainable, to_device
 RIDGE_STEPS = (-2, -1, 0, 1, 2)
 # α in units of N / e, with which α · P is the inverse of the mean scatter; exponents of sqrt(10).
 WEIGHT_STEPS = (-3, -2, -1, 0, 1, 2, 3)
-# Leaving out one image takes as long as this many classes, and more if there are more classes.
+# The time to leave out one image grows as this number plus the number of classes.
 COST_OF_IMAGE = 250
-# If leaving out one image at a time costs more, which is some 15 seconds, ten fits replace it.
+# If all images cost more than this, which is some 15 seconds of a core for 11 views of each and
+# five values of τ, this many fits replace leave-one-out.
 MOST_COST = 2_000_000
-FOLDS = 10
+NUM_FITS = 10
 LEAST_SCATTER = 1e-9  # mean squared distance of unit vectors from their class's mean
 
 
@@ -69,10 +70,11 @@ class GDA(FittedOnce):
         features, labels = validation_of(few_shot)
         queries, num_classes = unit(features), self.bias.shape[0]
         rule = self.selection_rule(labels)
-        statistics = Statistics.of(views, few_shot.labels, num_classes)
+        copies = np.asarray(self.copies[...])
+        statistics = Statistics.of(views, few_shot.labels, num_classes, copies=copies)
         text = HeldOutLogits(self.zero_shot(views[:, 0]), self.zero_shot(queries))
         steps = (0,) if self.rule == ACCURACY else RIDGE_STEPS
-        ridges, copies = [4.0**step for step in steps], np.asarray(self.copies[...])
+        ridges = [4.0**step for step in steps]
         left_out = left_out_scores(views, few_shot.labels, copies, statistics, ridges)
         scores = {}
         for step, ridge, support in zip(steps, ridges, left_out, strict=True):
@@ -121,16 +123,18 @@ class Statistics(NamedTuple):
     Attributes:
         means: Means of the views of each class; 0 for a class without an image.
         counts: Number of views of each class.
+        num_different: Number of images of each class, copies counted once.
         trace: Trace of (N - 1) Σ.
         between: ρ.
         eigenvalues: Eigenvalues of the scatter that is inverted.
         eigenvectors: Its eigenvectors, in columns.
-        spread: Variance of the images' mean views within their classes along each eigenvector,
-            times the number of views of an image; 0 if no class has two images.
+        spread: Variance of the images' mean views within their classes along each eigenvector; 0
+            if no class has two different images.
     """
 
     means: Float64[np.ndarray, "k e"]
     counts: Int[np.ndarray, "k"]
+    num_different: Int[np.ndarray, "k"]
     trace: float
     between: float
     eigenvalues: Float64[np.ndarray, "e"]
@@ -144,8 +148,12 @@ class Statistics(NamedTuple):
         labels: Int[np.ndarray, "s"],
         num_classes: int,
         between: float = 0.0,
+        copies: Int[np.ndarray, "s"] | None = None,
     ) -> "Statistics":
-        """Returns the statistics of all views, with ρ = `between`."""
+        """Returns the statistics of all views, with ρ = `between`.
+
+        `copies` are the numbers of the images' groups of copies; None if no image is a copy.
+        """
         sums = np.zeros((num_classes, views.shape[-1]))
         np.add.at(sums, labels, views.sum(axis=1))
         counts = np.bincount(labels, minlength=num_classes) * views.shape[1]
@@ -157,11 +165,14 @@ class Statistics(NamedTuple):
             apart = means[counts > 0] - means[counts > 0].mean(axis=0)
             scatter += between * apart.T @ apart
         eigenvalues, eigenvectors = np.linalg.eigh(scatter)
-        deviations = (views.mean(axis=1) - means[labels]) @ eigenvectors
-        num_free = max(len(labels) - int((counts > 0).sum()), 1)
-        spread = (deviations**2).sum(axis=0) * views.shape[1] / num_free
         eigenvalues = np.maximum(eigenvalues, 0)
-        return cls(means, counts, trace, between, eigenvalues, eigenvectors, spread)
+        groups = groups_of(np.arange(len(labels)) if copies is None else copies)
+        first = labels[[places[0] for places in groups]]
+        images = np.stack([views[places].mean(axis=(0, 1)) for places in groups])
+        num_different = np.bincount(first, minlength=num_classes)
+        num_free = max(len(groups) - int((counts > 0).sum()), 1)
+        spread = (((images - means[first]) @ eigenvectors) ** 2).sum(axis=0) / num_free
+        return cls(means, counts, num_different, trace, between, eigenvalues, eigenvectors, spread)
 
     @property
     def num_views(self) -> int:
@@ -186,10 +197,10 @@ class Statistics(NamedTuple):
         tr(P V) / n, so classes of few images would be predicted too rarely. Where all have equally
         many images, the result is 0.
         """
-        return self.trace_of_variance(ridge) * inverse_counts(self.counts)
+        return self.trace_of_variance(ridge) * inverse_counts(self.num_different)
 
     def trace_of_variance(self, ridge: float) -> float:
-        """Returns tr(P V) times the number of views of an image."""
+        """Returns tr(P V)."""
         added = ridge_of(ridge, self.trace, self.num_views)
         return float(len(self.spread) * (self.spread / (self.eigenvalues + added)).sum())
 
@@ -228,8 +239,9 @@ def left_out_scores(
 ) -> Float64[np.ndarray, "t s k"]:
     """Returns scores of each image's plain view, from fits without it and its copies.
 
-    They are those of `leave_one_out`, or of ten fits without a tenth of the images if these are
-    faster and the others would take long.
+    They are those of `leave_one_out`, or of ten fits without a tenth of the images if that would
+    take long. As P is about inverse to the number of views, the scores of these fits are scaled to
+    that of all images. Images whose class has no others are in all ten fits; their scores are 0.
 
     Args:
         views: Unit features of the support images, the plain view first.
@@ -241,12 +253,14 @@ def left_out_scores(
     num_images, num_classes = len(views), len(statistics.counts)
     if num_images * (COST_OF_IMAGE + num_classes) <= MOST_COST:
         return leave_one_out(views, labels, copies, statistics, ridges)
-    # The count of groups runs on from class to class, so that classes are spread over the folds.
-    folds = np.unique(np.stack([labels, copies]), axis=1, return_inverse=True)[1] % FOLDS
+    # The count of groups runs on from class to class, so that classes are spread over the fits.
+    groups = np.unique(np.stack([labels, copies]), axis=1, return_inverse=True)[1].reshape(-1)
+    can_be_out = statistics.num_different[labels] > 1
     scores = np.zeros((len(ridges), num_images, num_classes))
-    for fold in range(FOLDS):
-        out = folds.reshape(-1) == fold
-        scores[:, out] = scores_without(out, views, labels, statistics, ridges)
+    for number in range(NUM_FITS):
+        out = can_be_out & (groups % NUM_FITS == number)
+        found = scores_without(out, views, labels, copies, statistics, ridges)
+        scores[:, out] = (~out).mean() * found
     return scores
 
 
@@ -254,17 +268,15 @@ def scores_without(
     out: Bool[np.ndarray, "s"],
     views: Float64[np.ndarray, "s r e"],
     labels: Int[np.ndarray, "s"],
+    copies: Int[np.ndarray, "s"],
     statistics: Statistics,
     ridges: Sequence[float],
 ) -> Float64[np.ndarray, "t n k"]:
-    """Returns scores of the plain views of the images in `out`, from a fit to the others.
-
-    P is about inverse to the number of views, so the scores are scaled to that of all images.
-    """
-    rest = Statistics.of(views[~out], labels[~out], len(statistics.counts), statistics.between)
-    share = rest.num_views / statistics.num_views
+    """Returns scores of the plain views of the images in `out`, from a fit to the others."""
+    num_classes, between = len(statistics.counts), statistics.between
+    rest = Statistics.of(views[~out], labels[~out], num_classes, between, copies[~out])
     fits = [rest.classifier(ridge) for ridge in ridges]
-    return np.stack([share * (views[out, 0] @ kernel + bias) for kernel, bias in fits])
+    return np.stack([views[out, 0] @ kernel + bias for kernel, bias in fits])
 
 
 def leave_one_out(
@@ -296,7 +308,7 @@ def leave_one_out(
             continue
         if num_taken > dim:
             out = np.isin(np.arange(len(views)), places)
-            scores[:, places] = scores_without(out, views, labels, statistics, ridges)
+            scores[:, places] = scores_without(out, views, labels, copies, statistics, ridges)
             continue
         means = rotated_means.copy()
         difference = rotated - means[label]
@@ -316,7 +328,8 @@ def leave_one_out(
             factors = np.concatenate([factors, statistics.between * signs])
         queries, squared_means = rotated[::num_views], means**2
         # The image's own class, which has fewer images than before, would else win too rarely.
-        shares = inverse_counts(counts)
+        left = statistics.num_different - (np.arange(len(counts)) == label)
+        shares = inverse_counts(left)
         for found, ridge, of_variance in zip(scores, ridges, traces, strict=True):
             inverse = 1 / (statistics.eigenvalues + ridge_of(ridge, trace, int(counts.sum())))
             weighted = changes * inverse

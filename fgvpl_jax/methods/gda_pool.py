@@ -32,9 +32,9 @@ from fgvpl_jax.visual_prompt import FeatureKinds, FeatureKindsEncoder
 # docs/ablations.md says how these values were chosen: never on a test split.
 KINDS = ("image", "object", "patches")
 RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)  # values of τ
-# τ is chosen if so large a share of the classes has two images: those of fewer classes, which are
-# hardly confused with the rest, would choose a τ that is too small.
-MOST_CLASSES = 0.75
+# τ is chosen if so large a share of the classes has two different support images: images of fewer
+# classes, which are hardly confused, would choose a τ that is too small.
+JUDGED_SHARE = 0.75
 FIRST_RIDGE = 16.0  # τ otherwise
 BETWEEN = 0.1  # ρ per view of an image
 PENALTY = 5.0  # nats for a weight that is 1 away from its first value
@@ -91,7 +91,7 @@ class GDAPool(FittedOnce):
         text_weight = photos.text_weight(text)
         present = np.bincount(labels, minlength=num_classes) > 0
         judged = np.unique(labels[is_judged(labels, photos.copies)])
-        ridges = RIDGES if len(judged) >= MOST_CLASSES * present.sum() else (FIRST_RIDGE,)
+        ridges = RIDGES if len(judged) >= JUDGED_SHARE * present.sum() else (FIRST_RIDGE,)
         experts = [
             fitted(used, query, photos, ridges, num_classes)
             for own, query in zip(views, queries, strict=True)
@@ -262,7 +262,8 @@ def fitted(
 ) -> Expert:
     """Fits a discriminant, with the τ of the highest likelihood, and calibrates it."""
     labels = photos.labels
-    statistics = Statistics.of(views, labels, num_classes, BETWEEN * views.shape[1])
+    between = BETWEEN * views.shape[1]
+    statistics = Statistics.of(views, labels, num_classes, between, photos.copies)
     # GDA's precision is e times the inverse of a scatter. Views of an image are much alike, so
     # images and not views are counted for the inverse of a covariance.
     factor = len(labels) / views.shape[2]

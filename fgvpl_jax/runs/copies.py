@@ -82,8 +82,8 @@ def warn_of_copies_in(
 def without_copies(run: Run, validation: Split) -> Split | None:
     """Returns a user's validation images without copies; None if none is left.
 
-    A copy of a support image says nothing about new photos, and a copy of another validation image
-    nothing more than that one. A warning names some.
+    A copy of a support image, also of another class, says nothing about new photos, and a copy of
+    another validation image nothing more than that one. A warning names some.
     """
     support = run.few_shot.support
     if run.config.data.source != "folder" or max(len(validation), len(support)) > MOST_PHOTOS:

@@ -7,7 +7,7 @@ import pytest
 from fgvpl_jax.methods import gda
 from fgvpl_jax.methods.fitted_once import ABSENT_CLASS_MARGIN
 from fgvpl_jax.methods.gda import GDA, Statistics, inverse_counts, leave_one_out, left_out_scores
-from fgvpl_jax.methods.held_out import tempered_losses
+from fgvpl_jax.methods.held_out import is_judged, tempered_losses
 from tests.methods.checks import FewShot, clustered, task_of, unit
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
@@ -82,11 +82,11 @@ def test_leaving_an_image_out_equals_a_fit_without_it_where_class_means_are_scat
 def test_copies_are_left_out_together(between):
     views = views_of(FewShot(clustered(LABELS), LABELS))[:, :3]
     copies = np.array([0, 1, 0, 2, 3, 3, 3, 4, 4])
-    whole = Statistics.of(views, LABELS, 3, between)
+    whole = Statistics.of(views, LABELS, 3, between, copies)
     found = leave_one_out(views, LABELS, copies, whole, [4.0])[0]
     for place in range(7):
-        rest = views[copies != copies[place]], LABELS[copies != copies[place]]
-        without = Statistics.of(*rest, 3, between)
+        rest = copies != copies[place]
+        without = Statistics.of(views[rest], LABELS[rest], 3, between, copies[rest])
         expected = scores_with_excess(without, whole, 4.0, views[place, 0])
         np.testing.assert_allclose(found[place], expected, rtol=1e-8)
     assert (found[7:] == 0).all()  # the class has copies of one image alone
@@ -97,7 +97,7 @@ def scores_with_excess(statistics, whole, ridge, query):
     kernel, bias = statistics.classifier(ridge)
     present = statistics.counts > 0
     trace = whole.trace_of_variance(ridge) - statistics.trace_of_variance(ridge)
-    bias += trace * inverse_counts(statistics.counts) / 2
+    bias += trace * inverse_counts(statistics.num_different) / 2
     if not present.all():
         bias[~present] = bias[present].min() - ABSENT_CLASS_MARGIN
     return query @ kernel + bias
@@ -110,24 +110,39 @@ def test_a_group_with_more_views_than_features_is_left_out_by_a_new_fit():
     found = leave_one_out(views, LABELS, copies, whole, [1.0, 4.0])
     rest = Statistics.of(views[copies != 0], LABELS[copies != 0], 3)
     kernel, bias = rest.classifier(4.0)
-    np.testing.assert_allclose(found[1, [0, 2]], 7 / 9 * (views[[0, 2], 0] @ kernel + bias))
+    np.testing.assert_allclose(found[1, [0, 2]], views[[0, 2], 0] @ kernel + bias)
 
 
 def test_ten_fits_of_very_many_images_are_like_leaving_one_out(monkeypatch):
-    labels = np.repeat(np.arange(5), 20)
-    copies = np.arange(100)
-    copies[5] = copies[4]
+    labels = np.append(np.repeat(np.arange(5), 20), 5)  # the last class has one image
     views = views_of(FewShot(clustered(labels, spread=4.0), labels))[:, :1]
-    whole = Statistics.of(views, labels, 5)
+    views, labels, copies = (np.repeat(x, 2, axis=0) for x in (views, labels, np.arange(101)))
+    whole = Statistics.of(views, labels, 6, copies=copies)
     args = views, labels, copies, whole, [1.0, 4.0]
     expected = left_out_scores(*args)
     np.testing.assert_array_equal(expected, leave_one_out(*args))
     monkeypatch.setattr(gda, "MOST_COST", 0)
     found = left_out_scores(*args)
-    for ours, exact in zip(found, expected, strict=True):
-        (temperature, losses), (best, least) = (tempered_losses(x, labels) for x in (ours, exact))
+    assert (found[:, 200:] == 0).all()
+    known = is_judged(labels, copies)
+    for ours, exact in zip(found[:, known, :5], expected[:, known, :5], strict=True):
+        (temperature, losses), (best, least) = (
+            tempered_losses(x, labels[known]) for x in (ours, exact)
+        )
         assert temperature == pytest.approx(best, rel=0.15)
         assert losses.mean() == pytest.approx(least.mean(), rel=0.05)
+
+
+def test_copies_change_the_excess_as_little_as_the_classifier():
+    labels = np.repeat(np.arange(3), [4, 2, 3])
+    views = views_of(FewShot(clustered(labels), labels))
+    once = Statistics.of(views, labels, 3)
+    twice = Statistics.of(
+        np.tile(views, (2, 1, 1)), np.tile(labels, 2), 3, copies=np.tile(np.arange(9), 2)
+    )
+    # The scatter of all views, and with it 1 / P, has doubled.
+    ridge = 1.0 * (2 * once.num_views - 1) / (once.num_views - 1)
+    np.testing.assert_allclose(twice.excess(ridge), once.excess(1.0) / 2, rtol=1e-8)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-6])

@@ -7,7 +7,15 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from fgvpl_jax.methods.gda_pool import BETWEEN, PENALTY, CalibrationPhotos, GDAPool, fitted
+from fgvpl_jax.methods import gda_pool
+from fgvpl_jax.methods.gda_pool import (
+    BETWEEN,
+    FIRST_RIDGE,
+    PENALTY,
+    CalibrationPhotos,
+    GDAPool,
+    fitted,
+)
 from fgvpl_jax.methods.held_out import HeldOutLogits
 from tests.methods.checks import FewShot, clustered, task_of, unit
 
@@ -194,6 +202,38 @@ def test_zero_shot_clip_has_a_weight_only_if_it_is_better_than_guessing():
     assert photos.text_weight(HeldOutLogits(-3 * np.eye(3)[labels] + noise, nothing)) < 1e-3
     sure = photos.text_weight(HeldOutLogits(20 * (np.eye(3)[labels] + noise), nothing))
     assert 0 < sure < 0.2  # its logits are 20 times too large
+
+
+@pytest.mark.parametrize(
+    ("labels", "copies", "is_chosen"),
+    [
+        ([0, 0, 1, 1, 2, 2, 3], range(7), True),  # three of four classes have two images
+        ([0, 0, 1, 1, 2, 3], range(6), False),
+        ([0, 0, 1, 1, 2, 2, 3], [0, 1, 2, 3, 4, 4, 5], False),  # a copy is no second image
+    ],
+)
+def test_a_ridge_is_chosen_if_most_classes_have_two_images(
+    clip, monkeypatch, labels, copies, is_chosen
+):
+    monkeypatch.setattr(gda_pool, "RIDGES", (1.0, 4.0))
+    labels = np.array(labels)
+    model = GDAPool(clip, task_of(jnp.eye(4, DIM), labels, np.array(copies)), "likelihood")
+    model.initialise(FewShot(packed(labels), labels))
+    ridges = {*model.facts()["pool_ridges"].values()}
+    assert ridges <= {1.0, 4.0} if is_chosen else ridges == {FIRST_RIDGE}
+
+
+def test_copies_do_not_make_zero_shot_clip_surer():
+    labels = np.repeat(np.arange(3), 4)
+    logits = np.eye(3)[labels] + np.random.default_rng(3).normal(size=(12, 3))
+    nothing = np.empty((0, 3))
+    once = CalibrationPhotos(labels, np.arange(12), NONE).text_weight(
+        HeldOutLogits(logits, nothing)
+    )
+    doubled = HeldOutLogits(np.tile(logits, (9, 1)), nothing)
+    copies = np.tile(np.arange(12), 9)
+    photos = CalibrationPhotos(np.tile(labels, 9), copies, NONE)
+    assert photos.text_weight(doubled) == pytest.approx(once) and once > 0
 
 
 def test_one_image_of_each_class_is_enough_and_an_absent_class_is_not_predicted(

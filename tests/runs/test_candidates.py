@@ -93,9 +93,9 @@ def test_two_photos_per_class_have_two_folds_which_validation_shares(config, tmp
 
 
 def test_folds_stay_until_every_process_has_read_them(config, tmp_path, monkeypatch):
-    workdir = Workdir(tmp_path)
-    run = prepare.prepare(config, workdir)
-    fold, whole = workdir.folds / "fold_1" / "held_out.npz", tmp_path / "held_out.npz"
+    run = candidates.candidate_run(prepare.prepare(config, Workdir(tmp_path)), "gda")
+    workdir = run.workdir
+    fold, whole = workdir.folds / "fold_1" / "held_out.npz", workdir.path / "held_out.npz"
     logits = np.zeros((1, 2), np.float32)
     found = candidates.HeldOutPhotos(logits, logits, np.zeros(1, int), np.zeros(1, int))
     fold.parent.mkdir(parents=True)

@@ -253,8 +253,8 @@ def left_out_scores(
     num_images, num_classes = len(views), len(statistics.counts)
     if num_images * (COST_OF_IMAGE + num_classes) <= MOST_COST:
         return leave_one_out(views, labels, copies, statistics, ridges)
-    # The count of groups runs on from class to class, so that classes are spread over the fits.
-    groups = np.unique(np.stack([labels, copies]), axis=1, return_inverse=True)[1].reshape(-1)
+    # Support images come class by class, so consecutive numbers spread each class over the fits.
+    groups = np.unique(copies, return_inverse=True)[1]
     can_be_out = statistics.num_different[labels] > 1
     scores = np.zeros((len(ridges), num_images, num_classes))
     for number in range(NUM_FITS):
@@ -328,7 +328,8 @@ def leave_one_out(
             factors = np.concatenate([factors, statistics.between * signs])
         queries, squared_means = rotated[::num_views], means**2
         # The image's own class, which has fewer images than before, would else win too rarely.
-        left = statistics.num_different - (np.arange(len(counts)) == label)
+        left = statistics.num_different.copy()
+        left[label] -= 1
         shares = inverse_counts(left)
         for found, ridge, of_variance in zip(scores, ridges, traces, strict=True):
             inverse = 1 / (statistics.eigenvalues + ridge_of(ridge, trace, int(counts.sum())))

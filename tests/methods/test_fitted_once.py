@@ -1,4 +1,4 @@
-"""What all methods that are fitted in one go have in common."""
+"""Tests that every method passes that is fitted in one go."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -166,12 +166,14 @@ class Statistics(NamedTuple):
             scatter += between * apart.T @ apart
         eigenvalues, eigenvectors = np.linalg.eigh(scatter)
         eigenvalues = np.maximum(eigenvalues, 0)
-        groups = groups_of(np.arange(len(labels)) if copies is None else copies)
-        first = labels[[places[0] for places in groups]]
-        images = np.stack([views[places].mean(axis=(0, 1)) for places in groups])
-        num_different = np.bincount(first, minlength=num_classes)
-        num_free = max(len(groups) - int((counts > 0).sum()), 1)
-        spread = (((images - means[first]) @ eigenvectors) ** 2).sum(axis=0) / num_free
+        copies = np.arange(len(labels)) if copies is None else copies
+        _, first, groups = np.unique(copies, return_index=True, return_inverse=True)
+        images = np.zeros((len(first), views.shape[-1]))
+        np.add.at(images, groups, views.mean(axis=1))
+        images /= np.bincount(groups)[:, None]
+        num_different = np.bincount(labels[first], minlength=num_classes)
+        num_free = max(len(first) - int((counts > 0).sum()), 1)
+        spread = (((images - means[labels[first]]) @ eigenvectors) ** 2).sum(axis=0) / num_free
         return cls(means, counts, num_different, trace, between, eigenvalues, eigenvectors, spread)
 
     @property

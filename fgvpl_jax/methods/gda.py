@@ -81,8 +81,13 @@ class GDA(FittedOnce):
             kernel, bias = statistics.classifier(ridge)
             scores[step] = HeldOutLogits(support, queries @ kernel + bias)
 
+        # Views of an image are much alike. Where no photo judges how sure the classifier is, only
+        # the images are counted.
+        judged = len(rule.losses(text)) > 0
+        count = statistics.num_views if judged else len(views)
+
         def alpha_of(weight_step: int) -> float:
-            return float(10.0 ** (weight_step / 2) * statistics.num_views / views.shape[-1])
+            return float(10.0 ** (weight_step / 2) * count / views.shape[-1])
 
         def logits(ridge_step: int, weight_step: int) -> HeldOutLogits:
             parts = zip(text, scores[ridge_step], strict=True)

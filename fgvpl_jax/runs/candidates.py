@@ -298,7 +298,7 @@ def predict_seconds(run: Run, folds: PhotoFolds) -> PredictedSeconds:
     total = sum(compiling + per_photo * size for size in sizes)
     inputs = run.inputs
     if isinstance(inputs, SharedFeatures):
-        total += inputs.num_missing(epochs) * inputs.pass_seconds
+        total += inputs.encoding_seconds(epochs)
     return PredictedSeconds(total, final)
 
 

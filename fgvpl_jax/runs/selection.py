@@ -11,7 +11,7 @@ from fgvpl_jax.methods.held_out import LIKELIHOOD
 from fgvpl_jax.runs.run import Run
 
 # With fewer photos a temperature cannot be judged by photos that it was not fitted on.
-FEWEST_TO_CALIBRATE = 10
+FEWEST_TO_CALIBRATE = 4
 # Largest number of candidates whose accuracies are all reported; of a larger grid only the best is.
 MOST_REPORTED = 20
 
@@ -85,7 +85,7 @@ def calibration(photos_by_name: dict[str, LabelledLogits | None]) -> dict[str, A
         photos_by_name: Logits of photos that the model was not fitted on and that are not for
             testing, by their names in the results; None for photos that do not exist.
     Returns:
-        Fields of `RunResults`; empty if there are fewer than ten photos.
+        Fields of `RunResults`; empty if there are fewer than four photos.
     """
     found = {name: photos for name, photos in photos_by_name.items() if photos and len(photos[1])}
     if not found:

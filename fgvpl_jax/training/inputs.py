@@ -5,6 +5,7 @@ features under the evaluation transform, and features of each augmented epoch. T
 (seed, epoch, place) alone, as the pixels do.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -183,6 +184,10 @@ class FeatureInputs:
         image_cache: Cache whose folder keeps the features as well; None keeps no features.
         mesh: Devices.
         encoder: Encoder of the features; None for CLIP's image encoder.
+
+    Attributes:
+        pass_seconds: Time of the latest augmented pass that was encoded, not read from a file; 0
+            before the first.
     """
 
     def __init__(
@@ -205,6 +210,7 @@ class FeatureInputs:
         feature = ("feature", np.float32, (encoder.feature_dim,))
         self._record = np.dtype([feature, ("readable", np.bool_)])
         self._encoding = [*backbone_identity(clip), *encoder.settings]
+        self.pass_seconds = 0.0
 
     def epoch(
         self,
@@ -269,9 +275,11 @@ class FeatureInputs:
         if kept is not None:
             features[ours] = kept["feature"]
         else:
+            started = time.monotonic()
             for batch in self._encoded(self.pixels.epoch(split, size, epoch)):
                 real = batch.indices != PADDING
                 features[batch.indices[real]] = batch.inputs[real]
+            self.pass_seconds = time.monotonic() - started
             if entry is not None:
                 with entry.recording() as append:
                     append(features[ours], np.ones(len(ours), np.bool_))

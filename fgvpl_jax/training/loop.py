@@ -209,7 +209,9 @@ def run_epochs(
                 with stoppable():
                     if progress.epoch_start is not None and job.build_cache is not None:
                         cache = job.build_cache(progress.epoch_start, job.frozen)
+                    reading = time.monotonic()
                     calls = job.source.epoch(progress.epoch, len(progress.steps), pace)
+                    encoding_seconds = time.monotonic() - reading
             except interruption.Interrupted:
                 save(job, progress)
                 raise
@@ -217,7 +219,7 @@ def run_epochs(
             progress = replace(progress, seconds=time.monotonic() - started)
             check_losses(job, progress)
             if len(progress.steps) == job.steps_per_epoch:
-                progress = finish_epoch(job, progress, on_epoch)
+                progress = finish_epoch(job, progress, encoding_seconds, on_epoch)
             due = progress.epoch % job.config.checkpoint_every_epochs == 0
             if stopping or due or progress.epoch == job.config.epochs:
                 save(job, progress)
@@ -309,10 +311,12 @@ def run_spans(
             span, started = [], time.monotonic()
 
 
-def finish_epoch(job: Job, progress: Progress, on_epoch: Sequence[EpochCallback]) -> Progress:
+def finish_epoch(
+    job: Job, progress: Progress, encoding_seconds: float, on_epoch: Sequence[EpochCallback]
+) -> Progress:
     """Writes the metrics of an epoch whose steps are done; returns the start of the next one."""
     if is_writer():
-        line = epoch_metrics(progress.epoch + 1, progress.steps, progress.seconds)
+        line = epoch_metrics(progress.epoch + 1, progress.steps, progress.seconds, encoding_seconds)
         append_line(job.metrics_file, line)
         for callback in on_epoch:
             callback(line, progress.state.trainable)

@@ -13,13 +13,16 @@ from fgvpl_jax.training.train_step import StepMetrics
 EpochMetrics = dict[str, float | int]
 
 
-def epoch_metrics(epoch: int, steps: Sequence[StepMetrics], seconds: float) -> EpochMetrics:
+def epoch_metrics(
+    epoch: int, steps: Sequence[StepMetrics], seconds: float, encoding_seconds: float
+) -> EpochMetrics:
     """Returns one line of the file; loss and accuracy are of the augmented images.
 
     Args:
         epoch: Number of the epoch, from 1.
         steps: Metrics of all its steps, fetched from the device.
         seconds: Duration of the epoch.
+        encoding_seconds: Part of it in which frozen features or tokens were encoded or read.
     """
     loss, correct, weight = (float(sum(column)) for column in zip(*steps, strict=True))
     return {
@@ -27,6 +30,7 @@ def epoch_metrics(epoch: int, steps: Sequence[StepMetrics], seconds: float) -> E
         "loss": loss / weight,
         "accuracy": correct / weight,
         "seconds": round(seconds, 3),
+        "encoding_seconds": round(encoding_seconds, 3),
         "images_per_second": round(weight / seconds, 1),
     }
 

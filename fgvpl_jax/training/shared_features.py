@@ -1,6 +1,5 @@
 """Features of the few-shot images that several methods and folds read, computed once."""
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -30,9 +29,6 @@ class SharedFeatures(FeatureInputs):
         validation: The validation images, all of them readable; None without any.
         max_bytes: Bytes that augmented features may take.
         encoder: Encoder of the features; None for plain CLIP's image encoder.
-
-    Attributes:
-        pass_seconds: Time of the latest augmented pass that was computed; 0 before the first.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class SharedFeatures(FeatureInputs):
         self._plain: dict[Split, Float32[np.ndarray, "N e"]] = {}
         self._passes: dict[int, Float32[np.ndarray, "s e"]] = {}
         self._most_passes = max_bytes // (len(support) * self._record.itemsize)
-        self.pass_seconds = 0.0
 
     def by(self, encoder: FrozenEncoder) -> "SharedFeatures":
         """Returns the features of the same images by another encoder, kept as long as these."""
@@ -70,9 +65,16 @@ class SharedFeatures(FeatureInputs):
             self._by_settings[name] = self._with_encoder(encoder=encoder)
         return self._by_settings[name]
 
-    def num_missing(self, epochs: int) -> int:
-        """Returns how many of the first passes are not in memory."""
-        return sum(epoch not in self._passes for epoch in range(epochs))
+    def encoding_seconds(self, epochs: int) -> float:
+        """Predicts how long the first augmented passes that are not in memory will take.
+
+        If no pass was encoded so far, because files of an earlier run had those that were read, the
+        last one tells whether files have the others too.
+        """
+        missing = [epoch for epoch in range(epochs) if epoch not in self._passes]
+        if missing and not self.pass_seconds:
+            self._augmented(self._wholes[0][0], missing[-1])
+        return len(missing) * self.pass_seconds
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""
@@ -99,9 +101,8 @@ class SharedFeatures(FeatureInputs):
         support, places = found
         features = self._passes.get(epoch)
         if features is None:
-            started = time.monotonic()
             features = super()._augmented(support, epoch)
-            self.pass_seconds = slowest(time.monotonic() - started)
+            self.pass_seconds = slowest(self.pass_seconds)
             if len(self._passes) < self._most_passes:
                 self._passes[epoch] = features
         return features[places]

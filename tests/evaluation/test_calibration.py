@@ -38,6 +38,14 @@ def test_few_correct_photos_do_not_make_the_classifier_certain():
     assert 0.7 < certain[0] < 31 / 32 < certain[1] < 0.995 < certain[2] < 0.9999
 
 
+@pytest.mark.parametrize("count", [4, 8, 30])
+def test_a_classifier_that_is_right_and_sure_on_few_photos_becomes_less_sure(count):
+    labels = np.arange(count) % 2
+    logits = 200.0 * np.eye(2)[labels]
+    logits[0] /= 2
+    assert helpful_temperature(logits, labels) > 3
+
+
 def test_few_photos_change_a_temperature_little_and_many_find_it():
     logits, labels = drawn(5_000, 5, 1)
     few, some, many = (fit_temperature(4 * logits[:n], labels[:n]) for n in (3, 30, 5_000))

@@ -204,6 +204,8 @@ def test_a_class_without_an_image_is_not_predicted_and_one_image_is_enough(clip,
     scores = model.contributions(jnp.asarray(features), None)["image_cache"]
     assert np.asarray(scores).argmax(axis=1).tolist() == [0, 2]
     assert len(model.held_out_logits().labels) == 0  # no class has two images
+    # Nothing judges how sure the classifier is: images are counted, not their 22 views.
+    assert model.facts()["gda_weight"] == pytest.approx(2 / features.shape[1])
 
 
 def test_equal_views_make_it_a_nearest_mean_classifier(clip, text_features):

@@ -32,6 +32,26 @@ def test_a_method_that_must_encode_too_long_is_not_measured(config, tmp_path, mo
     assert note == f"not tried: needs more than {2 * fvp.config.epochs} min"
 
 
+def test_only_passes_that_are_encoded_take_time(config, tmp_path):
+    config.data.image_cache_gb, config.data.cache_dir = 1.0, str(tmp_path / "cache")
+
+    def features_of(run, passes):
+        shared = automatic.with_shared_features(run)[0].shared_features
+        for epoch in range(passes):
+            list(shared.epoch(run.few_shot.support, 4, epoch))
+        return shared
+
+    run = prepare.prepare(config, Workdir(tmp_path / "W"))
+    first = features_of(run, 2)
+    assert first.encoding_seconds(2) == 0 < first.pass_seconds
+    assert first.encoding_seconds(5) == 3 * first.pass_seconds
+    again = features_of(run, 2)  # from the files of the first
+    assert again.pass_seconds == 0
+    assert again.encoding_seconds(2) == again.pass_seconds == 0
+    seconds = again.encoding_seconds(5)
+    assert seconds == 3 * again.pass_seconds > 0
+
+
 def test_a_class_of_one_photo_is_named(config, tmp_path, caplog):
     write_photo_folders(tmp_path / "photos", 3)
     for number in (1, 2):

@@ -111,6 +111,25 @@ def test_the_time_of_a_fit_is_counted_without_that_of_reading(tiny_config, tmp_p
     assert experiment.evaluate(workdir).train_seconds == seconds
 
 
+def test_the_seconds_of_training_in_steps_do_not_contain_encoding(
+    tiny_config, tmp_path, monkeypatch
+):
+    epoch = FeatureInputs.epoch
+
+    def slow_encoding(*args, **options):
+        time.sleep(0.2)
+        return epoch(*args, **options)
+
+    monkeypatch.setattr(FeatureInputs, "epoch", slow_encoding)
+    tiny_config.method = "tar"
+    workdir = Workdir(tmp_path / "W")
+    seconds = experiment.train_and_evaluate(tiny_config, workdir).train_seconds
+    lines = [json.loads(line) for line in workdir.metrics_file.read_text().splitlines()]
+    assert all(0.2 <= line["encoding_seconds"] <= line["seconds"] for line in lines)
+    own = sum(line["seconds"] - line["encoding_seconds"] for line in lines)
+    assert seconds == pytest.approx(own, abs=0.1)
+
+
 @pytest.mark.parametrize(
     "name",
     [*(name for name in METHODS if name not in LEFT_TO_FURTHER), *further(*LEFT_TO_FURTHER)],

@@ -16,7 +16,7 @@ def auto_sections(records: Sequence[RunRecord]) -> list[Section]:
         return []
     lines = [
         "Methods are compared by their likelihood on held-out photos. The estimate is nested: the "
-        "choice is repeated without each fold. The test images were read after the choice."
+        "choice is repeated without each fold. Test images are read after the choice."
     ]
     return [Section("What auto tried", lines, tables)]
 
@@ -29,8 +29,8 @@ def auto_table(record: RunRecord) -> Table:
     if results.cv_accuracy is not None and results.cv_interval is not None:
         low, high = (100 * end for end in results.cv_interval)
         notes.append(
-            f"Estimate {100 * results.cv_accuracy:.2f}% (95% interval {low:.1f} to {high:.1f}), "
-            f"test accuracy {record.accuracy:.2f}%."
+            f"Estimate {100 * results.cv_accuracy:.2f}% (95% interval {low:.1f} to {high:.1f})"
+            + ("." if results.test_accuracy is None else f", test accuracy {record.accuracy:.2f}%.")
         )
     rows = [tried_cells(one) for one in best_first(results.tried or ())]
     return Table(title, TRIED_COLUMNS, rows, notes)

@@ -29,15 +29,16 @@ NO_DIFFERENCE = (
 
 def read_runs(
     places: Iterable[Path], defaults: Mapping[str, Any]
-) -> tuple[list[RunRecord], list[str]]:
+) -> tuple[list[RunRecord], list[RunRecord], list[str]]:
     """Reads all finished runs in some folders, in the order of the paper's tables.
 
     Args:
         places: Folders of runs, or folders that hold runs at any depth.
         defaults: Default settings, which tables need not name, by dotted name.
     Returns:
-        The runs, and a line for each run that is left out. Runs that agree in all settings,
-        few-shot images and accuracy count as one run.
+        The runs with a test split, those that have only a cross-validated estimate, and a line for
+        each run that is left out. Runs that agree in all settings, few-shot images and accuracy
+        count as one run.
     """
     found: dict[Any, tuple[RunRecord, Any]] = {}
     left_out = []
@@ -46,24 +47,26 @@ def read_runs(
         try:
             results = RunResults.read(workdir)
             record = _record(folder, flatten(plain(workdir.stored_config())), results)
-            outcome = read_json(workdir.few_shot_file), results.test_accuracy
+            accuracies = results.test_accuracy, results.cv_accuracy
+            outcome = read_json(workdir.few_shot_file), accuracies
         except (OSError, UserError) as error:
             left_out.append(f"{folder}: cannot be read ({error})")
             continue
-        if results.test_accuracy is None:
-            left_out.append(f"{folder}: has no test split, only a cross-validated estimate")
-            continue
         fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
         sha256 = results.backbone.sha256
-        key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields)
+        has_test = results.test_accuracy is not None
+        key = (record.benchmark, sha256, record.method, record.shots, record.seed, has_test, fields)
         first, first_outcome = found.setdefault(key, (record, outcome))
         if outcome != first_outcome:
             left_out.append(
                 f"{folder}: has the settings of {first.folder}, but other few-shot images or "
                 "another accuracy; report it separately"
             )
-    records = [record for record, _ in found.values()]
-    records = _with_variants(_with_distinct_backbones(records), defaults)
+    tested: list[RunRecord] = []
+    estimated: list[RunRecord] = []
+    for record, _ in found.values():
+        (estimated if record.results.test_accuracy is None else tested).append(record)
+    records = _with_variants(_with_distinct_backbones(tested), defaults)
     records.sort(
         key=lambda r: (
             benchmark_order(r.benchmark),
@@ -75,7 +78,7 @@ def read_runs(
             r.seed,
         )
     )
-    return records, left_out
+    return records, _with_distinct_backbones(estimated), left_out
 
 
 def _run_folders(place: Path) -> Iterable[Path]:

@@ -17,7 +17,7 @@ Variant = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, as its fields hold dicts
 class RunRecord:
-    """A finished run with a test accuracy.
+    """A finished run.
 
     Attributes:
         folder: Folder of the run.
@@ -28,7 +28,7 @@ class RunRecord:
         shots: Training images per class; None for all.
         seed: Seed of the few-shot draw and of the training.
         settings: All other fields that change what is computed, by dotted name.
-        results: Results of the run; its test accuracy is not None.
+        results: Results of the run.
         variant: Settings that differ both from the default and from other runs of the same group.
         shared: Settings that differ from the default but are the same in all runs of the group.
     """
@@ -46,7 +46,7 @@ class RunRecord:
 
     @property
     def accuracy(self) -> float:
-        """Accuracy on the test split, in percent."""
+        """Accuracy on the test split, in percent; the run has one."""
         assert self.results.test_accuracy is not None
         return 100 * self.results.test_accuracy
 

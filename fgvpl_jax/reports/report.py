@@ -10,6 +10,7 @@ from fgvpl_jax.reports import csv_files
 from fgvpl_jax.reports.auto_section import auto_sections
 from fgvpl_jax.reports.data_page import look_sections
 from fgvpl_jax.reports.document import write_document
+from fgvpl_jax.reports.estimates_section import estimated_panels
 from fgvpl_jax.reports.find_runs import read_runs
 from fgvpl_jax.reports.panels import averages_of, panels_of
 from fgvpl_jax.reports.sections import report_sections, saved_predictions_of
@@ -41,12 +42,12 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
         for name, value in flatten(plain(get_config())).items()
         if not name.startswith(BENCHMARKS_OWN)
     }
-    records, left_out = read_runs([expand_user(f) for f in folders], defaults)
+    records, estimated, left_out = read_runs([expand_user(f) for f in folders], defaults)
     panels = panels_of(records)
-    if not panels:
+    if not panels and not estimated:
         reasons = f" ({left_out[0]})" if left_out else ""
         raise UserError(
-            f"no finished run with a test split in {', '.join(map(str, folders))}{reasons}"
+            f"no finished run in {', '.join(map(str, folders))}{reasons}"
             if not records
             else "only runs of zero-shot CLIP were found, which every other run measures as well: "
             "add a run of another method to compare"
@@ -54,15 +55,17 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     averages = averages_of(panels)
     predictions = saved_predictions_of(panels)
     verdicts = {panel: verdicts_of(panel.records, predictions) for panel in panels}
-    sections = report_sections(panels, averages, predictions, verdicts, left_out)
-    sections += auto_sections(records)
+    unsplit = estimated_panels(estimated)
+    sections = report_sections(panels, averages, unsplit, predictions, verdicts, left_out)
+    sections += auto_sections([*records, *estimated])
     sections += look_sections([expand_user(folder) for folder in folders])
-    benchmarks = dict.fromkeys(benchmark_label(panel.benchmark) for panel in panels)
+    benchmarks = dict.fromkeys(benchmark_label(panel.benchmark) for panel in [*panels, *unsplit])
+    count = len(records) + len(estimated)
     out = expand_user(place).absolute() / REPORT
     out.mkdir(parents=True, exist_ok=True)
-    write_document(f"{len(records)} runs on {', '.join(benchmarks)}", sections, out)
+    write_document(f"{count} runs on {', '.join(benchmarks)}", sections, out)
     csv_files.write_runs(records, out / "runs.csv")
     csv_files.write_accuracies([*panels, *averages], out / "accuracy.csv")
     csv_files.write_verdicts(verdicts, out / "significance.csv")
     lines = [f"left out: {line}" for line in left_out]
-    return [*lines, f"{len(records)} runs; the report is {out / 'report.html'}"]
+    return [*lines, f"{count} runs; the report is {out / 'report.html'}"]

@@ -12,6 +12,7 @@ from fgvpl_jax.reports import plots, tables
 from fgvpl_jax.reports.calibration_section import calibration_section
 from fgvpl_jax.reports.csv_files import CsvFile
 from fgvpl_jax.reports.document import Section, figure_picture
+from fgvpl_jax.reports.estimates_section import estimates_section
 from fgvpl_jax.reports.example_pictures import draw_examples
 from fgvpl_jax.reports.learning_section import learning_section
 from fgvpl_jax.reports.panels import Panel, ResultRow, Row
@@ -45,6 +46,7 @@ def saved_predictions_of(panels: Sequence[Panel]) -> dict[RunRecord, SavedPredic
 def report_sections(
     panels: Sequence[Panel],
     averages: Sequence[Panel],
+    unsplit: Sequence[Panel],
     predictions: PredictionsByRun,
     verdicts: Mapping[Panel, Sequence[Verdict]],
     left_out: Sequence[str],
@@ -54,20 +56,25 @@ def report_sections(
     Args:
         panels: Runs of each benchmark and backbone.
         averages: Averages over the benchmarks of each backbone that has several.
+        unsplit: Runs without a test split, by photos and backbone.
         predictions: Predictions of every run that saved them.
         verdicts: Comparisons of each panel's methods.
         left_out: A line for each run that was found but is not in the report.
     """
-    sections = [
-        accuracy_section(panels, averages),
-        gains_section(panels),
-        time_section(panels),
-        *learning_section(panels),
-    ]
+    sections = []
+    if panels:
+        sections = [
+            accuracy_section(panels, averages),
+            gains_section(panels),
+            time_section(panels),
+        ]
+    sections += estimates_section(unsplit)
+    sections += learning_section([*panels, *unsplit])
     settings = [table for panel in panels for table in tables.setting_tables(panel)]
     if settings:
         sections.append(Section("Settings", tables=settings))
-    sections.append(significance_section(verdicts))
+    if panels:
+        sections.append(significance_section(verdicts))
     for panel in panels:
         sections += [
             classes_section(panel, predictions),

@@ -1,6 +1,8 @@
 """The report of a run whose method was chosen by "auto"."""
 
 import json
+import re
+from urllib.parse import unquote
 
 from fgvpl_jax.reports.report import write_report
 from tests.reports.run_folders import write_run
@@ -16,18 +18,39 @@ EMPTY = {
 }
 
 
+def make_auto(folder, **fields):
+    """Turns a run into one with the method "auto" and these fields of its results."""
+    stored = json.loads((folder / "config.json").read_text())
+    stored["config"] |= {"method": "auto", "minutes": 1.0}
+    (folder / "config.json").write_text(json.dumps(stored))
+    results = json.loads((folder / "results.json").read_text())
+    results |= {"method": "auto", "tried": [EMPTY | one for one in TRIED], **fields}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_runs_without_a_test_split_are_reported(tmp_path):
+    config = {"benchmark": "my photos", "method": "gda"}
+    write_run(tmp_path / "runs" / "second", None, config=config)
+    make_auto(write_run(tmp_path / "runs" / "first", None, config=config), reason="gda is the best")
+    lines = write_report(tmp_path, [tmp_path / "runs"])
+    assert lines[-1].startswith("2 runs")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.startswith("# 2 runs on my photos")
+    section = text.split("Estimated by cross-validation")[1]
+    assert "my photos (no test split)" in section
+    assert "| first | Auto | " in section
+    assert "50.00% | 40.0% to 60.0% | 50.00%" in section
+    assert "Chosen: gda is the best." in section
+    assert "Estimate 50.00% (95% interval 40.0 to 60.0)." in section
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
+        assert (tmp_path / "report" / unquote(picture)).is_file()
+
+
 def test_the_report_says_what_auto_tried_and_why_it_chose(tmp_path):
     write_run(tmp_path / "runs" / "gda", 0.7, config={"method": "gda"})
     folder = write_run(tmp_path / "runs" / "auto", 0.72, config={"method": "gda"})
-    for name in ("config.json", "results.json"):
-        content = json.loads((folder / name).read_text())
-        if name == "config.json":
-            content["config"] |= {"method": "auto", "minutes": 1.0}
-        else:
-            content |= {"method": "auto", "tried": [EMPTY | one for one in TRIED]}
-            content |= {"reason": "gda has the lowest held-out NLL", "cv_accuracy": 0.6}
-            content |= {"cv_interval": [0.5, 0.7]}
-        (folder / name).write_text(json.dumps(content))
+    estimate = {"cv_accuracy": 0.6, "cv_interval": [0.5, 0.7]}
+    make_auto(folder, reason="gda has the lowest held-out NLL", **estimate)
     lines = write_report(tmp_path, [tmp_path / "runs"])
     assert lines[-1].startswith("2 runs")
     text = (tmp_path / "report" / "report.md").read_text()

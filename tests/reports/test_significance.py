@@ -92,7 +92,7 @@ def predictions(correct, **fields):
 
 
 def verdicts(root):
-    records, _ = read_runs([root], {})
+    records, _, _ = read_runs([root], {})
     saved = {record: record.saved_predictions() for record in records}
     return {v.row: v for v in verdicts_of(records, saved)}
 

@@ -36,7 +36,7 @@ def write_runs(root, rows, **fields):
 
 
 def panels(root):
-    records, left_out = read_runs([root], DEFAULTS)
+    records, _, left_out = read_runs([root], DEFAULTS)
     assert left_out == []
     return panels_of(records)
 
@@ -303,18 +303,18 @@ def test_a_run_counts_once_and_runs_that_are_left_out_are_named(tmp_path):
     write_run(tmp_path / "b" / "W", 0.5, config={"data.root": "elsewhere"})
     write_run(tmp_path / "photos", None)
     (write_run(tmp_path / "broken", 0.5) / "config.json").write_text("{")
-    records, left_out = read_runs([tmp_path, tmp_path / "a"], DEFAULTS)
+    records, estimated, left_out = read_runs([tmp_path, tmp_path / "a"], DEFAULTS)
     assert len(records) == 1
-    assert len(left_out) == 2
+    assert [record.folder.name for record in estimated] == ["photos"]
+    assert len(left_out) == 1
     assert "broken" in left_out[0]
-    assert "photos: has no test split" in left_out[1]
 
 
 @pytest.mark.parametrize("other", [{"accuracy": 0.6}, {"accuracy": 0.5, "drawn": ("b.jpg",)}])
 def test_runs_of_equal_settings_on_other_images_are_not_one_run(tmp_path, other):
     write_run(tmp_path / "a", 0.5, config={"data.root": "here"})
     write_run(tmp_path / "b", **other, config={"data.root": "there"})
-    records, left_out = read_runs([tmp_path], DEFAULTS)
+    records, _, left_out = read_runs([tmp_path], DEFAULTS)
     assert [record.accuracy for record in records] == [50.0]
     assert len(left_out) == 1
     assert left_out[0].startswith(f"{tmp_path / 'b'}: has the settings of {tmp_path / 'a'}, but")

@@ -63,7 +63,7 @@ def whole(start, tmp_path_factory):
 
 def outcome(place):
     """Returns a sweep's table, and its runs' predictions by cell."""
-    records, left_out = read_runs([place], {})
+    records, _, left_out = read_runs([place], {})
     assert left_out == []
     (panel,) = panels_of(records)
     predictions = {str(r.folder.relative_to(place)): r.saved_predictions() for r in records}

@@ -3,6 +3,7 @@
 Accuracy on a copy of a training photo says nothing about new photos.
 """
 
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -17,7 +18,8 @@ from fgvpl_jax.data.transforms import Transform
 
 SIDE = 8  # photos are compared by the brightness and colour of 8 × 8 squares
 SQUARES = SIDE * SIDE
-SIGNATURE = 3 * SQUARES  # length of a signature
+COLOURS = slice(SQUARES, 3 * SQUARES)  # where a signature has the colour
+SIGNATURE = 3 * SQUARES + 2  # length of a signature; the last two numbers are a checksum
 # Two photos are copies if the correlation of their brightness is so many standard deviations above
 # that of the photos' other pairs: pairs of smooth pictures correlate more by chance than pairs of
 # detailed ones, and aligned letters more than landscapes. Measured: of 4.5 million pairs of
@@ -35,10 +37,10 @@ BLOCK = 1024
 BATCH_SIZE = 64
 
 
-def signature(photo: Image.Image) -> Float32[np.ndarray, "192"]:
+def signature(photo: Image.Image) -> Float32[np.ndarray, "194"]:
     """Returns the numbers by which `are_alike` compares a photo.
 
-    The signature of a photo with hardly any pattern is such that it is a copy of no photo.
+    A photo with hardly any pattern is a copy of equal photos alone.
     """
     squares = photo.convert("YCbCr").resize((SIDE, SIDE), Image.Resampling.BOX)
     light, *colour = np.asarray(squares, np.float32).reshape(SQUARES, 3).T
@@ -46,10 +48,11 @@ def signature(photo: Image.Image) -> Float32[np.ndarray, "192"]:
     is_plain = light.std() < PLAIN
     unit = np.zeros_like(light) if is_plain else light / np.float32(np.linalg.norm(light))
     scale = np.float32(OTHER_COLOUR * (2 * SQUARES) ** 0.5)
-    return np.concatenate([unit, (np.concatenate(colour) - 128) / scale])
+    checksum = 1 + np.array(divmod(zlib.crc32(photo.tobytes()), 1 << 16), np.float32)
+    return np.concatenate([unit, (np.concatenate(colour) - 128) / scale, checksum])
 
 
-def least_correlation(found: Float32[np.ndarray, "N 192"]) -> float:
+def least_correlation(found: Float32[np.ndarray, "N 194"]) -> float:
     """Returns the correlation of brightness from which two of these photos are copies.
 
     Median and median deviation of Fisher's z stand for its mean and standard deviation, because a
@@ -68,18 +71,26 @@ def least_correlation(found: Float32[np.ndarray, "N 192"]) -> float:
 
 
 def are_alike(
-    found: Float32[np.ndarray, "N 192"], others: Float32[np.ndarray, "M 192"], least: float
+    found: Float32[np.ndarray, "N 194"], others: Float32[np.ndarray, "M 194"], least: float
 ) -> Bool[np.ndarray, "N M"]:
     """Returns whether each photo is a copy of each of the others."""
     light = found[:, :SQUARES] @ others[:, :SQUARES].T
-    ours, theirs = found[:, SQUARES:], others[:, SQUARES:]
+    ours, theirs = found[:, COLOURS], others[:, COLOURS]
     squared = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
-    return (light >= least) & (squared <= 1)
+    checksums, other_checksums = checksums_of(found), checksums_of(others)
+    equal = (checksums[:, None] == other_checksums) & (other_checksums > 0)
+    return ((light >= least) | equal) & (squared <= 1)
+
+
+def checksums_of(found: Float32[np.ndarray, "N 194"]) -> Int[np.ndarray, "N"]:
+    """Returns a number above 0 for the pixels of each photo; 0 if it is unreadable."""
+    high, low = found[:, COLOURS.stop :].T.astype(np.int64)
+    return (high << 17) + low
 
 
 def signatures(
     split: Split, transform: Transform, cache: ImageCache | None, share: Share = ALL
-) -> Float32[np.ndarray, "N 192"]:
+) -> Float32[np.ndarray, "N 194"]:
     """Returns the signature of each photo under the evaluation transform; 0 if it is unreadable.
 
     Args:
@@ -99,7 +110,7 @@ def signatures(
     return np.concatenate(rows)
 
 
-def first_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
+def first_copies(found: Float32[np.ndarray, "N 194"]) -> Int[np.ndarray, "N"]:
     """Returns for each photo the place of the first photo that it is a copy of; its own if none.
 
     A photo is compared with first photos alone: in a chain of photos that each resemble the next,
@@ -113,7 +124,7 @@ def first_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
     return first
 
 
-def linked_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
+def linked_copies(found: Float32[np.ndarray, "N 194"]) -> Int[np.ndarray, "N"]:
     """Returns for each photo the first photo that a chain of copies links it to; its own if none.
 
     The frames of a film are such a chain: each is a copy of the next, though the ends differ.
@@ -127,7 +138,7 @@ def linked_copies(found: Float32[np.ndarray, "N 192"]) -> Int[np.ndarray, "N"]:
 
 
 def earlier_copies(
-    found: Float32[np.ndarray, "N 192"],
+    found: Float32[np.ndarray, "N 194"],
 ) -> Iterator[tuple[int, Int[np.ndarray, "m"]]]:
     """Yields the place of each photo that is a copy of earlier ones, and the places of these."""
     least = least_correlation(found)
@@ -149,7 +160,7 @@ def groups_of_copies(first: Int[np.ndarray, "N"]) -> list[list[int]]:
 
 
 def copied_from(
-    found: Float32[np.ndarray, "N 192"], others: Float32[np.ndarray, "M 192"]
+    found: Float32[np.ndarray, "N 194"], others: Float32[np.ndarray, "M 194"]
 ) -> Bool[np.ndarray, "N"]:
     """Returns whether each photo is a copy of one of the others."""
     least = least_correlation(np.concatenate([found, others]))

@@ -147,6 +147,6 @@ def with_copies(photos: Split, clip: CLIP, cache: ImageCache | None, name: str) 
 
 def signatures_of(
     photos: Split, clip: CLIP, cache: ImageCache | None
-) -> Float32[np.ndarray, "n 192"]:
+) -> Float32[np.ndarray, "n 194"]:
     """Returns the signature of each photo; each of several processes reads its share."""
     return gather_rows(signatures(photos, clip.resize_and_crop, cache, process_share()))

@@ -104,11 +104,13 @@ def test_pictures_that_are_alike_by_nature_need_a_higher_correlation():
     assert (first != np.arange(len(first))).mean() < 0.2
 
 
-def test_plain_photos_are_no_copies():
+def test_plain_photos_are_copies_of_equal_ones_alone():
     colours = [(0, 0, 0), (200, 30, 40), (201, 30, 40)]
     found = np.array([signature(Image.new("RGB", (9, 9), colour)) for colour in colours])
     assert not found[:, :SQUARES].any()
     assert first_copies(found).tolist() == [0, 1, 2]
+    twice = np.concatenate([found, found, np.zeros((2, SIGNATURE), np.float32)])  # 2 unreadable
+    assert first_copies(twice).tolist() == [0, 1, 2, 0, 1, 2, 6, 7]
 
 
 def vector(*angles):

@@ -19,7 +19,7 @@ from fgvpl_jax.runs.measuring import (
     test_scores,
     write_support,
 )
-from fgvpl_jax.runs.prepare import prepare, write_settings
+from fgvpl_jax.runs.prepare import check_is_outside_photos, prepare, write_settings
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.selection import choose_on_validation
@@ -43,6 +43,7 @@ def train_and_evaluate(
         UserError: For every mistake in config or data, before anything is written; if another
             command is running in the folder.
     """
+    check_is_outside_photos(workdir, config)
     with workdir.locked():
         return carry_out(config, workdir, targets)
 

@@ -9,7 +9,7 @@ from fgvpl_jax.clip import Identity, load_clip
 from fgvpl_jax.data import few_shot_record
 from fgvpl_jax.data.entries import warn_of_skipped
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.files import read_json
+from fgvpl_jax.files import expand_user, read_json
 from fgvpl_jax.methods import AUTO
 from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
 from fgvpl_jax.runs.copies import with_copies
@@ -56,6 +56,22 @@ def write_settings(run: Run) -> None:
     if not run.workdir.config_file.exists():
         run.workdir.write(run.workdir.few_shot_file, few_shot_record(run.few_shot))
         run.workdir.write_config(run.config, asdict(run.clip.identity))
+
+
+def check_is_outside_photos(workdir: Workdir, config: ConfigDict) -> None:
+    """Refuses a new workdir in the user's folder of photos, where its files would be a class."""
+    if config.data.source != "folder" or workdir.config_file.exists():
+        return
+    photos = expand_user(config.data.root).resolve()
+    place = workdir.path.resolve()
+    if not photos.is_dir() or not place.is_relative_to(photos):
+        return
+    # Photos in hidden folders are not read.
+    if not any(name.startswith(".") for name in place.relative_to(photos).parts):
+        raise UserError(
+            f"the workdir {workdir.path} is in the folder of the photos, {config.data.root}, where "
+            "its files would be taken for a class: choose a workdir outside it"
+        )
 
 
 def check_is_same_draw(workdir: Workdir, config: ConfigDict, record: dict[str, Any]) -> None:

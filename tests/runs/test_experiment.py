@@ -13,11 +13,12 @@ import pytest
 from fgvpl_jax import load_classifier
 from fgvpl_jax.data import Split
 from fgvpl_jax.errors import UserError
-from fgvpl_jax.runs import experiment
+from fgvpl_jax.runs import experiment, prepare
 from fgvpl_jax.runs.results import ImageCounts, RunResults
 from fgvpl_jax.runs.summary import summary_lines
 from fgvpl_jax.runs.workdir import Workdir
 from fgvpl_jax.training import loop
+from tests.conftest import write_photo_folders
 from tests.tiny_clip import write_tiny_clip
 from tests.whole_runs import made_up_results, metrics, run, stored_results, without_times
 
@@ -361,3 +362,14 @@ def test_results_follow_from_the_saved_predictions_of_the_test_photos(finished, 
     assert results.test_accuracy == pytest.approx(right.mean())
     assert results.test_mean_class_accuracy == pytest.approx(np.mean(per_class))
     assert results.zero_shot_accuracy == pytest.approx(zero_shot_right.mean())
+
+
+@pytest.mark.parametrize("inside", ["", "runs/first"])
+def test_a_workdir_among_the_photos_is_refused(tiny_config, tmp_path, inside):
+    tiny_config.data.root = str(tmp_path / "photos")
+    write_photo_folders(tmp_path / "photos", 3)
+    place = tmp_path / "photos" / inside
+    with pytest.raises(UserError, match="is in the folder of the photos"):
+        experiment.train_and_evaluate(tiny_config, Workdir(place))
+    assert len(list((tmp_path / "photos").iterdir())) == 3
+    prepare.check_is_outside_photos(Workdir(tmp_path / "photos" / ".runs"), tiny_config)

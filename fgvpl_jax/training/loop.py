@@ -350,7 +350,6 @@ def diverged(job: Job, problem: str, step: int) -> SharedError:
     kept = f"the checkpoint of epoch {last} is finite" if last else "there is no checkpoint yet"
     return SharedError(
         f"{problem} at step {step} (epoch {-(-step // job.steps_per_epoch)}), where the learning "
-        f"rate is {job.schedule(step - 1):.3g}; {kept}: check the data "
-        "(mode data), and start again in another workdir with a lower learning_rate "
-        f"({job.config.learning_rate} now)"
+        f"rate is {job.schedule(step - 1):.3g}; {kept}: check the data (mode data), and start "
+        f"again in another workdir with a lower learning_rate ({job.config.learning_rate} now)"
     )

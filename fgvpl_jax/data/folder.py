@@ -222,10 +222,14 @@ def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
     if len(classes) < 2:
         has_other = any(is_other(child) for child in place.iterdir())
         is_reserved = f"; the folder {OTHER} is no class, rename it to make it one" * has_other
-        only = "".join(f", or set data.root to {folder}" for folder in classes.values())
+        found = f"one class, {next(iter(classes))}" if classes else "no folder of a class"
+        inside = [folder for folder in classes.values() if visible_folders(folder)]
+        only = "".join(f", or set data.root to {folder}" for folder in inside)
+        if not classes and has_loose_photos(place) and not split_roles([place.name]):
+            only = f", or set data.root to {place.absolute().parent} if {place.name} is a class"
         raise UserError(
-            f"{place} has {len(classes)} class(es): put the photos of each class into a folder "
-            f"named after the class, with at least two classes{only}{is_reserved}"
+            f"{place} has {found}: put the photos of each class into a folder named after the "
+            f"class, with at least two classes{only}{is_reserved}"
         )
     return classes
 

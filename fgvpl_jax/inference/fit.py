@@ -84,12 +84,17 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
     unknown = flatten(settings).keys() - fields.keys()
     if unknown:
         raise UserError(f"unknown setting {sorted(unknown)}: choose from {sorted(fields)}")
-    try:
-        if "clip" in settings:
-            settings = {**settings, "clip": os.fspath(settings["clip"])}
-        config.update(settings)
-    except TypeError as error:
-        raise UserError(str(error)) from error
+    for name, value in flatten(settings).items():
+        if name == "clip" and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        try:
+            config.update_from_flattened_dict({name: value})
+        except TypeError as error:
+            section, _, field = name.rpartition(".")
+            kind = (config[section] if section else config).get_type(field).__name__
+            raise UserError(
+                f"the setting {name} is {value!r}: give a value of type {kind}"
+            ) from error
     # ConfigDict accepts None for any field.
     optional = {"shots", *(name for name, value in fields.items() if value is None)}
     empty = [n for n, v in flatten(config.to_dict()).items() if v is None and n not in optional]

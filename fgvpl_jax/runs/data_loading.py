@@ -78,6 +78,7 @@ def check_readable(support: Split, clip: CLIP, image_cache: ImageCache | None) -
     )
     if problems:
         raise UserError(
-            f"{len(problems)} of the {len(support)} few-shot images cannot be read: "
-            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove them"
+            f"{len(problems)} of the {len(support)} training images cannot be read: "
+            f"{'; '.join(problems[:3])}{'; …' if len(problems) > 3 else ''}: replace or remove "
+            "them; --mode=data lists all"
         )

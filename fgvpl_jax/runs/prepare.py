@@ -3,21 +3,23 @@
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from fgvpl_jax.clip import Identity, load_clip
-from fgvpl_jax.data import few_shot_record
+from fgvpl_jax.data import Dataset, few_shot_record
 from fgvpl_jax.data.entries import warn_of_skipped
-from fgvpl_jax.errors import UserError
+from fgvpl_jax.errors import UserError, first_of
 from fgvpl_jax.files import expand_user, read_json
 from fgvpl_jax.methods import AUTO
 from fgvpl_jax.runs.compiled_programs import keep_compiled_programs
-from fgvpl_jax.runs.copies import with_copies
+from fgvpl_jax.runs.copies import MOST_NAMED, with_copies
 from fgvpl_jax.runs.data_loading import check_readable, draw, load_dataset, open_image_cache
 from fgvpl_jax.runs.run import Run
 from fgvpl_jax.runs.settings import check_config, check_jax_settings, with_recipe
 from fgvpl_jax.runs.workdir import Workdir
-from fgvpl_jax.training import data_mesh, kept_text_features, same_backbone
+from fgvpl_jax.training import data_mesh, is_writer, kept_text_features, same_backbone
 
 
 def prepare(config: ConfigDict, workdir: Workdir) -> Run:
@@ -31,6 +33,7 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     check_config(config)
     dataset = load_dataset(config)
     warn_of_skipped(dataset.skipped, config.data.root)
+    warn_of_missing_classes(dataset)
     few_shot = draw(config, dataset)
     config = with_recipe(config, len(few_shot.support), len(dataset.class_names))
     workdir.check_is_free_for(config)
@@ -49,6 +52,20 @@ def prepare(config: ConfigDict, workdir: Workdir) -> Run:
     if config.method != AUTO:
         run.new_model(few_shot.support)  # refuses values that only the model can check
     return run
+
+
+def warn_of_missing_classes(dataset: Dataset) -> None:
+    """Logs a warning if no photo of a class is for testing, though there are test photos."""
+    if dataset.test is not None:
+        missing = np.setdiff1d(np.arange(len(dataset.class_names)), dataset.test.labels)
+        if missing.size and is_writer():
+            logging.warning(
+                "the test split has no photo of %d of the %d classes, which its scores leave out: "
+                "%s",
+                missing.size,
+                len(dataset.class_names),
+                first_of([dataset.class_names[label] for label in missing], MOST_NAMED),
+            )
 
 
 def write_settings(run: Run) -> None:

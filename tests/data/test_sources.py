@@ -330,8 +330,9 @@ def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory)
     [
         (["sea_lion/1.png", "Sea  lion/1.png"], "'Sea  lion' and 'sea_lion'.*one name"),
         (["cafe\u0301/1.png", "caf\u00e9/1.png"], "one name"),
-        (["only/1.png"], r"1 class\(es\).*or set data\.root to .*only"),
-        (["1.png"], "0 class"),
+        (["only/1.png"], "has one class, only: put the photos .* at least two classes$"),
+        (["only/a/1.png", "only/b/1.png"], r"one class, only: .*or set data\.root to .*only$"),
+        (["1.png"], r"no folder of a class: .*or set data\.root to .* is a class$"),
         (["a/1.png", "b/"], r"b holds no image that can be read \(it is empty\): add some"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png", "test/a/1.png"], r"lacks: \['c'\]"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "both val and valid"),
@@ -340,7 +341,7 @@ def test_links_to_folders_are_followed_but_loops_end(tmp_path, tmp_path_factory)
         (["caf\udce9/1.png", "b/1.png"], "which is not UTF-8: rename it"),
         (["train/a/1.png", "later/a/1.png", "train/b/1.png", "later/b/1.png"], "'later'.*next to"),
         (["train/a/1.png", "test/a/1.png", "extra/1.png"], r"\['extra'\] next to test, train"),
-        (["train/1.png", "test/1.png"], "train has 0 class"),
+        (["train/1.png", "test/1.png"], "train has no folder of a class: .* two classes$"),
         (
             [f"{name}/{split}/1.png" for name in ("a", "b") for split in ("Train", "test")],
             "a, b holds the folders test, train: move .* train/a",

@@ -293,9 +293,12 @@ def test_fit_takes_a_benchmark_by_its_name(eurosat, tiny_clip_dir, tmp_path):
         ({"shotz": 3}, r"unknown setting \['shotz'\]"),
         ({"data": {"rot": 3, "templates": ()}}, r"unknown setting \['data\.rot'\]"),
         ({"data": "photos"}, r"unknown setting \['data'\]"),
+        ({"minutes": "five"}, "the setting minutes is 'five': give a value of type float"),
+        ({"shots": 2.5}, "the setting shots is 2.5: give a value of type int"),
+        ({"data": {"templates": "a {}"}}, "data.templates is 'a {}': give a value of type tuple"),
         ({"shots": "many"}, "many"),
         ({"seed": None}, "seed is None"),
-        ({"clip": 3}, "int"),
+        ({"clip": 3}, "the setting clip is 3: give a value of type str"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

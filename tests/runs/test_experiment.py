@@ -373,3 +373,16 @@ def test_a_workdir_among_the_photos_is_refused(tiny_config, tmp_path, inside):
         experiment.train_and_evaluate(tiny_config, Workdir(place))
     assert len(list((tmp_path / "photos").iterdir())) == 3
     prepare.check_is_outside_photos(Workdir(tmp_path / "photos" / ".runs"), tiny_config)
+
+
+def test_classes_without_a_test_photo_are_named(tiny_config, tmp_path, caplog):
+    tiny_config.data.root = str(tmp_path)
+    for split in ("train", "test"):
+        write_photo_folders(tmp_path / split, 4)
+    prepare.prepare(tiny_config, Workdir(tmp_path / "W"))
+    assert "the test split" not in caplog.text
+    missing = sorted((tmp_path / "test").iterdir())[0]
+    shutil.rmtree(missing)
+    prepare.prepare(tiny_config, Workdir(tmp_path / "W"))
+    name = missing.name.replace("_", " ")
+    assert f"no photo of 1 of the 3 classes, which its scores leave out: {name}" in caplog.text

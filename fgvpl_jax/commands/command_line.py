@@ -228,8 +228,10 @@ def _look_at_data(workdir: "Workdir") -> None:
         return
     from fgvpl_jax.reports.data_page import FOLDER, write_data_page
     from fgvpl_jax.runs.data_look import look_at_data
+    from fgvpl_jax.runs.prepare import check_is_outside_photos
 
     try:
+        check_is_outside_photos(workdir, CONFIG.value)
         check_devices()
         look = look_at_data(CONFIG.value, workdir)
     except UserError as error:

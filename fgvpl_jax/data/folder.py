@@ -225,8 +225,9 @@ def at_least_two(classes: dict[str, Path], place: Path) -> dict[str, Path]:
         found = f"one class, {next(iter(classes))}" if classes else "no folder of a class"
         inside = [folder for folder in classes.values() if visible_folders(folder)]
         only = "".join(f", or set data.root to {folder}" for folder in inside)
-        if not classes and has_loose_photos(place) and not split_roles([place.name]):
-            only = f", or set data.root to {place.absolute().parent} if {place.name} is a class"
+        whole = place.absolute()
+        if not classes and has_loose_photos(place) and not split_roles([whole.name]):
+            only = f", or set data.root to {whole.parent} if {whole.name} is a class"
         raise UserError(
             f"{place} has {found}: put the photos of each class into a folder named after the "
             f"class, with at least two classes{only}{is_reserved}"

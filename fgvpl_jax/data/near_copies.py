@@ -78,7 +78,8 @@ def are_alike(
     ours, theirs = found[:, COLOURS], others[:, COLOURS]
     squared = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
     checksums, other_checksums = checksums_of(found), checksums_of(others)
-    equal = (checksums[:, None] == other_checksums) & (other_checksums > 0)
+    plain = (found[:, :SQUARES] == 0).all(axis=1) & (checksums > 0)
+    equal = plain[:, None] & (checksums[:, None] == other_checksums)
     return ((light >= least) | equal) & (squared <= 1)
 
 

@@ -85,7 +85,7 @@ def config_for(data: str | Path, settings: dict[str, Any]) -> ConfigDict:
     if unknown:
         raise UserError(f"unknown setting {sorted(unknown)}: choose from {sorted(fields)}")
     for name, value in flatten(settings).items():
-        if name == "clip" and isinstance(value, os.PathLike):
+        if isinstance(value, os.PathLike):
             value = os.fspath(value)
         try:
             config.update_from_flattened_dict({name: value})

@@ -16,7 +16,7 @@ from fgvpl_jax.methods.fitted_once import (
     unit_views,
     validation_of,
 )
-from fgvpl_jax.methods.held_out import ACCURACY, HeldOutLogits, groups_of
+from fgvpl_jax.methods.held_out import ACCURACY, HeldOutLogits, groups_of, is_judged
 from fgvpl_jax.methods.interface import FewShotFeatures, Task
 from fgvpl_jax.recognition import normalize
 from fgvpl_jax.variables import Trainable, to_device
@@ -82,9 +82,9 @@ class GDA(FittedOnce):
             scores[step] = HeldOutLogits(support, queries @ kernel + bias)
 
         # Views of an image are much alike. Where no photo judges how sure the classifier is, only
-        # the images are counted.
-        judged = len(rule.losses(text)) > 0
-        count = statistics.num_views if judged else len(views)
+        # different images are counted.
+        judged = len(labels) > 0 or bool(is_judged(few_shot.labels, copies).any())
+        count = statistics.num_views if judged else statistics.num_different.sum()
 
         def alpha_of(weight_step: int) -> float:
             return float(10.0 ** (weight_step / 2) * count / views.shape[-1])

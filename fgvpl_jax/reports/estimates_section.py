@@ -10,7 +10,17 @@ from fgvpl_jax.reports.records import RunRecord, by_panel
 from fgvpl_jax.reports.tables import Table
 
 COLUMNS = (
-    *("run", "method", "photos", "accuracy", "95% interval", "mean over classes", "NLL", "ECE"),
+    *(
+        "run",
+        "method",
+        "seed",
+        "photos",
+        "accuracy",
+        "95% interval",
+        "mean over classes",
+        "NLL",
+        "ECE",
+    ),
     "zero-shot CLIP",
 )
 
@@ -48,8 +58,9 @@ def cells(record: RunRecord) -> list[str]:
     assert results.cv_interval is not None
     low, high = results.cv_interval
     return [
-        record.folder.name,
+        "/".join(record.folder.parts[-2:]),
         method_label(record.method),
+        f"{record.seed}",
         f"{results.counts.train}",
         f"{results.cv_accuracy:.2%}",
         f"{low:.1%} to {high:.1%}",

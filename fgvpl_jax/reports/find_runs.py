@@ -54,8 +54,10 @@ def read_runs(
             continue
         fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
         sha256 = results.backbone.sha256
-        has_test = results.test_accuracy is not None
-        key = (record.benchmark, sha256, record.method, record.shots, record.seed, has_test, fields)
+        key: tuple[Any, ...]
+        key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields)
+        if results.test_accuracy is None:  # no mean is taken over these, so each has its own row
+            key = (*key, repr(outcome))
         first, first_outcome = found.setdefault(key, (record, outcome))
         if outcome != first_outcome:
             left_out.append(

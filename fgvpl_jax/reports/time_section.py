@@ -15,7 +15,7 @@ def time_section(panels: Sequence[Panel]) -> Section:
         "Training time",
         lines=[
             "Seconds of all epochs or, for a method that is fitted in one go, of its fit with its "
-            "own choices. Decoding and encoding photos for a fit and evaluation are not counted. "
+            "own choices. Encoding photos into frozen features, and evaluation, are not counted. "
             "Runs on different machines, or at the same time on one machine, do not compare."
         ],
     )

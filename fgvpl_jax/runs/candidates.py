@@ -271,8 +271,8 @@ def least_seconds(run: Run, folds: PhotoFolds) -> float:
     """Returns about how long a candidate's trainings take at least; 0 if that is not known.
 
     A method that trains on pixels encodes every photo in every epoch. How long that takes is known
-    from the augmented passes of the frozen features. Tokens below a higher `prompt_layer` are kept,
-    so nothing is known of those methods.
+    from the augmented passes of the frozen features, unless files of an earlier run had them all.
+    Tokens below a higher `prompt_layer` are kept, so nothing is known of those methods.
     """
     shared = run.shared_features
     if shared is None or not isinstance(run.inputs, PixelInputs) or run.config.prompt_layer > 1:

@@ -86,7 +86,7 @@ def check_is_outside_photos(workdir: Workdir, config: ConfigDict) -> None:
     # Photos in hidden folders are not read.
     if not any(name.startswith(".") for name in place.relative_to(photos).parts):
         raise UserError(
-            f"the workdir {workdir.path} is in the folder of the photos, {config.data.root}, where "
+            f"the workdir {workdir.path} is in the folder of the photos, {photos}, where "
             "its files would be taken for a class: choose a workdir outside it"
         )
 

@@ -140,8 +140,8 @@ class RunResults:
         reason: Reason why these methods make up the final classifier of "auto".
         train_seconds: Duration of all epochs, in seconds, including those before an interruption.
             Of a method that trains for no epoch, duration of its fit, including the choices that
-            belong to it. Encoding photos into frozen features or tokens is not counted. For "auto",
-            duration of everything that was tried.
+            belong to it. Encoding photos into frozen features or kept tokens is not counted. For
+            "auto", duration of everything that was tried.
         wall_seconds: Duration of the last command, in seconds.
     """
 

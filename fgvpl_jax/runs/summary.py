@@ -18,7 +18,7 @@ LEAST_GAIN = 0.01  # a smaller gain from twice as many photos hardly helps
 def summary_lines(results: RunResults) -> list[str]:
     """Returns the most important results as lines of text."""
     lines = [f"splits: {results.split_protocol}"]
-    photos = results.counts.validation
+    photos = results.counts.validation - len(results.validation_unreadable)
     lines += [
         f"validation accuracy at {candidate}: {accuracy:.2%} of {photos} photos"
         for candidate, accuracy in results.validation_accuracy.items()

@@ -26,7 +26,11 @@ from fgvpl_jax.files import expand_user, read_json
 from fgvpl_jax.runs.data_loading import draw, load_dataset
 from fgvpl_jax.runs.experiment import carry_out
 from fgvpl_jax.runs.lock import WorkdirInUse
-from fgvpl_jax.runs.prepare import check_is_same_backbone, check_is_same_draw
+from fgvpl_jax.runs.prepare import (
+    check_is_outside_photos,
+    check_is_same_backbone,
+    check_is_same_draw,
+)
 from fgvpl_jax.runs.results import RunResults
 from fgvpl_jax.runs.settings import with_recipe
 from fgvpl_jax.runs.workdir import Workdir
@@ -54,6 +58,8 @@ def run_sweep(
         UserError: If a cell has invalid settings; no cell runs then.
     """
     cells = cells_of(config, config_named)
+    for cell in cells:
+        check_is_outside_photos(Workdir(folder), cell.config)
     worker = Worker(Workdir(folder).path, cells)
     with live_table(worker.progress) as on_cell:
         while not all(progress.is_settled for progress in worker.progress):

@@ -1,8 +1,8 @@
 """Supplies the few-shot images as whole arrays, and initialises models with them."""
 
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -62,23 +62,24 @@ class FewShotInputs:
 
     def augmented(self, epoch: int) -> np.ndarray:
         """Returns inputs of the support images as augmented in epoch `epoch`, from 0."""
-        return self._gather(self._inputs.epoch(self._support, self._batch_size, epoch)).inputs
+        return self._gather(self._inputs.epoch, self._support, epoch=epoch).inputs
 
     def plain(self) -> np.ndarray:
         """Returns inputs of the support images under the evaluation transform."""
-        batches = self._inputs.evaluation(self._support, self._batch_size, strict=True)
-        return self._gather(batches).inputs
+        return self._gather(self._inputs.evaluation, self._support, strict=True).inputs
 
     def validation(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns inputs and labels of the readable validation images; None if there are none."""
         if self._validation is None:
             return None
-        found = self._gather(self._inputs.evaluation(self._validation, self._batch_size))
+        found = self._gather(self._inputs.evaluation, self._validation)
         return (found.inputs, found.labels) if len(found.labels) else None
 
-    def _gather(self, batches: Iterator[Batch]) -> Gathered:
-        started = time.monotonic()
-        gathered = gather(batches)
+    def _gather(
+        self, batches_of: Callable[..., Iterator[Batch]], split: Split, **options: Any
+    ) -> Gathered:
+        started = time.monotonic()  # some inputs encode before they return the first batch
+        gathered = gather(batches_of(split, self._batch_size, **options))
         self.seconds += time.monotonic() - started
         return gathered
 

@@ -69,12 +69,15 @@ class SharedFeatures(FeatureInputs):
         """Predicts how long the first augmented passes that are not in memory will take.
 
         If no pass was encoded so far, because files of an earlier run had those that were read, the
-        last one tells whether files have the others too.
+        last two tell whether files have the others too. The first of them compiles.
         """
-        missing = [epoch for epoch in range(epochs) if epoch not in self._passes]
-        if missing and not self.pass_seconds:
-            self._augmented(self._wholes[0][0], missing[-1])
-        return len(missing) * self.pass_seconds
+        if not self.pass_seconds:
+            for epoch in self._missing(epochs)[-2:]:
+                self._augmented(self._wholes[0][0], epoch)
+        return len(self._missing(epochs)) * self.pass_seconds
+
+    def _missing(self, epochs: int) -> list[int]:
+        return [epoch for epoch in range(epochs) if epoch not in self._passes]
 
     def evaluation(self, split: Split, batch_size: int, *, strict: bool = False) -> Iterator[Batch]:
         """Returns all images in order; see `Inputs.evaluation`."""

@@ -38,7 +38,7 @@ def test_runs_without_a_test_split_are_reported(tmp_path):
     assert text.startswith("# 2 runs on my photos")
     section = text.split("Estimated by cross-validation")[1]
     assert "my photos (no test split)" in section
-    assert "| first | Auto | " in section
+    assert "| runs/first | Auto | 1 | " in section
     assert "50.00% | 40.0% to 60.0% | 50.00%" in section
     assert "Chosen: gda is the best." in section
     assert "Estimate 50.00% (95% interval 40.0 to 60.0)." in section

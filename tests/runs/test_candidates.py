@@ -48,8 +48,8 @@ def test_only_passes_that_are_encoded_take_time(config, tmp_path):
     again = features_of(run, 2)  # from the files of the first
     assert again.pass_seconds == 0
     assert again.encoding_seconds(2) == again.pass_seconds == 0
-    seconds = again.encoding_seconds(5)
-    assert seconds == 3 * again.pass_seconds > 0
+    seconds = again.encoding_seconds(5)  # encodes two of three
+    assert seconds == again.pass_seconds > 0
 
 
 def test_a_class_of_one_photo_is_named(config, tmp_path, caplog):

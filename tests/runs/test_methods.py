@@ -96,14 +96,21 @@ def test_the_time_of_a_fit_is_counted_without_that_of_reading(tiny_config, tmp_p
 
     def slow_fit(model, few_shot):
         few_shot.plain()
+        few_shot.augmented(0)
         time.sleep(0.1)
 
     def slow_reading(*args, **options):
         time.sleep(0.5)
         yield from evaluation(*args, **options)
 
+    def slow_encoding(*args):
+        time.sleep(0.5)
+        return augmented(*args)
+
+    augmented = FeatureInputs._augmented
     monkeypatch.setattr(GDA, "initialise", slow_fit)
     monkeypatch.setattr(FeatureInputs, "evaluation", slow_reading)
+    monkeypatch.setattr(FeatureInputs, "_augmented", slow_encoding)
     tiny_config.method = "gda"
     workdir = Workdir(tmp_path / "W")
     seconds = experiment.train_and_evaluate(tiny_config, workdir).train_seconds

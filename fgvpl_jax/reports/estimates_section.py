@@ -10,17 +10,15 @@ from fgvpl_jax.reports.records import RunRecord, by_panel
 from fgvpl_jax.reports.tables import Table
 
 COLUMNS = (
-    *(
-        "run",
-        "method",
-        "seed",
-        "photos",
-        "accuracy",
-        "95% interval",
-        "mean over classes",
-        "NLL",
-        "ECE",
-    ),
+    "run",
+    "method",
+    "seed",
+    "photos",
+    "accuracy",
+    "95% interval",
+    "mean over classes",
+    "NLL",
+    "ECE",
     "zero-shot CLIP",
 )
 

@@ -61,11 +61,12 @@ def write_report(place: str | Path, folders: Sequence[str | Path]) -> list[str]:
     sections += look_sections([expand_user(folder) for folder in folders])
     benchmarks = dict.fromkeys(benchmark_label(panel.benchmark) for panel in [*panels, *unsplit])
     count = len(records) + len(estimated)
+    runs = f"{count} run" if count == 1 else f"{count} runs"
     out = expand_user(place).absolute() / REPORT
     out.mkdir(parents=True, exist_ok=True)
-    write_document(f"{count} runs on {', '.join(benchmarks)}", sections, out)
+    write_document(f"{runs} on {', '.join(benchmarks)}", sections, out)
     csv_files.write_runs(records, out / "runs.csv")
     csv_files.write_accuracies([*panels, *averages], out / "accuracy.csv")
     csv_files.write_verdicts(verdicts, out / "significance.csv")
     lines = [f"left out: {line}" for line in left_out]
-    return [*lines, f"{count} runs; the report is {out / 'report.html'}"]
+    return [*lines, f"{runs}; the report is {out / 'report.html'}"]

@@ -54,10 +54,9 @@ def read_runs(
             continue
         fields = tuple(sorted((name, repr(value)) for name, value in record.settings.items()))
         sha256 = results.backbone.sha256
-        key: tuple[Any, ...]
-        key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields)
-        if results.test_accuracy is None:  # no mean is taken over these, so each has its own row
-            key = (*key, repr(outcome))
+        # No mean is taken over runs without a test split, so each has its own row.
+        own = repr(outcome) if results.test_accuracy is None else ""
+        key = (record.benchmark, sha256, record.method, record.shots, record.seed, fields, own)
         first, first_outcome = found.setdefault(key, (record, outcome))
         if outcome != first_outcome:
             left_out.append(
